@@ -1,0 +1,42 @@
+# make demo: the whole main job on real pictures. make test: every check and test. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# A machine with an NVIDIA driver takes torch's CUDA build; any other one is held to a build without it.
+GPU := $(shell command -v nvidia-smi 2>/dev/null)
+CONSTRAINT := $(if $(GPU),,.ci/cpu-constraints.txt)
+
+.PHONY: help setup demo test test-fast lint clean
+
+help:
+	@echo 'make setup      the environment, in .venv'
+	@echo 'make demo       shard -> train stage by stage -> evaluate -> register -> compress one picture'
+	@echo 'make test       linters, types, import contract, every test'
+	@echo 'make test-fast  the tests that take seconds'
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml .ci/cpu-constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT=$(CONSTRAINT) $(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python recipes/demo/run.py --out demo-out
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest -n 2 --dist worksteal
+
+test-fast: setup
+	$(BIN)/pytest -n 2 --dist worksteal -m 'not slow and not slurm and not browser and not gpu'
+
+clean:
+	rm -rf demo-out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,1 @@
+"""A recipe becomes a plan of dependent jobs on an engine that exists."""

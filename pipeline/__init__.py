@@ -1,0 +1,22 @@
+"""Train, evaluate, track and use CCA image codecs; `load_model` opens any MODEL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.codec import CCAModel
+
+__all__ = ["load_model"]
+
+
+def load_model(model: str, device: str = "cpu") -> CCAModel:
+    """Load a codec: file, folder, `runs:/ID`, `models:/NAME/VERSION` or `models:/NAME@ALIAS`.
+
+    Returns the model in evaluation mode on `device`. Raises `ValueError` when there is no such
+    model or when it is not one of ours.
+    """
+    from pipeline import codec
+    from pipeline.tracking import resolve_model
+
+    return codec.load_model(resolve_model(model), device=device)

@@ -1,0 +1,1 @@
+"""Rate, distortion, BD-rate, classical codecs, plots and the report."""

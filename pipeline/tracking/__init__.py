@@ -1,0 +1,1 @@
+"""Everything that knows MLflow: runs, artifacts, lineage, the registry."""

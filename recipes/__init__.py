@@ -1,0 +1,1 @@
+"""What `accelerate launch` runs: stages, losses, the training loop."""
