@@ -1,0 +1,167 @@
+"""The demo: the main job from photographs to a codec's files, with the commands a user would type.
+
+Run it with `make demo`. It prints every command before running it, and at the end what was
+reached, measured on eight Kodak pictures; it fails when something that it promises was missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+TRAIN, KODAK = HERE / "pictures" / "train", HERE / "pictures" / "kodak"
+RECIPE = HERE.parent / "demo.yaml"
+NAME = "cca-demo"
+MINUTES, DECIBELS, BITS = 8.0, 23.0, 1.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise of the demo: what it says, what came out, and whether it was kept."""
+
+    promise: str
+    outcome: str
+    kept: bool
+
+
+def say(text: str) -> None:
+    """Print a line at once, so that it stands before what the next command prints."""
+    print(text, flush=True)
+
+
+def pipeline(*words: str | Path, quiet: bool = False) -> str:
+    """Run one `pipeline` command as a user would; return what it printed when `quiet`."""
+    command = ["pipeline", *(str(word) for word in words)]
+    say(f"\n$ {shlex.join(command)}")
+    program = Path(sys.executable).parent / "pipeline"
+    done = subprocess.run(
+        [program, *command[1:]], check=True, text=True, stdout=subprocess.PIPE if quiet else None
+    )
+    return done.stdout or ""
+
+
+def write_untrained(path: Path) -> None:
+    """Write the recipe's model as it is before its first step, to compare with."""
+    import torch
+
+    from pipeline.codec import CCAModel, save_model
+    from recipes.load import load_recipe
+    from recipes.module import model_config
+
+    recipe = load_recipe(RECIPE, [])
+    torch.manual_seed(recipe.seed)
+    save_model(CCAModel(model_config(recipe.model)), path, {"name": "untrained"})
+
+
+def trained_models(runs: Path) -> list[Path]:
+    """Return the folders of the finished runs, in the order in which they were trained."""
+    return [file.parent for file in sorted(runs.rglob("model.safetensors"), key=_modified)]
+
+
+def _modified(file: Path) -> float:
+    return file.stat().st_mtime
+
+
+def check_report(report: Path) -> list[Check]:
+    """Compare `results.json` with what the demo promises."""
+    results = json.loads((report / "results.json").read_text())
+    models = {model["name"]: model for model in results["models"]}
+    untrained = models.pop("untrained")
+    best = max((m for m in models.values() if m["bpp"] < BITS), key=_psnr, default=untrained)
+    curve = sorted((m for m in models.values() if m["name"].startswith("mse/")), key=_bpp)
+    rising = len({m["rate_weight"] for m in curve}) >= 3 and all(
+        low["bpp"] < high["bpp"] and low["psnr"] < high["psnr"]
+        for low, high in zip(curve, curve[1:], strict=False)
+    )
+    points = ", ".join(f"{m['bpp']:.3f} bpp {m['psnr']:.2f} dB" for m in curve)
+    return [
+        Check(
+            f"at least {DECIBELS:.0f} dB below {BITS:.0f} bpp on Kodak at the best rate",
+            f"{best['psnr']:.2f} dB at {best['bpp']:.3f} bpp ({best['name']})",
+            best["psnr"] >= DECIBELS and best["bpp"] < BITS,
+        ),
+        Check(
+            "better than before training",
+            f"{best['psnr']:.2f} dB at {best['bpp']:.3f} bpp against "
+            f"{untrained['psnr']:.2f} dB at {untrained['bpp']:.3f} bpp",
+            best["psnr"] > untrained["psnr"] and best["bpp"] < untrained["bpp"],
+        ),
+        Check("a rising curve over three rates or more", points, rising),
+        check_bytes(results),
+    ]
+
+
+def check_bytes(results: dict[str, list[dict[str, object]]]) -> Check:
+    """Count the bytes of the files on disk again and compare with the reported rates."""
+    wrong, files = 0, 0
+    for model in results["models"]:
+        for picture in model["pictures"]:  # type: ignore[attr-defined]
+            size = Path(picture["file"]).stat().st_size
+            wrong += abs(size * 8 / (picture["width"] * picture["height"]) - picture["bpp"]) > 1e-9
+            files += 1
+    return Check("bytes on disk equal the rate reported", f"{files - wrong} of {files}", not wrong)
+
+
+def check_round_trip(out: Path, model: str) -> Check:
+    """Compress one picture to a file and back, through the registry's model."""
+    picture, stream, decoded = KODAK / "kodim23.webp", out / "kodim23.cca", out / "kodim23.png"
+    pipeline("compress", picture, stream, "--model", model)
+    pipeline("decompress", stream, decoded, "--model", model)
+    from PIL import Image
+
+    with Image.open(picture) as before, Image.open(decoded) as after:
+        same = before.size == after.size
+    return Check(
+        "one picture to a file and back",
+        f"{stream.stat().st_size:,} bytes, {decoded}",
+        same and stream.stat().st_size > 0,
+    )
+
+
+def _bpp(model: dict[str, float]) -> float:
+    return model["bpp"]
+
+
+def _psnr(model: dict[str, float]) -> float:
+    return model["psnr"]
+
+
+def main() -> int:
+    """Run everything; return 0 when every promise was kept."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for all results")
+    out = parser.parse_args().out
+    shards, runs, report = out / "shards", out / "runs", out / "report"
+    out.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+
+    pipeline("shard", TRAIN, "--out", shards)
+    pipeline("train", RECIPE, f"data.train={shards}", f"out={runs}")
+    untrained = out / "untrained.safetensors"
+    write_untrained(untrained)
+    models = trained_models(runs)
+    pipeline("evaluate", untrained, *models, "--data", KODAK, "--out", report)
+    for folder in models:
+        metrics = ("--metrics", report / "results.json")
+        pipeline("register", folder, "--name", NAME, "--alias", "champion", *metrics)
+    pipeline("models", NAME)
+    checks = [*check_report(report), check_round_trip(out, f"models:/{NAME}@champion")]
+    minutes = (time.monotonic() - start) / 60
+    took = f"{minutes:.1f} minutes"
+    checks.append(Check(f"under {MINUTES:.0f} minutes", took, minutes < MINUTES))
+
+    say(f"\nReport: {report / 'report.html'}")
+    for check in checks:
+        say(f"  [{'ok' if check.kept else 'MISSED'}] {check.promise}: {check.outcome}")
+    return 0 if all(check.kept for check in checks) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""The command as a whole: its help, its exit codes, its speed of answering."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PIPELINE = Path(sys.executable).parent / "pipeline"
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PIPELINE, *words], capture_output=True, text=True, timeout=120)
+
+
+def commands() -> list[str]:
+    import typer.main
+
+    from pipeline.cli.main import build
+
+    return sorted(typer.main.get_command(build()).commands)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from pipeline.cli.main import build; import typer.main;"
+        "typer.main.get_command(build());"
+        "print([m for m in ('torch', 'mlflow', 'datasets', 'kornia', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    done = run(command, "--help")
+    assert done.returncode == 0
+    assert "Example:" in done.stdout
+    assert f"pipeline {command}" in done.stdout
+
+
+def test_unknown_command_is_bad_usage() -> None:
+    done = run("shrad")
+    assert done.returncode == 2
+    assert "shrad" in done.stderr
+    assert "Traceback" not in done.stderr
