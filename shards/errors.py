@@ -7,5 +7,5 @@ class ShardsError(ValueError):
     """What was asked for cannot be done: one sentence says what is wrong, where, and what to do."""
 
 
-class ShardsFailure(RuntimeError):
+class ShardsRuntimeError(RuntimeError):
     """Something failed at run time (a full disk, a killed worker): running again goes on."""

@@ -1,4 +1,4 @@
-"""A destination: a local folder, or any URL that fsspec opens. Everything in it is written whole."""
+"""A destination: a local folder or any URL that fsspec opens. All in it is written whole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-from shards.errors import ShardsError, ShardsFailure
+from shards.errors import ShardsError, ShardsRuntimeError
 
 T = TypeVar("T")
 ATTEMPTS = 4
@@ -141,7 +141,7 @@ def _retried(attempt: Callable[[], T]) -> T:
             raise
         except OSError as error:
             if tried == ATTEMPTS:
-                raise ShardsFailure(f"the store did not answer: {error}") from error
+                raise ShardsRuntimeError(f"the store did not answer: {error}") from error
             time.sleep(0.5 * 2**tried)
     raise AssertionError("unreachable")
 
