@@ -1,0 +1,156 @@
+"""The thread that sends a spool's records to MLflow, in order, as often as it takes.
+
+Each record's time was taken when it was logged, and MLflow keeps one metric for one (name, step,
+time, value); datasets, tags and files replace themselves. So sending twice, which happens when
+a process is killed between an answer and the note of it, changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from pipeline.tracking.errors import TrackingError
+from pipeline.tracking.sending import Sender
+from pipeline.tracking.spool import Record, Spool, State
+from pipeline.tracking.store import client, explained, first_sentence, is_rejected
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SECONDS_BETWEEN_BATCHES = 2.0
+LONGEST_PAUSE = 30.0
+RECORDS_A_READ = 1000
+log = logging.getLogger(__name__)
+
+
+class Delivery:
+    """Delivers one spool, in a thread of its own."""
+
+    def __init__(self, spool: Spool, state: State, uri: str | None) -> None:
+        """`uri` may be None: MLflow's own settings."""
+        self.state = state
+        self._spool = spool
+        self._uri = uri
+        self._client: MlflowClient | None = None
+        self._run_known = False
+        self._wake = threading.Event()
+        self._stopped = threading.Event()
+        self._first = threading.Event()
+        self._refusal: Exception | None = None
+        self._down_since: float | None = None
+        self._thread = threading.Thread(target=self._loop, name="tracking", daemon=True)
+
+    @property
+    def done(self) -> bool:
+        """Whether the store has everything that was appended."""
+        return self.state.delivered == self._spool.size()
+
+    def start(self, seconds: float) -> None:
+        """Start delivering; wait up to `seconds` until the run exists or is seen to have to wait.
+
+        Raises TrackingError if the store refuses the run.
+        """
+        self._thread.start()
+        self._first.wait(seconds)
+        if self._refusal is not None:
+            self.stop()
+            raise self._refusal
+
+    def drain(self, seconds: float) -> bool:
+        """Deliver without pauses for up to `seconds`; return whether everything went."""
+        end = time.monotonic() + seconds
+        while not self.done and self._thread.is_alive() and time.monotonic() < end:
+            self._wake.set()
+            time.sleep(0.02)
+        if not self.done:
+            log.warning(
+                "%d bytes of records wait in %s, for the run to be resumed or `pipeline deliver`",
+                self._spool.size() - self.state.delivered,
+                self._spool.folder,
+            )
+        return self.done
+
+    def stop(self) -> None:
+        """Stop the thread after the request it is making, and close the spool."""
+        self._stopped.set()
+        self._wake.set()
+        self._thread.join(LONGEST_PAUSE)
+        self._spool.close()
+
+    def _loop(self) -> None:
+        pause = SECONDS_BETWEEN_BATCHES
+        while not self._stopped.is_set():
+            try:
+                more = self._deliver()
+                self._note_up()
+                pause = 0.0 if more else SECONDS_BETWEEN_BATCHES
+            except Exception as error:  # whatever fails here must not reach the training
+                if not self._first.is_set() and isinstance(error, TrackingError):
+                    self._refusal = error
+                    self._stopped.set()
+                self._note_down(error)
+                pause = min(LONGEST_PAUSE, max(1.0, 2 * pause))
+            self._first.set()
+            self._wake.wait(pause)
+            self._wake.clear()
+
+    def _deliver(self) -> bool:
+        """Send the next records; return whether there may be more."""
+        sender = Sender(self._connected(), self._spool, self.state.run_id)
+        self._first.set()
+        self._spool.sync()
+        records = list(self._spool.read(self.state.delivered, RECORDS_A_READ))
+        for kind, group in groupby(records, key=lambda item: item[0]["kind"]):
+            self._send(sender, kind, list(group))
+        return len(records) == RECORDS_A_READ
+
+    def _connected(self) -> MlflowClient:
+        """Return the client of a store in which the run exists."""
+        self._client = self._client or client(self._uri)
+        if not self._run_known:
+            with explained(self._client.tracking_uri):
+                run_id = Sender(self._client, self._spool, self.state.run_id).find_run(self.state)
+            self.state = self._spool.save_state(self.state, run_id=run_id)
+            self._run_known = True
+        return self._client
+
+    def _send(self, sender: Sender, kind: str, group: Sequence[tuple[Record, int]]) -> None:
+        """Send records of one kind and note that; records that can never be taken are set aside."""
+        together = group if kind == "metrics" else group[:1]
+        try:
+            sender.send(kind, [record for record, _ in together])
+        except Exception as error:
+            if not is_rejected(error):
+                raise
+            if len(together) > 1:
+                for item in together:
+                    self._send(sender, kind, [item])
+            else:
+                log.error("MLflow can't take a record: %s", first_sentence(error))
+                self._spool.set_aside(together[0][0], first_sentence(error))
+        self.state = self._spool.save_state(self.state, delivered=together[-1][1])
+        for record, _ in together:
+            if "staged" in record:
+                self._spool.unstage(record["staged"])
+        if len(together) < len(group):
+            self._send(sender, kind, group[len(together) :])
+
+    def _note_down(self, error: Exception) -> None:
+        if self._down_since is None:
+            self._down_since = time.monotonic()
+            log.warning(
+                "%s; records are kept in %s and sent later",
+                first_sentence(error),
+                self._spool.folder,
+            )
+
+    def _note_up(self) -> None:
+        if self._down_since is not None:
+            seconds = time.monotonic() - self._down_since
+            self._down_since = None
+            log.warning("the tracking store is back after %.0f s", seconds)

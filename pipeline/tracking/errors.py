@@ -1,0 +1,11 @@
+"""What goes wrong in tracking: the user's mistakes and failures at run time."""
+
+from __future__ import annotations
+
+
+class TrackingError(ValueError):
+    """A request that can't be met as given; the message says what, where and what to do."""
+
+
+class StoreError(RuntimeError):
+    """Something outside failed: the tracking server, a download, a damaged artifact."""

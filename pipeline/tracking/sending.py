@@ -1,0 +1,157 @@
+"""How each kind of record becomes a request to MLflow; every request may be repeated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from pipeline.tracking.errors import TrackingError
+from pipeline.tracking.spool import Record, Spool, State
+from pipeline.tracking.store import experiment_id, public
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+METRICS_A_REQUEST = 1000
+TEXTS_A_REQUEST = 100
+LONGEST_TAG = 5000
+LONGEST_PARAM = 6000
+LONGEST_DIGEST = 36
+KEY_TAG = "cca.key"
+T = TypeVar("T")
+
+
+class Sender:
+    """Sends the records of one run."""
+
+    def __init__(self, client: MlflowClient, spool: Spool, run_id: str) -> None:
+        """`run_id` may be "" until `find_run` has given one."""
+        self._client = client
+        self._spool = spool
+        self._run_id = run_id
+
+    def find_run(self, state: State) -> str:
+        """Return the id of the state's run: the known one, one made before, or a new one.
+
+        Raises TrackingError where the known one is not in this store.
+        """
+        if state.run_id:
+            self._check_known(state)
+            return state.run_id
+        where = experiment_id(self._client, state.experiment)
+        # An earlier attempt may have made it without our having had the answer.
+        found = self._client.search_runs([where], f"tags.`{KEY_TAG}` = '{state.key}'")
+        if found:
+            return str(found[0].info.run_id)
+        run = self._client.create_run(where, run_name=state.run_name, tags={KEY_TAG: state.key})
+        return str(run.info.run_id)
+
+    def _check_known(self, state: State) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.get_run(state.run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise TrackingError(
+                f"the run {state.run_id} is not in {public(self._client.tracking_uri)}: set "
+                f"MLFLOW_TRACKING_URI to the store that has it, or delete {self._spool.folder} "
+                "(and the run_id in run.json) to begin another one"
+            ) from error
+
+    def send(self, kind: str, records: Sequence[Record]) -> None:
+        """Send records of one kind; all kinds but metrics come one at a time."""
+        if kind == "metrics":
+            self._metrics(records)
+            return
+        record = records[0]
+        actions = {
+            "begin": self._begin,
+            "tags": lambda r: self._tags(r["tags"]),
+            "file": self._file,
+            "image": self._image,
+            "dataset": self._dataset,
+            "end": lambda r: self._client.set_terminated(self._run_id, r["status"], r["time"]),
+        }
+        actions[kind](record)
+
+    def _metrics(self, records: Sequence[Record]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(name, value, record["time"], record["step"])
+            for record in records
+            for name, value in record["values"].items()
+        ]
+        for part in _parts(metrics, METRICS_A_REQUEST):
+            self._client.log_batch(self._run_id, metrics=part)
+
+    def _begin(self, record: Record) -> None:
+        """Mark the run as running, and add settings; one that changed since is told as a tag."""
+        from mlflow.entities import Param
+
+        run = self._client.get_run(self._run_id)
+        if run.info.status != "RUNNING":
+            self._client.update_run(self._run_id, status="RUNNING")
+        known = run.data.params
+        params = {key: value[:LONGEST_PARAM] for key, value in record["params"].items()}
+        new = [Param(key, value) for key, value in params.items() if key not in known]
+        for part in _parts(new, TEXTS_A_REQUEST):
+            self._client.log_batch(self._run_id, params=part)
+        changed = {k: v for k, v in params.items() if known.get(k, v) != v}
+        told = {"changed_settings": json.dumps(changed)} if changed else {}
+        self._tags({**record["tags"], **told})
+
+    def _tags(self, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        entities = [RunTag(key, str(value)[:LONGEST_TAG]) for key, value in tags.items()]
+        for part in _parts(entities, TEXTS_A_REQUEST):
+            self._client.log_batch(self._run_id, tags=part)
+
+    def _file(self, record: Record) -> None:
+        path = self._spool.staged(record["staged"])
+        self._client.log_artifact(self._run_id, str(path), record["folder"] or None)
+
+    def _image(self, record: Record) -> None:
+        """Send a picture, unless it arrived before: MLflow gives each sending a name of its own."""
+        from mlflow import Image
+
+        name = record["name"].replace("/", "~")
+        start = f"images/{name}+step+{record['step']}+timestamp+{record['time']}+"
+        there = self._client.list_artifacts(self._run_id, "images")
+        if any(a.path.startswith(start) and a.path.endswith(".webp") for a in there):
+            return
+        path = str(self._spool.staged(record["staged"]))
+        picture = Image(path)  # type: ignore[no-untyped-call]
+        self._client.log_image(
+            self._run_id,
+            picture,
+            key=record["name"],
+            step=record["step"],
+            timestamp=record["time"],
+            synchronous=True,
+        )
+
+    def _dataset(self, record: Record) -> None:
+        """Add a dataset input; MLflow's digest has 36 characters at most, the tag has all."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=record["name"],
+            digest=record["digest"][:LONGEST_DIGEST],
+            source_type="local" if "://" not in record["source"] else "uri",
+            source=json.dumps({"uri": public(record["source"])}),
+        )
+        tags = [
+            InputTag("mlflow.data.context", "training"),
+            InputTag("digest", record["digest"]),
+        ]
+        self._client.log_inputs(self._run_id, [DatasetInput(dataset, tags)])
+
+
+def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

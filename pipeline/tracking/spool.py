@@ -1,0 +1,152 @@
+"""A run's records on disk, between the training loop that writes and the thread that delivers.
+
+    RUN/tracking/spool.jsonl    one record a line, only ever appended
+    RUN/tracking/state.json     which MLflow run they belong to, and how many bytes were delivered
+    RUN/tracking/files/         files and pictures that wait to be sent
+
+Appending is one `write` to a file opened with O_APPEND, so a record is there whole once `append`
+returns, whatever kills the process afterwards; `sync` makes it safe against a power cut too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class State:
+    """Which run the records belong to and how far they were delivered.
+
+    `key` names the run before MLflow has given it an id (a tag of the run carries it, so that a
+    creation whose answer was lost is found again); `delivered` counts bytes of the spool.
+    """
+
+    key: str
+    experiment: str
+    run_name: str
+    uri: str
+    run_id: str = ""
+    delivered: int = 0
+
+
+class Spool:
+    """The records of one run folder; safe to append to from several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the spool in `folder/tracking`, making it where it is missing."""
+        self.folder = folder / "tracking"
+        self.files = self.folder / "files"
+        self.files.mkdir(parents=True, exist_ok=True)
+        self._path = self.folder / "spool.jsonl"
+        _cut_torn_line(self._path)
+        self._file = os.open(self._path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
+        self._lock = threading.Lock()
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add `record`; returns once the operating system has it."""
+        line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        with self._lock:
+            while line:
+                line = line[os.write(self._file, line) :]
+
+    def sync(self) -> None:
+        """Wait until what was appended is on the disk itself."""
+        os.fsync(self._file)
+
+    def read(self, start: int, limit: int) -> Iterator[tuple[Record, int]]:
+        """Yield up to `limit` records from byte `start` on, each with the byte where it ends."""
+        with self._path.open("rb") as file:
+            file.seek(start)
+            for _ in range(limit):
+                line = file.readline()
+                if not line.endswith(b"\n"):
+                    return
+                start += len(line)
+                yield json.loads(line), start
+
+    def size(self) -> int:
+        """Return the number of bytes appended so far."""
+        return self._path.stat().st_size
+
+    def stage(self, source: Path | bytes, name: str) -> str:
+        """Keep a file's content (or these bytes) until it is delivered; return its staged name.
+
+        A hard link where the file system allows it, else a copy: a file that is logged may be
+        removed or replaced by renaming afterwards, not changed in place.
+        """
+        staged = f"{uuid.uuid4().hex}/{name}"
+        target = self.files / staged
+        target.parent.mkdir()
+        if isinstance(source, bytes):
+            target.write_bytes(source)
+        else:
+            try:
+                os.link(source, target)
+            except OSError:
+                shutil.copyfile(source, target)
+        return staged
+
+    def staged(self, name: str) -> Path:
+        """Return where the staged file `name` lies."""
+        return self.files / name
+
+    def unstage(self, name: str) -> None:
+        """Forget a staged file that was delivered."""
+        shutil.rmtree(self.staged(name).parent, ignore_errors=True)
+
+    def set_aside(self, record: Mapping[str, Any], why: str) -> None:
+        """Keep a record that the store rejects in `rejected.jsonl`, with the reason."""
+        with (self.folder / "rejected.jsonl").open("a") as file:
+            file.write(json.dumps({**record, "why": why}) + "\n")
+
+    def load_state(self) -> State | None:
+        """Return the state of a run that began here earlier, or None."""
+        path = self.folder / "state.json"
+        return State(**json.loads(path.read_text())) if path.exists() else None
+
+    def save_state(self, state: State, **changes: Any) -> State:
+        """Write `state` with `changes`, whole, and return it."""
+        state = replace(state, **changes)
+        target = self.folder / "state.json"
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        with temporary.open("w") as file:
+            json.dump(asdict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+        return state
+
+    def close(self) -> None:
+        """Close the file; nothing can be appended afterwards."""
+        os.close(self._file)
+
+
+def last_steps(spool: Spool) -> dict[tuple[str, str], int]:
+    """Return the highest step logged for every ("metrics", name) and ("image", name)."""
+    steps: dict[tuple[str, str], int] = {}
+    for record, _ in spool.read(0, limit=2**62):
+        if "step" in record:
+            for name in record.get("values", [record.get("name")]):
+                key = (record["kind"], name)
+                steps[key] = max(steps.get(key, record["step"]), record["step"])
+    return steps
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Drop the part of a record that a power cut left at the end."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole != len(data):
+        os.truncate(path, whole)

@@ -1,0 +1,139 @@
+"""Where runs and versions are kept: a tracking server, or an embedded SQLite file.
+
+MLflow's own settings decide (`MLFLOW_TRACKING_URI`, `MLFLOW_REGISTRY_URI`, credentials, TLS); where
+they say nothing, the store is `mlflow.db` in the working folder with artifacts in `mlartifacts`
+beside it. Two processes may start on an empty folder at once: MLflow locks the making of tables.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.tracking.errors import TrackingError, StoreError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SQLITE = "sqlite:///"
+CREDENTIALS = re.compile(r"//[^/@\s]+@")
+# Answers of a server that is there but can't serve now; anything else it says is its last word.
+PASSING = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "BAD_GATEWAY")
+REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
+
+
+def tracking_uri(uri: str | None = None) -> str:
+    """Return the store to use: `uri`, else MLflow's own setting, else SQLite in this folder."""
+    import mlflow
+
+    if uri is None and mlflow.tracking.is_tracking_uri_set():  # type: ignore[no-untyped-call]
+        uri = str(mlflow.get_tracking_uri())
+    uri = uri or f"{SQLITE}mlflow.db"
+    if uri.startswith(SQLITE):
+        return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).resolve()}"
+    return uri
+
+
+def client(uri: str | None = None) -> MlflowClient:
+    """Return MLflow's client for `tracking_uri(uri)`; makes an embedded store's tables."""
+    import mlflow
+
+    # MLflow would try for minutes; the spool has patience of its own, and a user has less.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+
+    # The first use of an embedded store would report every table it makes.
+    for name in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    where = tracking_uri(uri)
+    with explained(where):
+        return mlflow.MlflowClient(
+            where, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or where
+        )
+
+
+def experiment_id(mlflow_client: MlflowClient, name: str) -> str:
+    """Return the id of the experiment `name`, creating it where it is missing."""
+    from mlflow.exceptions import MlflowException
+
+    found = mlflow_client.get_experiment_by_name(name)
+    if found is None:
+        uri = mlflow_client.tracking_uri
+        beside = Path(uri.removeprefix(SQLITE)).parent / "mlartifacts"
+        location = beside.as_uri() if uri.startswith(SQLITE) else None
+        try:
+            return str(mlflow_client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            # Another process may have created it since we looked.
+            found = mlflow_client.get_experiment_by_name(name)
+            if found is None:
+                raise error from None
+    if found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"the experiment {name} is deleted in {public(mlflow_client.tracking_uri)}: "
+            "restore it (mlflow experiments restore) or name another one"
+        )
+    return str(found.experiment_id)
+
+
+@contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """Turn what MLflow raises into an error of ours that names the store."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+
+    try:
+        yield
+    except MlflowException as error:
+        sentence = first_sentence(error)
+        if error.error_code in REFUSED:
+            raise TrackingError(
+                f"the tracking store {public(uri)} refuses these credentials: set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN "
+                f"({sentence})"
+            ) from error
+        if is_passing(error):
+            raise StoreError(
+                f"the tracking store {public(uri)} can't be used now: {sentence}"
+            ) from error
+        raise TrackingError(f"the tracking store {public(uri)} says: {sentence}") from error
+    except (RequestException, OSError) as error:
+        raise StoreError(
+            f"the tracking store {public(uri)} can't be reached: {first_sentence(error)}"
+        ) from error
+
+
+def is_passing(error: BaseException) -> bool:
+    """Say whether `error` may be gone when the same request is made again later."""
+    from mlflow.exceptions import MlflowException
+
+    return not isinstance(error, MlflowException) or error.error_code in PASSING
+
+
+def is_rejected(error: BaseException) -> bool:
+    """Say whether the store, up and willing, can never take what it was given."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+    return isinstance(error, ValueError | TypeError | KeyError | FileNotFoundError)
+
+
+def public(uri: str) -> str:
+    """Return `uri` without a user name and a password."""
+    return CREDENTIALS.sub("//", uri)
+
+
+def first_sentence(error: BaseException) -> str:
+    """Return the first line of what `error` says, without credentials, at most 300 characters."""
+    return public((str(error).splitlines() or [type(error).__name__])[0])[:300]
+
+
+def tags_of(entity: Any) -> dict[str, str]:
+    """Return the tags of a run (or a version) as text."""
+    tags = entity.data.tags if hasattr(entity, "data") else entity.tags
+    return {str(key): str(value) for key, value in tags.items()}

@@ -1,0 +1,198 @@
+"""A run as the training loop sees it: calls that return at once, whatever the server does.
+
+Every call appends a record to the run folder's spool; a thread delivers them (`delivery`). So a
+server that is down for minutes delays what is seen of the run, not the run: nothing waits and
+nothing is lost, not even when the process is killed, for the resumed run delivers what is left.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import re
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.tracking.delivery import Delivery
+from pipeline.tracking.errors import TrackingError
+from pipeline.tracking.spool import Spool, State, last_steps
+from pipeline.tracking.store import public, tracking_uri
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+NAME = re.compile(r"[\w.\-/: ]{1,250}")
+ENDS = ("FINISHED", "FAILED", "KILLED")
+# A server that is up answers well within this; one that is not must not hold up the start.
+START_SECONDS = 30.0
+log = logging.getLogger(__name__)
+
+
+class Tracker:
+    """One MLflow run; made by `start`, closed by `finish`. One per run: ranks above 0 have none."""
+
+    def __init__(
+        self, spool: Spool, delivery: Delivery, seen: Mapping[tuple[str, str], int]
+    ) -> None:
+        """Use `start`."""
+        self._spool = spool
+        self._delivery = delivery
+        self._seen = seen
+        self._ended = False
+        atexit.register(self._stop)
+
+    @classmethod
+    def start(
+        cls,
+        experiment: str,
+        run_name: str,
+        *,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        run_id: str | None = None,
+        parent_run_id: str | None = None,
+        uri: str | None = None,
+        folder: Path | None = None,
+    ) -> Tracker:
+        """Begin a run, or continue the one that `folder` (or `run_id`) knows.
+
+        Args:
+            experiment: its name; created where it is missing.
+            run_name: the run's name, shown in MLflow.
+            params: settings, nested as they are; written as `a.b.c`, lists as JSON.
+            tags: text about the run.
+            run_id: continue this run; None: continue the folder's own run, else a new one.
+            parent_run_id: the run that this one builds on.
+            uri: the store; None: MLflow's own settings, else SQLite in the working folder.
+            folder: the run folder, where undelivered records survive a kill; None: a temporary one.
+
+        Raises:
+            TrackingError: the store refuses (credentials, an unknown `run_id`, a bad name).
+        A store that can't be reached now is no error: `run_id` is "" until it can.
+        """
+        spool = Spool(folder or Path(tempfile.mkdtemp(prefix="tracking-")))
+        state = spool.load_state() or State(uuid.uuid4().hex, experiment, run_name, "")
+        state = spool.save_state(
+            state, run_id=run_id or state.run_id, uri=public(tracking_uri(uri))
+        )
+        seen = last_steps(spool)
+        about = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
+        spool.append(_record("begin", params=flat(params), tags={**about, **tags}))
+        delivery = Delivery(spool, state, uri)
+        delivery.start(START_SECONDS)
+        return cls(spool, delivery, seen)
+
+    @property
+    def run_id(self) -> str:
+        """The MLflow run's id; "" while the store has not been reached yet."""
+        return self._delivery.state.run_id
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record `metrics` at `step`; a resumed run's repeated steps count once.
+
+        Raises TrackingError for a name that MLflow can't take.
+        """
+        for name in metrics:
+            _check(name)
+        values = {k: float(v) for k, v in metrics.items() if self._is_new("metrics", k, step)}
+        if values:
+            self._spool.append(_record("metrics", step=step, values=values))
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run; a tag that is there is replaced."""
+        self._spool.append(_record("tags", tags=dict(tags)))
+
+    def log_file(self, path: Path, folder: str = "") -> None:
+        """Keep the file `path` with the run, in its artifact folder `folder`.
+
+        The file may be removed or replaced (by renaming) afterwards, not changed in place.
+        """
+        staged = self._spool.stage(path, path.name)
+        self._spool.append(_record("file", staged=staged, folder=folder))
+
+    def log_text(self, text: str, name: str, folder: str = "") -> None:
+        """Keep `text` with the run as the file `name` in its artifact folder `folder`."""
+        staged = self._spool.stage(text.encode(), name)
+        self._spool.append(_record("file", staged=staged, folder=folder))
+
+    def log_image(self, array: np.ndarray, name: str, step: int) -> None:
+        """Show a picture (uint8, height x width x 3) under `name` at `step` in MLflow's charts."""
+        from io import BytesIO
+
+        from PIL import Image
+
+        _check(name)
+        if not self._is_new("image", name, step):
+            return
+        data = BytesIO()
+        Image.fromarray(array).save(data, "PNG", compress_level=1)
+        staged = self._spool.stage(data.getvalue(), "image.png")
+        self._spool.append(_record("image", staged=staged, name=name, step=step))
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        """Keep a Matplotlib figure with the run as the file `name` (`curves.png`, say)."""
+        from io import BytesIO
+
+        data = BytesIO()
+        figure.savefig(data, format=Path(name).suffix[1:] or "png")
+        staged = self._spool.stage(data.getvalue(), Path(name).name)
+        folder = "" if str(Path(name).parent) == "." else str(Path(name).parent)
+        self._spool.append(_record("file", staged=staged, folder=folder))
+
+    def dataset(self, name: str, digest: str, source: str) -> None:
+        """Record what the run is trained on: the shard manifest's digest and where it lies."""
+        self._spool.append(_record("dataset", name=name, digest=digest, source=source))
+
+    def finish(self, status: str = "FINISHED", seconds: float = 60.0) -> bool:
+        """End the run (FINISHED, FAILED or KILLED) and wait up to `seconds` for the delivery.
+
+        Returns whether all was delivered; if not, the rest waits in the run folder for `deliver`
+        or for the run to be resumed.
+        """
+        if status not in ENDS:
+            raise TrackingError(f"a run ends as one of {', '.join(ENDS)}, not as {status}")
+        if self._ended:
+            return self._delivery.done
+        self._ended = True
+        self._spool.append(_record("end", status=status))
+        delivered = self._delivery.drain(seconds)
+        self._stop()
+        return delivered
+
+    def _is_new(self, kind: str, name: str, step: int) -> bool:
+        """Say whether an earlier start of this run has not logged this yet."""
+        return step > self._seen.get((kind, name), -1)
+
+    def _stop(self) -> None:
+        atexit.unregister(self._stop)
+        self._delivery.stop()
+
+
+def flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested settings as one level: `{"a": {"b": 1}}` as `{"a.b": "1"}`; lists as JSON."""
+    result: dict[str, str] = {}
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            result[f"{prefix}{key}"] = text
+    return result
+
+
+def _record(kind: str, **content: Any) -> dict[str, Any]:
+    return {"kind": kind, "time": time.time_ns() // 1_000_000, **content}
+
+
+def _check(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise TrackingError(
+            f"the name {name!r} can't be used in MLflow: letters, digits, blanks and _ - . / : are "
+            "allowed, 250 at most"
+        )
