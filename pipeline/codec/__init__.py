@@ -1,1 +1,25 @@
 """The CCA model, its entropy coding, its bitstream and its files: all that a decoder needs."""
+
+from __future__ import annotations
+
+from pipeline.codec.auxiliary import AuxiliaryEntropyModel, AuxiliaryOutput
+from pipeline.codec.config import CCAConfig
+from pipeline.codec.context import HyperOutput
+from pipeline.codec.errors import CodecError, MismatchError
+from pipeline.codec.model import CCAModel, CCAOutput, Noise
+from pipeline.codec.storage import load_auxiliary, load_model, save_model
+
+__all__ = [
+    "AuxiliaryEntropyModel",
+    "AuxiliaryOutput",
+    "CCAConfig",
+    "CCAModel",
+    "CCAOutput",
+    "CodecError",
+    "HyperOutput",
+    "MismatchError",
+    "Noise",
+    "load_auxiliary",
+    "load_model",
+    "save_model",
+]

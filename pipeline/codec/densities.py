@@ -1,0 +1,119 @@
+"""What the entropy models believe: Gaussians for y, a learned factorised density for z.
+
+Likelihoods and their bounds are computed in float32 whatever autocast says.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SCALE_BOUND = 0.11
+LIKELIHOOD_BOUND = 1e-9
+_FILTERS = (1, 3, 3, 3, 3, 1)
+_INITIAL_SCALE = 10.0
+
+
+class _LowerBound(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
+        ctx.save_for_backward(x >= bound)
+        return x.clamp(min=bound)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (above,) = ctx.saved_tensors
+        return torch.where(above | (grads[0] < 0), grads[0], 0.0), None
+
+
+def lower_bound(x: Tensor, bound: float) -> Tensor:
+    """Return max(x, bound); below it only gradients that would raise x pass."""
+    bounded: Tensor = _LowerBound.apply(x, bound)  # type: ignore[no-untyped-call]
+    return bounded
+
+
+def round_straight_through(x: Tensor) -> Tensor:
+    """Round to the nearest integer; the gradient passes as if nothing had happened."""
+    return x + (x.round() - x).detach()
+
+
+def gaussian_likelihood(residual: Tensor, scale: Tensor) -> Tensor:
+    """Return the mass that N(0, scale) gives the unit bin around `residual`, from 1e-9 up.
+
+    Any shape; `scale` is bounded below by 0.11.
+    """
+    scale = lower_bound(scale.float(), SCALE_BOUND)
+    distance = residual.float().abs()
+    upper = _normal_cdf((0.5 - distance) / scale)
+    lower = _normal_cdf((-0.5 - distance) / scale)
+    return lower_bound(upper - lower, LIKELIHOOD_BOUND)
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    # erfc keeps its relative precision in the tail, where erf has none.
+    return 0.5 * torch.erfc(x * -math.sqrt(0.5))
+
+
+class FactorizedDensity(nn.Module):
+    """A density for each channel, learned (Balle et al. 2018, appendix 6.1).
+
+    `quantiles` (C, 1, 3) follow the density's lower tail, median and upper tail by a loss of
+    their own, `quantile_loss`; nothing else gives them a gradient, and it reaches nothing else.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        scale = _INITIAL_SCALE ** (1 / (len(_FILTERS) - 1))
+        pairs = list(pairwise(_FILTERS))
+        self.matrices = nn.ParameterList(
+            torch.full((channels, after, before), math.log(math.expm1(1 / scale / after)))
+            for before, after in pairs
+        )
+        self.biases = nn.ParameterList(torch.rand(channels, after, 1) - 0.5 for _, after in pairs)
+        self.factors = nn.ParameterList(torch.zeros(channels, after, 1) for _, after in pairs[:-1])
+        spread = torch.tensor([-_INITIAL_SCALE, 0.0, _INITIAL_SCALE])
+        self.quantiles = nn.Parameter(spread.repeat(channels, 1, 1))
+
+    @property
+    def medians(self) -> Tensor:
+        """The medians, (1, C, 1, 1), without gradient."""
+        return self.quantiles.detach()[:, 0, 1].reshape(1, -1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mass of the unit bin around each value of x (N, C, H, W), from 1e-9 up."""
+        with torch.autocast(x.device.type, enabled=False):
+            n, c, h, w = x.shape
+            values = x.float().permute(1, 0, 2, 3).reshape(c, 1, -1)
+            mass = self.mass(values)
+            bounded = lower_bound(mass, LIKELIHOOD_BOUND)
+            return bounded.reshape(c, n, h, w).permute(1, 0, 2, 3)
+
+    def mass(self, values: Tensor) -> Tensor:
+        """Return the mass of the unit bins around `values` (C, 1, n), unbounded."""
+        lower = self.logits(values - 0.5)
+        upper = self.logits(values + 0.5)
+        # Both on the side where sigmoid is small, so that no digits are lost.
+        sign = torch.where(lower + upper > 0, -1.0, 1.0)
+        return (torch.sigmoid(sign * upper) - torch.sigmoid(sign * lower)).abs()
+
+    def logits(self, values: Tensor, detach: bool = False) -> Tensor:
+        """Return the logit of the cumulative at `values` (C, 1, n); `detach`: of them alone."""
+        for i, (matrix, bias) in enumerate(zip(self.matrices, self.biases, strict=True)):
+            matrix, bias = (matrix.detach(), bias.detach()) if detach else (matrix, bias)
+            values = torch.matmul(F.softplus(matrix), values) + bias
+            if i < len(self.factors):
+                factor = self.factors[i].detach() if detach else self.factors[i]
+                values = values + torch.tanh(factor) * torch.tanh(values)
+        return values
+
+    def quantile_loss(self) -> Tensor:
+        """Return the sum of |logit(quantile) - t|, t = (-T, 0, T), T = ln(2 / 1e-9 - 1)."""
+        tail = math.log(2 / LIKELIHOOD_BOUND - 1)
+        with torch.autocast(self.quantiles.device.type, enabled=False):
+            target = self.quantiles.new_tensor([-tail, 0.0, tail])
+            return (self.logits(self.quantiles.float(), detach=True) - target).abs().sum()

@@ -1,0 +1,20 @@
+"""What tells one model from another: a digest of its configuration and weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+
+from pipeline.codec.config import CCAConfig
+
+
+def fingerprint(config: CCAConfig, module: torch.nn.Module) -> str:
+    """Return the hex SHA-256 of `config` and of the names and float32 values of all weights."""
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        values = tensor.detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name} {tuple(values.shape)}".encode())
+        digest.update(values.numpy().astype("<f4", copy=False).data)
+    return digest.hexdigest()

@@ -1,0 +1,111 @@
+"""The building blocks: NAF block, residual bottleneck, normalisation over channels, heads.
+
+Shapes: N batch, C channels, H x W positions. All work in any memory format and are quickest
+with channels last, where the normalisation needs no copy.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """Return a convolution that keeps H and W, or divides both by `stride`."""
+    return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2)
+
+
+def deconv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.ConvTranspose2d:
+    """Return a transposed convolution that keeps H and W, or multiplies both by `stride`."""
+    return nn.ConvTranspose2d(
+        inputs, outputs, kernel, stride=stride, padding=kernel // 2, output_padding=stride - 1
+    )
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalisation over the channels of each position, with weight and bias."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, H, W)."""
+        last = x.permute(0, 2, 3, 1)
+        normal = F.layer_norm(last, (x.shape[1],), self.weight, self.bias, self.eps)
+        return normal.permute(0, 3, 1, 2)
+
+
+class GlobalMean(nn.Module):
+    """The mean over all positions: (N, C, H, W) -> (N, C, 1, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mean of each channel."""
+        return x.mean((2, 3), keepdim=True)
+
+
+class NAFBlock(nn.Module):
+    """A block without activations but a gate (Chen et al. 2022), on `channels` channels.
+
+    x + beta * project(attend(gate(depthwise(expand(norm(x)))))), then
+    x + gamma * mix(gate(widen(norm(x)))); beta and gamma start at 0, so the block at identity.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        double = 2 * channels
+        self.spatial_norm = ChannelNorm(channels)
+        self.expand = conv(channels, double, 1)
+        self.depthwise = nn.Conv2d(double, double, 3, padding=1, groups=double)
+        self.pool = GlobalMean()
+        self.attend = conv(channels, channels, 1)
+        self.project = conv(channels, channels, 1)
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.channel_norm = ChannelNorm(channels)
+        self.widen = conv(channels, double, 1)
+        self.mix = conv(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        h = _gate(self.depthwise(self.expand(self.spatial_norm(x))))
+        h = h * self.attend(self.pool(h))
+        x = x + self.beta * self.project(h)
+        h = _gate(self.widen(self.channel_norm(x)))
+        out: Tensor = x + self.gamma * self.mix(h)
+        return out
+
+
+def _gate(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=1)
+    return first * second
+
+
+class ResidualBottleneck(nn.Module):
+    """conv 1x1 to half the channels, ReLU, conv 3x3, ReLU, conv 1x1 back; plus the input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.reduce = conv(channels, half, 1)
+        self.spatial = conv(half, half, 3)
+        self.restore = conv(half, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        h = F.relu(self.reduce(x), inplace=True)
+        h = F.relu(self.spatial(h), inplace=True)
+        out: Tensor = x + self.restore(h)
+        return out
+
+
+def head(inputs: int, widths: tuple[int, int], outputs: int) -> nn.Sequential:
+    """Return three 3x3 convolutions with GELUs between them: `inputs` to `outputs` channels."""
+    first, second = widths
+    return nn.Sequential(
+        conv(inputs, first, 3), nn.GELU(), conv(first, second, 3), nn.GELU(),
+        conv(second, outputs, 3),
+    )  # fmt: skip

@@ -1,0 +1,178 @@
+"""The CCA model: forward for training and evaluation, compress and decompress for use.
+
+Shapes: N batch, M latent channels, Z hyper-latent channels; h = H/16, w = W/16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.codec.config import HYPER_STRIDE, CCAConfig
+from pipeline.codec.context import ContextModel, ContextOutput, HyperOutput
+from pipeline.codec.densities import (
+    FactorizedDensity,
+    gaussian_likelihood,
+    round_straight_through,
+)
+from pipeline.codec.errors import CodecError
+from pipeline.codec.fingerprint import fingerprint
+from pipeline.codec.transforms import Analysis, Synthesis, hyper_analysis, hyper_synthesis
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The uniform noise of a training pass, in [-1/2, 1/2]; what is None is drawn.
+
+    `y`, `aux_y` and `aux_factorized` are (N, M, h, w), `z` is (N, Z, h/4, w/4).
+    """
+
+    y: Tensor | None = None
+    z: Tensor | None = None
+    aux_y: Tensor | None = None
+    aux_factorized: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class CCAOutput:
+    """What a pass gives. `x_hat` (N, 3, H, W) is not clamped; `likelihoods` has "y" and "z".
+
+    `y`, `y_hat`, `means` and `scales` (as the heads give them, unbounded) are (N, M, h, w) of
+    the padded picture; `hyper` is what the auxiliary model needs beside y.
+    """
+
+    x_hat: Tensor
+    likelihoods: dict[str, Tensor]
+    y: Tensor
+    z: Tensor
+    y_hat: Tensor
+    means: Tensor
+    scales: Tensor
+    hyper: HyperOutput
+
+
+class CCAModel(nn.Module):
+    """A CCA image codec of the size that `config` says.
+
+    Every parameter gets a gradient from `forward`'s outputs, but the quantiles of
+    `hyper_density`, which get theirs from `quantile_loss` alone.
+    """
+
+    def __init__(self, config: CCAConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or CCAConfig()
+        # Where the weights come from, as `save_model` was told.
+        self.info: Mapping[str, Any] = {}
+        self._fingerprint: tuple[object, str] | None = None
+        self.analysis = Analysis(self.config)
+        self.synthesis = Synthesis(self.config)
+        self.hyper_analysis = hyper_analysis(self.config)
+        self.hyper_mean = hyper_synthesis(self.config)
+        self.hyper_scale = hyper_synthesis(self.config)
+        self.context = ContextModel(self.config)
+        self.hyper_density = FactorizedDensity(self.config.hyper_latent_channels)
+
+    def forward(self, x: Tensor, noise: Noise | None = None) -> CCAOutput:
+        """Code pictures x, float32 (N, 3, H, W) in [0, 1], without making a stream.
+
+        In training, likelihoods are taken on the variables plus `noise`; in evaluation on the
+        rounded ones, and H and W may be anything from 1 up. Raises `CodecError` on other shapes.
+        """
+        height, width = check_batch(x)
+        y = self.analysis(pad(x, HYPER_STRIDE))
+        z = self.hyper_analysis(y)
+        noise = noise or Noise()
+        z_hat, z_likelihoods = self._code_hyper(z, noise)
+        hyper = self.hyper(z_hat)
+        slices, y_likelihoods = code_slices(self.context, y, hyper, noise.y, self.training)
+        y_hat = torch.cat(slices.decoded, dim=1)
+        x_hat = self.synthesis(y_hat)[..., :height, :width]
+        return CCAOutput(
+            x_hat=x_hat,
+            likelihoods={"y": y_likelihoods, "z": z_likelihoods},
+            y=y,
+            z=z,
+            y_hat=y_hat,
+            means=torch.cat(slices.means, dim=1),
+            scales=torch.cat(slices.scales, dim=1),
+            hyper=hyper,
+        )
+
+    def hyper(self, z_hat: Tensor) -> HyperOutput:
+        """Return what the quantised hyper-latent (N, Z, h/4, w/4) says about y."""
+        return HyperOutput(self.hyper_mean(z_hat), self.hyper_scale(z_hat))
+
+    def _code_hyper(self, z: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        medians = self.hyper_density.medians
+        z_hat = round_straight_through(z - medians) + medians
+        seen = add_noise(z, noise.z) if self.training else z_hat
+        return z_hat, self.hyper_density(seen)
+
+    @property
+    def fingerprint(self) -> str:
+        """The hex digest of configuration and weights, by which streams name their model."""
+        state = tuple((id(p), p._version) for p in self.parameters())
+        if self._fingerprint is None or self._fingerprint[0] != state:
+            self._fingerprint = (state, fingerprint(self.config, self))
+        return self._fingerprint[1]
+
+    def quantiles(self) -> list[nn.Parameter]:
+        """Return the parameters that `quantile_loss` alone trains (at a rate of their own)."""
+        return [self.hyper_density.quantiles]
+
+    def quantile_loss(self) -> Tensor:
+        """Return the quantiles' loss, a scalar; its gradient reaches the quantiles only."""
+        return self.hyper_density.quantile_loss()
+
+
+def code_slices(
+    context: ContextModel, y: Tensor, hyper: HyperOutput, noise: Tensor | None, training: bool
+) -> tuple[ContextOutput, Tensor]:
+    """Run `context` over y (N, M, h, w); return its output and the likelihoods of y.
+
+    In training the likelihoods are those of y + noise, in evaluation those of the rounded y;
+    what later slices see is the straight-through rounding in both.
+    """
+    parts = torch.split(y, context.sizes, dim=1)
+    noisy = torch.split(add_noise(y, noise), context.sizes, dim=1) if training else parts
+    likelihoods: list[Tensor] = []
+
+    def quantise(i: int, mean: Tensor, scale: Tensor) -> Tensor:
+        symbols = round_straight_through(parts[i] - mean)
+        residual = noisy[i] - mean if training else symbols
+        likelihoods.append(gaussian_likelihood(residual, scale))
+        return symbols + mean
+
+    output = context(hyper, quantise)
+    return output, torch.cat(likelihoods, dim=1)
+
+
+def add_noise(x: Tensor, noise: Tensor | None) -> Tensor:
+    """Return x plus `noise`, or plus a fresh uniform sample in [-1/2, 1/2]."""
+    if noise is None:
+        return x + (torch.rand_like(x) - 0.5)
+    if noise.shape != x.shape:
+        raise CodecError(f"noise of shape {tuple(noise.shape)} given for {tuple(x.shape)}")
+    return x + noise
+
+
+def check_batch(x: Tensor) -> tuple[int, int]:
+    """Return H and W of a batch of pictures (N, 3, H, W); other shapes raise `CodecError`."""
+    if x.ndim != 4 or x.shape[1] != 3 or min(x.shape) < 1 or not x.is_floating_point():
+        raise CodecError(
+            f"expected pictures as floats (N, 3, H, W), not {tuple(x.shape)} of {x.dtype}"
+        )
+    return x.shape[2], x.shape[3]
+
+
+def pad(x: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column until H and W are multiples of `multiple`."""
+    bottom, right = -x.shape[2] % multiple, -x.shape[3] % multiple
+    if bottom or right:
+        x = F.pad(x, (0, right, 0, bottom), mode="replicate")
+    return x.contiguous(memory_format=torch.channels_last)

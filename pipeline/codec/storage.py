@@ -1,0 +1,157 @@
+"""Models on disk: one safetensors file with weights, configuration and where they come from.
+
+Tensors are called `model.NAME` and `auxiliary.NAME`; the metadata holds `format`, `version`,
+`config` and `info` (both JSON). Nothing in the file is ever executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipeline.codec.auxiliary import AuxiliaryEntropyModel
+from pipeline.codec.config import CCAConfig
+from pipeline.codec.errors import CodecError
+from pipeline.codec.model import CCAModel
+
+FORMAT = "cca-pipeline model"
+VERSION = "1"
+FILE_NAME = "model.safetensors"
+
+
+def save_model(
+    model: CCAModel,
+    path: Path,
+    info: Mapping[str, object] | None = None,
+    auxiliary: AuxiliaryEntropyModel | None = None,
+) -> Path:
+    """Write `model` (and `auxiliary`) with `info`, whole or not at all; return the file.
+
+    `path` ends in .safetensors, or is a folder that gets a `model.safetensors`.
+    """
+    path = path if path.suffix == ".safetensors" else path / FILE_NAME
+    tensors = _named("model", model)
+    if auxiliary is not None:
+        tensors |= _named("auxiliary", auxiliary)
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": json.dumps(model.config.to_dict()),
+        "info": json.dumps(dict(model.info if info is None else info)),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(tensors, partial, metadata)
+        _flush(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def load_model(path: str | Path, device: str = "cpu") -> CCAModel:
+    """Read the model in `path` (a file, or a folder with a `model.safetensors`) for evaluation.
+
+    Raises `CodecError` when there is none, or when it isn't one of ours.
+    """
+    file = model_file(path)
+    config, info = _read_header(file)
+    with torch.device("meta"):
+        model = CCAModel(config)
+    _fill(model, file, "model")
+    model.info = info
+    return model.to(device).eval()
+
+
+def load_auxiliary(path: str | Path, device: str = "cpu") -> AuxiliaryEntropyModel | None:
+    """Read the auxiliary model saved beside the model in `path`; None if there is none."""
+    file = model_file(path)
+    config, _ = _read_header(file)
+    with _opened(file) as tensors:
+        if not any(name.startswith("auxiliary.") for name in tensors.keys()):  # noqa: SIM118
+            return None
+    with torch.device("meta"):
+        auxiliary = AuxiliaryEntropyModel(config)
+    _fill(auxiliary, file, "auxiliary")
+    return auxiliary.to(device).eval()
+
+
+def model_file(path: str | Path) -> Path:
+    """Return the file that `path` means; a missing one raises `CodecError`."""
+    path = Path(path)
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise CodecError(f"there is no model in {path}: give a .safetensors file or its folder")
+    return file
+
+
+def _named(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    return {
+        f"{prefix}.{name}": tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CodecError(
+            f"{file} is not a model of ours ({error}); `pipeline import` reads published ones"
+        ) from error
+
+
+def _read_header(file: Path) -> tuple[CCAConfig, dict[str, Any]]:
+    with _opened(file) as tensors:
+        metadata = tensors.metadata() or {}
+    if metadata.get("format") != FORMAT:
+        raise CodecError(f"{file} holds no model of this project: its metadata doesn't say so")
+    if metadata.get("version") != VERSION:
+        raise CodecError(
+            f"{file} has format version {metadata.get('version')}, this program reads {VERSION}"
+        )
+    try:
+        config = json.loads(metadata["config"])
+        info = json.loads(metadata.get("info", "{}"))
+    except (KeyError, json.JSONDecodeError, RecursionError) as error:
+        raise CodecError(f"{file} has a broken description of its model ({error})") from error
+    if not isinstance(config, dict) or not isinstance(info, dict):
+        raise CodecError(f"{file} has a broken description of its model")
+    return CCAConfig.from_mapping(config), info
+
+
+def _fill(module: nn.Module, file: Path, prefix: str) -> None:
+    """Give `module`, on the meta device, the tensors of `file`: these and no others."""
+    expected = module.state_dict()
+    with _opened(file) as tensors:
+        names = {n[len(prefix) + 1 :] for n in tensors.keys() if n.startswith(f"{prefix}.")}  # noqa: SIM118
+        wrong = sorted(names ^ expected.keys())
+        if wrong:
+            raise CodecError(
+                f"{file} holds another architecture than it says: {len(wrong)} tensors missing "
+                f"or unknown, first {prefix}.{wrong[0]}"
+            )
+        state = {}
+        for name, tensor in expected.items():
+            view = tensors.get_slice(f"{prefix}.{name}")
+            if tuple(view.get_shape()) != tuple(tensor.shape) or view.get_dtype() != "F32":
+                raise CodecError(
+                    f"{file} holds another architecture than it says: {prefix}.{name} is "
+                    f"{view.get_dtype()} {view.get_shape()}, not F32 {list(tensor.shape)}"
+                )
+            state[name] = tensors.get_tensor(f"{prefix}.{name}")
+    module.load_state_dict(state, assign=True)
