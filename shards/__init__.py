@@ -1,6 +1,42 @@
 """Corpus to WebDataset tars to batches."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from shards.errors import ShardsError, ShardsRuntimeError
 from shards.manifest import Manifest, ShardInfo
 
-__all__ = ["Manifest", "ShardInfo", "ShardsError", "ShardsRuntimeError"]
+if TYPE_CHECKING:
+    from shards.order import SampleOrder
+    from shards.stream_source import Batch
+    from shards.streams import Stream, pictures, stream
+
+__all__ = [
+    "Batch",
+    "Manifest",
+    "SampleOrder",
+    "ShardInfo",
+    "ShardsError",
+    "ShardsRuntimeError",
+    "Stream",
+    "pictures",
+    "stream",
+]
+
+# Names that need torch, or numpy: imported when asked for, so that making shards does not wait.
+_LATER = {
+    "Batch": "shards.stream_source",
+    "SampleOrder": "shards.order",
+    "Stream": "shards.streams",
+    "pictures": "shards.streams",
+    "stream": "shards.streams",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'shards' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LATER[name]), name)

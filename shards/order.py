@@ -1,0 +1,125 @@
+"""The order of training: which sample is at a position of an epoch, by arithmetic alone.
+
+Legend: N samples in the corpus, S shards, K shards to a block, e an epoch, p a position in [0, N).
+
+    epoch e:   shards permuted by (seed, e)            3 0 4 | 1 5 2      blocks of K = 3 shards
+               samples of a block permuted together    p = 0 ... | ... N - 1
+
+Nothing is drawn from a generator: every permutation sorts hashes of (seed, epoch, ...), so the
+order is the same on every machine, for every version of every library, and any position is found
+at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from shards.errors import ShardsError
+
+Indices = npt.NDArray[np.int64]
+
+MASK = (1 << 64) - 1
+GOLDEN = 0x9E3779B97F4A7C15
+
+# What a hash is for, so that two draws for the same position never coincide.
+SHARDS, SAMPLES, CROP, SUBSTITUTE, MIXTURE, AUGMENT = range(1, 7)
+
+# Blocks whose permutation is remembered: the one being read and the next.
+REMEMBERED = 4
+
+
+def hashed(*words: int) -> int:
+    """Return a 64-bit hash of integers: the SplitMix64 finalizer, chained.
+
+    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    """
+    state = 0
+    for word in words:
+        state = (state + (word & MASK) + GOLDEN) & MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK
+        state ^= state >> 31
+    return state
+
+
+def permutation(key: int, count: int) -> Indices:
+    """Return a permutation of range(count), int64 (count,), that is a function of `key` alone."""
+    state = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GOLDEN) + np.uint64(key & MASK)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    state ^= state >> np.uint64(31)
+    return np.argsort(state, kind="stable")
+
+
+class SampleOrder:
+    """The sample at each position of each epoch of one corpus.
+
+    Each epoch is a permutation: every sample once. Finding a position costs one permutation of the
+    shards and one of the samples of a block, wherever in the epoch it lies.
+    """
+
+    def __init__(self, sizes: Sequence[int], seed: int = 0, block: int = 8) -> None:
+        """Take the number of samples in each shard; `block` shards are shuffled together.
+
+        Raises:
+            ShardsError: `block` is below 1, or a shard has a negative number of samples.
+        """
+        if block < 1:
+            raise ShardsError(f"block is {block}: give the number of shards to shuffle together")
+        self.sizes = np.asarray(sizes, dtype=np.int64).reshape(-1)
+        if (self.sizes < 0).any():
+            raise ShardsError("a shard has a negative number of samples: make the shards again")
+        self.seed = seed
+        self.block = block
+        self._total = int(self.sizes.sum())
+        self._epoch: tuple[int, Indices, Indices] | None = None
+        self._blocks: dict[tuple[int, int], tuple[Indices, Indices]] = {}
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __call__(self, epoch: int, position: int) -> tuple[int, int]:
+        """Return (shard, index in the shard) of the sample at `position` in [0, N) of `epoch`."""
+        if not 0 <= position < self._total:
+            raise IndexError(f"position {position} is not in [0, {self._total})")
+        _, starts = self._shards(epoch)
+        number = int(np.searchsorted(starts, position, side="right")) - 1
+        shards, indices = self._block(epoch, number)
+        within = position - int(starts[number])
+        return int(shards[within]), int(indices[within])
+
+    def block_shards(self, epoch: int, position: int, ahead: int = 0) -> list[int]:
+        """Return the shards of the block around `position`, or of the block `ahead` places on.
+
+        There is none past the end of the epoch.
+        """
+        shards, starts = self._shards(epoch)
+        number = int(np.searchsorted(starts, position, side="right")) - 1 + ahead
+        return [int(one) for one in shards[number * self.block : (number + 1) * self.block]]
+
+    def _shards(self, epoch: int) -> tuple[Indices, Indices]:
+        """Return the shards in the order of `epoch`, and the position where each block starts."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            shards = permutation(hashed(self.seed, epoch, SHARDS), len(self.sizes))
+            ends = np.cumsum(self.sizes[shards])
+            starts = np.concatenate([[0], ends[self.block - 1 : -1 : self.block]])
+            self._epoch = (epoch, shards, starts)
+        return self._epoch[1], self._epoch[2]
+
+    def _block(self, epoch: int, number: int) -> tuple[Indices, Indices]:
+        """Return the shard and the index of every sample of a block, in the order of `epoch`."""
+        known = self._blocks.get((epoch, number))
+        if known is not None:
+            return known
+        shards = self._shards(epoch)[0][number * self.block : (number + 1) * self.block]
+        sizes = self.sizes[shards]
+        first = np.repeat(np.cumsum(sizes) - sizes, sizes)
+        order = permutation(hashed(self.seed, epoch, SAMPLES, number), int(sizes.sum()))
+        made = (np.repeat(shards, sizes)[order], (np.arange(len(first)) - first)[order])
+        while len(self._blocks) >= REMEMBERED:
+            del self._blocks[next(iter(self._blocks))]
+        self._blocks[epoch, number] = made
+        return made
