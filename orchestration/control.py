@@ -1,0 +1,262 @@
+"""What a person does with plans: schedule, look, read logs, cancel, retry."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from orchestration import store
+from orchestration.build import build_jobs
+from orchestration.engines.base import Engine
+from orchestration.engines.kubernetes import Kubernetes
+from orchestration.engines.local import Local
+from orchestration.engines.slurm import Slurm, find_folder
+from orchestration.errors import EngineError, OrchestrationError
+from orchestration.load import load_profile, profile_from
+from orchestration.plan import Job, Plan, is_done
+from orchestration.profile import AnyProfile, KubernetesProfile, LocalProfile
+from orchestration.states import JobStatus, State
+from recipes.load import load_recipe
+
+LAST_LINE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A plan, its folder, and what its engine is given."""
+
+    plan: Plan
+    folder: Path
+    engine: Engine
+    scripts: dict[str, str]
+
+
+def make_plan(recipe: Path, profile: Path, overrides: Sequence[str] = ()) -> Scheduled:
+    """Return the plan of `recipe` on the machine of `profile`; nothing is written or submitted.
+
+    Raises `OrchestrationError` or `RecipeError` when one of the two can't be used.
+    """
+    read = load_recipe(recipe, overrides)
+    known = _at_home(load_profile(profile))
+    workdir = Path(known.workdir or ".")
+    folder = workdir / store.FOLDER / store.new_id(read.name)
+    # The jobs read a copy, so that an edit can't change a plan in the middle; a cluster that
+    # shares no files with this machine has the recipe in its image instead.
+    path = recipe.as_posix() if isinstance(known, KubernetesProfile) else _copy_of(recipe, folder)
+    plan = Plan(
+        id=folder.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        recipe=recipe.as_posix(),
+        overrides=tuple(overrides),
+        out=read.out,
+        workdir=workdir.as_posix(),
+        profile=known.model_dump(mode="json"),
+        jobs=build_jobs(read, known, path, overrides),
+    )
+    engine = engine_of(known)
+    if isinstance(known, KubernetesProfile):
+        folder = Path.cwd() / store.FOLDER / folder.name
+    return Scheduled(plan, folder, engine, engine.scripts(plan, folder))
+
+
+def schedule(made: Scheduled) -> list[str]:
+    """Write the plan and hand its jobs to the engine; return the names of those handed over.
+
+    Jobs whose work is there already are left out. Raises `OrchestrationError` when another plan
+    is at work in the same folder of runs, `EngineError` when the scheduler refuses.
+    """
+    plan, folder = made.plan, made.folder
+    _refuse_second(plan, folder)
+    names = [job.name for job in plan.jobs if not _done_here(plan, job)]
+    for name, text in made.scripts.items():
+        store.write_whole(folder / name, text)
+    recipe = Path(plan.recipe)
+    store.write_whole(folder / recipe.name, recipe.read_text())
+    store.save(plan, folder)
+    if names:
+        made.engine.submit(plan, folder, names)
+    return names
+
+
+def find(plan_id: str) -> tuple[Plan, Path]:
+    """Return the plan with this id (or the folder of one) and its folder.
+
+    Looked for under the working folder, then in what Slurm's queue says of its jobs.
+    """
+    for folder in (Path.cwd() / store.FOLDER / plan_id, Path(plan_id)):
+        if (folder / store.FILE).is_file():
+            return store.read(folder), folder.absolute()
+    elsewhere = find_folder(plan_id)
+    if elsewhere is not None:
+        return store.read(elsewhere), elsewhere
+    known = [folder.name for folder in store.folders(Path.cwd())]
+    raise OrchestrationError(
+        f"there is no plan {plan_id} in {Path.cwd() / store.FOLDER}"
+        f" (there are: {', '.join(known) or 'none'}); go to the folder it was scheduled from"
+    )
+
+
+def plans() -> list[tuple[Plan, Path]]:
+    """Return the plans that were scheduled from the working folder, oldest first."""
+    return [(store.read(folder), folder) for folder in store.folders(Path.cwd())]
+
+
+def engine_of(profile: AnyProfile) -> Engine:
+    """Return the engine that `profile` describes."""
+    if isinstance(profile, LocalProfile):
+        return Local(profile)
+    if isinstance(profile, KubernetesProfile):
+        return Kubernetes(profile)
+    return Slurm(profile)
+
+
+def status(plan: Plan, folder: Path) -> list[JobStatus]:
+    """Return the status of each job, as the engine and the files say at this moment."""
+    known = _engine(plan).statuses(plan, folder)
+    return [_status(plan, folder, job, known.get(job.name)) for job in plan.jobs]
+
+
+def cancel(plan: Plan, folder: Path) -> None:
+    """Stop everything of the plan that runs or waits."""
+    _engine(plan).cancel(plan, folder)
+
+
+def retry(plan: Plan, folder: Path) -> list[str]:
+    """Submit again what neither is done nor on its way; return the names of those jobs."""
+    names = [
+        one.name
+        for one in status(plan, folder)
+        if not (one.state == State.DONE or one.state.active)
+    ]
+    if names:
+        _engine(plan).submit(plan, folder, names)
+    return names
+
+
+def logs(
+    plan: Plan, folder: Path, name: str, follow: bool = False, poll: float = 1.0
+) -> Iterator[str]:
+    """Yield the log of the job `name`, in pieces; with `follow`, until the job has ended.
+
+    The parts of an array come one after another, each under its file's name.
+    """
+    job = plan.job(name)
+    engine = _engine(plan)
+    seen: dict[Path, int] = {}
+    while True:
+        # The state is asked for first: what the job wrote before it ended is then read below.
+        known = engine.statuses(plan, folder).get(name) if follow else None
+        files = engine.log_files(plan, folder, name)
+        for path in files:
+            text = _after(path, seen)
+            if text:
+                yield f"==> {path.name} <==\n{text}" if job.parts > 1 else text
+        if known is None or not known.state.active:
+            break
+        time.sleep(poll)
+    if not seen:
+        raise OrchestrationError(f"job {name} of plan {plan.id} has not written a log yet")
+
+
+def wait(plan: Plan, folder: Path, report: Callable[[list[JobStatus]], None], poll: float) -> bool:
+    """Report the status now and then until nothing is active; return whether all is done."""
+    while True:
+        found = status(plan, folder)
+        report(found)
+        if not any(one.state.active for one in found):
+            return all(one.state == State.DONE for one in found)
+        time.sleep(poll)
+
+
+def _engine(plan: Plan) -> Engine:
+    return engine_of(profile_from(plan.profile, f"plan {plan.id}"))
+
+
+def _at_home(profile: AnyProfile) -> AnyProfile:
+    """Fill in what defaults to this process's own place: its folder and Python environment."""
+    if isinstance(profile, KubernetesProfile):
+        return profile
+    environment = None if getattr(profile, "container", None) else sys.prefix
+    filled = {
+        "workdir": str(Path(profile.workdir or ".").absolute()),
+        "environment": profile.environment or environment,
+    }
+    return profile.model_copy(update=filled)
+
+
+def _copy_of(recipe: Path, folder: Path) -> str:
+    return f"{store.FOLDER}/{folder.name}/{recipe.name}"
+
+
+def _refuse_second(plan: Plan, folder: Path) -> None:
+    for other, place in plans():
+        if other.out != plan.out or place == folder:
+            continue
+        if any(one.state.active for one in _engine(other).statuses(other, place).values()):
+            raise OrchestrationError(
+                f"plan {other.id} is at work in {plan.out}: wait for it, or type"
+                f" `pipeline cancel {other.id}` first"
+            )
+
+
+def _done_here(plan: Plan, job: Job) -> bool:
+    # Pods see other files than this machine; there, each job's script tests for itself.
+    return plan.profile["engine"] != "kubernetes" and is_done(job, plan.workdir)
+
+
+def _status(plan: Plan, folder: Path, job: Job, known: JobStatus | None) -> JobStatus:
+    if known is not None and (known.state.active or known.state == State.DONE):
+        return known
+    if _done_here(plan, job):
+        return replace(known or JobStatus(job.name, State.DONE), state=State.DONE, reason="")
+    if known is None:
+        return JobStatus(job.name, State.UNKNOWN, "not known to the engine (any more)")
+    if known.state == State.FAILED:
+        words = [known.reason, _last_line(plan, folder, job)]
+        return replace(known, reason=": ".join(word for word in words if word))
+    return known
+
+
+def _last_line(plan: Plan, folder: Path, job: Job) -> str:
+    """Return the last line that a job wrote: most often it says what went wrong."""
+    for path in reversed(_engine(plan).log_files(plan, folder, job.name)):
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LAST_LINE_BYTES))
+            lines = file.read().decode(errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip() and not _noise(line)]
+        if said:
+            return said[-1]
+    return ""
+
+
+def _noise(line: str) -> bool:
+    return line.startswith(("srun: ", "slurmstepd", "Terminated"))
+
+
+def _after(path: Path, seen: dict[Path, int]) -> str:
+    """Return what was added to the file since it was last read."""
+    with path.open("rb") as file:
+        file.seek(seen.get(path, 0))
+        content = file.read()
+    seen[path] = seen.get(path, 0) + len(content)
+    return content.decode(errors="replace")
+
+
+__all__ = [
+    "EngineError",
+    "OrchestrationError",
+    "Scheduled",
+    "cancel",
+    "find",
+    "logs",
+    "make_plan",
+    "plans",
+    "retry",
+    "schedule",
+    "status",
+    "wait",
+]

@@ -1,0 +1,1 @@
+"""Engines: each a thin layer over commands that start and watch jobs."""

@@ -1,0 +1,125 @@
+"""Kubernetes: a JobSet manifest, and kubectl when the profile names a context."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestration.engines.commands import output_of
+from orchestration.engines.manifest import CONTAINER, JOB_LABEL, PLAN_LABEL, jobset
+from orchestration.errors import EngineError
+from orchestration.plan import Job, Plan
+from orchestration.profile import KubernetesProfile
+from orchestration.states import JobStatus, State
+from orchestration.store import write_whole
+
+FILE = "jobset-{turn}.json"
+
+
+class Kubernetes:
+    """Plans on a Kubernetes cluster; the cluster's objects carry the plan's id as a label."""
+
+    def __init__(self, profile: KubernetesProfile) -> None:
+        self.profile = profile
+
+    def scripts(self, plan: Plan, folder: Path) -> dict[str, str]:
+        """Return the manifest of the whole plan."""
+        names = [job.name for job in plan.jobs]
+        return {FILE.format(turn=0): _text(jobset(plan, self.profile, names, 0))}
+
+    def submit(self, plan: Plan, folder: Path, names: Sequence[str]) -> None:
+        """Write the manifest of the jobs, and apply it if the profile names a context."""
+        turn = len(self._objects("jobsets", plan)) if self.profile.context else 0
+        path = folder / FILE.format(turn=turn)
+        write_whole(path, _text(jobset(plan, self.profile, names, turn)))
+        if self.profile.context:
+            self._kubectl("create", "--filename", str(path))
+
+    def statuses(self, plan: Plan, folder: Path) -> Mapping[str, JobStatus]:
+        """Return what the cluster says of each job's newest object."""
+        sets = self._objects("jobsets", plan)
+        newest: dict[str, dict[str, Any]] = {}
+        for found in self._objects("jobs", plan):
+            newest[found["metadata"]["labels"].get(JOB_LABEL, "")] = found
+        known = {
+            job.name: job_status(job, newest[job.name]) for job in plan.jobs if job.name in newest
+        }
+        if sets:
+            at_work = not _finished(sets[-1])
+            for job in plan.jobs:
+                known.setdefault(job.name, _without_object(job, at_work))
+        return known
+
+    def log_files(self, plan: Plan, folder: Path, name: str) -> list[Path]:
+        """Fetch the logs of the job's pods into the plan's folder and return the files."""
+        pods = self._objects("pods", plan, f",{JOB_LABEL}={name}")
+        paths = []
+        for pod in pods:
+            pod_name = pod["metadata"]["name"]
+            path = folder / "logs" / f"{pod_name}.log"
+            write_whole(path, self._kubectl("logs", pod_name, "--container", CONTAINER))
+            paths.append(path)
+        return paths
+
+    def cancel(self, plan: Plan, folder: Path) -> None:
+        """Suspend the plan's sets: their pods go, their history stays."""
+        for found in self._objects("jobsets", plan):
+            name = found["metadata"]["name"]
+            patch = '{"spec":{"suspend":true}}'
+            self._kubectl("patch", "jobset", name, "--type", "merge", "--patch", patch)
+
+    def _objects(self, kind: str, plan: Plan, more: str = "") -> list[dict[str, Any]]:
+        """Return the plan's objects of a kind, oldest first."""
+        selector = f"{PLAN_LABEL}={plan.id}{more}"
+        listed = self._kubectl("get", kind, "--selector", selector, "--output", "json")
+        items: list[dict[str, Any]] = json.loads(listed)["items"]
+        return sorted(items, key=lambda item: str(item["metadata"].get("creationTimestamp", "")))
+
+    def _kubectl(self, *words: str) -> str:
+        if self.profile.context is None:
+            raise EngineError(
+                "the profile names no context of kubectl, so the manifest was written and not"
+                " applied: apply it by hand, or set context in the profile and schedule again"
+            )
+        place = ["--context", self.profile.context, "--namespace", self.profile.namespace]
+        return output_of(["kubectl", *place, *words])
+
+
+def job_status(job: Job, found: Mapping[str, Any]) -> JobStatus:
+    """Return the status that a Job object of the cluster shows."""
+    status = found.get("status", {})
+    name = found["metadata"]["name"]
+    for condition in status.get("conditions", []):
+        if condition.get("status") != "True":
+            continue
+        if condition["type"] == "Complete":
+            return JobStatus(job.name, State.DONE, engine_id=name)
+        if condition["type"] == "Failed":
+            reason = condition.get("message") or condition.get("reason", "")
+            return JobStatus(job.name, State.FAILED, reason, name)
+        if condition["type"] == "Suspended":
+            return JobStatus(job.name, State.CANCELLED, "suspended", name)
+    running = status.get("ready", 0) > 0
+    done = f"parts: {status.get('succeeded', 0)} of {job.parts} done" if job.parts > 1 else ""
+    waiting = "its pods wait for a node"
+    state = State.RUNNING if running else State.QUEUED
+    return JobStatus(job.name, state, done or ("" if running else waiting), name)
+
+
+def _finished(found: Mapping[str, Any]) -> bool:
+    over = {"Completed", "Failed", "Suspended"}
+    conditions = found.get("status", {}).get("conditions", [])
+    return any(one["type"] in over and one.get("status") == "True" for one in conditions)
+
+
+def _without_object(job: Job, at_work: bool) -> JobStatus:
+    if at_work:
+        return JobStatus(job.name, State.WAITING, f"for {', '.join(job.needs)}")
+    return JobStatus(job.name, State.CANCELLED, "a job before it did not succeed")
+
+
+def _text(manifest: dict[str, Any]) -> str:
+    # JSON is YAML, and needs no library to be written exactly.
+    return json.dumps(manifest, indent=1) + "\n"

@@ -1,0 +1,168 @@
+"""This machine: a process in the background that runs a plan's jobs as their needs are met.
+
+Beside the plan's scripts lies a folder `local` with, for each job or part,
+    NAME.lock  held (flock) by the job's processes for as long as one of them lives
+    NAME.pid   the process group of the newest start
+    NAME.exit  its exit code, written when it ended
+and `supervisor.lock` and `supervisor.pid` of the background process. A lock dies with its holders,
+also when the machine loses power, so nothing here can claim that a dead job runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from orchestration.errors import EngineError
+from orchestration.plan import Job, Plan
+from orchestration.profile import LocalProfile
+from orchestration.script import command, preamble
+from orchestration.states import JobStatus, State, blocked_by, gathered
+
+SPOOL = "local"
+SUPERVISOR = "supervisor"
+# What is written in place of an exit code when `cancel` ended the job.
+CANCELLED = "cancelled"
+STOP_SECONDS = 60.0
+
+
+class Local:
+    """Plans on this machine."""
+
+    def __init__(self, profile: LocalProfile) -> None:
+        self.profile = profile
+
+    def scripts(self, plan: Plan, folder: Path) -> dict[str, str]:
+        """Return a shell script for each job."""
+        return {f"{job.name}.sh": self._script(plan, job) for job in plan.jobs}
+
+    def _script(self, plan: Plan, job: Job) -> str:
+        lines = ["#!/bin/bash", f"# {job.name} of plan {plan.id}: {job.shell()}"]
+        if job.parts > 1:
+            lines.append(f"# PART is the number of the part, from 0 to {job.parts - 1}.")
+        return "\n".join([*lines, *preamble(plan, job, self.profile), command(job)]) + "\n"
+
+    def submit(self, plan: Plan, folder: Path, names: Sequence[str]) -> None:
+        """Start the background process, which runs whatever of `names` is not done."""
+        spool = folder / SPOOL
+        spool.mkdir(parents=True, exist_ok=True)
+        (folder / "logs").mkdir(exist_ok=True)
+        if held(spool / f"{SUPERVISOR}.lock"):
+            raise EngineError(f"plan {plan.id} is at work already: wait for it, or cancel it")
+        for job in plan.jobs:
+            for label in labels(job):
+                if held(spool / f"{label}.lock"):
+                    raise EngineError(
+                        f"{label} of plan {plan.id} still runs: cancel the plan first"
+                    )
+                if job.name in names:
+                    (spool / f"{label}.exit").unlink(missing_ok=True)
+                    (spool / f"{label}.pid").unlink(missing_ok=True)
+        words = [sys.executable, "-m", "orchestration.engines.supervisor", str(folder), *names]
+        with (folder / "logs" / f"{SUPERVISOR}.log").open("a") as log:
+            process = subprocess.Popen(
+                words, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        _until(lambda: held(spool / f"{SUPERVISOR}.lock") or process.poll() is not None)
+
+    def statuses(self, plan: Plan, folder: Path) -> Mapping[str, JobStatus]:
+        """Return the state of each job from the locks and exit codes of its processes."""
+        spool = folder / SPOOL
+        alive = held(spool / f"{SUPERVISOR}.lock")
+        known: dict[str, JobStatus] = {}
+        for job in plan.jobs:
+            parts = [_status(spool, job, label, alive, known) for label in labels(job)]
+            found = [part for part in parts if part is not None]
+            if found:
+                known[job.name] = gathered(job.name, found)
+        return known
+
+    def log_files(self, plan: Plan, folder: Path, name: str) -> list[Path]:
+        """Return the log of each part that has started."""
+        files = [folder / "logs" / f"{label}.log" for label in labels(plan.job(name))]
+        return [path for path in files if path.exists()]
+
+    def cancel(self, plan: Plan, folder: Path) -> None:
+        """Tell the background process to stop its jobs, and any that outlived it to stop too."""
+        spool = folder / SPOOL
+        lock = spool / f"{SUPERVISOR}.lock"
+        if held(lock):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int((spool / f"{SUPERVISOR}.pid").read_text()), signal.SIGTERM)
+            _until(lambda: not held(lock))
+        for job in plan.jobs:
+            for label in labels(job):
+                stop_group(spool, label)
+
+
+def labels(job: Job) -> list[str]:
+    """Return what the files of each part of `job` are called."""
+    return [job.name] if job.parts == 1 else [f"{job.name}.{part}" for part in range(job.parts)]
+
+
+def held(lock: Path) -> bool:
+    """Return whether a living process holds `lock`."""
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def stop_group(spool: Path, label: str) -> None:
+    """End the processes of a job: asked first, forced after a while."""
+    lock, pid = spool / f"{label}.lock", spool / f"{label}.pid"
+    if not held(lock) or not pid.exists():
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(pid.read_text()), number)
+        if _until(lambda: not held(lock)):
+            return
+    raise EngineError(f"the processes of {label} do not end (process group {pid.read_text()})")
+
+
+def _until(reached: Callable[[], bool], seconds: float = STOP_SECONDS) -> bool:
+    end = time.monotonic() + seconds
+    while not reached():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _status(
+    spool: Path, job: Job, label: str, alive: bool, known: Mapping[str, JobStatus]
+) -> JobStatus | None:
+    """Return the state of one part; `alive`: the background process runs."""
+    pid, ended = spool / f"{label}.pid", spool / f"{label}.exit"
+    number = pid.read_text() if pid.exists() else ""
+    if held(spool / f"{label}.lock"):
+        return JobStatus(job.name, State.RUNNING, engine_id=number)
+    if ended.exists():
+        code = ended.read_text().strip()
+        if code == "0":
+            return JobStatus(job.name, State.DONE, engine_id=number)
+        if code == CANCELLED:
+            return JobStatus(job.name, State.CANCELLED, "cancelled", number)
+        return JobStatus(job.name, State.FAILED, f"exit code {code}", number)
+    if number:
+        return JobStatus(job.name, State.FAILED, "ended with this machine or by force", number)
+    blocker = blocked_by(job, known)
+    if blocker and not blocker.state.active:
+        return JobStatus(job.name, State.CANCELLED, f"{blocker.name} did not succeed")
+    if not alive:
+        return None
+    if blocker:
+        return JobStatus(job.name, State.WAITING, f"for {blocker.name}")
+    return JobStatus(job.name, State.QUEUED, "for free cores or GPUs")

@@ -1,0 +1,210 @@
+"""Slurm: sbatch, squeue, sacct and scancel, and nothing else."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from orchestration.engines.commands import output_of
+from orchestration.engines.slurm_script import batch_script, job_name
+from orchestration.errors import EngineError
+from orchestration.plan import Job, Plan
+from orchestration.profile import SlurmProfile
+from orchestration.states import JobStatus, State, gathered
+
+STATES = {
+    "PENDING": State.QUEUED,
+    "REQUEUED": State.QUEUED,
+    "REQUEUE_FED": State.QUEUED,
+    "REQUEUE_HOLD": State.QUEUED,
+    "SPECIAL_EXIT": State.QUEUED,
+    "RESV_DEL_HOLD": State.QUEUED,
+    "PREEMPTED": State.QUEUED,
+    "RUNNING": State.RUNNING,
+    "CONFIGURING": State.RUNNING,
+    "COMPLETING": State.RUNNING,
+    "STAGE_OUT": State.RUNNING,
+    "RESIZING": State.RUNNING,
+    "SIGNALING": State.RUNNING,
+    "STOPPED": State.RUNNING,
+    "SUSPENDED": State.RUNNING,
+    "COMPLETED": State.DONE,
+    "CANCELLED": State.CANCELLED,
+    "REVOKED": State.CANCELLED,
+}
+QUEUE = "%A|%i|%j|%T|%r|%M|%L|%N|%V"
+QUEUE_COLUMNS = 9
+ACCOUNTING = "JobIDRaw,JobID,JobName,State,Reason,Elapsed,NodeList,ExitCode"
+ACCOUNTING_COLUMNS = 8
+UNINTERESTING = {"None", "NonZeroExitCode", "(null)", "Dependency"}
+
+
+class Slurm:
+    """Plans on a Slurm cluster. Jobs are found again by their names, which hold the plan's id."""
+
+    def __init__(self, profile: SlurmProfile) -> None:
+        self.profile = profile
+
+    def scripts(self, plan: Plan, folder: Path) -> dict[str, str]:
+        """Return a batch script for each job."""
+        return {
+            f"{job.name}.sh": batch_script(plan, job, self.profile, folder) for job in plan.jobs
+        }
+
+    def submit(self, plan: Plan, folder: Path, names: Sequence[str]) -> None:
+        """Submit the jobs, each after those it needs; when one is refused, none stays."""
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        known = {
+            name: status.engine_id
+            for name, status in self.statuses(plan, folder).items()
+            if status.state.active
+        }
+        submitted: list[str] = []
+        try:
+            for job in plan.jobs:
+                if job.name in names:
+                    known[job.name] = self._sbatch(folder, job, known)
+                    submitted.append(known[job.name])
+        except BaseException:
+            if submitted:
+                output_of(["scancel", *submitted])
+            raise
+
+    def _sbatch(self, folder: Path, job: Job, known: Mapping[str, str]) -> str:
+        words = ["sbatch", "--parsable"]
+        needs = [known[need] for need in job.needs if need in known]
+        if needs:
+            words.append(f"--dependency=afterok:{':'.join(needs)}")
+        return output_of([*words, str(folder / f"{job.name}.sh")]).strip().partition(";")[0]
+
+    def statuses(self, plan: Plan, folder: Path) -> Mapping[str, JobStatus]:
+        """Return what the queue knows, and accounting where the queue has forgotten."""
+        by_name = {job_name(plan, job): job for job in plan.jobs}
+        parts: dict[str, dict[str, JobStatus]] = {}
+        for name, status in (*_accounting(plan, by_name), *_queue(by_name)):
+            # Of several submissions of a job the newest counts: the one with the highest number.
+            newest = parts.setdefault(name, {})
+            mine = _number(status.engine_id)
+            if newest and max(_number(part) for part in newest) < mine:
+                newest.clear()
+            if not newest or max(_number(part) for part in newest) == mine:
+                newest[status.engine_id] = status
+        return {name: gathered(name, _without_bundles(found)) for name, found in parts.items()}
+
+    def log_files(self, plan: Plan, folder: Path, name: str) -> list[Path]:
+        """Return the logs of the newest submission."""
+        found = [
+            path
+            for path in (folder / "logs").glob(f"{name}.*.log")
+            if re.fullmatch(rf"{re.escape(name)}\.[0-9]+(_[0-9]+)?\.log", path.name)
+        ]
+        numbers = {path: int(re.split(r"[._]", path.name[len(name) + 1 :])[0]) for path in found}
+        newest = max(numbers.values(), default=0)
+        return sorted((path for path in found if numbers[path] == newest), key=_part)
+
+    def cancel(self, plan: Plan, folder: Path) -> None:
+        """Cancel every job of the plan, those that wait first, so that none starts meanwhile."""
+        names = ",".join(job_name(plan, job) for job in plan.jobs)
+        output_of(["scancel", "--state=PENDING", f"--jobname={names}"])
+        output_of(["scancel", f"--jobname={names}"])
+
+
+def find_folder(plan_id: str) -> Path | None:
+    """Return the folder of a plan that the queue knows by its id, from the jobs' comments."""
+    if shutil.which("squeue") is None:
+        return None
+    try:
+        listed = output_of(["squeue", "--noheader", "--states=all", "--format=%j|%k"])
+    except EngineError:
+        return None
+    for line in listed.splitlines():
+        name, _, folder = line.partition("|")
+        if name.startswith(f"{plan_id}:"):
+            return Path(folder)
+    return None
+
+
+def _queue(by_name: Mapping[str, Job]) -> Iterator[tuple[str, JobStatus]]:
+    names = ",".join(by_name)
+    words = ["squeue", "--noheader", "--states=all", "--array", f"--name={names}"]
+    for line in output_of([*words, f"--format={QUEUE}"]).splitlines():
+        fields = line.split("|")
+        if len(fields) != QUEUE_COLUMNS or fields[2] not in by_name:
+            continue
+        _, number, name, state, reason, elapsed, left, nodes, _ = fields
+        job = by_name[name]
+        yield (
+            job.name,
+            JobStatus(
+                job.name,
+                _state(state, reason),
+                _reason(state, reason, ""),
+                number,
+                elapsed,
+                left if _state(state, reason) == State.RUNNING else "",
+                nodes,
+            ),
+        )
+
+
+def _accounting(plan: Plan, by_name: Mapping[str, Job]) -> Iterator[tuple[str, JobStatus]]:
+    names = ",".join(by_name)
+    words = ["sacct", "--allocations", "--parsable2", "--noheader", f"--name={names}"]
+    words += [f"--format={ACCOUNTING}", f"--starttime={_local_time(plan.created)}", "--array"]
+    try:
+        lines = output_of(words).splitlines()
+    except EngineError:
+        # A cluster may have no accounting; its queue remembers for some minutes.
+        return
+    for line in lines:
+        fields = line.split("|")
+        if len(fields) != ACCOUNTING_COLUMNS or fields[2] not in by_name:
+            continue
+        _, number, name, state, reason, elapsed, nodes, code = fields
+        job = by_name[name]
+        status = JobStatus(job.name, _state(state, reason), _reason(state, reason, code), number)
+        yield job.name, replace(status, elapsed=elapsed, nodes=nodes)
+
+
+def _local_time(created: str) -> str:
+    """Return the time a little before `created` as sacct reads it: local, without a zone."""
+    return (
+        f"{datetime.fromisoformat(created).astimezone() - timedelta(minutes=5):%Y-%m-%dT%H:%M:%S}"
+    )
+
+
+def _state(state: str, reason: str) -> State:
+    word = state.split()[0] if state else ""
+    if word == "PENDING" and reason == "Dependency":
+        return State.WAITING
+    return STATES.get(word, State.FAILED)
+
+
+def _reason(state: str, reason: str, code: str) -> str:
+    """Return why a job waits or did not succeed, in Slurm's own words."""
+    found = _state(state, reason)
+    if found in (State.RUNNING, State.DONE):
+        return ""
+    words = [] if state in ("PENDING", "FAILED") else [state]
+    words += [reason] if reason and reason not in UNINTERESTING else []
+    if found == State.FAILED and code:
+        words.append(f"exit code {code.partition(':')[0]}")
+    return ", ".join(words)
+
+
+def _number(engine_id: str) -> int:
+    return int(re.split(r"[_.+]", engine_id)[0])
+
+
+def _without_bundles(found: Mapping[str, JobStatus]) -> list[JobStatus]:
+    """Drop the line of an array as a whole, `12_[0-7]`, when its parts have lines of their own."""
+    single = [status for number, status in found.items() if "[" not in number]
+    return single or list(found.values())
+
+
+def _part(path: Path) -> int:
+    return int(path.name.rsplit(".", 2)[1].partition("_")[2] or 0)

@@ -1,0 +1,108 @@
+"""The batch script of a job on Slurm."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from orchestration.launch import rendezvous
+from orchestration.plan import Job, Plan
+from orchestration.profile import SlurmProfile
+from orchestration.script import AGAIN, command, preamble
+
+# Nodes find each other at the first one of the job; the port keeps two jobs on a node apart.
+HEAD = '"$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"'
+PORT = "$((20000 + SLURM_JOB_ID % 10000))"
+
+# What to do when the batch shell is told that time is nearly up. srun passes the signal to every
+# process of every node. It is sent again and again, for a process that still imports ignores it.
+# `wait` returns at once when a signal comes, and must then be called again; 127 means that the
+# child's code was read before.
+STOPPING = """\
+stopping=0 caught=0
+stop() {
+  [ "$stopping" = 1 ] || { while kill -USR1 "$child" 2>/dev/null; do sleep 5; done & }
+  stopping=1 caught=1
+}
+trap stop USR1
+set +e"""
+
+WAITING = """\
+child=$!
+while :; do
+  wait "$child"; status=$?
+  [ "$status" = 127 ] || code=$status
+  [ "$caught" = 1 ] || break
+  caught=0
+done"""
+
+# A cancelled job must not come back: only one that Slurm still counts as running is requeued.
+# The exit code alone would not do, `accelerate launch` turns every code of the script into 1.
+REQUEUE = """\
+if [ "$code" != 0 ] && {{ [ "$stopping" = 1 ] || [ "$code" = {again} ]; }} &&
+  [ "${{SLURM_RESTART_COUNT:-0}}" -lt {requeues} ] &&
+  [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  echo "Stopped after a checkpoint; queued again."
+  scontrol requeue "$SLURM_JOB_ID" && sleep 60
+fi
+exit "$code\""""
+
+
+def batch_script(plan: Plan, job: Job, profile: SlurmProfile, folder: Path) -> str:
+    """Return what `sbatch` is given for `job`; only its dependencies come on the command line."""
+    lines = ["#!/bin/bash", f"# {job.name} of plan {plan.id}: {job.shell()}"]
+    lines += [f"#SBATCH {option}" for option in _options(plan, job, profile, folder)]
+    lines += ["", *preamble(plan, job, profile), ""]
+    if job.resumable:
+        lines += [STOPPING, f"{_training(job, profile)} &", WAITING]
+        lines.append(REQUEUE.format(again=AGAIN, requeues=profile.requeues))
+    else:
+        lines.append(command(job, profile.container, part='"$SLURM_ARRAY_TASK_ID"'))
+    return "\n".join(lines) + "\n"
+
+
+def job_name(plan: Plan, job: Job) -> str:
+    """Return what Slurm calls the job: the plan's id is in it, so nothing else need be kept."""
+    return f"{plan.id}:{job.name}"
+
+
+def _options(plan: Plan, job: Job, profile: SlurmProfile, folder: Path) -> list[str]:
+    wanted = job.resources
+    log = "%A_%a" if job.parts > 1 else "%j"
+    named = {
+        "job-name": job_name(plan, job),
+        "comment": str(folder),
+        "output": folder / "logs" / f"{job.name}.{log}.log",
+        "partition": profile.partition,
+        "account": profile.account,
+        "qos": profile.qos,
+        "nodes": wanted.nodes,
+        "ntasks-per-node": 1,
+        "cpus-per-task": wanted.cpus,
+        "gpus-per-node": wanted.gpus or None,
+        "mem": wanted.memory,
+        "time": wanted.minutes,
+        "array": f"0-{job.parts - 1}" if job.parts > 1 else None,
+        "signal": f"B:USR1@{profile.signal_seconds}" if job.resumable else None,
+    }
+    options = [
+        f"--{name}={shlex.quote(str(value))}" for name, value in named.items() if value is not None
+    ]
+    # A node that dies puts the job back in the queue; its log goes on in the same file.
+    options += ["--requeue", "--open-mode=append", "--kill-on-invalid-dep=yes"]
+    return [*options, *profile.sbatch]
+
+
+def _training(job: Job, profile: SlurmProfile) -> str:
+    """Return one task on each node that launches the node's ranks.
+
+    The launcher must outlive the signal that its ranks act upon: what the shell ignores, the
+    launcher ignores too, while the training script sets a handler of its own. srun does not take
+    over --cpus-per-task from the job (since Slurm 22.05).
+    """
+    meet = rendezvous('"$SLURM_NODEID"', '"$HEAD"', f'"{PORT}"')
+    inner = f"trap '' USR1 TERM; exec {command(job, profile.container, rendezvous=meet)}"
+    options = ["--kill-on-bad-exit=1", f"--cpus-per-task={job.resources.cpus}", *profile.srun]
+    words = " ".join(shlex.quote(option) for option in options)
+    head = f"export HEAD={HEAD}\n" if job.resources.nodes > 1 else ""
+    return f"{head}srun {words} bash -c {shlex.quote(inner)}"

@@ -1,0 +1,11 @@
+"""What can go wrong between a recipe and a scheduler."""
+
+from __future__ import annotations
+
+
+class OrchestrationError(ValueError):
+    """A profile, plan or job that can't be used as given; the message says what to do."""
+
+
+class EngineError(RuntimeError):
+    """The scheduler refused or could not be reached; the message holds its own words."""

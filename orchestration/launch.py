@@ -1,0 +1,33 @@
+"""The words before `recipes/train.py`: how `accelerate launch` starts the ranks on each machine."""
+
+from __future__ import annotations
+
+from orchestration.plan import RENDEZVOUS
+from orchestration.profile import Resources
+
+
+def launch_words(resources: Resources, options: list[str]) -> list[str]:
+    """Return `accelerate launch` with its options, for every machine of the job.
+
+    Without a GPU, Accelerate must be told by its variable: `--cpu` with several processes and a
+    config with `use_cpu` both train separate models without a word.
+    """
+    words = [] if resources.gpus else ["env", "ACCELERATE_USE_CPU=true"]
+    words += ["accelerate", "launch"]
+    words += ["--num_processes", str(resources.ranks), "--num_machines", str(resources.nodes)]
+    words += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    per_node = resources.ranks // resources.nodes
+    words += ["--num_cpu_threads_per_process", str(max(1, resources.cpus // per_node))]
+    if resources.ranks > 1 and "--use_deepspeed" not in options:
+        words.append("--multi_gpu")
+    if resources.nodes > 1:
+        words.append(RENDEZVOUS)
+    return [*words, *options]
+
+
+def rendezvous(rank: str, host: str, port: str) -> str:
+    """Return the options by which machines find each other, of shell text for each value."""
+    return (
+        f"--rdzv_backend c10d --machine_rank {rank}"
+        f" --main_process_ip {host} --main_process_port {port}"
+    )

@@ -1,0 +1,88 @@
+"""Read a profile: a YAML file, all its mistakes reported at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from orchestration.errors import OrchestrationError
+from orchestration.profile import (
+    AnyProfile,
+    KubernetesProfile,
+    LocalProfile,
+    Resources,
+    SlurmProfile,
+)
+
+ENGINES: dict[str, type[LocalProfile] | type[SlurmProfile] | type[KubernetesProfile]] = {
+    "local": LocalProfile,
+    "slurm": SlurmProfile,
+    "kubernetes": KubernetesProfile,
+}
+
+
+def load_profile(path: str | Path) -> AnyProfile:
+    """Return the profile in the YAML file `path`.
+
+    Raises `OrchestrationError` with every mistake of the file in one message.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise OrchestrationError(
+            f"{path}: there is no such profile; orchestration/profiles has one for each engine"
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise OrchestrationError(
+            f"{path}: can't be read as a profile: {' '.join(str(error).split())}"
+        ) from error
+    return profile_from(content, str(path))
+
+
+def profile_from(content: object, place: str) -> AnyProfile:
+    """Return the profile that `content` describes; `place` is named in errors.
+
+    Raises `OrchestrationError` with every mistake in one message.
+    """
+    if not isinstance(content, Mapping):
+        raise OrchestrationError(f"{place}: a profile is a mapping of keys to values")
+    kind = ENGINES.get(str(content.get("engine")))
+    if kind is None:
+        raise OrchestrationError(
+            f"{place}: engine is {content.get('engine')!r}; it must be one of {', '.join(ENGINES)}"
+        )
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        sentences = dict.fromkeys(_sentences(error, kind))
+        raise OrchestrationError(f"{place}: {'; '.join(sentences)}") from error
+
+
+def _sentences(error: ValidationError, kind: type[BaseModel]) -> Iterator[str]:
+    for detail in error.errors(include_url=False, include_context=False):
+        steps = [str(step) for step in detail["loc"]]
+        name = ".".join(steps)
+        if detail["type"] == "extra_forbidden":
+            yield f"unknown key {name}{_nearest(steps, kind)}"
+        elif detail["type"] == "missing":
+            yield f"{name} is missing"
+        elif detail["type"] == "value_error":
+            reason = detail["msg"].removeprefix("Value error, ")
+            yield f"{name}: {reason}" if name else reason
+        else:
+            yield f"{name}: {detail['msg'].lower()} (given: {detail['input']!r})"
+
+
+def _nearest(steps: list[str], model: type[BaseModel]) -> str:
+    if len(steps) > 1:
+        field: Any = model.model_fields[steps[0]].annotation
+        model = Resources if steps[0] == "resources" else field
+    close = difflib.get_close_matches(steps[-1], list(model.model_fields), n=1, cutoff=0.5)
+    if close:
+        return f" (did you mean {close[0]}?)"
+    return f" (there are: {', '.join(model.model_fields)})"

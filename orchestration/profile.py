@@ -1,0 +1,194 @@
+"""What a profile may say: how one machine or cluster runs a plan, with a sentence on each field."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+KINDS = ("shard", "train", "evaluate", "register", "promote")
+SECRET = re.compile(r"PASSWORD|PASSWD|TOKEN|SECRET|CREDENTIAL|ACCESS_KEY", re.IGNORECASE)
+
+
+class Part(BaseModel):
+    """A part of a profile: unknown keys are refused, nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Resources(Part):
+    """What one job takes. Everything is per node."""
+
+    nodes: Positive = 1
+    """Machines that train one model together; more than one for training only."""
+    processes: Positive | None = None
+    """Training processes on each node; default: one for each GPU, one without GPUs."""
+    cpus: Positive = 2
+    """CPU cores."""
+    gpus: Count = 0
+    """GPUs."""
+    memory: Annotated[str, Field(pattern=r"^[1-9][0-9]*[MG]$")] | None = None
+    """Main memory, such as 4000M or 64G; default: what the scheduler gives."""
+    minutes: Positive = 60
+    """Time limit; training checkpoints before it and is queued again."""
+
+    @property
+    def ranks(self) -> int:
+        """Training processes on all nodes together."""
+        return self.nodes * (self.processes or max(self.gpus, 1))
+
+
+class Pictures(Part):
+    """What shards are made from on this machine."""
+
+    source: list[str] = []
+    """SOURCE of `pipeline shard`; empty: the recipe's shards are there already."""
+    parts: Positive = 1
+    """Jobs that make shards side by side."""
+    options: list[str] = []
+    """More options of `pipeline shard`, such as --shard-size=256MB."""
+
+
+class Evaluation(Part):
+    """How finished models are measured."""
+
+    data: str | None = None
+    """Folder of test pictures; default: the recipe's data.validation."""
+    options: list[str] = []
+    """More options of `pipeline evaluate`."""
+
+
+class Registry(Part):
+    """How measured models are registered."""
+
+    name: str | None = None
+    """Name in the registry; default: the recipe's name."""
+    enabled: bool = True
+    """Whether the plan registers models at all."""
+    promote: bool = True
+    """Whether the plan ends with `pipeline promote`, which moves `champion` if that is earned."""
+
+
+class Profile(Part):
+    """What the profiles of all engines have in common."""
+
+    workdir: str | None = None
+    """Folder that commands run in and paths are relative to; default: where `schedule` is typed."""
+    environment: str | None = None
+    """Python environment whose commands are used; default: the one `schedule` runs in."""
+    setup: list[str] = []
+    """Shell lines that run before each command, such as `module load cuda`."""
+    env: dict[str, str] = {}
+    """Environment variables of every job; never credentials."""
+    launch: list[str] = []
+    """More options of `accelerate launch`, such as those of recipes/deepspeed."""
+    resources: dict[str, Resources] = {}
+    """Resources by kind of job (shard, train, ...), by stage (train.NAME), or `default`."""
+    pictures: Pictures = Pictures()
+    evaluation: Evaluation = Evaluation()
+    registry: Registry = Registry()
+    requeues: Count = 100
+    """How often a job may be stopped and start again before it counts as failed."""
+
+    @field_validator("env")
+    @classmethod
+    def _no_secrets(cls, env: dict[str, str]) -> dict[str, str]:
+        secret = [name for name in env if SECRET.search(name)]
+        if secret:
+            raise ValueError(
+                f"{', '.join(secret)} looks like a credential: export it in the shell that submits"
+                " (or name a Kubernetes secret), a profile is kept and printed"
+            )
+        return env
+
+    @model_validator(mode="after")
+    def _resources_fit(self) -> Self:
+        for name in self.resources:
+            if name != "default" and name.partition(".")[0] not in KINDS:
+                raise ValueError(
+                    f"resources.{name} is no kind of job (there are: default, {', '.join(KINDS)},"
+                    " train.STAGE)"
+                )
+            if self.resources_of(name).nodes > 1 and not name.startswith("train"):
+                raise ValueError(f"resources.{name}.nodes: only training runs on several nodes")
+        return self
+
+    def resources_of(self, kind: str) -> Resources:
+        """Return what a job of `kind` ("evaluate", "train.mse") takes: the nearest word wins."""
+        merged: dict[str, Any] = {}
+        for name in ("default", kind.partition(".")[0], kind):
+            if name in self.resources:
+                merged.update(self.resources[name].model_dump(exclude_unset=True))
+        return Resources(**merged)
+
+
+class LocalProfile(Profile):
+    """This machine: processes, as many at once as its cores and GPUs allow."""
+
+    engine: Literal["local"]
+    """Always `local`."""
+    cpus: Positive | None = None
+    """CPU cores to share out; default: all."""
+    gpus: Count = 0
+    """GPUs to share out."""
+
+    @model_validator(mode="after")
+    def _one_machine(self) -> Self:
+        for name in (*KINDS, *self.resources):
+            if self.resources_of(name).nodes > 1:
+                raise ValueError(f"resources.{name}.nodes: engine local has one machine")
+        return self
+
+
+class SlurmProfile(Profile):
+    """A Slurm cluster, by sbatch."""
+
+    engine: Literal["slurm"]
+    """Always `slurm`."""
+    partition: str | None = None
+    """Partition; default: the cluster's."""
+    account: str | None = None
+    """Account that is charged; default: the user's."""
+    qos: str | None = None
+    """Quality of service; default: the account's."""
+    signal_seconds: Positive = 300
+    """How long before the time limit training is told to checkpoint and stop."""
+    container: list[str] = []
+    """Words before each command, such as [apptainer, exec, --nv, /images/cca.sif]."""
+    sbatch: list[str] = []
+    """More options of sbatch for every job, such as --constraint=a100."""
+    srun: list[str] = []
+    """More options of srun for training, such as --container-image=..."""
+
+
+class KubernetesProfile(Profile):
+    """A Kubernetes cluster with the JobSet controller (0.8 or newer)."""
+
+    engine: Literal["kubernetes"]
+    """Always `kubernetes`."""
+    workdir: str
+    """Folder inside the pods that commands run in; it holds the checkout and the shared files."""
+    image: str
+    """Container image with the `pipeline` command."""
+    claim: str
+    """PersistentVolumeClaim (ReadWriteMany) with pictures, shards and runs."""
+    mount: str
+    """Where that volume is mounted in the pods."""
+    context: str | None = None
+    """Context of kubectl to apply to; without one the manifest is written and not applied."""
+    namespace: str = "default"
+    """Namespace."""
+    secret: str | None = None
+    """Secret whose keys become environment variables, such as MLFLOW_TRACKING_PASSWORD."""
+    gpu_resource: str = "nvidia.com/gpu"
+    """What the cluster calls a GPU."""
+    node_selector: dict[str, str] = {}
+    """Labels that nodes must have."""
+    grace_seconds: Positive = 300
+    """How long a pod that must go has for its checkpoint."""
+
+
+AnyProfile = LocalProfile | SlurmProfile | KubernetesProfile

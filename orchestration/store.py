@@ -1,0 +1,58 @@
+"""Where plans lie: a folder each, with what was submitted. What became of it, the engine knows."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from orchestration.errors import OrchestrationError
+from orchestration.plan import Plan
+
+FOLDER = "plans"
+FILE = "plan.json"
+
+
+def new_id(name: str) -> str:
+    """Return an id for a plan of recipe `name`: readable, sorted by time, and used once."""
+    day = datetime.now(UTC).strftime("%y%m%d-%H%M")
+    return f"{name}-{day}-{secrets.token_hex(2)}"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write `text` so that `path` holds all of it or is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def save(plan: Plan, folder: Path) -> None:
+    """Write the plan's file; it never changes afterwards."""
+    write_whole(folder / FILE, plan.model_dump_json(indent=1) + "\n")
+
+
+def read(folder: Path) -> Plan:
+    """Return the plan in `folder`; raises `OrchestrationError` when there is none."""
+    try:
+        return Plan.model_validate_json((folder / FILE).read_text())
+    except OSError as error:
+        raise OrchestrationError(f"{folder} holds no plan ({FILE} is missing)") from error
+    except ValidationError as error:
+        raise OrchestrationError(
+            f"{folder / FILE} is no plan that this version reads: {error.error_count()} fields"
+            " are wrong; schedule the recipe again"
+        ) from error
+
+
+def folders(place: Path) -> Iterator[Path]:
+    """Yield the folders of the plans under the working folder `place`, oldest first."""
+    found = [path.parent for path in (place / FOLDER).glob(f"*/{FILE}")]
+    yield from sorted(found, key=lambda folder: (read(folder).created, folder.name))
