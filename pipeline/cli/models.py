@@ -1,9 +1,106 @@
-"""Placeholder until this room's commands land."""
+"""`pipeline register` and `pipeline models`: codecs in the registry."""
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.tracking import Version
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Add this room's commands to `app`."""
+    app.command()(register)
+    app.command()(models)
+
+
+def register(
+    source: Annotated[str, typer.Argument(metavar="CHECKPOINT-or-RUN", help="A MODEL or a run.")],
+    name: Annotated[str, typer.Option(help="The registered model that gets the version.")],
+    alias: Annotated[str | None, typer.Option(help="Point this alias to the version.")] = None,
+    metrics: Annotated[
+        Path | None, typer.Option(help="results.json of `pipeline evaluate` with this model.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Enter a trained codec into the registry, with where it comes from and what it measures.
+
+    A codec that is registered under NAME already keeps its version; tags and alias are brought up.
+
+    Example: pipeline register runs/mse/w0.85 --name cca --alias challenger --metrics results.json
+    """
+    from pipeline.tracking import measurements, register_model
+
+    measured = measurements(metrics, source) if metrics else None
+    version = register_model(source, name, alias, measured)
+    if as_json:
+        typer.echo(json.dumps(version.to_dict(), indent=2))
+    else:
+        aliases = "".join(f", @{a}" for a in version.aliases)
+        typer.echo(f"{version.uri}{aliases}")
+
+
+def models(
+    name: Annotated[str | None, typer.Argument(help="Only this model's versions.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List registered versions: aliases, rate, quality, and the stage and run each came from.
+
+    Example: pipeline models cca
+    """
+    from pipeline.tracking import list_versions
+
+    versions = list_versions(name)
+    if as_json:
+        typer.echo(json.dumps([version.to_dict() for version in versions], indent=2))
+    elif versions:
+        _print_tables(versions)
+    else:
+        typer.echo("no model is registered yet: pipeline register CHECKPOINT --name NAME")
+
+
+def _print_tables(versions: Sequence[Version]) -> None:
+    """Print a table for each model."""
+    from rich.console import Console
+    from rich.table import Table
+
+    # Where it is not a terminal, nothing is cut to a terminal's width.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    for name in dict.fromkeys(version.name for version in versions):
+        table = Table("version", "aliases", "stage", title=f"models:/{name}", title_justify="left")
+        for column in ("rate weight", "bpp", "PSNR dB", "MS-SSIM", "BD-rate to JPEG %", "step"):
+            table.add_column(column, justify="right")
+        for column in ("measured on", "run"):
+            table.add_column(column)
+        for version in versions:
+            if version.name == name:
+                table.add_row(*_cells(version))
+        console.print(table)
+
+
+def _cells(version: Version) -> list[str]:
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    return [
+        str(version.version),
+        " ".join(f"@{alias}" for alias in version.aliases),
+        " ".join(part for part in (version.stage, version.distortion) if part) or "-",
+        number(version.rate_weight, "g"),
+        number(version.bpp, ".4f"),
+        number(version.psnr, ".2f"),
+        number(version.ms_ssim, ".4f"),
+        number(version.bd_rate.get("jpeg.psnr"), "+.1f"),
+        number(version.step, "d"),
+        version.measured_on or "-",
+        version.run_id[:8] if version.run_id else "-",
+    ]

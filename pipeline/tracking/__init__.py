@@ -1,6 +1,17 @@
 """All that knows MLflow: runs, artifacts, lineage, the registry and the served model."""
 
-from pipeline.tracking.errors import TrackingError, StoreError
+from pipeline.tracking.errors import StoreError, TrackingError
+from pipeline.tracking.models import resolve_model
+from pipeline.tracking.registry import Version, list_versions, measurements, register_model
 from pipeline.tracking.tracker import Tracker
 
-__all__ = ["Tracker", "TrackingError", "StoreError"]
+__all__ = [
+    "StoreError",
+    "Tracker",
+    "TrackingError",
+    "Version",
+    "list_versions",
+    "measurements",
+    "register_model",
+    "resolve_model",
+]

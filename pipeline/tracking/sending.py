@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.tracking.errors import TrackingError
@@ -67,13 +67,13 @@ class Sender:
             self._metrics(records)
             return
         record = records[0]
-        actions = {
+        actions: dict[str, Callable[[Record], None]] = {
             "begin": self._begin,
             "tags": lambda r: self._tags(r["tags"]),
             "file": self._file,
             "image": self._image,
             "dataset": self._dataset,
-            "end": lambda r: self._client.set_terminated(self._run_id, r["status"], r["time"]),
+            "end": self._end,
         }
         actions[kind](record)
 
@@ -125,7 +125,7 @@ class Sender:
         if any(a.path.startswith(start) and a.path.endswith(".webp") for a in there):
             return
         path = str(self._spool.staged(record["staged"]))
-        picture = Image(path)  # type: ignore[no-untyped-call]
+        picture = Image(path)
         self._client.log_image(
             self._run_id,
             picture,
@@ -134,6 +134,9 @@ class Sender:
             timestamp=record["time"],
             synchronous=True,
         )
+
+    def _end(self, record: Record) -> None:
+        self._client.set_terminated(self._run_id, record["status"], record["time"])
 
     def _dataset(self, record: Record) -> None:
         """Add a dataset input; MLflow's digest has 36 characters at most, the tag has all."""

@@ -2,11 +2,13 @@
 
 MLflow's own settings decide (`MLFLOW_TRACKING_URI`, `MLFLOW_REGISTRY_URI`, credentials, TLS); where
 they say nothing, the store is `mlflow.db` in the working folder with artifacts in `mlartifacts`
-beside it. Two processes may start on an empty folder at once: MLflow locks the making of tables.
+beside it. Two processes may start on an empty folder at once, and may be killed: the tables are
+made under a lock and a temporary name.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
@@ -15,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.tracking.errors import TrackingError, StoreError
+from pipeline.tracking.errors import StoreError, TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,15 +47,42 @@ def client(uri: str | None = None) -> MlflowClient:
 
     # MLflow would try for minutes; the spool has patience of its own, and a user has less.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    # Its bars would tear ours.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
     # The first use of an embedded store would report every table it makes.
     for name in ("mlflow.store.db.utils", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     where = tracking_uri(uri)
     with explained(where):
+        if where.startswith(SQLITE):
+            _make_tables(Path(where.removeprefix(SQLITE)))
         return mlflow.MlflowClient(
             where, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or where
         )
+
+
+def _make_tables(path: Path) -> None:
+    """Make the embedded store `path` with all its tables, unless it is there already.
+
+    MLflow's own lock covers only a part of it: two first starts at once damage the file.
+    """
+    import mlflow
+
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            return
+        for left in path.parent.glob(f".{path.name}.*.making*"):
+            left.unlink()
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.making")
+        maker = mlflow.MlflowClient(f"{SQLITE}{temporary}", registry_uri=f"{SQLITE}{temporary}")
+        maker.search_experiments()
+        maker.search_registered_models()
+        temporary.replace(path)
 
 
 def experiment_id(mlflow_client: MlflowClient, name: str) -> str:

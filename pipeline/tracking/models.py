@@ -1,0 +1,141 @@
+"""From what a user calls a model to a file on this machine.
+
+Registered versions carry the SHA-256 of their file: what is downloaded is checked against it and
+kept under it in `~/.cache/cca-pipeline/models` (`XDG_CACHE_HOME` is respected), once for all names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from pipeline.tracking.errors import StoreError, TrackingError
+from pipeline.tracking.store import client, explained, first_sentence, public
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+# Where a run keeps its model, and where a registered version does.
+RUN_ARTIFACT = "model/model.safetensors"
+VERSION_ARTIFACT = "artifacts/model.safetensors"
+NAMED = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[\w\-]+))")
+RUN = re.compile(r"runs:/(?P<run>\w+)(?:/(?P<path>.+))?")
+FORMS = (
+    "give a file or folder that training or `pipeline import` wrote, runs:/ID, "
+    "models:/NAME/VERSION or models:/NAME@ALIAS"
+)
+
+
+def resolve_model(model: str) -> Path:
+    """Return the local file or folder that `model` means; downloads where it is elsewhere.
+
+    Raises TrackingError where there is no such model, StoreError where it can't be fetched whole.
+    """
+    if named := NAMED.fullmatch(model):
+        where = client()
+        version = find_version(where, named["name"], named["version"], named["alias"])
+        return _version_file(where, version)
+    if run := RUN.fullmatch(model):
+        return _run_file(run["run"], run["path"] or RUN_ARTIFACT)
+    if model.startswith(("models:", "runs:")):
+        raise TrackingError(f"{model} is not the name of a model: {FORMS}")
+    if not Path(model).exists():
+        raise TrackingError(f"there is no model {model}: {FORMS}")
+    return Path(model)
+
+
+def find_version(
+    where: MlflowClient, name: str, version: str | None, alias: str | None
+) -> ModelVersion:
+    """Return version `version` of the model `name`, or the one that `alias` points to.
+
+    Raises TrackingError, which names the versions and aliases that exist, where there is none.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with explained(where.tracking_uri):
+        try:
+            if alias is not None:
+                return where.get_model_version_by_alias(name, alias)
+            return where.get_model_version(name, str(version))
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            wanted = f"@{alias}" if alias is not None else f"/{version}"
+            raise TrackingError(
+                f"there is no models:/{name}{wanted} in {public(where.tracking_uri)}: "
+                f"{_what_exists(where, name)}"
+            ) from error
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _what_exists(where: MlflowClient, name: str) -> str:
+    versions = sorted(int(v.version) for v in where.search_model_versions(f"name = '{name}'"))
+    if not versions:
+        names = [model.name for model in where.search_registered_models(max_results=20)]
+        return f"it has the models {', '.join(names)}" if names else "it has no models yet"
+    aliases = where.get_registered_model(name).aliases
+    known = f" and the aliases {', '.join(sorted(aliases))}" if aliases else " and no alias"
+    return f"{name} has the versions {', '.join(map(str, versions))}{known}"
+
+
+def _version_file(where: MlflowClient, version: ModelVersion) -> Path:
+    digest = version.tags.get("sha256", "")
+    cached = _cache() / f"{digest}.safetensors"
+    if digest and cached.is_file():
+        return cached
+    with explained(where.tracking_uri):
+        root = where.get_model_version_download_uri(version.name, version.version)
+    what = f"models:/{version.name}/{version.version}"
+    return _fetch(where, what, f"{root}/{VERSION_ARTIFACT}", cached if digest else None, digest)
+
+
+def _run_file(run_id: str, artifact: str) -> Path:
+    where = client()
+    with explained(where.tracking_uri):
+        root = where.get_run(run_id).info.artifact_uri
+    target = _cache() / f"run-{run_id}-{artifact.replace('/', '-')}"
+    return _fetch(where, f"runs:/{run_id}/{artifact}", f"{root}/{artifact}", target, "")
+
+
+def _fetch(where: MlflowClient, what: str, uri: str, target: Path | None, digest: str) -> Path:
+    """Return the artifact at `uri` where it lies, or downloaded whole to `target`."""
+    from mlflow.artifacts import download_artifacts
+
+    if uri.startswith(("file:", "/")):
+        path = Path(unquote(urlsplit(uri).path))
+        if not path.is_file():
+            raise TrackingError(f"{what} has no model: there is no {path} on this machine")
+        return path
+    target = target or _cache() / f"{hashlib.sha256(uri.encode()).hexdigest()}.safetensors"
+    with tempfile.TemporaryDirectory(dir=_cache()) as folder:
+        try:
+            path = Path(download_artifacts(uri, dst_path=folder, tracking_uri=where.tracking_uri))
+        except Exception as error:  # each kind of artifact store raises errors of its own
+            raise StoreError(f"{what} can't be downloaded: {first_sentence(error)}") from error
+        if digest and digest_of(path) != digest:
+            raise StoreError(
+                f"{what} arrived damaged: its SHA-256 is not the registered one; try again, and "
+                "register the model anew if that does not help"
+            )
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        return path.replace(target)
+
+
+def _cache() -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "cca-pipeline" / "models"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

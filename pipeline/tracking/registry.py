@@ -1,0 +1,272 @@
+"""Versions of codecs in MLflow's registry, each with where it came from and what it measures."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.tracking.errors import TrackingError
+from pipeline.tracking.models import digest_of, find_version, resolve_model
+from pipeline.tracking.store import client, experiment_id, explained
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+    from pipeline.codec import CCAModel
+
+# What of a checkpoint's info becomes a tag of its version.
+INFO = (
+    "stage", "rate_weight", "distortion", "step", "recipe_digest", "data_digest", "git_commit",
+    "run_id", "parent", "source",
+)  # fmt: skip
+MEASURED = ("bpp", "psnr", "ms_ssim", "ms_ssim_db")
+NAME = re.compile(r"[\w\-. ]{1,250}")
+UNTRACKED = "untracked models"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version: rates in bits per pixel, PSNR in dB, BD-rates in percent.
+
+    What was not measured or not recorded is None (or empty).
+    """
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    fingerprint: str
+    run_id: str | None
+    stage: str | None
+    rate_weight: float | None
+    distortion: str | None
+    step: int | None
+    bpp: float | None
+    psnr: float | None
+    ms_ssim: float | None
+    measured_on: str | None
+    bd_rate: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def uri(self) -> str:
+        """The name that every command takes."""
+        return f"models:/{self.name}/{self.version}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {"uri": self.uri, **asdict(self)}
+
+
+def register_model(
+    source: str,
+    name: str,
+    alias: str | None = None,
+    metrics: Mapping[str, float | str] | None = None,
+) -> Version:
+    """Make the codec `source` (a MODEL or a run's id) the next version of the model `name`.
+
+    A codec that is a version of `name` already gets no second one, only its new tags and alias.
+    `metrics` are what evaluation measured (`measurements`); `alias` moves to the version.
+    Raises TrackingError when there is no such codec, or for a name that can't be used.
+    """
+    from pipeline.codec import load_model
+
+    _check_name(name)
+    where = client()
+    path = resolve_model(_as_uri(source))
+    model = load_model(path)
+    with explained(where.tracking_uri):
+        run_id = _known_run(where, str(model.info.get("run_id") or ""))
+        tags = _tags(model, metrics or {})
+        version = _same(where, name, tags) or _create(where, name, model, run_id, tags)
+        if alias is not None:
+            where.set_registered_model_alias(name, alias, version.version)
+        found = where.get_model_version(name, version.version)
+        return as_version(found, _aliases(where, name))
+
+
+def list_versions(name: str | None = None) -> list[Version]:
+    """Return the versions of the model `name` (or of all), by name and number.
+
+    Raises TrackingError when there is no model called `name`.
+    """
+    where = client()
+    with explained(where.tracking_uri):
+        query = f"name = '{name}'" if name else None
+        found = list(_pages(where, query))
+        if name and not found:
+            find_version(where, name, "1", None)
+        aliases = {n: _aliases(where, n) for n in {version.name for version in found}}
+    versions = [as_version(version, aliases[version.name]) for version in found]
+    return sorted(versions, key=lambda version: (version.name, version.version))
+
+
+def measurements(results: Path, source: str) -> dict[str, float | str]:
+    """Return what `results` (evaluation's results.json) says about the codec `source`.
+
+    Raises TrackingError when it is no such file, or does not have that codec.
+    """
+    from pipeline.codec import load_model
+
+    fingerprint = load_model(resolve_model(_as_uri(source))).fingerprint
+    try:
+        content = json.loads(results.read_text())
+        models = {model["fingerprint"]: model for model in content["models"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrackingError(
+            f"{results} is not a results.json of `pipeline evaluate` ({error})"
+        ) from error
+    if fingerprint not in models:
+        known = ", ".join(str(model.get("name")) for model in models.values())
+        raise TrackingError(
+            f"{results} has no measurement of this model (fingerprint {fingerprint[:12]}), only "
+            f"of {known}: evaluate it first"
+        )
+    model = models[fingerprint]
+    found: dict[str, float | str] = {k: model[k] for k in MEASURED if model.get(k) is not None}
+    found["measured_on"] = _set_name(content)
+    for anchor, qualities in content.get("bd_rate", {}).get(model.get("curve"), {}).items():
+        for quality, entry in qualities.items():
+            if entry.get("value") is not None:
+                found[f"bd_rate.{anchor}.{quality}"] = entry["value"]
+    return found
+
+
+def as_version(found: ModelVersion, aliases: Mapping[str, str]) -> Version:
+    """Return MLflow's version as ours; `aliases` are its model's, by alias."""
+    tags = {str(key): str(value) for key, value in found.tags.items()}
+
+    def number(key: str) -> float | None:
+        return float(tags[key]) if key in tags else None
+
+    return Version(
+        name=found.name,
+        version=int(found.version),
+        aliases=tuple(sorted(a for a, v in aliases.items() if str(v) == str(found.version))),
+        fingerprint=tags.get("fingerprint", ""),
+        run_id=found.run_id or None,
+        stage=tags.get("stage"),
+        rate_weight=number("rate_weight"),
+        distortion=tags.get("distortion"),
+        step=int(tags["step"]) if "step" in tags else None,
+        bpp=number("bpp"),
+        psnr=number("psnr"),
+        ms_ssim=number("ms_ssim"),
+        measured_on=tags.get("measured_on"),
+        bd_rate={
+            key.removeprefix("bd_rate."): float(value)
+            for key, value in tags.items()
+            if key.startswith("bd_rate.")
+        },
+        tags=tags,
+    )
+
+
+def _create(
+    where: MlflowClient, name: str, model: CCAModel, run_id: str | None, tags: Mapping[str, str]
+) -> ModelVersion:
+    """Upload the model and enter it into the registry; half of it is never entered."""
+    from mlflow.entities import LoggedModelOutput
+
+    from pipeline.tracking.flavour import written
+
+    _ensure_name(where, name)
+    experiment = (
+        where.get_run(run_id).info.experiment_id if run_id else experiment_id(where, UNTRACKED)
+    )
+    logged = where.create_logged_model(experiment, name, run_id, dict(tags), model_type="cca")
+    try:
+        with written(model, logged) as folder:
+            digest = digest_of(folder / "artifacts" / "model.safetensors")
+            where.log_model_artifacts(logged.model_id, str(folder))
+    except BaseException:
+        where.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    where.finalize_logged_model(logged.model_id, "READY")
+    if run_id:
+        step = int(float(tags.get("step", 0)))
+        where.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
+    return where.create_model_version(
+        name,
+        f"models:/{logged.model_id}",
+        run_id,
+        tags={**tags, "sha256": digest},
+        model_id=logged.model_id,
+    )
+
+
+def _same(where: MlflowClient, name: str, tags: Mapping[str, str]) -> ModelVersion | None:
+    """Return the version of `name` with these weights, if there is one, its tags brought up."""
+    query = f"name = '{name}' and tag.fingerprint = '{tags['fingerprint']}'"
+    found = next(iter(_pages(where, query)), None)
+    if found is not None:
+        for key, value in tags.items():
+            where.set_model_version_tag(name, found.version, key, value)
+    return found
+
+
+def _ensure_name(where: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        where.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _tags(model: CCAModel, metrics: Mapping[str, float | str]) -> dict[str, str]:
+    known = {key: model.info[key] for key in INFO if model.info.get(key) not in (None, "")}
+    return {k: str(v) for k, v in {**known, "fingerprint": model.fingerprint, **metrics}.items()}
+
+
+def _known_run(where: MlflowClient, run_id: str) -> str | None:
+    """Return `run_id` if this store has it: a checkpoint may come from another one."""
+    from mlflow.exceptions import MlflowException
+
+    if not run_id:
+        return None
+    try:
+        return str(where.get_run(run_id).info.run_id)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def _as_uri(source: str) -> str:
+    """Return `runs:/ID` for what is an MLflow run's id and no file."""
+    is_id = len(source) == 32 and all(c in "0123456789abcdef" for c in source)
+    return f"runs:/{source}" if is_id and not Path(source).exists() else source
+
+
+def _aliases(where: MlflowClient, name: str) -> dict[str, str]:
+    return dict(where.get_registered_model(name).aliases)
+
+
+def _pages(where: MlflowClient, query: str | None) -> list[ModelVersion]:
+    found: list[ModelVersion] = []
+    token: str | None = None
+    while True:
+        page = where.search_model_versions(query, max_results=1000, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise TrackingError(
+            f"{name!r} can't be a model's name: letters, digits, blanks and _ - . are allowed"
+        )
+
+
+def _set_name(content: Mapping[str, Any]) -> str:
+    pictures = content.get("pictures", [])
+    return f"{len(pictures)} pictures"

@@ -1,0 +1,55 @@
+"""A store of its own for each test, and a tiny codec."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.codec import CCAConfig, CCAModel, save_model
+from pipeline.tracking.store import client
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An embedded store with its tables and nothing in them; making one takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    client(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a fresh default store; caches go below it too."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "work"
+    folder.mkdir()
+    shutil.copy(empty_store, folder / "mlflow.db")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def codec() -> CCAModel:
+    """A tiny codec with random weights."""
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return CCAModel(CCAConfig.tiny()).eval()
+
+
+@pytest.fixture
+def checkpoint(codec: CCAModel, tmp_path: Path) -> Callable[..., Path]:
+    """Save the codec with some info; returns the folder."""
+
+    def make(name: str = "run", **info: Any) -> Path:
+        save_model(codec, tmp_path / name / "model.safetensors", info)
+        return tmp_path / name
+
+    return make

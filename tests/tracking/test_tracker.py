@@ -1,0 +1,174 @@
+"""A run's records arrive, once, whatever happens on the way."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.tracking import Tracker, TrackingError
+from pipeline.tracking.store import client
+
+
+def start(folder: Path | None = None, **more: object) -> Tracker:
+    settings = {"params": {"lr": 1e-4}, "tags": {"stage": "base"}} | more
+    return Tracker.start("tests", "a run", folder=folder, **settings)  # type: ignore[arg-type]
+
+
+def history(run_id: str, name: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in client().get_metric_history(run_id, name)]
+
+
+def test_everything_logged_is_in_the_default_store(workdir: Path) -> None:
+    tracker = start(params={"data": {"train": "a", "sizes": [1, 2]}, "lr": 1e-4})
+    for step in range(2500):
+        tracker.log({"loss": 1 / (step + 1), "bpp": 0.5}, step)
+    note = workdir / "note.txt"
+    note.write_text("kept")
+    tracker.log_file(note, "notes")
+    note.unlink()
+    tracker.log_image(np.full((40, 30, 3), 90, np.uint8), "pictures/kodim01", 10)
+    tracker.dataset("train", "ab" * 32, "/data/shards")
+    assert tracker.finish()
+
+    run = client().get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"data.train": "a", "data.sizes": "[1, 2]", "lr": "0.0001"}
+    assert history(tracker.run_id, "loss") == [(s, 1 / (s + 1)) for s in range(2500)]
+    assert [i.dataset.name for i in run.inputs.dataset_inputs] == ["train"]
+    assert {t.key: t.value for t in run.inputs.dataset_inputs[0].tags}["digest"] == "ab" * 32
+    assert len(client().list_artifacts(tracker.run_id, "images")) == 2
+    kept = client().download_artifacts(tracker.run_id, "notes/note.txt")
+    assert Path(kept).read_text() == "kept"
+    assert (workdir / "mlartifacts").is_dir()
+
+
+def test_infinite_and_missing_values_arrive(workdir: Path) -> None:
+    tracker = start()
+    tracker.log({"a": math.inf, "b": math.nan}, 1)
+    tracker.finish()
+    assert history(tracker.run_id, "a")[0][1] > 1e300
+    assert math.isnan(history(tracker.run_id, "b")[0][1])
+
+
+def test_a_resumed_run_is_the_same_run_and_repeats_nothing(workdir: Path) -> None:
+    first = start(workdir / "run")
+    for step in range(10):
+        first.log({"loss": step}, step)
+    first.log_image(np.zeros((8, 8, 3), np.uint8), "x", 5)
+    first.finish("KILLED")
+    assert client().get_run(first.run_id).info.status == "KILLED"
+    second = start(workdir / "run", params={"lr": 1e-5, "new": 1})
+    assert client().get_run(first.run_id).info.status == "KILLED" or second.run_id == first.run_id
+    for step in range(5, 15):  # the checkpoint was older than the last record
+        second.log({"loss": step}, step)
+    second.log_image(np.zeros((8, 8, 3), np.uint8), "x", 5)
+    second.finish()
+    assert second.run_id == first.run_id
+    assert history(first.run_id, "loss") == [(step, step) for step in range(15)]
+    assert len(client().list_artifacts(first.run_id, "images")) == 2
+    run = client().get_run(first.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"lr": "0.0001", "new": "1"}
+    assert run.data.tags["changed_settings"] == '{"lr": "1e-05"}'
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pipeline.tracking import Tracker
+tracker = Tracker.start("tests", "killed", params={}, tags={}, folder=Path("run"))
+for step in range(3000):
+    tracker.log({"loss": step}, step)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_kill_9_loses_nothing_and_doubles_nothing(workdir: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED], check=False, timeout=120)
+    tracker = Tracker.start("tests", "killed", params={}, tags={}, folder=workdir / "run")
+    for step in range(2990, 3010):
+        tracker.log({"loss": step}, step)
+    assert tracker.finish()
+    assert history(tracker.run_id, "loss") == [(step, step) for step in range(3010)]
+
+
+def test_a_record_torn_by_a_power_cut_is_dropped(workdir: Path) -> None:
+    first = start(workdir / "run")
+    first.log({"loss": 1}, 1)
+    first.finish("KILLED")
+    with (workdir / "run/tracking/spool.jsonl").open("a") as spool:
+        spool.write('{"kind":"metr')
+    second = start(workdir / "run")
+    second.log({"loss": 2}, 2)
+    assert second.finish()
+    assert history(first.run_id, "loss") == [(1, 1), (2, 2)]
+
+
+@pytest.mark.slow
+def test_two_processes_start_on_an_empty_folder_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    code = (
+        "import sys; from pipeline.tracking import Tracker\n"
+        "t = Tracker.start('tests', sys.argv[1], params={}, tags={})\n"
+        "for step in range(200): t.log({'loss': step}, step)\n"
+        "assert t.finish(); print(t.run_id)"
+    )
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(i)], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        )
+        for i in range(2)
+    ]
+    ids = [run.communicate(timeout=120)[0].split()[-1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    monkeypatch.chdir(tmp_path)
+    assert all(len(history(run_id, "loss")) == 200 for run_id in ids)
+    assert len({client().get_run(run_id).info.experiment_id for run_id in ids}) == 1
+
+
+@pytest.mark.slow
+def test_an_unreachable_store_delays_nothing_but_the_sight_of_it(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    before = time.monotonic()
+    first = start(workdir / "run", parent_run_id="0" * 32)
+    assert time.monotonic() - before < 25  # two retries of MLflow's client
+    assert first.run_id == ""
+    first.log({"loss": 1}, 1)
+    assert not first.finish(seconds=0.1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workdir}/mlflow.db")
+    second = start(workdir / "run")
+    second.log({"loss": 2}, 2)
+    assert second.finish()
+    assert history(second.run_id, "loss") == [(1, 1), (2, 2)]
+    assert client().get_run(second.run_id).data.tags["mlflow.parentRunId"] == "0" * 32
+
+
+def test_a_run_that_the_store_does_not_have_is_refused(workdir: Path) -> None:
+    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI"):
+        start(workdir / "run", run_id="0" * 32)
+
+
+@pytest.mark.parametrize("name", ["", "a=b", "x" * 251])
+def test_a_name_that_mlflow_can_not_take_is_refused_at_once(workdir: Path, name: str) -> None:
+    tracker = start()
+    with pytest.raises(TrackingError, match="can't be used in MLflow"):
+        tracker.log({name: 1.0}, 1)
+    assert tracker.finish()
+
+
+def test_an_unknown_end_is_refused(workdir: Path) -> None:
+    tracker = start()
+    with pytest.raises(TrackingError, match=re.escape("FINISHED, FAILED, KILLED")):
+        tracker.finish("DONE")
+    assert tracker.finish("FAILED")
