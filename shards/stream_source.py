@@ -14,6 +14,7 @@ from torch import Tensor
 
 from shards.errors import ShardsError, ShardsRuntimeError
 from shards.order import SUBSTITUTE, SampleOrder, hashed
+from shards.reading import turbo
 from shards.reading.corpus import Corpus
 from shards.reading.decode import BrokenPictureError, CropDraw, Pixels, decode_crop
 
@@ -74,6 +75,7 @@ class BatchSource:
                 raise ShardsError(f"{name} is {value}: give 1 or more")
         if not 0 <= rank < world_size:
             raise ShardsError(f"rank {rank} of {world_size}: give 0 <= rank < world_size")
+        turbo.library()  # looked for once, before workers are forked
         self.corpus = corpus
         self.order = SampleOrder(corpus.sizes, seed, block)
         self.batch_size, self.crop, self.seed, self.rank = batch_size, crop, seed, rank

@@ -14,12 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.order import CROP, hashed
+from shards.reading import turbo
 
 Pixels = npt.NDArray[np.uint8]
 
 # A picture above this is refused before memory is taken for it.
 MAX_PIXELS = 1 << 28
 JPEG_MAGIC = b"\xff\xd8\xff"
+# A JPEG without its end here was cut off: that must not depend on where the crop lies.
+JPEG_END, JPEG_TAIL = b"\xff\xd9", 32
 
 
 class BrokenPictureError(ValueError):
@@ -67,9 +70,12 @@ def decode_crop(data: bytes, side: int, draw: CropDraw) -> Pixels:
     Raises:
         BrokenPictureError: as `decode`.
     """
-    pixels = decode(data)
-    top, left = draw.corner(pixels.shape[0], pixels.shape[1], side)
-    return filled(pixels[top : top + side, left : left + side], side)
+    pixels = _crop_jpeg(data, side, draw)
+    if pixels is None:
+        whole = decode(data)
+        top, left = draw.corner(whole.shape[0], whole.shape[1], side)
+        pixels = whole[top : top + side, left : left + side]
+    return filled(pixels, side)
 
 
 def filled(pixels: Pixels, side: int) -> Pixels:
@@ -78,6 +84,19 @@ def filled(pixels: Pixels, side: int) -> Pixels:
     if height == side and width == side:
         return pixels
     return np.pad(pixels, ((0, side - height), (0, side - width), (0, 0)), mode="symmetric")
+
+
+def _crop_jpeg(data: bytes, side: int, draw: CropDraw) -> Pixels | None:
+    """Return a JPEG's crop, at most (S, S, 3), by decoding little else; None: decode it whole."""
+    if not data.startswith(JPEG_MAGIC) or JPEG_END not in data[-JPEG_TAIL:]:
+        return None
+    try:
+        height, width = turbo.size(data)
+        _check_size(height, width)
+        top, left = draw.corner(height, width, side)
+        return turbo.crop(data, top, left, min(side, height), min(side, width))
+    except turbo.CannotCropError:
+        return None
 
 
 def _decode_jpeg(data: bytes) -> Pixels | None:
