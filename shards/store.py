@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import time
 from collections.abc import Callable
@@ -77,13 +78,13 @@ class Store:
             _retried(lambda: self._upload(name, lambda path: self._remote().pipe_file(path, data)))
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f".{name}.{os.getpid()}{PARTIAL}"
+        file, partial = open_partial(self.folder, name)
         try:
-            with partial.open("wb") as file:
+            with file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            self.settle(partial, name)
+                self.settle(partial, name)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -130,6 +131,17 @@ class Store:
         self._remote().makedirs(self.url, exist_ok=True)
         send(target + PARTIAL)
         self._remote().mv(target + PARTIAL, target)
+
+
+def open_partial(folder: Path, name: str) -> tuple[IO[bytes], Path]:
+    """Open a new file in `folder` that will become `name`; it is locked until it is closed."""
+    while True:
+        path = folder / f".{name.lstrip('.')}.{os.urandom(6).hex()}{PARTIAL}"
+        file = path.open("xb", buffering=1 << 20)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():  # else a sweep came between opening and locking
+            return file, path
+        file.close()
 
 
 def _retried(attempt: Callable[[], T]) -> T:

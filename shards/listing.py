@@ -1,0 +1,181 @@
+"""All pictures of a corpus in an order that mixes them, whatever their number, in little memory.
+
+Each key has a hash of 128 bits. Half of it places the sample in its split; the other half, mixed
+with the seed, places it in the order. So the order depends on the keys and the seed alone, not on
+how the corpus is stored, and it is an external sort:
+
+    sources -> batches -> runs of a million rows, each sorted, in files that vanish with the process
+            -> ranges of the order, each small enough to sort in memory -> the plan
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shards.sources.base import LISTING, Listed, Rows, Source
+
+RUN_ROWS = 1_000_000
+# The listing with what the hash of each key decides.
+ORDERED = LISTING.append(pa.field("order", pa.uint64())).append(pa.field("lot", pa.uint64()))
+Hashes = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A listed corpus: `run`s hold its rows, `facts` what each source said of itself.
+
+    Attributes:
+        digest: SHA-256-sized sum over all rows and captions: what the corpus holds, by name and
+            size, in whatever order.
+        stamp: the same with the times of change.
+    """
+
+    runs: list[pa.Table]
+    facts: list[Listed]
+    names: list[str]
+    rows: int
+    digest: str
+    stamp: str
+
+    @property
+    def ignored(self) -> int:
+        """Files that are not pictures."""
+        return sum(fact.ignored for fact in self.facts)
+
+    def ranges(self) -> Iterator[pa.Table]:
+        """Yield the rows in their order, about a million at a time."""
+        pieces = max(1, -(-self.rows // RUN_ROWS))
+        bounds = [piece * 2**64 // pieces for piece in range(pieces)] + [2**64]
+        columns = [run["order"].chunk(0).to_numpy() for run in self.runs if run.num_rows]
+        runs = [run for run in self.runs if run.num_rows]
+        for low, high in pairwise(bounds):
+            slices = []
+            for run, order in zip(runs, columns, strict=True):
+                start = int(np.searchsorted(order, np.uint64(low)))
+                stop = len(order)
+                if high < 2**64:
+                    stop = int(np.searchsorted(order, np.uint64(high)))
+                slices.append(run.slice(start, stop - start))
+            if slices:
+                yield _sorted(pa.concat_tables(slices))
+
+
+def list_corpus(sources: Sequence[Source], seed: int, scratch: Path | None) -> Corpus:
+    """Return the listing of `sources` in the order that `seed` gives.
+
+    Runs go to files under `scratch` (default: the system's) that have no name.
+
+    Raises:
+        ShardsError: a source cannot be listed.
+    """
+    sorter = _Sorter(seed, scratch)
+    facts = []
+    for number, source in enumerate(sources):
+        rows = Rows(number, sorter.take)
+        facts.append(source.list(rows))
+        rows.flush()
+    sorter.flush()
+    captions = _captions_digest(facts)
+    return Corpus(
+        sorter.runs,
+        facts,
+        [source.name for source in sources],
+        sorter.rows,
+        _hex(sorter.digest) + captions,
+        _hex(sorter.stamp) + captions,
+    )
+
+
+class _Sorter:
+    """Takes batches, hashes their rows, and keeps them as sorted runs."""
+
+    def __init__(self, seed: int, scratch: Path | None) -> None:
+        self.seed = seed
+        self.scratch = scratch
+        self.runs: list[pa.Table] = []
+        self.rows = 0
+        self.digest: Hashes = np.zeros(2, np.uint64)
+        self.stamp: Hashes = np.zeros(2, np.uint64)
+        self._waiting: list[pa.RecordBatch] = []
+        self._waiting_rows = 0
+
+    def take(self, batch: pa.RecordBatch) -> None:
+        """Add a batch of `LISTING`."""
+        hashes = hash_keys(batch["key"].to_pylist())
+        sizes = batch["size"].to_numpy().astype(np.uint64)
+        with np.errstate(over="ignore"):
+            content = np.stack([mix(lane ^ mix(sizes)) for lane in hashes.T])
+            times = mix(batch["mtime"].to_numpy().astype(np.uint64))
+            self.digest += content.sum(axis=1)
+            self.stamp += np.stack([mix(lane ^ times) for lane in content]).sum(axis=1)
+        order = mix(hashes[:, 1] ^ mix(np.full(1, self.seed, np.uint64)))
+        columns = [*batch.columns, pa.array(order), pa.array(hashes[:, 0])]
+        self._waiting.append(pa.RecordBatch.from_arrays(columns, schema=ORDERED))
+        self._waiting_rows += batch.num_rows
+        self.rows += batch.num_rows
+        if self._waiting_rows >= RUN_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Make a run of what was taken since the last one."""
+        table = _sorted(pa.Table.from_batches(self._waiting, schema=ORDERED))
+        self._waiting, self._waiting_rows = [], 0
+        self.runs.append(_spilled(table, self.scratch))
+
+
+def hash_keys(keys: Sequence[str]) -> Hashes:
+    """Return two 64-bit hashes of each key, shape (len(keys), 2): BLAKE2b, alike everywhere."""
+    digests = b"".join(hashlib.blake2b(key.encode(), digest_size=16).digest() for key in keys)
+    return np.frombuffer(digests, "<u8").astype(np.uint64).reshape(-1, 2)
+
+
+def mix(values: Hashes) -> Hashes:
+    """Return `values` mixed: the finaliser of SplitMix64 (Steele, Lea, Flood 2014), a bijection."""
+    with np.errstate(over="ignore"):
+        values = values + np.uint64(0x9E3779B97F4A7C15)
+        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return values ^ (values >> np.uint64(31))
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    by = ("order", "key", "source", "location", "offset")
+    order = pc.sort_indices(table, sort_keys=[(name, "ascending") for name in by])
+    return table.take(order).combine_chunks()
+
+
+def _spilled(table: pa.Table, scratch: Path | None) -> pa.Table:
+    """Return `table`, its memory mapped from a file without a name if it is a large one."""
+    if table.num_rows < RUN_ROWS:
+        return table
+    file: IO[bytes]
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+        file.flush()
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).read_all()
+
+
+def _captions_digest(facts: Sequence[Listed]) -> str:
+    """Return a short hash of the descriptions that came apart from the pictures."""
+    described: list[Any] = [[fact.captions, fact.columns, fact.classes] for fact in facts]
+    text = json.dumps(described, sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _hex(lanes: Hashes) -> str:
+    return "".join(f"{int(lane):016x}" for lane in lanes)

@@ -1,0 +1,127 @@
+"""What a split is made with: everything that decides its bytes, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from shards.errors import ShardsError
+
+CHECKS = ("full", "header", "none")
+# Twice Pillow's MAX_IMAGE_PIXELS, where it refuses to open a picture.
+MAX_AREA = 178_956_970
+DEDUPES = ("none", "exact", "near")
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything beside the source that decides the bytes of the shards.
+
+    Attributes:
+        split: name of the split, or several with their shares: "train=0.98,val=0.02".
+        seed: of the permutation that mixes the listing before it is cut into shards.
+        shard_size: bytes that a shard's tar stays under, where a single sample allows it.
+        min_side: pixels that a picture's shorter side must have.
+        max_area: pixels that a picture may have; larger ones are never decoded.
+        max_aspect: longer side over shorter side that a picture may have; 0: any.
+        check: "full" decodes every picture, "header" reads its header, "none" does so too but
+            keeps what it cannot read.
+        dedupe: "exact" rejects pictures whose bytes came earlier in the listing, "near" also
+            those that look the same.
+        labels: whether class folders become labels.
+    """
+
+    split: str = "train"
+    seed: int = 0
+    shard_size: int = 256_000_000
+    min_side: int = 256
+    max_area: int = MAX_AREA
+    max_aspect: float = 0.0
+    check: str = "full"
+    dedupe: str = "none"
+    labels: bool = True
+
+    def __post_init__(self) -> None:
+        parse_split(self.split)
+        for name, allowed in (("check", CHECKS), ("dedupe", DEDUPES)):
+            if getattr(self, name) not in allowed:
+                raise ShardsError(
+                    f"--{name} is {getattr(self, name)!r}: give one of {', '.join(allowed)}"
+                )
+        for name in ("shard_size", "max_area"):
+            if getattr(self, name) < 1:
+                raise ShardsError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.max_area > MAX_AREA:
+            raise ShardsError(f"--max-area must be at most {MAX_AREA}, the decoder's own limit")
+        for name in ("seed", "min_side", "max_aspect"):
+            if getattr(self, name) < 0:
+                raise ShardsError(f"--{name.replace('_', '-')} must not be negative")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Options:
+        """Return the options that `to_dict` gave; unknown names are of a later version."""
+        known = {one.name for one in fields(cls)}
+        return cls(**{name: value for name, value in given.items() if name in known})
+
+    def difference(self, other: Mapping[str, Any]) -> list[str]:
+        """Return, a phrase each, how `other` (options of before) differs from these."""
+        mine = self.to_dict()
+        return [
+            f"--{name.replace('_', '-')} was {other.get(name)!r} and is now {mine.get(name)!r}"
+            for name in sorted(mine.keys() | other.keys())
+            if mine.get(name) != other.get(name)
+        ]
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that `text` ("256MB", "1 GiB", "1000") means; raises ShardsError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in UNITS or not float(match[1]):
+        raise ShardsError(f"size {text!r} is not understood: write it like 256MB, 1GB or 500KiB")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """Return (I, N) of `I/N`, 0 <= I < N; raises ShardsError."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ShardsError(f"part {text!r} is not understood: write I/N with 0 <= I < N, like 0/8")
+    return int(match[1]), int(match[2])
+
+
+def parse_split(text: str) -> dict[str, float]:
+    """Return {name: share} of `train` or `train=0.98,val=0.02`; shares add up to 1.
+
+    Raises:
+        ShardsError: a name or a share is not understood.
+    """
+    names = [part.partition("=") for part in text.split(",")]
+    if len(names) == 1 and not names[0][1]:
+        shares = {names[0][0].strip(): 1.0}
+    else:
+        shares = {}
+        for name, _, share in names:
+            if not re.fullmatch(r"\d*\.?\d+", share.strip()) or name.strip() in shares:
+                raise ShardsError(_split_help(text))
+            shares[name.strip()] = float(share)
+    if not all(NAME.fullmatch(name) for name in shares) or not all(shares.values()):
+        raise ShardsError(_split_help(text))
+    if abs(sum(shares.values()) - 1) > 1e-6:
+        raise ShardsError(f"the shares of --split {text} add up to {sum(shares.values()):g}, not 1")
+    return shares
+
+
+def _split_help(text: str) -> str:
+    return (
+        f"--split {text!r} is not understood: write a name of letters, digits, - and _, "
+        "or names with shares, like train=0.98,val=0.02"
+    )

@@ -1,0 +1,81 @@
+"""Files that are being written: locked while their writer lives, so that others can tell.
+
+A killed process leaves its partial file behind, but not the lock on it: `sweep` removes such files
+and never one that somebody is writing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from shards.errors import ShardsRuntimeError
+from shards.store import PARTIAL, Store, open_partial
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def folder_for(store: Store) -> Path:
+    """Return the folder where files for `store` are written first: itself, if it is local."""
+    folder = store.folder
+    if folder is None:
+        folder = Path(tempfile.gettempdir()) / f"pipeline-shards-{os.getuid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def partial_file(store: Store, name: str) -> Iterator[tuple[IO[bytes], Path]]:
+    """Yield a new locked file that will become `name` in `store`; it is removed if it is left.
+
+    Raises:
+        ShardsRuntimeError: the disk is full.
+    """
+    folder = folder_for(store)
+    file, path = open_partial(folder, name)
+    try:
+        yield file, path
+    except OSError as error:
+        if error.errno in FULL:
+            raise ShardsRuntimeError(disk_full(folder)) from error
+        raise
+    finally:
+        # What a full disk could not take must not be flushed again when the file is closed.
+        with contextlib.suppress(OSError):
+            file.close()
+        path.unlink(missing_ok=True)
+
+
+def settle(store: Store, file: IO[bytes], path: Path, name: str) -> None:
+    """Flush the partial file to the disk and move it to its name."""
+    file.flush()
+    os.fsync(file.fileno())
+    store.settle(path, name)
+
+
+def sweep(store: Store, split: str) -> None:
+    """Remove the partial files of `split` that no living process writes."""
+    folder = folder_for(store)
+    for path in folder.glob(f".*{PARTIAL}"):
+        if not path.name.lstrip(".").startswith(split):
+            continue
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+    if store.folder is None:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def disk_full(folder: Path) -> str:
+    """Return the sentence for a full disk."""
+    return (
+        f"no space left to write in {folder}: free some, "
+        "then run the same command again; it goes on where it stopped"
+    )

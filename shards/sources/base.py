@@ -1,0 +1,232 @@
+"""What every source of pictures gives: a listing (a row a picture), and a picture's bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+# What a file's ending must be for the file to count as a picture.
+PICTURES = frozenset(
+    [
+        *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "dib", "tif", "tiff", "gif"),
+        *("ppm", "pgm", "pbm", "pnm", "avif", "jp2", "j2k", "jxl", "heic", "heif"),
+    ]
+)
+# Files beside a picture, of the same stem, that travel with it.
+SIDECARS = frozenset({"json", "txt", "cls"})
+
+BATCH_ROWS = 65_536
+
+SIBLING = pa.struct(
+    [("ext", pa.string()), ("location", pa.binary()), ("offset", pa.int64()), ("size", pa.int64())]
+)
+# A row a picture. `location`, `offset` and `size` say where its bytes are inside the source
+# (which number `source` counts); `size` is -1 when the picture is named but not there.
+LISTING = pa.schema(
+    [
+        ("key", pa.string()),
+        ("source", pa.int32()),
+        ("location", pa.binary()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("mtime", pa.int64()),
+        ("label", pa.string()),
+        ("siblings", pa.list_(SIBLING)),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where some bytes are inside a source."""
+
+    location: bytes
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the listing, as a reader takes it."""
+
+    key: str
+    picture: Part
+    label: str | None = None
+    siblings: tuple[tuple[str, Part], ...] = ()
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Entry:
+        """Return the entry of a listing's row."""
+        siblings = tuple(
+            (one["ext"], Part(one["location"], one["offset"], one["size"]))
+            for one in row["siblings"] or ()
+        )
+        picture = Part(row["location"], row["offset"], row["size"])
+        return cls(row["key"], picture, row["label"], siblings)
+
+
+@dataclass
+class Sample:
+    """A picture's bytes as they are in the source, and what travels with it.
+
+    `fields` maps an ending ("json", "txt", "cls", ...) to bytes; `meta` holds columns to add
+    to the JSON.
+    """
+
+    data: bytes
+    fields: dict[str, bytes] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class UnreadableError(Exception):
+    """A picture's bytes cannot be had; its message becomes the detail of the reject."""
+
+
+class Reader(Protocol):
+    """Reads pictures of one source; belongs to one process, may be used by its threads."""
+
+    def read(self, entry: Entry) -> Sample:
+        """Return the bytes of `entry`; raises UnreadableError, or ShardsError if it changed."""
+
+    def close(self) -> None:
+        """Give back what was opened."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a source knows once all its pictures are listed.
+
+    Attributes:
+        ignored: files that are not pictures and do not travel with one.
+        labelled: whether the labels given with the rows are meant as classes.
+        classes: the labels in the order of their numbers, where the source knows one.
+        captions: captions by file name (or path) of the picture.
+        columns: further columns by file name (or path) of the picture.
+    """
+
+    ignored: int = 0
+    labelled: bool = False
+    classes: tuple[str, ...] = ()
+    captions: Mapping[str, list[str]] = field(default_factory=dict)
+    columns: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """A place that pictures come from. Pickles small: workers open their own reader."""
+
+    @property
+    def name(self) -> str:
+        """Short name, without the machine's paths."""
+
+    def list(self, rows: Rows) -> Listed:
+        """Add every picture to `rows`, in any order; raises ShardsError."""
+
+    def reader(self) -> Reader:
+        """Open the source for reading."""
+
+
+def stem_and_ending(path: str) -> tuple[str, str]:
+    """Return `path` without its last ending, and that ending in lower case: ("a/b", "jpg")."""
+    folder, slash, name = path.rpartition("/")
+    stem, dot, ending = name.rpartition(".")
+    if not dot or not stem:
+        return path, ""
+    return folder + slash + stem, ending.lower()
+
+
+def is_picture(path: str) -> bool:
+    """Whether `path` looks like a picture that someone meant: not hidden, a known ending."""
+    if any(part.startswith(".") or part == "__MACOSX" for part in path.split("/")):
+        return False
+    return stem_and_ending(path)[1] in PICTURES
+
+
+def clean_key(stem: str) -> str:
+    """Return a WebDataset key for the path `stem`: no dot, control or undecodable character."""
+    parts = PurePosixPath(stem.replace("\\", "/")).parts
+    key = "/".join(part for part in parts if part not in ("/", ".."))
+    return re.sub(r"[.\x00-\x1f\x7f\ud800-\udfff]", "_", key)
+
+
+def encode_path(path: str) -> bytes:
+    """Return a file system path as bytes, whatever it holds."""
+    return path.encode("utf-8", "surrogateescape")
+
+
+def decode_path(location: bytes) -> str:
+    """Return the path that `encode_path` encoded."""
+    return location.decode("utf-8", "surrogateescape")
+
+
+class Rows:
+    """Takes the rows of a listing one by one and hands them on in batches: little memory."""
+
+    def __init__(self, number: int, sink: Callable[[pa.RecordBatch], None]) -> None:
+        self.number = number
+        self._sink = sink
+        self._columns = _empty()
+
+    def add(
+        self,
+        key: str,
+        picture: Part,
+        *,
+        mtime: int = 0,
+        label: str | None = None,
+        siblings: Sequence[tuple[str, Part]] = (),
+    ) -> None:
+        """Add a picture."""
+        row = self._columns
+        row["key"].append(key)
+        row["source"].append(self.number)
+        row["location"].append(picture.location)
+        row["offset"].append(picture.offset)
+        row["size"].append(picture.size)
+        row["mtime"].append(mtime)
+        row["label"].append(label)
+        row["siblings"].append([_as_row(ext, part) for ext, part in siblings] or None)
+        if len(row["key"]) >= BATCH_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand on what was added since the last batch."""
+        if self._columns["key"]:
+            self._sink(pa.RecordBatch.from_pydict(self._columns, schema=LISTING))
+            self._columns = _empty()
+
+
+def _as_row(ext: str, part: Part) -> dict[str, Any]:
+    return {"ext": ext, "location": part.location, "offset": part.offset, "size": part.size}
+
+
+def _empty() -> dict[str, list[Any]]:
+    return {name: [] for name in LISTING.names}
+
+
+class ClassFolders:
+    """Finds out, path by path, whether pictures lie in class folders.
+
+    They do when each lies in a folder directly under the root, there are two at least, and none
+    has a description of its own beside it.
+    """
+
+    def __init__(self) -> None:
+        self._folders: set[str] = set()
+        self._otherwise = False
+
+    def label(self, path: str, described: bool) -> str | None:
+        """Return the class that the picture at `path` would have."""
+        folder, slash, name = path.partition("/")
+        if not slash or "/" in name or described:
+            self._otherwise = True
+            return None
+        self._folders.add(folder)
+        return folder
+
+    def __bool__(self) -> bool:
+        return not self._otherwise and len(self._folders) > 1

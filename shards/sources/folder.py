@@ -1,0 +1,161 @@
+"""A folder of pictures, listed by several threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.errors import ShardsError
+from shards.sources.base import (
+    SIDECARS,
+    ClassFolders,
+    Entry,
+    Listed,
+    Part,
+    Rows,
+    Sample,
+    UnreadableError,
+    clean_key,
+    decode_path,
+    encode_path,
+    is_picture,
+    stem_and_ending,
+)
+
+THREADS = 8
+# A file found: path under the root, size in bytes, time of change in ns.
+Found = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """All pictures under `root`; files of the same stem (.json, .txt, .cls) travel with them."""
+
+    root: str
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return Path(self.root).resolve().name
+
+    def list(self, rows: Rows) -> Listed:
+        """Add the pictures under the root, folder by folder."""
+        classes, ignored = ClassFolders(), 0
+        for files in scan(Path(self.root)):
+            ignored += add_files(rows, files, classes)
+        return Listed(ignored, labelled=bool(classes))
+
+    def reader(self) -> FolderReader:
+        """Open the folder for reading."""
+        return FolderReader(self.root)
+
+
+class FolderReader:
+    """Reads files under a root."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def read(self, entry: Entry) -> Sample:
+        """Return the file's bytes and those of its siblings."""
+        fields = {ext: self._bytes(part) for ext, part in entry.siblings}
+        return Sample(self._bytes(entry.picture), fields)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _bytes(self, part: Part) -> bytes:
+        path = os.path.join(self.root, decode_path(part.location))  # noqa: PTH118 - hot path
+        try:
+            with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+                data = file.read()
+        except FileNotFoundError:
+            raise ShardsError(changed(path, "is gone")) from None
+        except OSError as error:
+            raise UnreadableError(error.strerror or str(error)) from None
+        if len(data) != part.size:
+            raise ShardsError(changed(path, f"had {part.size} bytes and has {len(data)}"))
+        return data
+
+
+def changed(path: str, how: str) -> str:
+    """Return the sentence for a source that changed between listing and reading."""
+    return f"the source changed while it was read: {path} {how}; run again with --fresh"
+
+
+def add_files(rows: Rows, files: list[Found], classes: ClassFolders) -> int:
+    """Add the pictures among `files` (of one folder) to `rows`; return how many files were left.
+
+    A file of another kind counts as left aside unless it travels with a picture.
+    """
+    beside: dict[str, list[tuple[str, Part]]] = {}
+    for path, size, _ in files:
+        stem, ending = stem_and_ending(path)
+        if ending in SIDECARS:
+            beside.setdefault(stem, []).append((ending, Part(encode_path(path), 0, size)))
+    used: set[bytes] = set()
+    pictures = 0
+    for path, size, mtime in files:
+        if not is_picture(path):
+            continue
+        pictures += 1
+        stem = stem_and_ending(path)[0]
+        siblings = beside.get(stem, ())
+        used.update(part.location for _, part in siblings)
+        label = classes.label(path, described=bool(siblings))
+        part = Part(encode_path(path), 0, size)
+        rows.add(clean_key(stem), part, mtime=mtime, label=label, siblings=siblings)
+    return len(files) - pictures - len(used)
+
+
+def scan(root: Path) -> Iterator[list[Found]]:
+    """Yield the files under `root`, a list a folder, in any order.
+
+    Links to files are followed; links to folders too, but never to a folder above.
+
+    Raises:
+        ShardsError: a folder cannot be read.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        waiting: set[Future[tuple[list[Found], list[str]]]] = {pool.submit(_scan_one, root, "")}
+        while waiting:
+            ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in ready:
+                files, folders = future.result()
+                waiting |= {pool.submit(_scan_one, root, name) for name in folders}
+                yield files
+
+
+def _scan_one(root: Path, folder: str) -> tuple[list[Found], list[str]]:
+    try:
+        with os.scandir(root / folder) as entries:
+            return _sort_out(root, f"{folder}/" if folder else "", entries)
+    except OSError as error:
+        raise ShardsError(f"cannot read folder {root / folder}: {error.strerror}") from error
+
+
+def _sort_out(
+    root: Path, prefix: str, entries: Iterable[os.DirEntry[str]]
+) -> tuple[list[Found], list[str]]:
+    files: list[Found] = []
+    folders: list[str] = []
+    for entry in entries:
+        path = prefix + entry.name
+        if entry.is_dir():
+            if not (entry.is_symlink() and _leads_up(root / path)):
+                folders.append(path)
+            continue
+        try:
+            status = entry.stat()
+        except FileNotFoundError:  # a dangling link: named, but not there
+            files.append((path, -1, 0))
+        else:
+            files.append((path, status.st_size, status.st_mtime_ns))
+    return files, folders
+
+
+def _leads_up(link: Path) -> bool:
+    return link.parent.resolve().is_relative_to(link.resolve())
