@@ -1,0 +1,41 @@
+"""What can be found wrong before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.codec import CCAConfig, CodecError
+from recipes.data import check_batch, check_shards, held_out
+from recipes.module import model_config
+from recipes.schema import RecipeError, Run
+
+
+def before_work(runs: Sequence[Run]) -> None:
+    """Raise `RecipeError` for what no run could get past; needs no processes."""
+    for run in runs:
+        config = _config(run)
+        if run.parent is not None and _config(run.parent) != config:
+            raise RecipeError(
+                f"{run.id} starts from {run.parent.id}, which has another architecture: give both"
+                " stages the same `model`"
+            )
+        if run.parent is not None and run.parent not in runs and not run.parent.complete:
+            raise RecipeError(
+                f"{run.id} starts from {run.parent.id}, which is not trained yet:"
+                f" train stage {run.parent.stage.name} first"
+            )
+        check_shards(run)
+        held_out(run)
+
+
+def for_processes(runs: Sequence[Run], world_size: int) -> None:
+    """Raise `RecipeError` when the processes can't share a batch."""
+    for run in runs:
+        check_batch(run, world_size)
+
+
+def _config(run: Run) -> CCAConfig:
+    try:
+        return model_config(run.model)
+    except CodecError as error:
+        raise RecipeError(f"stage {run.stage.name}: model: {error}") from error

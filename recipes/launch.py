@@ -1,0 +1,113 @@
+"""Start the processes' common ground, and refuse launches that would train several models apart."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recipes.schema import Recipe, RecipeError
+
+
+def start(recipe: Recipe) -> Any:
+    """Return an `Accelerator` for the way this process was launched.
+
+    Raises `RecipeError` when fewer processes train together than were asked for.
+    """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    cpu = not torch.cuda.is_available()
+    sharded = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    settings: dict[str, Any] = {}
+    if cpu and sharded:
+        # Accelerate would believe in one process, and DeepSpeed would compile for a minute.
+        settings["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
+        _without_compiled_communication()
+    elif cpu:
+        settings["cpu"] = True
+    accelerator = Accelerator(
+        gradient_accumulation_steps=recipe.speed.accumulate,
+        step_scheduler_with_optimizer=False,
+        **settings,
+    )
+    check_together(accelerator.num_processes, recipe.processes, os.environ, parent_command())
+    return accelerator
+
+
+def _without_compiled_communication() -> None:
+    from deepspeed import ops
+
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def check_together(
+    together: int,
+    recipe_processes: int | None,
+    environment: Mapping[str, str],
+    parent: Sequence[str],
+) -> None:
+    """Raise `RecipeError` unless as many processes train `together` as anyone asked for."""
+    asked = {
+        "the recipe's processes": recipe_processes,
+        "the launcher (WORLD_SIZE)": _number(environment.get("WORLD_SIZE")),
+        "accelerate launch (--num_processes)": processes_asked(parent),
+    }
+    for who, count in asked.items():
+        if count is not None and count != together:
+            raise RecipeError(
+                f"{who} asked for {count} processes, but {together} would train here, each"
+                f" launch its own model: use `pipeline train`, or on a CPU `ACCELERATE_USE_CPU="
+                f"true accelerate launch --multi_gpu --num_processes {count} ...`"
+            )
+
+
+def processes_asked(command: Sequence[str]) -> int | None:
+    """Return the number of processes that an `accelerate launch` command line asks for."""
+    words = list(command)
+    if not any("accelerate" in word for word in words) or "launch" not in " ".join(words):
+        return None
+    script = next((i for i, word in enumerate(words) if word.endswith("train.py")), len(words))
+    options = _options(words[:script])
+    if "num_processes" in options:
+        return _number(options["num_processes"])
+    if "config_file" in options:
+        return _configured(Path(options["config_file"]))
+    return None
+
+
+def _options(words: Sequence[str]) -> dict[str, str]:
+    options = {}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            options[name.replace("-", "_")] = value if equals else following
+    return options
+
+
+def _configured(path: Path) -> int | None:
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError):
+        return None
+    return _number(config.get("num_processes")) if isinstance(config, dict) else None
+
+
+def parent_command() -> list[str]:
+    """Return the command line of the process that started this one; [] where it can't be seen."""
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+    return [word.decode(errors="replace") for word in words]
+
+
+def _number(value: object) -> int | None:
+    try:
+        return int(str(value))
+    except ValueError:
+        return None

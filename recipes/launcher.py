@@ -1,0 +1,46 @@
+"""Run `accelerate launch` for `pipeline train`: pass on the processes' own exit code, no traceback.
+
+The launchers behind `accelerate launch` exit with 1 whatever happened, print a traceback over the
+sentence that training has printed, and die of SIGUSR1. This one leaves signals to the processes
+that train.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+
+FAILURE = 1
+
+
+def main() -> int:
+    """Launch what the command line says; return the first failed process's exit code."""
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    arguments = launch_command_parser().parse_args()
+    try:
+        launch_command(arguments)
+    except subprocess.CalledProcessError as error:
+        return _code(error.returncode)
+    except ChildFailedError as error:
+        return _code(error.get_first_failure()[1].exitcode)
+    return 0
+
+
+def _code(exitcode: int) -> int:
+    """Return an exit code that a process may have; one that died of a signal has failed."""
+    if exitcode < 0:
+        name = signal.Signals(-exitcode).name
+        sys.stderr.write(f"train: a training process died of {name}; start again to go on\n")
+        return FAILURE
+    return exitcode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

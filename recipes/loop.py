@@ -1,0 +1,291 @@
+"""The training loop: one run of a stage, from its first step or from a checkpoint to its model.
+
+Every process does the same steps; what depends on one process alone (a signal, the clock, a loss
+that is not finite) is agreed on once a step, with the metrics. Only the first process writes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipes import checkpoint, results
+from recipes.console import Report
+from recipes.data import Feed, held_out
+from recipes.health import Watch
+from recipes.losses import Weights
+from recipes.meter import Meter
+from recipes.module import METRICS, TrainingModule, build
+from recipes.noise import address, draw_noise
+from recipes.optim import NonFiniteError, make_optimizer, set_learning_rate
+from recipes.schema import RecipeError, Run
+from recipes.signals import StopRequest
+from recipes.state import gather, restore
+from recipes.validate import evaluate
+from shards import Batch
+
+log = logging.getLogger(__name__)
+
+
+class TrainingError(RuntimeError):
+    """Training can't go on; the message says why and what was kept."""
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop
+    """A run was asked to stop, and has kept its state."""
+
+
+@dataclass
+class Session:
+    """What the runs of one launch share."""
+
+    accelerator: Any
+    stop: StopRequest
+    report: Report
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes."""
+        return bool(self.accelerator.is_main_process)
+
+
+@dataclass
+class Memory:
+    """What a run remembers beside weights: kept in checkpoints, the same on all processes."""
+
+    step: int = 0
+    best: float = math.inf
+    evaluations_since_best: int = 0
+    ended: bool = False
+    cost: float | None = field(default=None)
+
+
+class Trainer:
+    """Trains one run."""
+
+    def __init__(self, run: Run, session: Session) -> None:
+        """Build the model, or restore the newest checkpoint; nothing is written yet."""
+        self.run, self.session = run, session
+        accelerator = session.accelerator
+        self.device: torch.device = accelerator.device
+        self.feed = Feed(run, accelerator.process_index, accelerator.num_processes)
+        self.pictures = held_out(run)
+        self.memory = Memory()
+        self.module: TrainingModule = build(run)
+        self.config = self.module.model.config
+        self._place()
+        self.optimizer = make_optimizer(
+            self.module.groups(), run.stage, fused=run.recipe.speed.fused
+        )
+        self._restore()
+        self.wrapped, self.stepper = accelerator.prepare(self.module, self.optimizer)
+        self.writer = checkpoint.Writer(run.recipe.checkpoint.background)
+        self.watch = Watch(run)
+        self.meter = Meter(run.stage.batch)
+        self.results = results.Results(run, self.feed.digest) if session.main else None
+
+    def _place(self) -> None:
+        self.module.to(self.device)
+        if self.run.recipe.speed.channels_last:
+            self.module.to(memory_format=torch.channels_last)
+        self.module.train()
+
+    def _restore(self) -> None:
+        newest = checkpoint.read_newest(self.run.folder)
+        if newest is None:
+            return
+        kept, tensors = newest
+        check_same(self.run, kept.about, self.feed.digest)
+        self.memory = Memory(**kept.about["memory"])
+        restore(self.module, self.optimizer, tensors, self.memory.step)
+        if self.session.main:
+            log.info("%s: goes on from step %d", self.run.id, self.memory.step)
+
+    def train(self) -> None:
+        """Train to the last step and write the model; raises `Interrupted` when asked to stop."""
+        self._open()
+        status = "FAILED"
+        try:
+            self._steps()
+            self._finish()
+            status = "FINISHED"
+        except (Interrupted, KeyboardInterrupt):
+            status = "KILLED"
+            raise
+        finally:
+            self.feed.close()
+            self.writer.close()
+            if self.results is not None:
+                self.results.close(status)
+
+    def _open(self) -> None:
+        if self.results is not None:
+            checkpoint.clean(self.run.folder)
+            self.results.open()
+        self.session.accelerator.wait_for_everyone()
+        self.saved_at = time.monotonic()
+
+    def _steps(self) -> None:
+        total = self.run.stage.steps
+        batches = self.feed.from_step(self.memory.step)
+        while self.memory.step < total and not self.memory.ended:
+            with self.meter.waiting():
+                batch = next(batches)
+            try:
+                asked = self._step(batch)
+            except NonFiniteError as error:
+                raise self._broken(batch, error) from error
+            self.memory.step += 1
+            self.memory.cost = None
+            self._after_step(asked)
+
+    def _step(self, batch: Batch) -> Mapping[str, float]:
+        """Do one optimizer step; return its metrics and what the processes agreed on."""
+        step, accelerator = self.memory.step, self.session.accelerator
+        rate = set_learning_rate(self.optimizer, self.run.stage, step)
+        weights = Weights.at(step, self.run.rate_weight, self.run.cca)
+        parts = self.run.recipe.speed.accumulate
+        totals = torch.zeros(len(METRICS), device=self.device)
+        agreed: dict[str, float] = {}
+        for number, (x, noise_at) in enumerate(self._parts(batch, step)):
+            noise = draw_noise(self.config, self.run.stage.crop, noise_at, self.device)
+            with accelerator.accumulate(self.wrapped):
+                loss, metrics = self.wrapped(x, noise, weights)
+                totals += metrics / parts
+                if number == parts - 1:
+                    agreed = self._agree(totals)
+                accelerator.backward(loss)
+                self.stepper.step()
+                self.stepper.zero_grad()
+        norms = {f"gradient_{name}": norm for name, norm in self.optimizer.norms.items()}
+        return agreed | norms | {"lr": rate}
+
+    def _parts(self, batch: Batch, step: int) -> Iterator[tuple[Tensor, list[int]]]:
+        """Yield the pieces of this process's batch, with the addresses of their noise."""
+        size = self.feed.local // self.run.recipe.speed.accumulate
+        for start in range(0, self.feed.local, size):
+            x = batch.images[start : start + size].to(self.device, non_blocking=True).float() / 255
+            if self.run.recipe.speed.channels_last:
+                x = x.contiguous(memory_format=torch.channels_last)
+            first = self.feed.first + start
+            seeds = [
+                address(self.run.recipe.seed, "noise", self.run.id, step, first + i)
+                for i in range(size)
+            ]
+            yield x, seeds
+
+    def _agree(self, totals: Tensor) -> dict[str, float]:
+        """Return metrics averaged over all processes, and whether any wants to stop or save."""
+        minutes = (time.monotonic() - self.saved_at) / 60
+        due = self.session.main and minutes >= self.run.recipe.checkpoint.every_minutes
+        flags = totals.new_tensor([float(bool(self.session.stop)), float(due)])
+        vector = self.session.accelerator.reduce(torch.cat([totals, flags]), reduction="mean")
+        agreed = dict(zip((*METRICS, "stop", "due"), vector.tolist(), strict=True))
+        if not math.isfinite(agreed["loss"]):
+            raise NonFiniteError("the loss is not finite")
+        return agreed
+
+    def _after_step(self, found: Mapping[str, float]) -> None:
+        step, recipe = self.memory.step, self.run.recipe
+        last = step == self.run.stage.steps
+        self.meter.step()
+        self.watch.check(step, found)
+        if self.results is not None and (step % recipe.tracking.every_steps == 0 or last):
+            self.results.log(step, found, self.meter)
+        self.session.report(step, self.run.stage.steps, self.meter.note(found, step, self.run))
+        better = (step % recipe.evaluate_every == 0 or last) and self._evaluate()
+        stop = found["stop"] > 0
+        save = step % recipe.checkpoint.every_steps == 0 or found["due"] > 0
+        if save or last or stop or self.memory.ended or (better and recipe.checkpoint.keep_best):
+            self._save()
+        if stop and not (last or self.memory.ended):
+            self.writer.wait()
+            raise Interrupted(f"{self.run.id}: stopped at step {step} as asked, state kept")
+
+    def _evaluate(self) -> bool:
+        """Evaluate on the held-out pictures; return whether the cost is the stage's lowest."""
+        if not self.pictures:
+            return False
+        model = self.session.accelerator.unwrap_model(self.wrapped).model
+        means = evaluate(model, self.run, self.pictures, self.session.accelerator)
+        memory, plateau = self.memory, self.run.stage.plateau
+        memory.cost = means["cost"]
+        if self.results is not None:
+            self.results.log_held_out(memory.step, means)
+        margin = plateau.improvement if plateau else 0.0
+        better = means["cost"] < memory.best * (1 - margin)
+        memory.best = min(memory.best, means["cost"])
+        memory.evaluations_since_best = 0 if better else memory.evaluations_since_best + 1
+        if plateau and memory.evaluations_since_best >= plateau.patience:
+            memory.ended = True
+        return better
+
+    def _save(self) -> None:
+        """Copy the state; the first process writes it, in the background if so wanted."""
+        self.writer.wait()
+        tensors = gather(self.module, self.optimizer)
+        self.saved_at = time.monotonic()
+        if self.results is None:
+            return
+        about, keep = self._about(), self.run.recipe.checkpoint
+
+        def work() -> None:
+            checkpoint.write(self.run.folder, tensors, about)
+            checkpoint.prune(self.run.folder, keep.keep, keep.keep_best)
+
+        self.writer.submit(work)
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "step": self.memory.step,
+            "cost": self.memory.cost,
+            "memory": dict(vars(self.memory)),
+            "decisive": self.run.decisive(),
+            "data_digest": self.feed.digest,
+            "recipe_digest": self.run.recipe.digest,
+        }
+
+    def _finish(self) -> None:
+        tensors = gather(self.module, self.optimizer)
+        self.writer.wait()
+        if self.results is not None:
+            self.results.finish(self.module, tensors, self.memory.step)
+        self.session.accelerator.wait_for_everyone()
+
+    def _broken(self, batch: Batch, error: NonFiniteError) -> TrainingError:
+        """Keep what reproduces a step that can't be taken; return the error that says so."""
+        folder = self.run.folder / f"failure-step-{self.memory.step:08d}"
+        tensors = gather(self.module, self.optimizer)
+        if self.results is not None:
+            self.results.keep_failure(folder, tensors, self._about())
+        rank = self.session.accelerator.process_index
+        results.keep_batch(folder / f"batch-{rank}.safetensors", batch)
+        return TrainingError(
+            f"{self.run.id}: {error} at step {self.memory.step}, on {', '.join(batch.keys)};"
+            f" nothing was stepped, the state and the batch are in {folder}"
+        )
+
+
+def check_same(run: Run, about: Mapping[str, Any], data_digest: str) -> None:
+    """Raise `RecipeError` when a checkpoint was made under other settings or from other shards."""
+    now, then = json.loads(json.dumps(run.decisive())), about["decisive"]
+    changed = [key for key in now if now[key] != then.get(key)]
+    if changed:
+        differences = ", ".join(f"{key} was {then.get(key)} and is {now[key]}" for key in changed)
+        raise RecipeError(
+            f"{run.folder} was begun with other settings ({differences}): restore them, or give"
+            " another out="
+        )
+    if about["data_digest"] != data_digest:
+        raise RecipeError(
+            f"the shards in {run.recipe.data.train} have changed since {run.folder} was begun:"
+            " restore them, or give another out="
+        )

@@ -1,0 +1,108 @@
+"""The loss of a training pass: rate, distortion and the causal context adjustment term.
+
+With bits counted per pixel of the batch, D the weighted distortion, w_R the rate weight, w_M and
+w_A the weights of the two halves of the CCA term:
+
+    off:          D + w_R (R_y + R_z)
+    adversarial:  D + w_R (R_y + R_z) + w_M R_y + R_aux, in which the gradient of R_aux is
+                  multiplied by -w_A where it leaves the auxiliary model
+    published:    D + w_R (R_y + R_z) + w_M (R_y - R_aux) + L_aux, L_aux the cross-entropy of the
+                  auxiliary likelihoods against the factorised density; nothing is detached
+
+Source: Han et al., arXiv 2410.04847; the gradient reversal is Ganin and Lempitsky's (2015).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pytorch_msssim import ms_ssim
+from torch import Tensor
+
+from pipeline.codec import AuxiliaryEntropyModel, CCAOutput, HyperOutput, Noise
+from pipeline.codec.densities import LIKELIHOOD_BOUND
+from recipes.schema import Cca, Loss
+
+
+class _Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
+        ctx.weight = weight
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * -ctx.weight, None
+
+
+def reverse_gradient(x: Tensor, weight: float) -> Tensor:
+    """Return x; its gradient is multiplied by -`weight` on the way back."""
+    reversed_: Tensor = _Reverse.apply(x, weight)  # type: ignore[no-untyped-call]
+    return reversed_
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights that hold at a step: of the rate, and of the two halves of the CCA term."""
+
+    rate: float
+    main: float
+    auxiliary: float
+
+    @classmethod
+    def at(cls, step: int, rate_weight: float, cca: Cca) -> Weights:
+        """Return the weights of step `step`, the first being 0."""
+        grown = min(1.0, (step + 1) / cca.warmup) if cca.warmup else 1.0
+        scale = grown * (rate_weight if cca.proportional else 1.0)
+        auxiliary = cca.weight if cca.auxiliary_weight is None else cca.auxiliary_weight
+        return cls(rate_weight, cca.weight * scale, auxiliary * scale)
+
+
+def bits_per_pixel(likelihoods: Tensor, pixels: int) -> Tensor:
+    """Return -sum log2 of `likelihoods`, divided by `pixels`."""
+    return -likelihoods.log2().sum() / pixels
+
+
+def clamp_share(likelihoods: Tensor) -> Tensor:
+    """Return the share of `likelihoods` that lie at their lower bound."""
+    return (likelihoods <= LIKELIHOOD_BOUND).float().mean()
+
+
+def distortion(x: Tensor, x_hat: Tensor, kind: str, loss: Loss) -> tuple[Tensor, Tensor]:
+    """Return the weighted distortion and the mean squared error of x_hat, both (N, 3, H, W)."""
+    error = (x - x_hat).square().mean()
+    if kind == "mse":
+        return loss.mse_weight * 255**2 * error, error.detach()
+    return loss.ms_ssim_weight * (1 - ms_ssim(x_hat, x, data_range=1.0)), error.detach()
+
+
+def auxiliary_terms(
+    auxiliary: AuxiliaryEntropyModel, output: CCAOutput, noise: Noise, cca: Cca, weights: Weights
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return what the CCA term adds to the loss beyond the rate of y, and its metrics.
+
+    The batch's pictures are counted by the shape of y: 16 x 16 pixels to a position.
+    """
+    pixels = output.x_hat.shape[0] * output.x_hat.shape[2] * output.x_hat.shape[3]
+    published = cca.mode == "published"
+    y, hyper = output.y, output.hyper
+    if not published:
+        y, hyper = _turned(y, hyper, cca, weights.auxiliary)
+    result = auxiliary(y, hyper, noise, factorized=published)
+    rate = bits_per_pixel(result.likelihoods_y, pixels)
+    metrics = {"r_aux": rate, "clamp_share": clamp_share(result.likelihoods_y)}
+    if not published:
+        return rate, metrics
+    cross = -(result.likelihoods_y * result.likelihoods_factorized.log2()).sum() / pixels
+    return cross - weights.main * rate, metrics | {"l_aux": cross}
+
+
+def _turned(y: Tensor, hyper: HyperOutput, cca: Cca, weight: float) -> tuple[Tensor, HyperOutput]:
+    """Return what enters the auxiliary model, with the gradient that leaves it turned round."""
+    y = reverse_gradient(y, weight)
+    if cca.hyper == "detached":
+        return y, HyperOutput(hyper.mean.detach(), hyper.scale.detach())
+    mean, scale = (reverse_gradient(part, weight) for part in (hyper.mean, hyper.scale))
+    return y, HyperOutput(mean, scale)

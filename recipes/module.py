@@ -1,0 +1,168 @@
+"""The model and its auxiliary model as one module whose forward gives the loss.
+
+One module, because data-parallel and sharding wrappers see parameters only through the forward
+of what they wrap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.codec import (
+    AuxiliaryEntropyModel,
+    CCAConfig,
+    CCAModel,
+    Noise,
+    load_auxiliary,
+    load_model,
+)
+from recipes.losses import Weights, auxiliary_terms, bits_per_pixel, clamp_share, distortion
+from recipes.schema import RecipeError, Run
+
+# What every training pass reports, in this order: processes add their vectors up.
+METRICS = (
+    "loss",
+    "cost",
+    "distortion",
+    "mse",
+    "bpp",
+    "r_main",
+    "r_z",
+    "r_aux",
+    "gap",
+    "l_aux",
+    "clamp_share",
+    "clamp_share_main",
+)
+
+
+def model_config(model: str | Mapping[str, Any]) -> CCAConfig:
+    """Return the architecture that a recipe's `model` names; raises `CodecError`."""
+    if model == "paper":
+        return CCAConfig()
+    if model == "tiny":
+        return CCAConfig.tiny()
+    assert isinstance(model, Mapping)
+    return CCAConfig.from_mapping(dict(model))
+
+
+class TrainingModule(nn.Module):
+    """What is trained in a run: `model`, and beside it `auxiliary` unless the CCA term is off."""
+
+    def __init__(self, run: Run, model: CCAModel, auxiliary: AuxiliaryEntropyModel | None) -> None:
+        super().__init__()
+        self.model = model
+        self.auxiliary = auxiliary
+        self.run = run
+        freeze(self, run)
+
+    def forward(self, x: Tensor, noise: Noise, weights: Weights) -> tuple[Tensor, Tensor]:
+        """Return the loss of pictures x, (N, 3, H, W) in [0, 1], and the `METRICS` as a vector."""
+        run, output = self.run, self.model(x, noise)
+        pixels = x.shape[0] * x.shape[2] * x.shape[3]
+        distorted, error = distortion(x, output.x_hat, run.stage.distortion, run.recipe.loss)
+        r_main = bits_per_pixel(output.likelihoods["y"], pixels)
+        r_z = bits_per_pixel(output.likelihoods["z"], pixels)
+        cost = distorted + weights.rate * (r_main + r_z)
+        loss, quantiles = cost, self.model.quantile_loss()
+        found = {
+            "distortion": distorted,
+            "mse": error,
+            "bpp": r_main + r_z,
+            "r_main": r_main,
+            "r_z": r_z,
+            "clamp_share_main": clamp_share(output.likelihoods["y"]),
+        }
+        if self.auxiliary is not None:
+            extra, more = auxiliary_terms(self.auxiliary, output, noise, run.cca, weights)
+            loss = loss + weights.main * r_main + extra
+            if run.cca.mode == "published":
+                quantiles = quantiles + self.auxiliary.quantile_loss()
+            found |= more | {"gap": more["r_aux"] - r_main}
+        found |= {"loss": loss, "cost": cost}
+        zero = loss.new_zeros(())
+        return loss + quantiles, torch.stack([found.get(name, zero).detach() for name in METRICS])
+
+    def groups(self) -> Iterator[dict[str, Any]]:
+        """Yield the groups of trained parameters: weights of each model, and the quantiles."""
+        quantiles = {id(parameter) for parameter in self.quantiles()}
+        for name, part in (("main", self.model), ("auxiliary", self.auxiliary)):
+            weights = [
+                parameter
+                for parameter in (part.parameters() if part is not None else ())
+                if parameter.requires_grad and id(parameter) not in quantiles
+            ]
+            if weights:
+                yield {"name": name, "params": weights}
+        trained = [parameter for parameter in self.quantiles() if parameter.requires_grad]
+        if trained:
+            yield {"name": "quantiles", "params": trained}
+
+    def quantiles(self) -> list[nn.Parameter]:
+        """Return the parameters that the quantile losses alone train."""
+        auxiliary = self.auxiliary.quantiles() if self.auxiliary is not None else []
+        return [*self.model.quantiles(), *auxiliary]
+
+
+def build(run: Run) -> TrainingModule:
+    """Return the run's module as it is before its first step.
+
+    It has its parent's weights, or random ones that the recipe's seed decides. Raises
+    `RecipeError` when the parent has not been trained or has another architecture.
+    """
+    config = model_config(run.model)
+    torch.manual_seed(run.recipe.seed)
+    model: CCAModel = CCAModel(config)
+    auxiliary = None if run.cca.mode == "off" else AuxiliaryEntropyModel(config)
+    if run.parent is not None:
+        _inherit(run, run.parent, model, auxiliary)
+    return TrainingModule(run, model, auxiliary)
+
+
+def _inherit(
+    run: Run, parent: Run, model: CCAModel, auxiliary: AuxiliaryEntropyModel | None
+) -> None:
+    if not (parent.folder / "model.safetensors").is_file():
+        raise RecipeError(
+            f"{run.id} starts from {parent.id}, which has no trained model in {parent.folder}:"
+            f" train stage {parent.stage.name} first"
+        )
+    trained = load_model(parent.folder)
+    if trained.config != model.config:
+        raise RecipeError(
+            f"{run.id} starts from {parent.id}, whose model in {parent.folder} has another"
+            f" architecture: give both the same `model`"
+        )
+    model.load_state_dict(trained.state_dict())
+    inherited = load_auxiliary(parent.folder)
+    if auxiliary is not None and inherited is not None:
+        auxiliary.load_state_dict(inherited.state_dict())
+
+
+def freeze(module: TrainingModule, run: Run) -> None:
+    """Stop gradients to what the stage freezes, and to the density that its mode doesn't train.
+
+    Raises `RecipeError` when a pattern of `frozen` names nothing.
+    """
+    if module.auxiliary is not None and run.cca.mode != "published":
+        module.auxiliary.density.requires_grad_(False)
+    names = dict(module.model.named_parameters())
+    for pattern in run.stage.frozen:
+        found = [name for name in names if _names(pattern, name)]
+        if not found:
+            parts = ", ".join(name for name, _ in module.model.named_children())
+            raise RecipeError(
+                f"stage {run.stage.name}: frozen names {pattern}, which is no part of the model"
+                f" (its parts: {parts})"
+            )
+        for name in found:
+            names[name].requires_grad_(False)
+
+
+def _names(pattern: str, name: str) -> bool:
+    return name == pattern or name.startswith(f"{pattern}.") or fnmatch(name, pattern)

@@ -1,0 +1,103 @@
+"""Train the runs of a recipe: `accelerate launch recipes/train.py RECIPE.yaml [key=value ...]`.
+
+Runs that are done are skipped, a run that was cut goes on from its last checkpoint. Exit codes:
+0 all is trained, 1 training failed, 2 the recipe or the launch is wrong, 75 asked to stop (SIGTERM
+or SIGUSR1) with the state kept, so start it again, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Run by its path, Python looks for modules beside this file: the rooms are one folder up.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from recipes.load import load_recipe
+from recipes.schema import RecipeError, Run
+from recipes.signals import AGAIN, StopRequest
+
+log = logging.getLogger("recipes")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as `arguments` say; return the exit code."""
+    given = parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    stop = StopRequest()
+    stop.listen()
+    try:
+        recipe = load_recipe(given.recipe, given.overrides)
+        runs = choose(recipe.runs(), given.stage, given.rate_weight)
+        return train(runs, stop)
+    except KeyboardInterrupt:
+        return 130
+    except ValueError as error:
+        if given.debug or not _ours(error):
+            raise
+        log.error("train: %s", error)
+        return 2
+    except RuntimeError as error:
+        if given.debug or not _ours(error):
+            raise
+        log.error("train: %s", error)
+        return 1
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser("train.py", description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", metavar="RECIPE.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--stage", help="only the runs of this stage")
+    parser.add_argument("--rate-weight", type=float, help="of these, only the one at this weight")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser.parse_intermixed_args(arguments)
+
+
+def choose(runs: Sequence[Run], stage: str | None, rate_weight: float | None) -> list[Run]:
+    """Return the runs that the command line asks for; raises `RecipeError` when there are none."""
+    chosen = [run for run in runs if stage in (None, run.stage.name)]
+    if rate_weight is not None:
+        chosen = [run for run in chosen if run.rate_weight == rate_weight]
+    if not chosen:
+        known = ", ".join(f"{run.stage.name} {run.rate_weight:g}" for run in runs)
+        raise RecipeError(f"no run is of that --stage and --rate-weight (there are: {known})")
+    return chosen
+
+
+def train(runs: Sequence[Run], stop: StopRequest) -> int:
+    """Train `runs` one after another; return the exit code."""
+    from recipes import check, console, launch
+    from recipes.loop import Interrupted, Session, Trainer
+
+    check.before_work(runs)
+    accelerator = launch.start(runs[0].recipe)
+    check.for_processes(runs, accelerator.num_processes)
+    for number, run in enumerate(runs, 1):
+        if run.complete:
+            log.info("%s: is trained already", run.id)
+            continue
+        title = f"{run.id} ({number} of {len(runs)})"
+        with console.steps(title) as report:
+            shown = report if accelerator.is_main_process else console.silent
+            try:
+                Trainer(run, Session(accelerator, stop, shown)).train()
+            except Interrupted as error:
+                log.info("train: %s", error)
+                return AGAIN
+        accelerator.free_memory()
+    return 0
+
+
+def _ours(error: Exception) -> bool:
+    """Tell whether one of this project's own classes says what is wrong."""
+    return type(error).__module__.split(".")[0] in ("pipeline", "shards", "recipes")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
