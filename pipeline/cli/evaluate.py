@@ -1,9 +1,115 @@
-"""Placeholder until this room's commands land."""
+"""`pipeline evaluate`: models on pictures, against the codecs everyone has."""
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+if TYPE_CHECKING:
+    from pipeline.evaluation import ModelSpec, Report
+
+PEERS = "jpeg,jpeg2000,webp,heic,avif,jxl,vvc"
 
 
 def add_to(app: typer.Typer) -> None:
     """Add this room's commands to `app`."""
+    app.command("evaluate")(evaluate)
+
+
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="A model's file or folder, runs:/ID, models:/NAME/VERSION or models:/NAME@ALIAS.",
+        ),
+    ],
+    data: Annotated[Path, typer.Option(help="A folder of pictures, searched below too.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; an earlier one is replaced.")],
+    peers: Annotated[
+        str, typer.Option(help="Classical codecs to run beside, by commas; '' for none.")
+    ] = PEERS,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Classical codecs at once (default: the cores).")
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Where the classical codecs' results are kept for the next evaluation."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+) -> None:
+    """Measure models on pictures: real files, PSNR, MS-SSIM, BD-rate, a report to open.
+
+    Example: pipeline evaluate out/mse/w0.85 models:/cca@champion --data kodak --out report
+    """
+    from pipeline.cli.progress import progress
+    from pipeline.evaluation import evaluate as run
+    from pipeline.evaluation import find_pictures
+
+    pictures = find_pictures(data)
+    specs = [_spec(model) for model in models]
+    names = [name.strip() for name in peers.split(",") if name.strip()]
+    with progress("Evaluating", unit="steps") as report:
+        found = run(
+            specs, pictures, out, names, report,
+            device=device, cache=cache or _default_cache(), workers=workers,
+        )  # fmt: skip
+    typer.echo(json.dumps(_summary(found, out), indent=1) if as_json else _text(found, out))
+
+
+def _spec(model: str) -> ModelSpec:
+    from pipeline.evaluation import ModelSpec
+
+    path = Path(model)
+    if path.exists():
+        return ModelSpec(_name(path), path)
+    from pipeline.tracking import resolve_model
+
+    return ModelSpec(model, resolve_model(model))
+
+
+def _name(path: Path) -> str:
+    """Return what tells a model's path from its neighbours': out/mse/w0.85 -> mse/w0.85."""
+    folder = path.resolve()
+    if folder.is_file() and folder.name == "model.safetensors":
+        folder = folder.parent
+    return "/".join((folder.parent.name, folder.stem if folder.is_file() else folder.name))
+
+
+def _default_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "cca-pipeline" / "peers"
+
+
+def _summary(report: Report, out: Path) -> dict[str, Any]:
+    """Return what scripts want: results.json less the single pictures, and where the files are."""
+    data = report.to_dict()
+    for model in data["models"]:
+        del model["pictures"]
+    for peer in data["peers"].values():
+        for point in peer["points"]:
+            del point["pictures"]
+    data["pictures"] = len(data["pictures"])
+    return data | {"report": str(out / "report.html"), "results": str(out / "results.json")}
+
+
+def _text(report: Report, out: Path) -> str:
+    width = max(len(model.name) for model in report.models)
+    lines = [f"{'model':{width}}      bpp  PSNR dB  MS-SSIM   encode   decode"]
+    for models in report.curves().values():
+        for model in models:
+            means = model.point.means()
+            similarity = means["ms_ssim"]
+            lines.append(
+                f"{model.name:{width}}  {means['bpp']:7.4f}  {means['psnr']:7.2f}  "
+                f"{'      –' if similarity is None else f'{similarity:7.4f}'}  "
+                f"{means['encode_seconds']:5.2f} s  {means['decode_seconds']:5.2f} s"
+            )
+    lines += ["", *report.verdict]
+    lines += [f"{name} is absent: {reason}" for name, reason in report.absent.items()]
+    return "\n".join([*lines, "", f"Report: {out / 'report.html'}"])

@@ -1,0 +1,205 @@
+"""Runs the classical codecs over the pictures: in parallel, remembered by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipeline.evaluation.errors import MeasurementError
+from pipeline.evaluation.metrics import Picture, decibels, ms_ssim, psnr
+from pipeline.evaluation.peers import Peer
+from pipeline.evaluation.pictures import Source, read_picture
+from pipeline.evaluation.results import Measurement, PeerResult, Point
+from pipeline.evaluation.storage import write_bytes
+
+Progress = Callable[[int, int | None, str], None]
+# Raise it when a change here changes what is measured: older entries are then passed over.
+CACHE_FORMAT = 1
+# Settings are kept whose rate lies within this factor of the models' rates, or whose PSNR lies
+# within this many dB of theirs, and one more on either side; never fewer than LEAST.
+RATE_MARGIN, QUALITY_MARGIN, LEAST = 1.25, 0.5, 4
+
+
+@dataclass(frozen=True)
+class Span:
+    """The models' range of rate (bpp) and PSNR (dB), which the other codecs should cover."""
+
+    rates: tuple[float, float]
+    qualities: tuple[float, float]
+
+    def holds(self, measurement: Measurement) -> bool:
+        """Tell whether a setting that measured so lies within the range, margins included."""
+        low, high = self.rates
+        near = low / RATE_MARGIN <= measurement.bpp <= high * RATE_MARGIN
+        low, high = self.qualities
+        return near or low - QUALITY_MARGIN <= measurement.psnr <= high + QUALITY_MARGIN
+
+
+class Cache:
+    """Measurements of classical codecs in a folder, by picture, codec, version and setting."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def get(self, peer: Peer, source: Source, setting: int) -> Measurement | None:
+        """Return the measurement under this picture's present name, or None."""
+        path = self._path(peer, source, setting)
+        if path is None or not path.is_file():
+            return None
+        try:
+            return Measurement(**(json.loads(path.read_text()) | {"name": source.name}))
+        except (ValueError, TypeError):
+            return None  # A damaged entry is measured again and replaced.
+
+    def put(self, peer: Peer, source: Source, setting: int, found: Measurement) -> None:
+        """Remember `found`."""
+        path = self._path(peer, source, setting)
+        if path is not None:
+            write_bytes(path, json.dumps(asdict(found)).encode())
+
+    def _path(self, peer: Peer, source: Source, setting: int) -> Path | None:
+        if self.folder is None:
+            return None
+        parts = [CACHE_FORMAT, peer.name, peer.note, peer.version(), setting, source.digest]
+        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return self.folder / key[:2] / f"{key}.json"
+
+
+def run_peer(
+    peer: Peer, picture: Picture, setting: int, path: Path
+) -> tuple[Picture, float, float]:
+    """Code `picture` (H, W, 3) uint8 into the file `path` and back.
+
+    Returns the decoded picture, encoding and decoding seconds. Raises MeasurementError.
+    """
+    try:
+        start = time.perf_counter()
+        peer.encode(picture, setting, path)
+        middle = time.perf_counter()
+        decoded = peer.decode(path)
+        end = time.perf_counter()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise MeasurementError(f"{peer.label} at {setting} failed: {error}") from error
+    height, width = picture.shape[:2]
+    return decoded[:height, :width], middle - start, end - middle
+
+
+def measure(
+    name: str, original: Picture, decoded: Picture, size: int, seconds: tuple[float, float]
+) -> Measurement:
+    """Return the measurement of `decoded` against `original` for a file of `size` bytes."""
+    similarity = ms_ssim(original, decoded)
+    return Measurement(
+        name=name,
+        bytes=size,
+        bpp=8 * size / (original.shape[0] * original.shape[1]),
+        psnr=psnr(original, decoded),
+        ms_ssim=similarity,
+        ms_ssim_db=None if similarity is None else decibels(similarity),
+        encode_seconds=seconds[0],
+        decode_seconds=seconds[1],
+    )
+
+
+class Runner:
+    """Measures peers on pictures with `workers` threads; the codecs run outside Python's lock."""
+
+    def __init__(self, cache: Cache, workers: int | None, progress: Progress | None) -> None:
+        self.cache = cache
+        self.workers = workers or os.cpu_count() or 1
+        self.progress = progress
+        self.failed: dict[str, str] = {}
+
+    def run(self, peers: Sequence[Peer], sources: Sequence[Source], span: Span) -> list[PeerResult]:
+        """Measure every peer at the settings that match `span`; those that fail are in `failed`."""
+        probe = sources[len(sources) // 2]
+        probed = self._all((p, probe, setting) for p in peers for setting in p.settings)
+        chosen = {
+            peer.name: choose_settings(peer, probed, span)
+            for peer in peers
+            if peer.name not in self.failed
+        }
+        jobs = [
+            (peer, source, setting)
+            for peer in peers
+            for setting in chosen.get(peer.name, ())
+            for source in sources
+        ]
+        found = self._all(jobs)
+        return [
+            _result(peer, sources, chosen[peer.name], found)
+            for peer in peers
+            if peer.name not in self.failed
+        ]
+
+    def _all(self, jobs: Iterable[tuple[Peer, Source, int]]) -> Found:
+        wanted = [job for job in jobs if job[0].name not in self.failed]
+        found: Found = {}
+        with ThreadPoolExecutor(self.workers) as pool:
+            futures = {pool.submit(self._one, *job): job for job in wanted}
+            try:
+                for done, future in enumerate(as_completed(futures), 1):
+                    peer, source, setting = futures[future]
+                    self._note(done, len(wanted), peer.label)
+                    try:
+                        found[peer.name, source.name, setting] = future.result()
+                    except MeasurementError as error:
+                        self.failed.setdefault(peer.name, f"{error} (on {source.name})")
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return found
+
+    def _one(self, peer: Peer, source: Source, setting: int) -> Measurement:
+        if (known := self.cache.get(peer, source, setting)) is not None:
+            return known
+        picture = read_picture(source.path)
+        with tempfile.TemporaryDirectory(prefix="pipeline-evaluate-") as folder:
+            path = Path(folder) / f"picture{peer.suffix}"
+            decoded, encoding, decoding = run_peer(peer, picture, setting, path)
+            found = measure(
+                source.name, picture, decoded, path.stat().st_size, (encoding, decoding)
+            )
+        self.cache.put(peer, source, setting, found)
+        return found
+
+    def _note(self, done: int, total: int, label: str) -> None:
+        if self.progress is not None:
+            self.progress(done, total, label)
+
+
+Found = dict[tuple[str, str, int], Measurement]
+
+
+def choose_settings(peer: Peer, probed: Found, span: Span) -> list[int]:
+    """Return the peer's settings that match `span` on the probe, and one beyond at either end.
+
+    Expects LEAST settings or more of every peer.
+    """
+    by_setting = {setting: m for (name, _, setting), m in probed.items() if name == peer.name}
+    held = [i for i, s in enumerate(peer.settings) if span.holds(by_setting[s])]
+    if not held:
+        rates = [by_setting[s].bpp for s in peer.settings]
+        middle = sum(rate < span.rates[0] for rate in rates)
+        held = [min(middle, len(rates) - 1)]
+    first, last = max(0, held[0] - 1), min(len(peer.settings), held[-1] + 2)
+    while last - first < LEAST:
+        first, last = max(0, first - 1), min(len(peer.settings), last + 1)
+    return list(peer.settings[first:last])
+
+
+def _result(
+    peer: Peer, sources: Sequence[Source], settings: Sequence[int], found: Found
+) -> PeerResult:
+    points = tuple(
+        Point(str(s), tuple(found[peer.name, source.name, s] for source in sources))
+        for s in settings
+    )
+    return PeerResult(peer.name, peer.label, peer.note, peer.version(), points)

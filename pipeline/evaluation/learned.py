@@ -1,0 +1,163 @@
+"""Runs models over the pictures: real streams, written to disk, counted there and decoded."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.codec import CCAModel, load_model
+from pipeline.evaluation import memory
+from pipeline.evaluation.classical import Progress, measure
+from pipeline.evaluation.complexity import count_parameters, parts_table
+from pipeline.evaluation.errors import EvaluationError, MeasurementError
+from pipeline.evaluation.metrics import Picture
+from pipeline.evaluation.pictures import Source, read_picture
+from pipeline.evaluation.results import Measurement, ModelResult, Point
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model to evaluate: what the report calls it, and its file or folder."""
+
+    name: str
+    path: Path
+
+
+def to_tensor(picture: Picture, device: torch.device) -> Tensor:
+    """Return (H, W, 3) uint8 as (1, 3, H, W) float32 in [0, 1] on `device`."""
+    channels = torch.from_numpy(picture).permute(2, 0, 1).contiguous()
+    return channels.to(device).to(torch.float32).div(255).unsqueeze(0)
+
+
+def to_picture(x: Tensor) -> Picture:
+    """Return (1, 3, H, W) in [0, 1] as the (H, W, 3) uint8 picture that a user would get."""
+    rounded = x.detach().clamp(0, 1).mul(255).round().to(torch.uint8)
+    picture: Picture = rounded.squeeze(0).permute(1, 2, 0).contiguous().cpu().numpy()
+    return picture
+
+
+def measure_model(
+    spec: ModelSpec,
+    sources: Sequence[Source],
+    streams: Path,
+    device: torch.device,
+    progress: Progress | None,
+) -> ModelResult:
+    """Code every picture with the model into `streams`, decode the files, and measure.
+
+    The first picture is coded once beforehand, unmeasured, so that nobody pays for warming up.
+    """
+    model = load_model(spec.path, device=str(device))
+    streams.mkdir(parents=True)
+    _round_trip(model, read_picture(sources[0].path), streams / ".warm-up", device)
+    (streams / ".warm-up").unlink()
+    memory.reset_peak(device)
+    found = []
+    for done, source in enumerate(sources, 1):
+        found.append(_measure_picture(model, source, streams, device))
+        if progress is not None:
+            progress(done, len(sources), f"{spec.name}, {found[-1].bpp:.3f} bpp")
+    return _result(spec, model, tuple(found), memory.peak_bytes(device))
+
+
+def stream_name(source: Source) -> str:
+    """Return the file name of a picture's stream."""
+    return f"{source.name}.cca"
+
+
+def folder_name(text: str) -> str:
+    """Return `text` as a name for a folder."""
+    return re.sub(r"[^A-Za-z0-9._@+-]+", "-", text).strip("-.") or "model"
+
+
+def _measure_picture(
+    model: CCAModel, source: Source, streams: Path, device: torch.device
+) -> Measurement:
+    original = read_picture(source.path)
+    path = streams / stream_name(source)
+    try:
+        decoded, seconds = _round_trip(model, original, path, device)
+    except RuntimeError as error:
+        raise MeasurementError(f"coding {source.path} failed: {error}") from error
+    return measure(source.name, original, decoded, path.stat().st_size, seconds)
+
+
+def _round_trip(
+    model: CCAModel, picture: Picture, path: Path, device: torch.device
+) -> tuple[Picture, tuple[float, float]]:
+    """Write `picture`'s stream to `path`, read it back, decode; seconds without the disk."""
+    x = to_tensor(picture, device)
+    data, encoding = _timed(lambda: model.compress(x), device)
+    path.write_bytes(data)
+    written = path.read_bytes()
+    x_hat, decoding = _timed(lambda: model.decompress(written), device)
+    return to_picture(x_hat), (encoding, decoding)
+
+
+def _timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+    """Return the work's result and its wall-clock seconds, the device's queue emptied."""
+    _synchronize(device)
+    start = time.perf_counter()
+    with torch.inference_mode():
+        result = work()
+    _synchronize(device)
+    return result, time.perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _result(
+    spec: ModelSpec, model: CCAModel, found: tuple[Measurement, ...], peak: int
+) -> ModelResult:
+    info = {key: value for key, value in dict(model.info).items() if _plain(value)}
+    weight = info.get("rate_weight")
+    distortion = info.get("distortion")
+    total, parts = parts_table(model)
+    return ModelResult(
+        name=spec.name,
+        curve=curve_name(info),
+        path=str(spec.path),
+        fingerprint=model.fingerprint,
+        rate_weight=float(weight) if isinstance(weight, int | float) else None,
+        distortion=str(distortion) if distortion else None,
+        point=Point("" if weight is None else f"rate weight {weight:g}", found),
+        parameters=count_parameters(model),
+        kmac_per_pixel=total,
+        peak_memory_bytes=peak,
+        parts=parts,
+        info=info,
+    )
+
+
+def curve_name(info: dict[str, Any]) -> str:
+    """Return the curve that a model lies on: one per recipe and distortion trained for."""
+    name = str(info.get("name") or "CCA")
+    distortion = info.get("distortion")
+    return f"{name}, {str(distortion).upper()}" if distortion else name
+
+
+def _plain(value: object) -> bool:
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device called `name`; "auto": the GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        words = str(error).splitlines()[0]
+        raise EvaluationError(f"no device {name!r} on this machine: {words}") from error
+    return device

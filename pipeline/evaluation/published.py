@@ -1,0 +1,41 @@
+"""Published rate-distortion points, for the one set they are known on: Kodak's 24 pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from pipeline.evaluation.bdrate import RDCurve
+from pipeline.evaluation.pictures import Source
+
+
+def published_curves() -> dict[str, RDCurve]:
+    """Return codec -> mean bpp and RGB PSNR over Kodak as published (not measured here)."""
+    codecs = _table("kodak-published.json")["codecs"]
+    return {name: RDCurve(points["bpp"], points["psnr"]) for name, points in codecs.items()}
+
+
+def published_source() -> str:
+    """Return where the published points come from, in words for a reader."""
+    return str(_table("kodak-published.json")["source"])
+
+
+def kodak_names(sources: Sequence[Source]) -> dict[str, Source]:
+    """Return `kodimNN` -> picture for those of the set that are Kodak's, known by their samples."""
+    names = {digest: name for name, digest in _table("kodak-digests.json").items()}
+    return {names[s.digest]: s for s in sources if s.digest in names}
+
+
+def is_kodak(sources: Sequence[Source]) -> bool:
+    """Tell whether the set is all of Kodak and nothing else: what published means are over."""
+    return len(sources) == len(kodak_names(sources)) == len(_table("kodak-digests.json"))
+
+
+@cache
+def _table(name: str) -> dict[str, Any]:
+    text = resources.files("pipeline.evaluation").joinpath("data", name).read_text()
+    table: dict[str, Any] = json.loads(text)
+    return table

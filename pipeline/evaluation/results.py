@@ -1,0 +1,185 @@
+"""What an evaluation found, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
+from typing import Any
+
+from pipeline.evaluation.bdrate import RDCurve
+
+# The qualities that curves are drawn and compared in, with how a reader calls them.
+QUALITIES = {"psnr": "PSNR", "ms_ssim_db": "MS-SSIM"}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One picture through one codec at one setting.
+
+    `bytes` is the size of the file on disk and `bpp` eight times that per pixel; `psnr` and
+    `ms_ssim_db` in dB, MS-SSIM None where the picture is too small for it; wall-clock seconds.
+    """
+
+    name: str
+    bytes: int
+    bpp: float
+    psnr: float
+    ms_ssim: float | None
+    ms_ssim_db: float | None
+    encode_seconds: float
+    decode_seconds: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """A codec at one setting over the whole set; each mean is over pictures, not over pixels."""
+
+    setting: str
+    pictures: tuple[Measurement, ...]
+
+    def mean(self, metric: str) -> float | None:
+        """Return the mean of a Measurement's field over the set; None where any lacks it."""
+        values = [getattr(picture, metric) for picture in self.pictures]
+        return None if any(value is None for value in values) else fmean(values)
+
+    def means(self) -> dict[str, float | None]:
+        """Return every mean that is reported, by name."""
+        names = ("bpp", "psnr", "ms_ssim", "ms_ssim_db", "encode_seconds", "decode_seconds")
+        return {name: self.mean(name) for name in names}
+
+
+def curve(points: Sequence[Point], quality: str) -> RDCurve | None:
+    """Return the points' mean rate against mean `quality`; None where a point lacks it."""
+    qualities = [point.mean(quality) for point in points]
+    present = [value for value in qualities if value is not None]
+    if len(present) < len(points):
+        return None
+    return RDCurve([fmean(m.bpp for m in point.pictures) for point in points], present)
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """A model at its rate: what it is, what it costs and what was measured."""
+
+    name: str
+    curve: str
+    path: str
+    fingerprint: str
+    rate_weight: float | None
+    distortion: str | None
+    point: Point
+    parameters: int
+    kmac_per_pixel: float
+    peak_memory_bytes: int
+    parts: tuple[dict[str, Any], ...] = ()
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        data = {
+            key: getattr(self, key)
+            for key in (
+                "name", "curve", "path", "fingerprint", "rate_weight", "distortion",
+                "parameters", "kmac_per_pixel", "peak_memory_bytes", "info",
+            )
+        }  # fmt: skip
+        data["parts"] = list(self.parts)
+        return data | self.point.means() | {"pictures": [asdict(m) for m in self.point.pictures]}
+
+
+@dataclass(frozen=True)
+class PeerResult:
+    """A classical codec over its settings, the lowest rate first."""
+
+    name: str
+    label: str
+    note: str
+    version: str
+    points: tuple[Point, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        points = [
+            {"setting": point.setting}
+            | point.means()
+            | {"pictures": [asdict(m) for m in point.pictures]}
+            for point in self.points
+        ]
+        return {
+            "label": self.label, "note": self.note, "version": self.version, "points": points,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """BD-rate of a curve of models against another codec, in percent of its rate.
+
+    `value` None: not defined, and `reason` says why. `low` to `high`: the range of quality (dB)
+    that it covers. `interval`: what 95 % of sets of pictures drawn from this one would give.
+    """
+
+    curve: str
+    anchor: str
+    quality: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    interval: tuple[float, float] | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that an evaluation measured; what results.json holds."""
+
+    created: str
+    pictures: tuple[dict[str, Any], ...]
+    models: tuple[ModelResult, ...]
+    peers: tuple[PeerResult, ...]
+    absent: dict[str, str]
+    comparisons: tuple[Comparison, ...]
+    machine: dict[str, Any]
+    verdict: tuple[str, ...] = ()
+
+    def curves(self) -> dict[str, list[ModelResult]]:
+        """Return the models by the curve they belong to, the lowest rate first."""
+        found: dict[str, list[ModelResult]] = {}
+        for model in self.models:
+            found.setdefault(model.curve, []).append(model)
+        for models in found.values():
+            models.sort(key=lambda model: model.point.mean("bpp") or 0.0)
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON, format 1."""
+        bd: dict[str, dict[str, dict[str, Any]]] = {}
+        for item in self.comparisons:
+            entry = {
+                key: value
+                for key, value in asdict(item).items()
+                if key not in ("curve", "anchor", "quality")
+            }
+            bd.setdefault(item.curve, {}).setdefault(item.anchor, {})[item.quality] = entry
+        return {
+            "format": 1,
+            "created": self.created,
+            "pictures": list(self.pictures),
+            "models": [model.to_dict() for model in self.models],
+            "peers": {peer.name: peer.to_dict() for peer in self.peers},
+            "absent": self.absent,
+            "bd_rate": bd,
+            "verdict": list(self.verdict),
+            "machine": self.machine,
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each picture, codec and setting: what results.csv holds."""
+        points = [("model", m.name, m.point) for m in self.models]
+        points += [("peer", p.name, point) for p in self.peers for point in p.points]
+        return [
+            {"kind": kind, "codec": codec, "setting": point.setting, "picture": m.name}
+            | {key: value for key, value in asdict(m).items() if key != "name"}
+            for kind, codec, point in points
+            for m in point.pictures
+        ]

@@ -1,0 +1,107 @@
+"""Where a curve of models stands against the other codecs, in plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+
+from pipeline.evaluation.bdrate import RDCurve
+from pipeline.evaluation.results import Comparison, ModelResult, Report, curve
+
+YARDSTICK = "jpeg"
+PUBLISHED_MILLIONS = 65.0
+
+
+def verdict(report: Report) -> tuple[str, ...]:
+    """Return, for each curve of models, where it stands against JPEG and against the others."""
+    sentences: list[str] = []
+    for name, models in report.curves().items():
+        sentences += _against_jpeg(name, models, report)
+        sentences += _ranking(name, report)
+        sentences += _size(models)
+    return tuple(sentences)
+
+
+def rate_at(points: RDCurve, quality: float) -> float | None:
+    """Return the rate at which a curve reaches `quality` (dB); None beyond its ends."""
+    order = np.argsort(points.qualities)
+    qualities = np.asarray(points.qualities, dtype=np.float64)[order]
+    rates = np.asarray(points.rates, dtype=np.float64)[order]
+    sound = len(rates) > 1 and bool((np.diff(qualities) > 0).all())
+    if not sound or not qualities[0] <= quality <= qualities[-1]:
+        return None
+    return float(np.exp(PchipInterpolator(qualities, np.log(rates))(quality)))
+
+
+def _against_jpeg(name: str, models: Sequence[ModelResult], report: Report) -> list[str]:
+    peer = next((peer for peer in report.peers if peer.name == YARDSTICK), None)
+    if peer is None:
+        return [f"{name} was not compared with JPEG here."]
+    best = models[-1].point
+    bpp, psnr = best.mean("bpp") or 0.0, best.mean("psnr") or 0.0
+    start = f"At {bpp:.3f} bpp {name} reaches {psnr:.2f} dB PSNR"
+    points = curve(peer.points, "psnr")
+    rate = None if points is None else rate_at(points, psnr)
+    if rate is None:
+        return [
+            f"{start}, which lies outside the range where JPEG was measured.",
+            *_bd(name, report),
+        ]
+    ratio = bpp / rate
+    how = (
+        f"the model spends {ratio:.1f} times the bits"
+        if ratio >= 1
+        else f"the model saves {100 * (1 - ratio):.0f} % of the bits"
+    )
+    return [f"{start}; JPEG gets there with {rate:.3f} bpp: {how}.", *_bd(name, report)]
+
+
+def _bd(name: str, report: Report) -> list[str]:
+    found = _find(report, name, YARDSTICK)
+    if found is None:
+        return []
+    if found.value is None:
+        return [f"Its BD-rate against JPEG is not defined: {found.reason}."]
+    tail = "it beats JPEG" if found.value < 0 else "it does not beat JPEG"
+    return [
+        f"Over the qualities both reach, its BD-rate against JPEG is {found.value:+.1f} %: {tail}."
+    ]
+
+
+def _ranking(name: str, report: Report) -> list[str]:
+    better: list[str] = []
+    worse: list[str] = []
+    for peer in report.peers:
+        found = _find(report, name, peer.name)
+        if found is not None and found.value is not None:
+            (worse if found.value < 0 else better).append(peer.label)
+    if not better and not worse:
+        return []
+    if not better:
+        return [f"It needs fewer bits than every codec compared here ({_join(worse)})."]
+    if not worse:
+        return [f"Every codec compared here needs fewer bits ({_join(better)})."]
+    return [f"It needs fewer bits than {_join(worse)}, more than {_join(better)}."]
+
+
+def _size(models: Sequence[ModelResult]) -> list[str]:
+    millions = models[0].parameters / 1e6
+    if millions > PUBLISHED_MILLIONS / 2:
+        return []
+    return [
+        f"It has {millions:.2f} million parameters, the published CCA model {PUBLISHED_MILLIONS}: "
+        "a model of this size is for trying the pipeline out."
+    ]
+
+
+def _find(report: Report, name: str, anchor: str) -> Comparison | None:
+    return next(
+        (c for c in report.comparisons if (c.curve, c.anchor, c.quality) == (name, anchor, "psnr")),
+        None,
+    )
+
+
+def _join(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]

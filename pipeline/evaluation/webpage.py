@@ -1,0 +1,182 @@
+"""The report as one self-contained web page: no file, script or font from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib import colormaps
+from PIL import Image
+
+from pipeline.evaluation.compare import PUBLISHED, against
+from pipeline.evaluation.metrics import Picture
+from pipeline.evaluation.published import published_curves, published_source
+from pipeline.evaluation.results import QUALITIES, Comparison, Point, Report, curve
+from pipeline.evaluation.scenes import Scene, middle_model
+
+# Published curves drawn from the start; the others wait in the legend.
+SHOWN_PUBLISHED = ("VTM (VVC intra)", "BPG 4:4:4", "CCA (2024), as published")
+THUMBNAIL = 480
+
+
+def render(report: Report, scenes: Sequence[Scene]) -> str:
+    """Return the page of `report`, with `scenes` embedded."""
+    environment = Environment(
+        loader=PackageLoader("pipeline.evaluation", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"si": si, "seconds": seconds, "percent": percent, "fixed": fixed}
+    drawn = [_scene(scene) for scene in scenes]
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        shown=middle_model(report.models),
+        anchors=_anchors(report),
+        comparisons={(c.curve, c.anchor, c.quality): c for c in report.comparisons},
+        qualities=QUALITIES,
+        scenes=drawn,
+        scene_views=[scene["views"] for scene in drawn],
+        peers_bd=peers_against_jpeg(report),
+        series=_series(report),
+        published_source=published_source() if _with_published(report) else None,
+        style=_asset("report.css"),
+        script=_asset("report.js"),
+    )
+
+
+def peers_against_jpeg(report: Report) -> dict[str, Comparison]:
+    """Return codec -> BD-rate in PSNR against JPEG, of the classical codecs themselves."""
+    jpeg = next((curve(p.points, "psnr") for p in report.peers if p.name == "jpeg"), None)
+    others = [peer for peer in report.peers if peer.name != "jpeg"]
+    return {p.name: against(p.name, "jpeg", "psnr", jpeg, curve(p.points, "psnr")) for p in others}
+
+
+def _asset(name: str) -> str:
+    return resources.files("pipeline.evaluation").joinpath("templates", name).read_text()
+
+
+def _with_published(report: Report) -> bool:
+    return any(c.anchor.startswith(PUBLISHED) for c in report.comparisons)
+
+
+def _anchors(report: Report) -> list[tuple[str, str]]:
+    """Return (anchor, what a reader calls it) of every codec that BD-rates are against."""
+    labels = {peer.name: peer.label for peer in report.peers}
+    names = dict.fromkeys(c.anchor for c in report.comparisons)
+    return [(name, labels.get(name, name)) for name in names]
+
+
+def _series(report: Report) -> list[dict[str, Any]]:
+    """Return what the chart draws: one entry a curve, its points from the lowest rate up."""
+    series = [
+        _line("model", name, "", [(m.name, m.point) for m in models])
+        for name, models in report.curves().items()
+    ]
+    series += [
+        _line("peer", peer.label, peer.note, [(p.setting, p) for p in peer.points], peer.name)
+        for peer in report.peers
+    ]
+    for name, points in published_curves().items() if _with_published(report) else ():
+        pairs = sorted(zip(points.rates, points.qualities, strict=True))
+        drawn = [{"bpp": x, "psnr": y, "ms_ssim_db": None, "what": "published"} for x, y in pairs]
+        series.append(
+            {"kind": "published", "name": name, "note": "published", "points": drawn,
+             "colour": "published", "on": name in SHOWN_PUBLISHED}
+        )  # fmt: skip
+    return series
+
+
+def _line(
+    kind: str, name: str, note: str, points: Sequence[tuple[str, Point]], colour: str = "model"
+) -> dict[str, Any]:
+    drawn = [
+        {key: point.mean(key) for key in ("bpp", "psnr", "ms_ssim_db")} | {"what": what}
+        for what, point in points
+    ]
+    drawn.sort(key=lambda point: float(point["bpp"] or 0))
+    return {"kind": kind, "name": name, "note": note, "points": drawn, "colour": colour, "on": True}
+
+
+def _scene(scene: Scene) -> dict[str, Any]:
+    views = [
+        {"label": v.label, "bpp": v.bpp, "psnr": v.psnr, "src": lossless(v.samples)}
+        for v in scene.views
+    ]
+    left, top, width, height = scene.box
+    return {
+        "kind": scene.kind, "picture": scene.picture, "views": views, "width": width,
+        "height": height, "left": left, "top": top, "rates": _rates(scene),
+    }  # fmt: skip
+
+
+def _rates(scene: Scene) -> dict[str, Any]:
+    found = scene.rates
+    total = sum(found.slices) + found.z_bits
+    bars = [(f"slice {i}", bits / total) for i, bits in enumerate(found.slices, 1)]
+    return {
+        "map": heat(found.y),
+        "most": float(found.y.max()),
+        "thumbnail": thumbnail(scene.whole),
+        "width": scene.whole.shape[1],
+        "height": scene.whole.shape[0],
+        "bars": [*bars, ("hyper", found.z_bits / total)],
+        "bpp": total / (scene.whole.shape[0] * scene.whole.shape[1]),
+    }
+
+
+def lossless(samples: Picture) -> str:
+    """Return (h, w, 3) uint8 as a data URL that keeps every sample."""
+    return _data_url(Image.fromarray(samples), "WEBP", lossless=True, method=4)
+
+
+def thumbnail(samples: Picture) -> str:
+    """Return a small JPEG of the picture as a data URL."""
+    image = Image.fromarray(samples)
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return _data_url(image, "JPEG", quality=82)
+
+
+def heat(values: np.ndarray) -> str:
+    """Return a (h, w) map of values from 0 up as a data URL, dark where they are low."""
+    scaled = values / max(float(values.max()), 1e-9)
+    coloured = (colormaps["magma"](scaled)[..., :3] * 255).round().astype(np.uint8)
+    return _data_url(Image.fromarray(coloured), "PNG")
+
+
+def _data_url(image: Image.Image, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    text = base64.b64encode(buffer.getvalue()).decode()
+    return f"data:image/{kind.lower()};base64,{text}"
+
+
+def si(value: float) -> str:
+    """Return a count with the unit a reader expects: 64990000 -> 65.0 M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}"
+
+
+def seconds(value: float) -> str:
+    """Return a duration in milliseconds below a second, else in seconds."""
+    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
+
+
+def percent(found: Comparison | None) -> str:
+    """Return a BD-rate with its sign, a dash where it is not defined."""
+    if found is None or found.value is None:
+        return "–"
+    return f"{found.value:+.1f} %".replace("-", "−")
+
+
+def fixed(value: float | None, digits: int) -> str:
+    """Return a number with `digits` decimals, a dash for None."""
+    return "–" if value is None else f"{value:.{digits}f}"
