@@ -128,8 +128,8 @@ class Manifest:
             ) from None
 
     def to_json(self) -> str:
-        """Return the text of `SPLIT.json`."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        """Return the text of `SPLIT.json`: the fields, and the digest by which an edit shows."""
+        return json.dumps({**asdict(self), "digest": self.digest}, indent=1, sort_keys=True) + "\n"
 
     def write(self, dest: str | Path) -> None:
         """Write `SPLIT.json` into `dest` whole."""
