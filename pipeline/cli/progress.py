@@ -51,14 +51,14 @@ def _bar(title: str, unit: str) -> Iterator[Report]:
 def _lines(title: str, unit: str, stream: TextIO) -> Report:
     """Return a report that writes a line every few seconds, and one at the end."""
     start = time.monotonic()
-    last = start
+    last, complete = start, False
 
     def report(done: int, total: int | None, note: str) -> None:
-        nonlocal last
+        nonlocal last, complete
         now = time.monotonic()
-        if done != total and now - last < SECONDS_BETWEEN_LINES:
+        if complete or (done != total and now - last < SECONDS_BETWEEN_LINES):
             return
-        last = now
+        last, complete = now, done == total
         of = "" if total is None else f" of {total}"
         left = _time_left(now - start, done, total)
         stream.write(f"{title}: {done}{of} {unit}{left}{', ' + note if note else ''}\n")
