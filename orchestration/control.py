@@ -19,7 +19,7 @@ from orchestration.errors import EngineError, OrchestrationError
 from orchestration.load import load_profile, profile_from
 from orchestration.plan import Job, Plan, is_done
 from orchestration.profile import AnyProfile, KubernetesProfile, LocalProfile
-from orchestration.states import JobStatus, State
+from orchestration.states import JobStatus, State, blocked_by
 from recipes.load import load_recipe
 
 LAST_LINE_BYTES = 4096
@@ -117,7 +117,11 @@ def engine_of(profile: AnyProfile) -> Engine:
 def status(plan: Plan, folder: Path) -> list[JobStatus]:
     """Return the status of each job, as the engine and the files say at this moment."""
     known = _engine(plan).statuses(plan, folder)
-    return [_status(plan, folder, job, known.get(job.name)) for job in plan.jobs]
+    found: dict[str, JobStatus] = {}
+    for job in plan.jobs:
+        one = _status(plan, folder, job, known.get(job.name))
+        found[job.name] = _explained(one, blocked_by(job, found))
+    return list(found.values())
 
 
 def cancel(plan: Plan, folder: Path) -> None:
@@ -219,6 +223,17 @@ def _status(plan: Plan, folder: Path, job: Job, known: JobStatus | None) -> JobS
         words = [known.reason, _last_line(plan, folder, job)]
         return replace(known, reason=": ".join(word for word in words if word))
     return known
+
+
+def _explained(one: JobStatus, blocking: JobStatus | None) -> JobStatus:
+    """Add which other job it is that a job waits for, or that it was cancelled for."""
+    if blocking is None:
+        return one
+    if one.state == State.WAITING:
+        return replace(one, reason=f"for {blocking.name}")
+    if one.state == State.CANCELLED and blocking.state == State.FAILED:
+        return replace(one, reason=f"{blocking.name} failed")
+    return one
 
 
 def _last_line(plan: Plan, folder: Path, job: Job) -> str:

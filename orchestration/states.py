@@ -45,8 +45,8 @@ class JobStatus:
     left: str = ""
     """What is left of its time limit."""
     nodes: str = ""
-    starts: int = 0
-    """How often it has been started again."""
+    restarts: int = 0
+    """How often it was stopped or lost its node and was queued again."""
 
 
 def gathered(name: str, parts: Sequence[JobStatus]) -> JobStatus:

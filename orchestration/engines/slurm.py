@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -36,10 +35,18 @@ STATES = {
     "CANCELLED": State.CANCELLED,
     "REVOKED": State.CANCELLED,
 }
-QUEUE = "%A|%i|%j|%T|%r|%M|%L|%N|%V"
-QUEUE_COLUMNS = 9
-ACCOUNTING = "JobIDRaw,JobID,JobName,State,Reason,Elapsed,NodeList,ExitCode"
-ACCOUNTING_COLUMNS = 8
+QUEUE = (
+    "JobArrayID",
+    "Name",
+    "State",
+    "Reason",
+    "TimeUsed",
+    "TimeLeft",
+    "NodeList",
+    "exit_code",
+    "RestartCnt",
+)
+ACCOUNTING = ("JobID", "JobName", "State", "Reason", "Elapsed", "NodeList", "ExitCode")
 UNINTERESTING = {"None", "NonZeroExitCode", "(null)", "Dependency"}
 
 
@@ -107,10 +114,14 @@ class Slurm:
         return sorted((path for path in found if numbers[path] == newest), key=_part)
 
     def cancel(self, plan: Plan, folder: Path) -> None:
-        """Cancel every job of the plan, those that wait first, so that none starts meanwhile."""
+        """Cancel every job of the plan that is not over."""
         names = ",".join(job_name(plan, job) for job in plan.jobs)
-        output_of(["scancel", "--state=PENDING", f"--jobname={names}"])
-        output_of(["scancel", f"--jobname={names}"])
+        listed = output_of(["squeue", "--noheader", f"--name={names}", "--format=%A"])
+        # scancel takes one name at most, but any number of jobs; the last ones first, so that
+        # none starts because of what happens to another.
+        numbers = sorted({int(line) for line in listed.split()}, reverse=True)
+        if numbers:
+            output_of(["scancel", *map(str, numbers)])
 
 
 def find_folder(plan_id: str) -> Path | None:
@@ -129,45 +140,49 @@ def find_folder(plan_id: str) -> Path | None:
 
 
 def _queue(by_name: Mapping[str, Job]) -> Iterator[tuple[str, JobStatus]]:
-    names = ",".join(by_name)
-    words = ["squeue", "--noheader", "--states=all", "--array", f"--name={names}"]
-    for line in output_of([*words, f"--format={QUEUE}"]).splitlines():
-        fields = line.split("|")
-        if len(fields) != QUEUE_COLUMNS or fields[2] not in by_name:
+    words = ["squeue", "--noheader", "--states=all", "--array", f"--name={','.join(by_name)}"]
+    words.append(f"--Format={','.join(f'{column}:|' for column in QUEUE)}")
+    for line in output_of(words).splitlines():
+        fields = line.split("|")[:-1]
+        if len(fields) != len(QUEUE) or fields[1] not in by_name:
             continue
-        _, number, name, state, reason, elapsed, left, nodes, _ = fields
-        job = by_name[name]
-        yield (
-            job.name,
-            JobStatus(
-                job.name,
-                _state(state, reason),
-                _reason(state, reason, ""),
-                number,
-                elapsed,
-                left if _state(state, reason) == State.RUNNING else "",
-                nodes,
-            ),
+        number, name, word, why, elapsed, left, nodes, code, starts = fields
+        state = _state(word, why)
+        status = JobStatus(
+            name=by_name[name].name,
+            state=state,
+            reason=_reason(word, why, _exit_code(code)),
+            engine_id=number,
+            elapsed=elapsed,
+            left=left if state == State.RUNNING else "",
+            nodes=nodes,
+            restarts=int(starts),
         )
+        yield status.name, status
 
 
 def _accounting(plan: Plan, by_name: Mapping[str, Job]) -> Iterator[tuple[str, JobStatus]]:
-    names = ",".join(by_name)
-    words = ["sacct", "--allocations", "--parsable2", "--noheader", f"--name={names}"]
-    words += [f"--format={ACCOUNTING}", f"--starttime={_local_time(plan.created)}", "--array"]
+    words = ["sacct", "--allocations", "--parsable2", "--noheader", f"--name={','.join(by_name)}"]
+    words += [f"--format={','.join(ACCOUNTING)}", f"--starttime={_local_time(plan.created)}"]
     try:
         lines = output_of(words).splitlines()
     except EngineError:
-        # A cluster may have no accounting; its queue remembers for some minutes.
+        # A cluster may have no accounting, or it is down; the queue remembers for some minutes.
         return
     for line in lines:
         fields = line.split("|")
-        if len(fields) != ACCOUNTING_COLUMNS or fields[2] not in by_name:
+        if len(fields) != len(ACCOUNTING) or fields[1] not in by_name:
             continue
-        _, number, name, state, reason, elapsed, nodes, code = fields
-        job = by_name[name]
-        status = JobStatus(job.name, _state(state, reason), _reason(state, reason, code), number)
-        yield job.name, replace(status, elapsed=elapsed, nodes=nodes)
+        number, name, word, why, elapsed, nodes, code = fields
+        status = JobStatus(
+            name=by_name[name].name,
+            state=_state(word, why),
+            reason=_reason(word, why, code.partition(":")[0]),
+            engine_id=number,
+            elapsed=elapsed,
+            nodes=nodes,
+        )
+        yield status.name, status
 
 
 def _local_time(created: str) -> str:
@@ -184,16 +199,21 @@ def _state(state: str, reason: str) -> State:
     return STATES.get(word, State.FAILED)
 
 
-def _reason(state: str, reason: str, code: str) -> str:
+def _reason(word: str, why: str, code: str) -> str:
     """Return why a job waits or did not succeed, in Slurm's own words."""
-    found = _state(state, reason)
+    found = _state(word, why)
     if found in (State.RUNNING, State.DONE):
         return ""
-    words = [] if state in ("PENDING", "FAILED") else [state]
-    words += [reason] if reason and reason not in UNINTERESTING else []
-    if found == State.FAILED and code:
-        words.append(f"exit code {code.partition(':')[0]}")
+    words = [] if word in ("PENDING", "FAILED") else [word]
+    words += [why] if why and why not in UNINTERESTING else []
+    if found == State.FAILED and code not in ("", "0"):
+        words.append(f"exit code {code}")
     return ", ".join(words)
+
+
+def _exit_code(status: str) -> str:
+    """Return the exit code in a status as `wait` gives it: the code times 256."""
+    return str(int(status) >> 8) if status.isdecimal() else ""
 
 
 def _number(engine_id: str) -> int:

@@ -1,0 +1,254 @@
+"""Plans of small commands on a real Slurm cluster of two nodes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestration import control
+from orchestration.errors import EngineError, OrchestrationError
+from orchestration.plan import Job
+from orchestration.profile import Resources, SlurmProfile
+from orchestration.states import State
+from tests.cluster.conftest import Cluster
+from tests.cluster.tools import SMALL, ended, job, made_plan, states, wait_for
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+# Counts steps into a file, whole, and adds up what it did as a stand-in for weights. Asked to
+# stop, it ends with code 75; started again, it goes on.
+TRAINER = """
+import pathlib, signal, sys, time
+stop = []
+signal.signal(signal.SIGUSR1, lambda *_: stop.append(1))
+signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+state = pathlib.Path("state.txt")
+step, weights = map(int, state.read_text().split()) if state.exists() else (0, 1)
+print("starts at step", step, flush=True)
+steps = int(sys.argv[1])
+while step < steps:
+    step, weights = step + 1, weights * 31 % 1000003 + step
+    partial = pathlib.Path("state.part")
+    partial.write_text(f"{step} {weights}")
+    partial.replace(state)
+    if stop:
+        print("stops at step", step, flush=True)
+        sys.exit(75)
+    time.sleep(0.1)
+pathlib.Path("train.out").write_text(str(weights))
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the stand-in for training."""
+    (tmp_path / "trainer.py").write_text(TRAINER)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def profile(cluster: Cluster) -> SlurmProfile:
+    return SlurmProfile(engine="slurm", partition="main", signal_seconds=60)
+
+
+def trainer(steps: int, **more: object) -> Job:
+    words = ("python3", "trainer.py", str(steps))
+    return job("train", "", kind="train", words=words, **more)
+
+
+def weights_after(steps: int) -> str:
+    weights = 1
+    for step in range(1, steps + 1):
+        weights = weights * 31 % 1000003 + step - 1
+    return str(weights)
+
+
+def test_plan_runs_in_order_and_ends_done(place: Path, profile: SlurmProfile) -> None:
+    jobs = [
+        job("first", "echo one"),
+        job("part", 'test -e first.out; echo "part $0"', ["first"], parts=3),
+        job("last", "test $(ls part.out first.out | wc -l) = 2", ["part"]),
+    ]
+    made = made_plan(place, profile, jobs)
+
+    assert control.schedule(made) == ["first", "part", "last"]
+    found = ended(made.plan, made.folder)
+
+    assert {one.state for one in found.values()} == {State.DONE}
+    assert found["part"].reason == "parts: 3 done"
+    assert "".join(control.logs(made.plan, made.folder, "part")).count("==> part.") == 3
+    assert control.retry(made.plan, made.folder) == []
+
+
+def test_failed_job_cancels_dependants_and_retry_runs_what_is_missing(
+    place: Path, profile: SlurmProfile
+) -> None:
+    jobs = [
+        job("good", "echo ran >> good.count"),
+        job("bad", "echo 'the disk is full' >&2; test -e repaired"),
+        job("after", "echo ran >> after.count", ["good", "bad"]),
+    ]
+    made = made_plan(place, profile, jobs)
+    control.schedule(made)
+    found = ended(made.plan, made.folder)
+
+    assert found["bad"].state == State.FAILED
+    assert found["bad"].reason == "exit code 1: the disk is full"
+    assert found["after"].state == State.CANCELLED
+    assert found["after"].reason == "bad failed"
+    assert "the disk is full" in "".join(control.logs(made.plan, made.folder, "bad"))
+    assert not (place / "after.count").exists()
+
+    (place / "repaired").touch()
+    assert control.retry(made.plan, made.folder) == ["bad", "after"]
+    found = ended(made.plan, made.folder)
+
+    assert {one.state for one in found.values()} == {State.DONE}
+    assert (place / "good.count").read_text() == "ran\n"
+    assert (place / "after.count").read_text() == "ran\n"
+
+
+def test_cancel_leaves_nothing_running_even_what_would_come_again(
+    place: Path, profile: SlurmProfile, cluster: Cluster
+) -> None:
+    made = made_plan(place, profile, [trainer(6000), job("after", "true", ["train"])])
+    control.schedule(made)
+    wait_for((place / "state.txt").exists, 60, "the first step")
+
+    control.cancel(made.plan, made.folder)
+    found = ended(made.plan, made.folder)
+
+    assert {one.state for one in found.values()} == {State.CANCELLED}
+    assert cluster.command("squeue", "--noheader") == ""
+    # The trainer was asked to stop and kept its state; it must not be queued again for that.
+    log = "".join(control.logs(made.plan, made.folder, "train"))
+    assert "queued again" not in log
+
+
+def test_time_limit_leads_to_checkpoint_requeue_and_resume(
+    place: Path, profile: SlurmProfile, cluster: Cluster
+) -> None:
+    made = made_plan(place, profile, [trainer(80), job("after", "true", ["train"])])
+    control.schedule(made)
+    wait_for((place / "state.txt").exists, 60, "the first step")
+    number = control.status(made.plan, made.folder)[0].engine_id
+    assert "Signal=(null)" not in cluster.command("scontrol", "show", "job", number)
+
+    # What Slurm does a while before the limit, which it looks at every 30 s only.
+    cluster.command("scancel", "--batch", "--signal=USR1", number)
+    found = ended(made.plan, made.folder)
+
+    assert {one.state for one in found.values()} == {State.DONE}
+    assert found["train"].restarts == 1
+    assert found["train"].engine_id == number
+    log = "".join(control.logs(made.plan, made.folder, "train"))
+    assert "stops at step" in log
+    assert "queued again" in log
+    assert log.count("starts at step 0\n") == 1
+    assert (place / "train.out").read_text() == weights_after(80)
+
+
+def test_killed_node_costs_a_restart_and_nothing_else(
+    place: Path, profile: SlurmProfile, cluster: Cluster
+) -> None:
+    made = made_plan(place, profile, [trainer(80), job("after", "true", ["train"])])
+    control.schedule(made)
+    wait_for((place / "state.txt").exists, 60, "the first step")
+    node = control.status(made.plan, made.folder)[0].nodes
+
+    cluster.kill_node(int(node.removeprefix("n")))
+    try:
+        found = ended(made.plan, made.folder, seconds=180)
+    finally:
+        cluster.start_node(int(node.removeprefix("n")))
+
+    assert {one.state for one in found.values()} == {State.DONE}
+    assert found["train"].restarts == 1
+    assert (place / "train.out").read_text() == weights_after(80)
+
+
+def test_signalled_again_and_again_gives_up_at_the_limit(
+    place: Path, profile: SlurmProfile
+) -> None:
+    words = ("bash", "-c", "echo once more; exit 75")
+    limited = profile.model_copy(update={"requeues": 1})
+    made = made_plan(place, limited, [job("train", "", kind="train", words=words)])
+    control.schedule(made)
+
+    found = ended(made.plan, made.folder)["train"]
+
+    assert found.state == State.FAILED
+    assert found.restarts == 1
+    assert found.reason == "exit code 75: once more"
+
+
+def test_two_nodes_meet(place: Path, profile: SlurmProfile) -> None:
+    meet = "{rendezvous}"
+    words = ("bash", "-c", 'echo "$(hostname) $*" >> met; echo', "words", meet)
+    pair = job("train", "", kind="train", words=words)
+    pair = pair.model_copy(update={"resources": SMALL.model_copy(update={"nodes": 2})})
+    made = made_plan(place, profile, [pair])
+    control.schedule(made)
+
+    assert ended(made.plan, made.folder)["train"].state == State.DONE
+
+    lines = sorted((place / "met").read_text().splitlines())
+    assert [line.split()[0] for line in lines] == ["n1", "n2"]
+    assert [line.split("--machine_rank ")[1].split()[0] for line in lines] == ["0", "1"]
+    heads = {line.split("--main_process_ip ")[1] for line in lines}
+    assert len(heads) == 1
+    assert heads.pop().startswith("n1 --main_process_port 2")
+
+
+def test_refused_job_leaves_no_others_behind(
+    place: Path, profile: SlurmProfile, cluster: Cluster
+) -> None:
+    # More memory than any node has: sbatch refuses the second job when the first is in.
+    huge = Resources(cpus=1, memory="9000G", minutes=5)
+    jobs = [job("first", "sleep 60"), job("second", "true", ["first"], resources=huge)]
+    made = made_plan(place, profile, jobs)
+
+    with pytest.raises(EngineError, match=r"sbatch failed: .*[Mm]emory"):
+        control.schedule(made)
+
+    ended(made.plan, made.folder)
+    assert cluster.command("squeue", "--noheader") == ""
+
+
+def test_second_plan_in_the_same_folder_is_refused(place: Path, profile: SlurmProfile) -> None:
+    first = made_plan(place, profile, [job("slow", "sleep 60")])
+    control.schedule(first)
+
+    with pytest.raises(OrchestrationError, match=f"plan {first.plan.id} is at work"):
+        control.schedule(made_plan(place, profile, [job("slow", "sleep 60")]))
+
+    control.cancel(first.plan, first.folder)
+    ended(first.plan, first.folder)
+
+
+def test_plan_is_found_by_its_id_and_read_from_accounting(
+    place: Path,
+    profile: SlurmProfile,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = made_plan(place, profile, [job("good", "true"), job("bad", "false", ["good"])])
+    control.schedule(made)
+    ended(made.plan, made.folder)
+
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(elsewhere)
+    plan, folder = control.find(made.plan.id)
+    assert (plan, folder) == (made.plan, made.folder)
+
+    # Hours later the queue has forgotten: accounting, which lags by seconds, tells the same.
+    (elsewhere / "squeue").write_text("#!/bin/sh\nexit 0\n")
+    (elsewhere / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(elsewhere), prepend=os.pathsep)
+    # Remove the output, so that only accounting can tell that the job was done.
+    (place / "good.out").unlink()
+    expected = {"good": State.DONE, "bad": State.FAILED}
+    wait_for(lambda: states(plan, folder) == expected, 30, "accounting")

@@ -1,0 +1,73 @@
+"""Plans of small commands, made by hand, and how to wait for what they do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from orchestration import control, store
+from orchestration.plan import Job, Plan, exists
+from orchestration.profile import AnyProfile, Resources
+from orchestration.states import JobStatus, State
+
+SMALL = Resources(cpus=1, memory="200M", minutes=5)
+
+
+def job(name: str, shell: str, needs: Sequence[str] = (), **more: Any) -> Job:
+    """Return a job that runs `shell` and then leaves the file `NAME.out`."""
+    made = f"{name}.out"
+    fields: dict[str, Any] = {
+        "name": name,
+        "kind": "register",
+        "words": ("bash", "-c", f"{shell}; code=$?; [ $code = 0 ] && touch {made}; exit $code"),
+        "resources": SMALL,
+        "needs": tuple(needs),
+        "outputs": (made,),
+        "done": exists(made),
+    }
+    return Job(**{**fields, **more})
+
+
+def made_plan(place: Path, profile: AnyProfile, jobs: Sequence[Job]) -> control.Scheduled:
+    """Return a plan of `jobs` in the working folder `place`, not yet scheduled."""
+    known = profile.model_copy(update={"workdir": str(place), "environment": None})
+    (place / "recipe.yaml").write_text("name: by-hand\n")
+    plan = Plan(
+        id=store.new_id("test"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        recipe=str(place / "recipe.yaml"),
+        out=str(place / "out"),
+        workdir=str(place),
+        profile=known.model_dump(mode="json"),
+        jobs=tuple(jobs),
+    )
+    folder = place / store.FOLDER / plan.id
+    engine = control.engine_of(known)
+    return control.Scheduled(plan, folder, engine, engine.scripts(plan, folder))
+
+
+def states(plan: Plan, folder: Path) -> dict[str, State]:
+    return {one.name: one.state for one in control.status(plan, folder)}
+
+
+def wait_for(reached: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait until `reached`; generous limits, so that only a thing that never comes fails."""
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end, f"{what}: not within {seconds:g} s"
+        time.sleep(0.2)
+
+
+def ended(plan: Plan, folder: Path, seconds: float = 120) -> dict[str, JobStatus]:
+    """Wait until nothing of the plan is active, and return the last status of each job."""
+    found: list[JobStatus] = []
+
+    def over() -> bool:
+        found[:] = control.status(plan, folder)
+        return not any(one.state.active for one in found)
+
+    wait_for(over, seconds, f"the end of plan {plan.id}")
+    return {one.name: one for one in found}
