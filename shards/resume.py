@@ -62,7 +62,7 @@ def check_source(store: Store, plan: Plan, before: PlanRows, now: PlanRows) -> N
         "of another size": sorted(key for key in old.keys() & new.keys() if old[key] != new[key]),
     }
     phrases = [f"{len(keys)} {how} ({_few(keys)})" for how, keys in groups.items() if keys]
-    what = f"pictures {', '.join(phrases)}" if phrases else "captions, labels or columns changed"
+    what = f"pictures: {', '.join(phrases)}" if phrases else "captions, labels or columns changed"
     raise ShardsError(f"{store} holds split {plan.split!r} of another source: {what}; {WAYS_OUT}")
 
 

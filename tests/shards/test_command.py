@@ -1,0 +1,92 @@
+"""`pipeline shard`, `verify` and `inspect` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli.main import main
+from tests.shards.making import corpus
+
+SMALL = ["--shard-size", "60KB", "--min-side", "32", "--workers", "1"]
+
+
+def run(*words: str | Path) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    code = ended.value.code
+    return code if isinstance(code, int) else 0
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return corpus(tmp_path / "corpus", count=20)
+
+
+def test_shard_verify_inspect(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dest = tmp_path / "dest"
+    assert run("shard", source, "--out", dest, *SMALL, "--json") == 0
+    (summary,) = json.loads(capsys.readouterr().out)
+    assert (summary["listed"], summary["samples"], summary["complete"]) == (20, 20, True)
+    assert run("shard", source, "--out", dest, *SMALL) == 0
+    assert "nothing left to do; 20 pictures listed = 20 written" in capsys.readouterr().out
+    assert run("verify", dest, "--workers", "1") == 0
+    assert "20 samples: all is well" in capsys.readouterr().out
+    assert run("inspect", dest, "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["formats"] == {"jpeg": 20}
+    assert run("inspect", dest) == 0
+    assert "20 listed = 20 written + 0 rejected" in capsys.readouterr().out
+    (dest / "train-000000.tar").unlink()
+    assert run("verify", dest, "--workers", "1", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["problems"][0]["file"] == "train-000000.tar"
+
+
+def test_parts_and_finish(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dest = tmp_path / "dest"
+    assert run("shard", source, "--out", dest, *SMALL, "--part", "0/2") == 0
+    assert "left to other parts" in capsys.readouterr().out
+    assert run("shard", "--finish", "--out", dest) == 2
+    assert "are missing" in capsys.readouterr().err
+    assert run("shard", source, "--out", dest, *SMALL, "--part", "1/2") == 0
+    (dest / "train.json").unlink()
+    assert run("shard", "--finish", "--out", dest) == 0
+    assert (dest / "train.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--shard-size", "many"], "size 'many' is not understood"),
+        (["--part", "3/3"], "part '3/3' is not understood"),
+        (["--split", "train=0.5,val=0.2"], "add up to 0.7, not 1"),
+        (["--split", "../up"], "is not understood"),
+        (["--check", "some"], "give one of full, header, none"),
+        (["--min-side", "-1"], "--min-side must not be negative"),
+        (["--max-area", "999999999999"], "--max-area must be at most"),
+        (["--finish"], "--finish takes no source"),
+    ],
+)
+def test_bad_usage_gets_one_sentence(
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    sentence: str,
+) -> None:
+    assert run("shard", source, "--out", tmp_path / "dest", *words) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "dest").exists()
+
+
+def test_a_dry_run_tells_the_plan(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("shard", source, "--out", tmp_path / "dest", *SMALL, "--dry-run") == 0
+    assert "20 pictures would make" in capsys.readouterr().out
+    assert not (tmp_path / "dest").exists()
