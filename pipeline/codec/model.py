@@ -5,14 +5,15 @@ Shapes: N batch, M latent channels, Z hyper-latent channels; h = H/16, w = W/16.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.codec import coding
 from pipeline.codec.config import HYPER_STRIDE, CCAConfig
 from pipeline.codec.context import ContextModel, ContextOutput, HyperOutput
 from pipeline.codec.densities import (
@@ -22,7 +23,10 @@ from pipeline.codec.densities import (
 )
 from pipeline.codec.errors import CodecError
 from pipeline.codec.fingerprint import fingerprint
+from pipeline.codec.latents import LatentCoder
 from pipeline.codec.transforms import Analysis, Synthesis, hyper_analysis, hyper_synthesis
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,9 @@ class CCAModel(nn.Module):
         self.config = config or CCAConfig()
         # Where the weights come from, as `save_model` was told.
         self.info: Mapping[str, Any] = {}
-        self._fingerprint: tuple[object, str] | None = None
+        # What was made of the weights, and the state of the weights it was made of.
+        self._made_of: object = None
+        self._made: dict[str, Any] = {}
         self.analysis = Analysis(self.config)
         self.synthesis = Synthesis(self.config)
         self.hyper_analysis = hyper_analysis(self.config)
@@ -113,13 +119,39 @@ class CCAModel(nn.Module):
         seen = add_noise(z, noise.z) if self.training else z_hat
         return z_hat, self.hyper_density(seen)
 
+    def compress(self, x: Tensor) -> bytes:
+        """Return the `.cca` stream of picture x, floats (1, 3, H, W) in [0, 1].
+
+        Raises `CodecError` on other shapes and where the weights are not finite.
+        """
+        return coding.compress(self, x)
+
+    def decompress(self, data: bytes) -> Tensor:
+        """Return the picture (1, 3, H, W) in [0, 1] of a `.cca` stream.
+
+        Raises `CodecError` when `data` is not a whole stream of this model, and `MismatchError`
+        when it is but decodes to other symbols than were encoded.
+        """
+        return coding.decompress(self, data)
+
     @property
     def fingerprint(self) -> str:
         """The hex digest of configuration and weights, by which streams name their model."""
-        state = tuple((id(p), p._version) for p in self.parameters())
-        if self._fingerprint is None or self._fingerprint[0] != state:
-            self._fingerprint = (state, fingerprint(self.config, self))
-        return self._fingerprint[1]
+        return self._of_weights("fingerprint", lambda: fingerprint(self.config, self))
+
+    def coder(self) -> LatentCoder:
+        """Return the entropy coder of the latents, with the weights of this moment."""
+        return self._of_weights("coder", lambda: LatentCoder(self))
+
+    def _of_weights(self, name: str, make: Callable[[], T]) -> T:
+        """Return what `make` returned last, unless the weights have changed since."""
+        state = tuple((id(p), p.device, p._version) for p in self.parameters())
+        if self._made_of != state:
+            self._made_of, self._made = state, {}
+        if name not in self._made:
+            self._made[name] = make()
+        made: T = self._made[name]
+        return made
 
     def quantiles(self) -> list[nn.Parameter]:
         """Return the parameters that `quantile_loss` alone trains (at a rate of their own)."""
@@ -138,8 +170,9 @@ def code_slices(
     In training the likelihoods are those of y + noise, in evaluation those of the rounded y;
     what later slices see is the straight-through rounding in both.
     """
-    parts = torch.split(y, context.sizes, dim=1)
-    noisy = torch.split(add_noise(y, noise), context.sizes, dim=1) if training else parts
+    sizes = list(context.sizes)
+    parts = torch.split(y, sizes, dim=1)
+    noisy = torch.split(add_noise(y, noise), sizes, dim=1) if training else parts
     likelihoods: list[Tensor] = []
 
     def quantise(i: int, mean: Tensor, scale: Tensor) -> Tensor:

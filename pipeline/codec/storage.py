@@ -1,7 +1,7 @@
 """Models on disk: one safetensors file with weights, configuration and where they come from.
 
 Tensors are called `model.NAME` and `auxiliary.NAME`; the metadata holds `format`, `version`,
-`config` and `info` (both JSON). Nothing in the file is ever executed.
+`fingerprint` (a hint for finding models), `config` and `info` (both JSON). Nothing in the file is ever executed.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def save_model(
     metadata = {
         "format": FORMAT,
         "version": VERSION,
+        "fingerprint": model.fingerprint,
         "config": json.dumps(model.config.to_dict()),
         "info": json.dumps(dict(model.info if info is None else info)),
     }
@@ -92,6 +93,16 @@ def model_file(path: str | Path) -> Path:
     if not file.is_file():
         raise CodecError(f"there is no model in {path}: give a .safetensors file or its folder")
     return file
+
+
+def stored_fingerprint(file: Path) -> str:
+    """Return the fingerprint that `file` claims to have, "" if it is no model of ours."""
+    try:
+        with _opened(file) as tensors:
+            metadata = tensors.metadata() or {}
+    except CodecError:
+        return ""
+    return str(metadata.get("fingerprint", ""))
 
 
 def _named(prefix: str, module: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,176 @@
+"""Picture files to tensors and back: grey, alpha, 16 bits, colour profiles, orientation."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from pipeline.codec.bitstream import MAX_PIXELS, Header
+from pipeline.codec.errors import CodecError
+
+Bytes = npt.NDArray[np.uint8]
+_DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_GREY_MODES = ("1", "L", "LA", "La", *_DEEP_MODES)
+_ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to be coded: `x` (1, 3, H, W) in [0, 1], and what a file knows beside it.
+
+    `alpha` is (H, W) or None for opaque; `profile` an ICC profile; `grey` says that all three
+    channels of x are the same, `deep` that the source had 16 bits.
+    """
+
+    x: Tensor
+    alpha: Bytes | None = None
+    profile: bytes | None = None
+    grey: bool = False
+    deep: bool = False
+
+    def header(self) -> Header:
+        """Return what a stream should say of this picture (size and model come later)."""
+        return Header(
+            1,
+            1,
+            "",
+            grey=self.grey,
+            alpha=self.alpha is not None,
+            profile=self.profile is not None,
+            deep=self.deep,
+        )
+
+    def side(self) -> dict[str, bytes]:
+        """Return the side data that goes with the header."""
+        side = {}
+        if self.profile is not None:
+            side["profile"] = zlib.compress(self.profile, 9)
+        if self.alpha is not None:
+            side["alpha"] = _pack_alpha(self.alpha)
+        return side
+
+
+def read_picture(path: Path, max_pixels: int = MAX_PIXELS, profile: bool = True) -> Picture:
+    """Read any picture that Pillow can; `profile` keeps its ICC profile.
+
+    EXIF orientation is applied to the pixels; 16-bit grey keeps its 16 bits, 16-bit colour is
+    read as 8 bits. Raises `CodecError` when the file is no picture or has too many pixels.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            # The limit that counts is `max_pixels`.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            if image.width * image.height > max_pixels:
+                raise CodecError(
+                    f"{path} has {image.width} x {image.height} pixels, more than the limit of "
+                    f"{max_pixels}"
+                )
+            image.load()
+            icc = image.info.get("icc_profile") if profile else None
+            return _picture(ImageOps.exif_transpose(image), icc)
+    except FileNotFoundError as error:
+        raise CodecError(f"there is no picture {path}") from error
+    except CodecError:
+        raise
+    # Decoders of broken files raise whatever comes: struct.error, SyntaxError, IndexError, ...
+    except Exception as error:
+        raise CodecError(f"{path} is not a picture that can be read: {error}") from error
+
+
+def _picture(image: Image.Image, icc: Any) -> Picture:
+    grey, deep = image.mode in _GREY_MODES, image.mode in _DEEP_MODES
+    alpha = None
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        image = image.convert("RGBA")
+        alpha = np.asarray(image)[..., 3].copy()
+        alpha = None if alpha.min() == 255 else alpha
+    if deep:
+        values = np.asarray(image).astype(np.float32).clip(0, 65535) / 65535
+    else:
+        values = np.asarray(image.convert("L" if grey else "RGB"), np.float32) / 255
+    planes = torch.from_numpy(np.ascontiguousarray(values))
+    x = planes.expand(3, -1, -1) if planes.ndim == 2 else planes.permute(2, 0, 1)
+    # A profile that fits RGB or grey pixels; CMYK's doesn't fit what was made of it.
+    keep = isinstance(icc, bytes) and icc and image.mode not in ("CMYK", "LAB", "YCbCr")
+    return Picture(x[None], alpha, icc if keep else None, grey, deep)
+
+
+def to_image(x: Tensor, header: Header, side: dict[str, bytes], deep: bool = False) -> Image.Image:
+    """Return the picture x (1, 3, H, W) as an image in the mode of the source.
+
+    `deep` asks for 16 bits where the source was 16-bit grey. Raises `CodecError` on damaged
+    side data.
+    """
+    values = x[0].cpu().double().numpy()
+    if header.grey and header.deep and deep:
+        return Image.fromarray(np.rint(values.mean(0) * 65535).astype(np.uint16))
+    if header.grey:
+        image = Image.fromarray(np.rint(values.mean(0) * 255).astype(np.uint8))
+    else:
+        pixels = np.rint(values.transpose(1, 2, 0) * 255).astype(np.uint8)
+        image = Image.fromarray(pixels)
+    if header.alpha:
+        image.putalpha(Image.fromarray(_unpack_alpha(side["alpha"], header)))
+    if header.profile:
+        image.info["icc_profile"] = _inflate(side["profile"], 2**24, "colour profile")
+    return image
+
+
+def write_image(image: Image.Image, path: Path) -> None:
+    """Write `image` to `path`, in the format of its suffix, whole or not at all."""
+    known = Image.registered_extensions()
+    kind = known.get(path.suffix.lower())
+    if kind is None or kind not in Image.SAVE:
+        raise CodecError(f"{path.name} has no suffix of a picture format; take .png, say")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    options = {"lossless": True} if kind == "WEBP" else {}
+    profile = image.info.get("icc_profile")
+    try:
+        with partial.open("wb") as file:
+            image.save(file, kind, **options, **({"icc_profile": profile} if profile else {}))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        raise CodecError(f"{path} can't be written as {kind}: {error}; take .png") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _pack_alpha(alpha: Bytes) -> bytes:
+    """Return alpha (H, W) losslessly: differences between rows, deflated."""
+    rows = np.diff(alpha, axis=0, prepend=np.zeros((1, alpha.shape[1]), np.uint8))
+    return zlib.compress(rows.tobytes(), 9)
+
+
+def _unpack_alpha(packed: bytes, header: Header) -> Bytes:
+    size = header.width * header.height
+    raw = _inflate(packed, size, "alpha channel")
+    if len(raw) != size:
+        raise CodecError("the file is damaged: its alpha channel has another size")
+    rows = np.frombuffer(raw, np.uint8).reshape(header.height, header.width)
+    return np.cumsum(rows, axis=0, dtype=np.uint8)
+
+
+def _inflate(packed: bytes, limit: int, what: str) -> bytes:
+    """Undo zlib, never making more than `limit` bytes."""
+    engine = zlib.decompressobj()
+    try:
+        raw = engine.decompress(packed, limit)
+    except zlib.error as error:
+        raise CodecError(f"the file is damaged: its {what} can't be unpacked") from error
+    if not engine.eof and engine.decompress(engine.unconsumed_tail, 1):
+        raise CodecError(f"the file is damaged: its {what} is too long")
+    return raw

@@ -1,0 +1,174 @@
+"""Symbols to words and back with a range coder, by whole arrays.
+
+Each symbol is coded under one of a set of tables (a scale level for y, a channel for z). The
+symbols are sorted by table, stably, so that the coder gets one array per table and no Python
+code runs per symbol. A table covers a window of symbols; its two ends stand for themselves and
+everything beyond, and what lies beyond follows in an Exp-Golomb code: the number of bits of
+(excess + 1), then those bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import constriction
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.codec.errors import CodecError
+
+Ints = npt.NDArray[np.int32]
+# Which table a symbol has: 8 or 16 bits, which sort in linear time.
+Index = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Reals = npt.NDArray[np.float64]
+Words = npt.NDArray[np.uint32]
+
+_CATEGORICAL = constriction.stream.model.Categorical
+_UNIFORM = constriction.stream.model.Uniform
+# The coder's own precision is 2^-24; probabilities are rounded to a coarser grid, so that the
+# last bits of a library's erfc don't reach it.
+_GRID = 2.0**20
+# Symbols are held within +-2^23; the excess then has at most 24 bits.
+LARGEST_SYMBOL = 2**23
+_EXCESS_BITS = 25
+
+
+@dataclass(frozen=True)
+class Table:
+    """The probabilities of the symbols `first`, first + 1, ..., first + count - 1."""
+
+    first: int
+    count: int
+    model: Any
+
+    @classmethod
+    def of(cls, first: int, masses: Reals) -> Table:
+        """Make a table of the probability masses, which need not add up to one."""
+        if not np.isfinite(masses).all() or masses.sum() <= 0:
+            raise CodecError("the model's densities are not finite; it can't be used for coding")
+        masses = np.maximum(np.rint(masses / masses.sum() * _GRID), 0.25)
+        model = _CATEGORICAL((masses / masses.sum()).astype(np.float32), perfect=False)
+        return cls(first, len(masses), model)
+
+
+# Half of the excesses have one bit fewer than the other half, and so on.
+_EXCESS = Table.of(0, np.exp2(-np.arange(1.0, _EXCESS_BITS + 1)))
+
+
+class SymbolEncoder:
+    """Takes arrays of symbols, first in first out; `words` is the stream so far."""
+
+    def __init__(self) -> None:
+        self._coder = constriction.stream.queue.RangeEncoder()
+
+    def encode(self, symbols: Ints, index: Index, tables: Sequence[Table]) -> None:
+        """Append `symbols` (n), each under the table that `index` (n) names."""
+        groups = _Groups(index, len(tables))
+        ordered = symbols[groups.order]
+        for which, part in groups.parts:
+            table = tables[which]
+            inside = np.clip(ordered[part] - table.first, 0, table.count - 1)
+            self._coder.encode(inside, table.model)
+        low, high = _window(index[groups.order], tables)
+        self._encode_excess(np.maximum(low - ordered, ordered - high))
+
+    def _encode_excess(self, excess: Ints) -> None:
+        """Append what lies beyond the windows: `excess` is negative inside, 0 at an end."""
+        beyond = excess[excess >= 0].astype(np.int64) + 1
+        bits = np.frexp(beyond.astype(np.float64))[1].astype(np.int32) - 1
+        if not len(bits):
+            return
+        self._coder.encode(bits, _EXCESS.model)
+        for count in np.unique(bits[bits > 0]):
+            rest = beyond[bits == count] - (1 << int(count))
+            self._coder.encode(rest.astype(np.int32), _UNIFORM(1 << int(count)))
+
+    @property
+    def words(self) -> Words:
+        """The stream, 32-bit words."""
+        words: Words = self._coder.get_compressed()
+        return words
+
+
+class SymbolDecoder:
+    """Gives back what a `SymbolEncoder` took, asked for in the same order."""
+
+    def __init__(self, words: Words) -> None:
+        self._coder = constriction.stream.queue.RangeDecoder(words)
+
+    def decode(self, index: Index, tables: Sequence[Table]) -> Ints:
+        """Return the next len(index) symbols; a broken stream raises `CodecError`."""
+        groups = _Groups(index, len(tables))
+        ordered = np.empty(len(index), np.int32)
+        try:
+            for which, part in groups.parts:
+                table, count = tables[which], part.stop - part.start
+                ordered[part] = self._coder.decode(table.model, count)
+                ordered[part] += table.first
+            self._decode_excess(ordered, *_window(index[groups.order], tables))
+        except (AssertionError, ValueError) as error:
+            raise CodecError("the stream is damaged: its code words mean nothing") from error
+        symbols = np.empty_like(ordered)
+        symbols[groups.order] = ordered
+        return symbols
+
+    def _decode_excess(self, ordered: Ints, low: Ints, high: Ints) -> None:
+        ends = np.flatnonzero((ordered == low) | (ordered == high))
+        if not len(ends):
+            return
+        bits = self._coder.decode(_EXCESS.model, len(ends))
+        excess = (1 << bits.astype(np.int64)) - 1
+        for count in np.unique(bits[bits > 0]):
+            among = bits == count
+            excess[among] += self._coder.decode(_UNIFORM(1 << int(count)), int(among.sum()))
+        sign = np.where(ordered[ends] == high[ends], 1, -1)
+        ordered[ends] += (sign * excess).astype(np.int32)
+
+
+class _Groups:
+    """The stable order that sorts symbols by table, and each table's part of it."""
+
+    def __init__(self, index: Index, tables: int) -> None:
+        self.order = np.argsort(index, kind="stable")
+        ends = np.cumsum(np.bincount(index, minlength=tables)).tolist()
+        starts = [0, *ends[:-1]]
+        self.parts = [
+            (which, slice(start, end))
+            for which, (start, end) in enumerate(zip(starts, ends, strict=True))
+            if end > start
+        ]
+
+
+def _window(index: Index, tables: Sequence[Table]) -> tuple[Ints, Ints]:
+    first = np.array([table.first for table in tables], np.int32)
+    last = np.array([table.first + table.count - 1 for table in tables], np.int32)
+    return first[index], last[index]
+
+
+# Scales are coded at the nearest of these levels, evenly spaced in the log. 64 would cost
+# 0.2 % in rate at their spacing; 96 cost 0.1 %.
+SCALE_LEVELS = np.exp(np.linspace(math.log(0.11), math.log(256.0), 96))
+
+
+def scale_thresholds() -> Reals:
+    """Return the bounds between levels: half way in the log, rounded to 2^-12."""
+    between = np.sqrt(SCALE_LEVELS[:-1] * SCALE_LEVELS[1:])
+    thresholds: Reals = np.rint(between * 4096) / 4096
+    return thresholds
+
+
+def gaussian_tables() -> list[Table]:
+    """Return the tables of N(0, level) over unit bins, one for each scale level."""
+    return [_gaussian_table(level) for level in SCALE_LEVELS.tolist()]
+
+
+def _gaussian_table(scale: float) -> Table:
+    reach = max(2, math.ceil(5 * scale) + 1)
+    tails = [0.5 * math.erfc((k - 0.5) / scale * math.sqrt(0.5)) for k in range(1, reach + 2)]
+    # Mass of +-k, k = 1..reach; the last takes the rest of the tail.
+    side = [tails[k] - tails[k + 1] for k in range(reach - 1)] + [tails[reach - 1]]
+    masses = np.array([*side[::-1], 1 - 2 * tails[0], *side])
+    return Table.of(-reach, masses)
