@@ -1,0 +1,106 @@
+"""What the tests of training share: small shards, a small recipe, a tracking store of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from shards.options import Options
+from shards.run import shard
+
+MICRO = {
+    "latent_channels": 12,
+    "slices": 3,
+    "transform_channels": [8, 8, 8],
+    "transform_blocks": [1, 1, 1],
+    "context_channels": 8,
+    "context_blocks": 1,
+    "hyper_latent_channels": 8,
+    "head_channels": [8, 8],
+}
+
+# Keys and values over those of `recipe`; returns the recipe's file.
+WriteRecipe = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def photo_shards(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of the repository's own photographs."""
+    dest = tmp_path_factory.mktemp("shards")
+    shard([str(pictures / "train")], dest, Options(split="train", shard_size=500_000), workers=1)
+    return dest
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tracking store; making one takes seconds, so all tests share it."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def tracking(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Track into the tests' store, whatever the user's settings are."""
+    uri = store
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+    return uri
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    taken = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in taken}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def write_recipe(photo_shards: Path, pictures: Path, tmp_path: Path) -> WriteRecipe:
+    """Write a recipe of one stage, `base`, that trains in a second or two."""
+
+    def write(**changes: object) -> Path:
+        stage = {"name": "base", "rate_weight": 0.3, "steps": 6, "batch": 4, "crop": 64, "lr": 1e-3}
+        recipe = {
+            "name": "trial",
+            "out": str(tmp_path / "runs"),
+            "model": MICRO,
+            "data": {"train": str(photo_shards), "workers": 0},
+            "checkpoint": {"every_steps": 2},
+            "stages": [stage],
+        }
+        path = tmp_path / "trial.yaml"
+        path.write_text(yaml.safe_dump(recipe | changes))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def launch(root: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start training as a user would, under `accelerate launch`, with one or two processes."""
+
+    def start(
+        arguments: Sequence[str | Path], *options: str, **variables: str
+    ) -> subprocess.Popen[str]:
+        accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
+        fixed = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        fixed += ["--num_cpu_threads_per_process", "1"]
+        script = [str(root / "recipes" / "train.py"), *map(str, arguments)]
+        return subprocess.Popen(
+            [*accelerate, *fixed, *options, *script],
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
+            cwd=tmp_path,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    return start

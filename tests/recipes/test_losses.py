@@ -1,0 +1,144 @@
+"""The loss: its terms, and which way each gradient goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipes.load import load_recipe
+from recipes.losses import Weights, reverse_gradient
+from recipes.module import METRICS, TrainingModule, build
+from recipes.noise import address, draw_noise
+from recipes.schema import Cca
+
+CPU = torch.device("cpu")
+
+
+def make(path: Path, *overrides: str) -> TrainingModule:
+    module = build(load_recipe(path, overrides).runs()[0])
+    return module.train()
+
+
+def one_pass(module: TrainingModule, weights: Weights) -> dict[str, float]:
+    config = module.model.config
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    loss, metrics = module(x, draw_noise(config, 64, [1, 2], CPU), weights)
+    loss.backward()
+    return dict(zip(METRICS, metrics.tolist(), strict=True))
+
+
+def gradients(module: TrainingModule, part: str) -> torch.Tensor:
+    found = [
+        parameter.grad.flatten()
+        for name, parameter in module.named_parameters()
+        if name.startswith(part) and parameter.grad is not None
+    ]
+    return torch.cat(found)
+
+
+def test_reversed_gradient_keeps_the_value() -> None:
+    x = torch.tensor([1.0, -2.0], requires_grad=True)
+    y = reverse_gradient(x, 0.5)
+    assert torch.equal(y, x)
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.tensor([-0.5, -0.5]))
+
+
+def test_cost_is_weighted_distortion_plus_rate(write_recipe) -> None:
+    found = one_pass(make(write_recipe(), "cca.mode=off"), Weights(0.3, 1, 1))
+    assert found["cost"] == pytest.approx(found["distortion"] + 0.3 * found["bpp"], rel=1e-5)
+    assert found["distortion"] == pytest.approx(0.05 * 255**2 * found["mse"], rel=1e-5)
+    assert found["loss"] == pytest.approx(found["cost"], rel=1e-6)
+    assert found["r_aux"] == found["gap"] == 0
+
+
+def test_adversarial_terms(write_recipe) -> None:
+    found = one_pass(make(write_recipe()), Weights(0.3, 2.0, 1.0))
+    assert found["gap"] == pytest.approx(found["r_aux"] - found["r_main"], abs=1e-5)
+    expected = found["cost"] + 2.0 * found["r_main"] + found["r_aux"]
+    assert found["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_published_terms(write_recipe) -> None:
+    found = one_pass(make(write_recipe(), "cca.mode=published"), Weights(0.3, 1.0, 1.0))
+    expected = found["cost"] + found["r_main"] - found["r_aux"] + found["l_aux"]
+    assert found["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_auxiliary_model_descends_in_adversarial_and_ascends_in_published(write_recipe) -> None:
+    """The trap: whose rate do the auxiliary model's own gradients lower?"""
+    adversarial = make(write_recipe())
+    one_pass(adversarial, Weights(0.3, 1.0, 1.0))
+    other_weight = make(write_recipe())
+    one_pass(other_weight, Weights(0.3, 1.0, 7.0))
+    # The reversal's weight reaches what y comes from, never the auxiliary model itself.
+    mine, theirs = gradients(adversarial, "auxiliary"), gradients(other_weight, "auxiliary")
+    torch.testing.assert_close(mine, theirs)
+    assert not torch.allclose(
+        gradients(adversarial, "model.analysis"), gradients(other_weight, "model.analysis")
+    )
+    published = make(write_recipe(), "cca.mode=published")
+    one_pass(published, Weights(0.3, 1000.0, 1.0))
+    # Not exactly opposite: bounds let only one direction pass.
+    flipped, mine = gradients(published, "auxiliary.context"), gradients(adversarial, "auxiliary")
+    assert torch.nn.functional.cosine_similarity(flipped, mine, dim=0) < -0.3
+
+
+def test_reversed_half_changes_sign_with_its_weight(write_recipe) -> None:
+    grads = []
+    for weight in (0.0, 1.0, 2.0):
+        module = make(write_recipe())
+        one_pass(module, Weights(0.3, 1.0, weight))
+        grads.append(gradients(module, "model.analysis"))
+    torch.testing.assert_close(grads[2] - grads[1], grads[1] - grads[0], rtol=1e-3, atol=1e-4)
+
+
+def test_detached_hyper_outputs_get_nothing_from_the_auxiliary_model(write_recipe) -> None:
+    grads = []
+    for weight in (0.0, 5.0):
+        module = make(write_recipe(), "cca.hyper=detached")
+        one_pass(module, Weights(0.3, 1.0, weight))
+        grads.append(gradients(module, "model.hyper_mean"))
+    assert torch.equal(*grads)
+
+
+def test_ms_ssim_distortion_falls_to_zero_for_equal_pictures(write_recipe) -> None:
+    from recipes.losses import distortion
+    from recipes.schema import Loss
+
+    x = torch.rand(1, 3, 192, 192)
+    value, error = distortion(x, x, "ms-ssim", Loss())
+    assert value == pytest.approx(0, abs=1e-4)
+    assert error == 0
+    worse, _ = distortion(x, 1 - x, "ms-ssim", Loss(ms_ssim_weight=10))
+    assert 0 < float(worse) <= 10.5
+
+
+def test_weights_warm_up_and_follow_the_rate() -> None:
+    cca = Cca(weight=2, auxiliary_weight=1, warmup=10)
+    assert Weights.at(0, 0.5, cca) == Weights(0.5, 0.2, 0.1)
+    assert Weights.at(9, 0.5, cca) == Weights.at(99, 0.5, cca) == Weights(0.5, 2.0, 1.0)
+    proportional = Cca(weight=2, proportional=True)
+    assert Weights.at(0, 0.5, proportional) == Weights(0.5, 1.0, 1.0)
+
+
+def test_noise_of_a_sample_does_not_depend_on_its_batch(write_recipe) -> None:
+    config = make(write_recipe()).model.config
+    together = draw_noise(config, 128, [address("a"), address("b")], CPU)
+    alone = draw_noise(config, 128, [address("b")], CPU)
+    for name in ("y", "z", "aux_y", "aux_factorized"):
+        assert torch.equal(getattr(together, name)[1:], getattr(alone, name))
+    assert together.y.shape == (2, 12, 8, 8)
+    assert together.z.shape == (2, 8, 2, 2)
+    assert -0.5 <= float(together.y.min()) < -0.4
+    assert 0.4 < float(together.y.max()) < 0.5
+    assert not torch.equal(together.y, together.aux_y)
+
+
+def test_frozen_parts_get_no_gradient(write_recipe) -> None:
+    module = make(write_recipe(), "stages.0.frozen=[analysis, 'hyper_*']")
+    one_pass(module, Weights(0.3, 1, 1))
+    trained = {name.split(".")[1] for name, p in module.named_parameters() if p.grad is not None}
+    assert trained == {"synthesis", "context"}

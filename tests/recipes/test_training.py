@@ -1,0 +1,165 @@
+"""Training in this process: what a run leaves behind, what is skipped, refused and resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.codec import load_auxiliary, load_model
+from recipes.checkpoint import found
+from recipes.train import main
+
+STAGES = [
+    {"name": "base", "rate_weight": 0.3, "steps": 4, "batch": 4, "crop": 64, "lr": 1e-3},
+    {"name": "mse", "init": "base", "rate_weight": [0.3, 3.5], "steps": 2, "batch": 4, "crop": 64},
+    {
+        "name": "ms-ssim",
+        "init": "mse",
+        "rate_weight": [3.5],
+        "distortion": "ms-ssim",
+        "steps": 2,
+        "batch": 2,
+        "crop": 192,
+    },
+]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same(a: Path, b: Path) -> None:
+    one, other = weights(a), weights(b)
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.mark.slow
+def test_stages_train_in_order_and_leave_models(write_recipe, pictures: Path, capsys) -> None:
+    data = {"validation": str(pictures / "kodak"), "validation_pictures": 1}
+    path = write_recipe(stages=STAGES)
+    overrides = [f"data.{key}={value}" for key, value in data.items()]
+    assert main([str(path), *overrides]) == 0
+    runs = path.parent / "runs"
+    for identity in ("base", "mse/w0.3", "mse/w3.5", "ms-ssim/w3.5"):
+        state = json.loads((runs / identity / "run.json").read_text())
+        assert state["done"]
+        assert state["run_id"]
+        assert (runs / identity / "recipe.yaml").is_file()
+    model = load_model(runs / "ms-ssim" / "w3.5")
+    assert model.info["name"] == "ms-ssim/w3.5"
+    assert model.info["rate_weight"] == 3.5
+    assert model.info["distortion"] == "ms-ssim"
+    assert model.info["step"] == 2
+    assert model.info["parent"] == "mse/w3.5"
+    assert len(model.info["data_digest"]) == len(model.info["recipe_digest"]) == 64
+    assert load_auxiliary(runs / "base") is not None
+    # The child began where its parent ended, not from random weights.
+    parent, child = weights(runs / "base"), weights(runs / "mse/w0.3")
+    name = "model.synthesis.last.weight"
+    assert float((parent[name] - child[name]).abs().max()) < 2.5 * 2 * 1e-4
+    before = (runs / "base" / "model.safetensors").stat().st_mtime_ns
+    assert main([str(path), *overrides]) == 0
+    assert (runs / "base" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_run_resumed_in_the_middle_ends_with_the_same_bits(write_recipe) -> None:
+    path = write_recipe()
+    whole, cut = path.parent / "whole", path.parent / "cut"
+    assert main([str(path), f"out={whole}"]) == 0
+    assert main([str(path), f"out={cut}", "stages.0.steps=3"]) == 0
+    # Fewer steps wrote a model; the same run with more goes on from its last checkpoint.
+    (cut / "base" / "run.json").unlink()
+    assert main([str(path), f"out={cut}"]) == 0
+    assert_same(whole / "base", cut / "base")
+
+
+def test_a_damaged_checkpoint_is_passed_over(write_recipe) -> None:
+    path = write_recipe()
+    whole, cut = path.parent / "whole", path.parent / "cut"
+    assert main([str(path), f"out={whole}"]) == 0
+    assert main([str(path), f"out={cut}", "stages.0.steps=4"]) == 0
+    (cut / "base" / "run.json").unlink()
+    newest = found(cut / "base")[-1]
+    assert newest.step == 4
+    state = newest.folder / "state.safetensors"
+    damaged = bytearray(state.read_bytes())
+    damaged[-5] ^= 1
+    state.write_bytes(damaged)
+    assert main([str(path), f"out={cut}"]) == 0
+    assert_same(whole / "base", cut / "base")
+
+
+def test_loader_processes_and_parts_do_not_change_what_is_seen(write_recipe) -> None:
+    path = write_recipe()
+    alone, helped = path.parent / "alone", path.parent / "helped"
+    assert main([str(path), f"out={alone}"]) == 0
+    assert main([str(path), f"out={helped}", "data.workers=1"]) == 0
+    assert_same(alone / "base", helped / "base")
+    parts = path.parent / "parts"
+    assert main([str(path), f"out={parts}", "speed.accumulate=2"]) == 0
+    one, other = weights(alone / "base"), weights(parts / "base")
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-3)
+
+
+def test_checkpoints_are_pruned(write_recipe) -> None:
+    path = write_recipe()
+    assert main([str(path), "checkpoint.every_steps=1", "checkpoint.background=false"]) == 0
+    folders = sorted((path.parent / "runs" / "base" / "checkpoints").iterdir())
+    assert [folder.name for folder in folders] == ["step-00000005", "step-00000006"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "piece"),
+    [
+        (["stages.0.stepz=3"], "unknown key stages.0.stepz (did you mean steps?)"),
+        (["stages.0.batch=99"], "a batch of 99 needs as many pictures"),
+        (["data.train=nowhere"], "data.train: "),
+        (["data.validation=nowhere"], "data.validation: "),
+        (["speed.accumulate=3"], "can't be shared by 1 processes in 3 parts"),
+        (["model.slices=1"], "model: slices must be"),
+        (["model.slicez=1"], "a model has no slicez"),
+        (["stages.0.frozen=[nothing]"], "frozen names nothing"),
+        (["processes=2"], "asked for 2 processes, but 1 would train here"),
+        (["--stage", "other"], "no run is of that --stage"),
+        (["--rate-weight", "9"], "no run is of that --stage and --rate-weight"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(
+    write_recipe, caplog, overrides: list[str], piece: str
+) -> None:
+    path = write_recipe()
+    assert main([str(path), *overrides]) == 2
+    assert piece in caplog.text
+    assert not (path.parent / "runs").exists()
+
+
+def test_other_settings_or_shards_since_the_checkpoint(write_recipe, pictures, caplog) -> None:
+    path = write_recipe()
+    assert main([str(path)]) == 0
+    (path.parent / "runs" / "base" / "run.json").unlink()
+    assert main([str(path), "stages.0.lr=1e-5"]) == 2
+    assert "begun with other settings (lr was 0.001 and is 1e-05)" in caplog.text
+    from shards.options import Options
+    from shards.run import shard
+
+    shard([str(pictures / "kodak")], path.parent / "other", Options(split="train"), workers=1)
+    assert main([str(path), f"data.train={path.parent / 'other'}"]) == 2
+    assert "have changed since" in caplog.text
+
+
+def test_a_stage_alone_needs_its_parent(write_recipe, caplog) -> None:
+    path = write_recipe(stages=STAGES[:2])
+    assert main([str(path), "--stage", "mse"]) == 2
+    assert "train stage base first" in caplog.text
+    assert main([str(path), "stages.1.model=tiny"]) == 2
+    assert "another architecture" in caplog.text
+    assert main([str(path), "--stage", "base"]) == 0
+    assert main([str(path), "--stage", "mse", "--rate-weight", "3.5"]) == 0
+    assert (path.parent / "runs" / "mse" / "w3.5" / "model.safetensors").is_file()
+    assert not (path.parent / "runs" / "mse" / "w0.3").exists()
