@@ -9,11 +9,13 @@ from shards.manifest import Manifest, ShardInfo
 
 if TYPE_CHECKING:
     from shards.order import SampleOrder
+    from shards.reading.cache import Cache
     from shards.stream_source import Batch
     from shards.streams import Stream, pictures, stream
 
 __all__ = [
     "Batch",
+    "Cache",
     "Manifest",
     "SampleOrder",
     "ShardInfo",
@@ -27,6 +29,7 @@ __all__ = [
 # Names that need torch, or numpy: imported when asked for, so that making shards does not wait.
 _LATER = {
     "Batch": "shards.stream_source",
+    "Cache": "shards.reading.cache",
     "SampleOrder": "shards.order",
     "Stream": "shards.streams",
     "pictures": "shards.streams",

@@ -80,10 +80,11 @@ class BatchSource:
         self.order = SampleOrder(corpus.sizes, seed, block)
         self.batch_size, self.crop, self.seed, self.rank = batch_size, crop, seed, rank
         self.flip, self.max_broken = flip, max_broken
+        self._here: list[int] = []
         self.global_batch = batch_size * world_size
         if len(self.order) < self.global_batch:
             raise ShardsError(
-                f"{corpus.dest} has {len(self.order)} samples, fewer than one global batch of "
+                f"{corpus.name} has {len(self.order)} samples, fewer than one global batch of "
                 f"{self.global_batch} ({batch_size} on each of {world_size} ranks): "
                 "take smaller batches or more pictures"
             )
@@ -110,6 +111,7 @@ class BatchSource:
 
         The ranks' parts follow each other: rank r has positions seen + r B to seen + (r + 1) B - 1.
         """
+        self._look_ahead(epoch, seen)
         first = seen + self.rank * self.batch_size
         positions = list(range(first, first + self.batch_size))
         images = np.empty((self.batch_size, 3, self.crop, self.crop), dtype=np.uint8)
@@ -121,6 +123,22 @@ class BatchSource:
             images[row] = pixels.transpose(2, 0, 1)
         state = {"epoch": epoch, "samples_seen": seen + self.global_batch}
         return Batch(torch.from_numpy(images), keys, positions, epoch, state, tuple(skipped))
+
+    def close(self) -> None:
+        """Close files; making a batch opens them again."""
+        self._here = []
+        self.corpus.close()
+
+    def _look_ahead(self, epoch: int, seen: int) -> None:
+        """On entering a block, have its shards and those of the next one made ready."""
+        here = self.order.block_shards(epoch, seen)
+        if here == self._here:
+            return
+        self._here = here
+        after = self.order.block_shards(epoch, seen, ahead=1) or self.order.block_shards(
+            epoch + 1, 0
+        )
+        self.corpus.expect([*here, *(shard for shard in after if shard not in here)])
 
     def _picture(self, epoch: int, position: int, skipped: list[Skipped]) -> tuple[str, Pixels]:
         """Return key and crop (S, S, 3) for a position, noting what had to be skipped for it."""

@@ -11,7 +11,8 @@ from torch import Generator
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from shards.errors import ShardsError, ShardsRuntimeError
-from shards.reading.corpus import Corpus
+from shards.reading.cache import Cache
+from shards.reading.corpus import Corpus, open_corpus
 from shards.reading.decode import BrokenPictureError, Pixels, decode
 from shards.stream_source import Batch, BatchSource, Skipped, too_many_broken
 
@@ -49,11 +50,12 @@ class Stream(IterableDataset[Batch]):
         flip: bool = True,
         max_broken: int = 16,
         epochs: int | None = None,
+        cache: Cache | None = None,
     ) -> None:
-        """Open the shards in `dest`, a folder; `batch_size` is per rank.
+        """Open the shards in `dest`; `batch_size` is per rank.
 
         Args:
-            dest: where `pipeline shard` wrote.
+            dest: where `pipeline shard` wrote: a folder, or any fsspec URL.
             split: which of its splits.
             batch_size: pictures to a batch of this rank.
             crop: side of the crops in pixels; smaller pictures are mirrored until they fill it.
@@ -65,6 +67,7 @@ class Stream(IterableDataset[Batch]):
             flip: whether half of the crops are mirrored left to right.
             max_broken: broken samples in a row that stop the run.
             epochs: how many epochs an iteration lasts; None: for ever.
+            cache: where shards behind a URL are kept on this machine; None: `Cache()`.
 
         Raises:
             ShardsError: no such split, numbers that make no batch, or fewer samples than one
@@ -73,7 +76,7 @@ class Stream(IterableDataset[Batch]):
         if workers < 0:
             raise ShardsError(f"workers is {workers}: give 0 or more")
         self._source = BatchSource(
-            Corpus(dest, split),
+            open_corpus(dest, split, cache, block),
             batch_size=batch_size,
             crop=crop,
             seed=seed,
@@ -136,7 +139,7 @@ class Stream(IterableDataset[Batch]):
         iterator, self._iterator = self._iterator, None
         if iterator is not None:
             iterator.close()  # type: ignore[attr-defined]
-        self._source.corpus.close()
+        self._source.close()
 
     def _received(self) -> Iterator[Batch]:
         """Yield batches, counting each as seen when it is handed over."""
@@ -228,6 +231,7 @@ def stream(
     workers: int = 0,
     block: int = 8,
     flip: bool = True,
+    cache: Cache | None = None,
 ) -> Iterator[Batch]:
     """Yield the batches of one epoch, `batch_size` per rank; the last incomplete one is dropped.
 
@@ -248,19 +252,22 @@ def stream(
         block=block,
         flip=flip,
         epochs=1,
+        cache=cache,
     )
     batches.load_state_dict({"epoch": epoch, "samples_seen": start})
     return iter(batches)
 
 
-def pictures(dest: str | Path, split: str = "val") -> Iterator[tuple[str, Pixels]]:
+def pictures(
+    dest: str | Path, split: str = "val", cache: Cache | None = None
+) -> Iterator[tuple[str, Pixels]]:
     """Yield key and whole picture, uint8 (H, W, 3) RGB, of every sample in the stored order.
 
     Raises:
         ShardsError: no such split.
         ShardsRuntimeError: a picture can't be read or decoded.
     """
-    corpus = Corpus(dest, split)
+    corpus = open_corpus(dest, split, cache)
     return _pictures(corpus)
 
 
@@ -273,7 +280,7 @@ def _pictures(corpus: Corpus) -> Iterator[tuple[str, Pixels]]:
                     yield sample.key, decode(corpus.read(sample))
                 except BrokenPictureError as error:
                     raise ShardsRuntimeError(
-                        f"{sample.key} in {sample.shard} of {corpus.dest} is broken ({error}): "
+                        f"{sample.key} in {sample.shard} of {corpus.name} is broken ({error}): "
                         "run `pipeline verify`"
                     ) from error
     finally:

@@ -1,38 +1,36 @@
-"""One split of one shard folder, ready to be read sample by sample."""
+"""One split of one shard folder, on this machine or remote, ready to be read sample by sample."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from shards.errors import ShardsError, ShardsRuntimeError
+from shards.errors import ShardsError
+from shards.manifest import Manifest, ShardInfo
+from shards.reading.cache import Cache, CacheFolder, Wanted
 from shards.reading.decode import BrokenPictureError
-from shards.reading.index import Sample, SplitIndex
-from shards.reading.local import LocalReader
+from shards.reading.fetch import Fetcher
+from shards.reading.files import CachedFiles, Files, LocalFiles
+from shards.reading.index import Sample, ShardTable, SplitIndex, read_table
+from shards.reading.tars import kept, tar_table
+from shards.store import Store
 
 
 class Corpus:
     """The samples of a split, by shard number and index in the shard."""
 
-    def __init__(self, dest: str | Path, split: str = "train") -> None:
-        """Open `split` of `dest`.
-
-        Raises:
-            ShardsError: there is no such split.
-        """
-        self.dest = str(dest)
-        self.index = SplitIndex(dest, split)
-        folder = self.index.store.folder
-        if folder is None:
-            raise ShardsError(f"{dest} is not a folder on this machine: copy the shards here first")
-        self._reader = LocalReader(folder)
+    def __init__(self, name: str, manifest: Manifest, files: Files) -> None:
+        """Take what `open_corpus` found; `name` is for messages."""
+        self.name, self.manifest, self.files = name, manifest, files
+        self.index = SplitIndex(manifest, self._table)
 
     @property
     def sizes(self) -> list[int]:
         """The number of samples in each shard."""
-        return self.index.sizes
+        return self.manifest.sizes
 
     def sample(self, shard: int, index: int) -> Sample:
-        """Return the place of a sample."""
+        """Return the place of a sample. Raises as `read`."""
         return self.index.sample(shard, index)
 
     def read(self, sample: Sample) -> bytes:
@@ -42,16 +40,67 @@ class Corpus:
             BrokenPictureError: the shard ends before the picture does.
             ShardsRuntimeError: the shard is not there or can't be read.
         """
-        try:
-            data = self._reader.read(sample.shard, sample.offset, sample.size)
-        except OSError as error:
-            raise ShardsRuntimeError(
-                f"shard {sample.shard} of {self.dest} cannot be read: {error.strerror}"
-            ) from error
+        data = self.files.read(sample.shard, sample.offset, sample.size)
         if len(data) < sample.size:
             raise BrokenPictureError(f"shard {sample.shard} ends inside this picture")
         return data
 
+    def expect(self, shards: Sequence[int]) -> None:
+        """Make ready shards that will be read soon, in this order. Returns at once."""
+        self.files.expect([self.manifest.shards[shard].tar for shard in shards])
+
     def close(self) -> None:
         """Close files; reading opens them again."""
-        self._reader.close()
+        self.files.close()
+
+    def _table(self, info: ShardInfo) -> ShardTable:
+        """Return a shard's table: its sidecar, or the index of a tar that came through the cache.
+
+        A remote sidecar has no checksum in the manifest, the tar has one.
+        """
+        if isinstance(self.files, CachedFiles):
+            return kept(self.files.index(info.tar), lambda: self._walk(info))
+        with self.files.open(info.sidecar) as file:
+            return read_table(file.read(), self.files.where(info.sidecar))
+
+    def _walk(self, info: ShardInfo) -> ShardTable:
+        with self.files.open(info.tar) as file:
+            return tar_table(file, self.files.where(info.tar))
+
+
+def open_corpus(
+    dest: str | Path, split: str = "train", cache: Cache | None = None, block: int = 8
+) -> Corpus:
+    """Open `split` of `dest`, a folder or any fsspec URL, whose shards go through `cache`.
+
+    Raises:
+        ShardsError: there is no such split, or the cache can't hold a block of its shards.
+    """
+    store = Store(dest)
+    if store.folder is not None:
+        return Corpus(str(dest), Manifest.read(dest, split), LocalFiles(store.folder))
+    cache = cache or Cache()
+    fetcher = Fetcher(store.url, cache.patience)
+    manifest = _remote_manifest(fetcher, split)
+    _check_room(cache, manifest, block)
+    wanted = {one.tar: Wanted(one.tar, one.bytes, one.sha256 or None) for one in manifest.shards}
+    files = CachedFiles(CacheFolder(cache, fetcher), wanted, kept=block + 1)
+    return Corpus(str(dest), manifest, files)
+
+
+def _remote_manifest(fetcher: Fetcher, split: str) -> Manifest:
+    name = Manifest.file_name(split)
+    try:
+        data = fetcher.whole(name)
+    except FileNotFoundError:
+        return Manifest.read(fetcher.url, split)  # which says what is there instead
+    return Manifest.from_json(data, where=f"{fetcher.url}/{name}")
+
+
+def _check_room(cache: Cache, manifest: Manifest, block: int) -> None:
+    largest = sorted((info.bytes for info in manifest.shards), reverse=True)[: block + 1]
+    if sum(largest) > cache.limit:
+        raise ShardsError(
+            f"the cache's limit is {cache.limit} bytes, a block of {block} shards and the next one "
+            f"have {sum(largest)}: raise the limit, or take smaller blocks"
+        )

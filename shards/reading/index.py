@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from shards.errors import ShardsError, ShardsRuntimeError
-from shards.manifest import Manifest
-from shards.store import Store
+from shards.errors import ShardsError
+from shards.manifest import Manifest, ShardInfo
 
 # Shards whose tables stay in memory: about 100 bytes a sample.
 KEPT_TABLES = 64
@@ -41,29 +40,19 @@ class ShardTable:
 
 
 class SplitIndex:
-    """The samples of a split. Opening it reads the manifest alone; tables follow on first use."""
+    """The samples of a split, a table a shard: read when first needed, the last ones kept."""
 
-    def __init__(self, dest: str | Path, split: str = "train") -> None:
-        """Read the manifest.
-
-        Raises:
-            ShardsError: there is no manifest, or it is not one of ours.
-        """
-        self.store = Store(dest)
-        self.manifest = Manifest.read(dest, split)
+    def __init__(self, manifest: Manifest, tables: Callable[[ShardInfo], ShardTable]) -> None:
+        """Take the manifest, and what reads the table of a shard."""
+        self._manifest, self._read = manifest, tables
         self._tables: OrderedDict[int, ShardTable] = OrderedDict()
 
-    @property
-    def sizes(self) -> list[int]:
-        """The number of samples in each shard."""
-        return self.manifest.sizes
-
     def sample(self, shard: int, index: int) -> Sample:
-        """Return the place of sample `index` of shard number `shard`."""
+        """Return the place of sample `index` of shard number `shard`. Raises as `table`."""
         table = self.table(shard)
         return Sample(
             table.keys[index],
-            self.manifest.shards[shard].tar,
+            self._manifest.shards[shard].tar,
             int(table.offsets[index]),
             int(table.sizes[index]),
         )
@@ -72,30 +61,22 @@ class SplitIndex:
         """Return all places of shard number `shard`.
 
         Raises:
-            ShardsError: its sidecar is absent or not as many rows as the manifest says.
+            ShardsRuntimeError: the shard can't be read.
+            ShardsError: it has not as many samples as the manifest says.
         """
         if shard in self._tables:
             self._tables.move_to_end(shard)
             return self._tables[shard]
-        while len(self._tables) >= KEPT_TABLES:
-            self._tables.popitem(last=False)
-        self._tables[shard] = table = self._read(shard)
-        return table
-
-    def _read(self, shard: int) -> ShardTable:
-        info = self.manifest.shards[shard]
-        where = self.store.where(info.sidecar)
-        try:
-            table = read_table(self.store.read(info.sidecar), where)
-        except FileNotFoundError:
-            raise ShardsRuntimeError(
-                f"{where} is missing: run the same `pipeline shard` again"
-            ) from None
+        info = self._manifest.shards[shard]
+        table = self._read(info)
         if len(table) != info.samples:
             raise ShardsError(
-                f"{where} has {len(table)} samples, the manifest says {info.samples}: "
+                f"shard {info.name} has {len(table)} samples, the manifest says {info.samples}: "
                 "run `pipeline verify`, and make the shard again"
             )
+        while len(self._tables) >= KEPT_TABLES:
+            self._tables.popitem(last=False)
+        self._tables[shard] = table
         return table
 
 

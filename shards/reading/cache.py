@@ -1,0 +1,242 @@
+"""Remote shards on this machine's disk, shared by all its processes, under a size limit.
+
+    FOLDER/.lock            held while room is made, never longer
+    FOLDER/<key>/NAME       a whole file, checked on arrival; readers hold a shared lock on it
+    FOLDER/<key>/.NAME      one that is arriving; its writer holds an exclusive lock on it
+
+All locks are `flock`s on open files, so the kernel takes them back from a process that is killed.
+What such a process had fetched is continued by the next one that wants the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shards.errors import ShardsError, ShardsRuntimeError
+from shards.reading.fetch import PART, Fetcher, Patience
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where remote shards are kept on this machine, and how much room they may take.
+
+    Attributes:
+        folder: on a local disk; all processes of a machine should name the same one.
+        limit: bytes; the files longest unused make room, those being read never do.
+        patience: how long a failing store is asked again.
+    """
+
+    folder: Path = field(default_factory=lambda: Path.home() / ".cache" / "cca-pipeline" / "shards")
+    limit: int = 64 << 30
+    patience: Patience = field(default_factory=Patience)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file of a store: its name, its size, and its SHA-256 where that is known."""
+
+    name: str
+    bytes: int
+    sha256: str | None = None
+
+
+class CacheFolder:
+    """The files of one store in a cache. Has no state but the disk's."""
+
+    def __init__(self, cache: Cache, fetcher: Fetcher) -> None:
+        """Raises ShardsError when the folder can't be made."""
+        self.cache, self.fetcher = cache, fetcher
+        self._folder = cache.folder / hashlib.sha256(fetcher.url.encode()).hexdigest()[:16]
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ShardsError(
+                f"the cache {cache.folder} cannot be made ({error.strerror}): name another folder"
+            ) from error
+
+    def open(self, wanted: Wanted) -> int:
+        """Return a descriptor of the whole file, fetched when it is not here.
+
+        The file stays while the descriptor is open.
+
+        Raises:
+            ShardsRuntimeError: the store does not give it, or not with its checksum.
+        """
+        path = self.path(wanted)
+        while True:
+            found = _open_shared(path)
+            if found is not None:
+                os.utime(found)  # used now: the last to make room
+                return found
+            with _writing(path) as partial:
+                if partial is not None:
+                    self._fetch(wanted, partial, path)
+
+    def has(self, wanted: Wanted) -> bool:
+        """Whether the file is here, or on its way by another process."""
+        path = self.path(wanted)
+        return path.exists() or _locked(_partial(path))
+
+    def index(self, wanted: Wanted) -> Path:
+        """Return where the index of a tar is kept."""
+        return self.path(wanted).with_suffix(".index")
+
+    def path(self, wanted: Wanted) -> Path:
+        """Return where the file is, once it is here."""
+        # Shards made anew under the same name have another checksum.
+        tag = wanted.sha256[:12] if wanted.sha256 else str(wanted.bytes)
+        return self._folder / f"{tag}-{wanted.name}"
+
+    def _fetch(self, wanted: Wanted, partial: int, path: Path) -> None:
+        """Complete the arriving file, check it and give it its name."""
+        try:
+            for _ in range(self.cache.patience.attempts):
+                self._complete(wanted.name, partial, wanted.bytes)
+                if wanted.sha256 in (None, _digest(partial)):
+                    os.fsync(partial)
+                    _partial(path).rename(path)
+                    return
+                log.warning("%s arrived damaged", wanted.name)
+                os.ftruncate(partial, 0)
+        except FileNotFoundError as error:
+            raise ShardsRuntimeError(f"{self.fetcher.url}/{wanted.name} is missing") from error
+        raise ShardsRuntimeError(
+            f"{self.fetcher.url}/{wanted.name} does not have the checksum of the manifest: "
+            "run `pipeline verify` there"
+        )
+
+    def _complete(self, name: str, partial: int, size: int) -> None:
+        """Fetch what is missing at the end of the arriving file."""
+        have = os.fstat(partial).st_size
+        if have > size:
+            os.ftruncate(partial, 0)
+            have = 0
+        while have < size:
+            data = self.fetcher.part(name, have, min(have + PART, size))
+            self._make_room(len(data))
+            try:
+                os.pwrite(partial, data, have)
+            except OSError as error:
+                raise ShardsRuntimeError(
+                    f"the cache {self.cache.folder} cannot be written: {error.strerror}"
+                ) from error
+            have += len(data)
+
+    def _make_room(self, needed: int) -> None:
+        """Remove the files longest unused until `needed` bytes fit; leave those in use."""
+        with _lock(self.cache.folder / ".lock"):
+            files = []
+            for path in self.cache.folder.glob("*/*"):
+                with contextlib.suppress(FileNotFoundError):
+                    status = path.stat()
+                    files.append((status.st_mtime_ns, status.st_size, path))
+            total = sum(size for _, size, _ in files) + needed
+            for _, size, path in sorted(files):
+                if total <= self.cache.limit:
+                    return
+                if _remove_unused(path):
+                    total -= size
+        if total > self.cache.limit:
+            log.warning(
+                "the cache %s needs %d bytes, more than its limit of %d: all of it is in use",
+                self.cache.folder,
+                total,
+                self.cache.limit,
+            )
+
+
+def _partial(path: Path) -> Path:
+    """Return the name of a file while it arrives."""
+    return path.with_name(f".{path.name}")
+
+
+def _open_shared(path: Path) -> int | None:
+    """Open a whole file and hold on to it; None when it is not there, or was just removed."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    # Others hold a whole file alone for an instant only: to remove it, or on finding it arrived.
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    if os.fstat(descriptor).st_nlink:
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[int | None]:
+    """Hold the arriving file alone; give None when it arrived while waiting for that."""
+    partial = _partial(path)
+    with _lock(partial) as descriptor:
+        mine = _same_file(descriptor, partial)
+        if mine and path.exists():  # it had arrived: this one was made needlessly
+            partial.unlink()
+            mine = False
+        yield descriptor if mine else None
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[int]:
+    """Hold a file, made when absent, for this process alone; wait for others."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _locked(path: Path) -> bool:
+    """Whether another process holds the file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _remove_unused(path: Path) -> bool:
+    """Remove a file that nobody holds; return whether it is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _digest(descriptor: int) -> str:
+    with os.fdopen(os.dup(descriptor), "rb") as file:
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,125 @@
+"""Bytes from a store that may fail, stall or cut answers short: asked for until they are whole."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+from shards.errors import ShardsError, ShardsRuntimeError
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+# Bytes asked for at once: large enough for a store's best speed, small enough to ask again for.
+PART = 8 << 20
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a store is asked again.
+
+    Attributes:
+        attempts: tries for one part, the first included.
+        pause: seconds before the second try; doubled for each further one, and spread at random.
+        longest_pause: seconds that a pause never exceeds.
+        stall: seconds after which a part of 8 MiB that has not arrived counts as failed.
+    """
+
+    attempts: int = 8
+    pause: float = 0.5
+    longest_pause: float = 30.0
+    stall: float = 60.0
+
+
+class Fetcher:
+    """Reads files under one URL. Copies of it work in other processes, forked ones too."""
+
+    def __init__(self, url: str, patience: Patience | None = None) -> None:
+        self.url = url.rstrip("/")
+        self.patience = patience or Patience()
+        self._fs: tuple[int, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_fs": None}
+
+    def size(self, name: str) -> int:
+        """Return the size of file `name` in bytes.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ShardsRuntimeError: the store did not answer in time, again and again.
+        """
+        return self._again(name, lambda: int(self._remote().size(f"{self.url}/{name}")))
+
+    def part(self, name: str, start: int, end: int) -> bytes:
+        """Return exactly the bytes `start` to `end` of file `name`. Raises as `size`."""
+
+        def ask() -> bytes:
+            data = cast(bytes, self._remote().cat_file(f"{self.url}/{name}", start=start, end=end))
+            if len(data) != end - start:
+                raise OSError(f"{len(data)} bytes came instead of {end - start}")
+            return data
+
+        return self._again(name, ask)
+
+    def whole(self, name: str) -> bytes:
+        """Return all bytes of file `name`. Raises as `size`."""
+        size = self.size(name)
+        return b"".join(
+            self.part(name, start, min(start + PART, size)) for start in range(0, size, PART)
+        )
+
+    def _again(self, name: str, ask: Callable[[], T]) -> T:
+        patience = self.patience
+        for tried in range(1, patience.attempts + 1):
+            try:
+                return _in_time(ask, patience.stall)
+            except (FileNotFoundError, PermissionError, ShardsError):
+                raise
+            except Exception as error:  # each store has exceptions of its own
+                if tried == patience.attempts:
+                    raise ShardsRuntimeError(
+                        f"{self.url}/{name} could not be read in {tried} tries: {error}"
+                    ) from error
+                pause = min(patience.pause * 2 ** (tried - 1), patience.longest_pause)
+                log.info("try %d for %s/%s failed: %s", tried, self.url, name, error)
+                time.sleep(pause * random.uniform(0.5, 1.0))
+        raise AssertionError("unreachable")
+
+    def _remote(self) -> Any:
+        """Return the file system of this process: connections do not survive a fork."""
+        if self._fs is None or self._fs[0] != os.getpid():
+            import fsspec
+
+            try:
+                self._fs = os.getpid(), fsspec.core.url_to_fs(self.url)[0]
+            except (ValueError, ImportError) as error:
+                raise ShardsError(f"cannot open {self.url}: {error}") from error
+        return self._fs[1]
+
+
+def _in_time(ask: Callable[[], T], seconds: float) -> T:
+    """Return `ask()`, or raise TimeoutError when it takes longer; the call then goes on unheard."""
+    answer: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answer.put((ask(), None))
+        except BaseException as error:  # handed to the caller
+            answer.put((None, error))
+
+    threading.Thread(target=run, daemon=True, name="fetch").start()
+    try:
+        value, error = answer.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return cast(T, value)

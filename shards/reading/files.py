@@ -1,0 +1,179 @@
+"""Files of a shard folder, read in parts: on this machine's disk, or through the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from shards.errors import ShardsRuntimeError
+
+if TYPE_CHECKING:
+    from shards.reading.cache import CacheFolder, Wanted
+
+# Files fetched side by side ahead of use.
+FETCHERS = 2
+
+
+class Files(ABC):
+    """Files by name, the last `kept` of which stay open."""
+
+    def __init__(self, kept: int) -> None:
+        self.kept = kept
+        self._open: OrderedDict[str, int] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Descriptors don't travel to another process.
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """Return up to `size` bytes at `offset` of file `name`: fewer where the file ends.
+
+        Raises:
+            ShardsRuntimeError: the file is not there or can't be read.
+        """
+        try:
+            return os.pread(self._descriptor(name), size, offset)
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open file `name` from its start. Raises as `read`."""
+        try:
+            return os.fdopen(self._opened(name), "rb")
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+
+    @abstractmethod
+    def expect(self, names: Sequence[str]) -> None:
+        """Make ready what will be read soon, in this order. Returns at once."""
+
+    def close(self) -> None:
+        """Close all files; reading opens them again."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    @abstractmethod
+    def where(self, name: str) -> str:
+        """Return the full name of a file, for messages."""
+
+    @abstractmethod
+    def _opened(self, name: str) -> int:
+        """Return a new descriptor of a file."""
+
+    def _unreadable(self, name: str, error: OSError) -> ShardsRuntimeError:
+        why = error.strerror or str(error)
+        return ShardsRuntimeError(f"{self.where(name)} cannot be read: {why}")
+
+    def _descriptor(self, name: str) -> int:
+        known = self._open.get(name)
+        if known is not None:
+            self._open.move_to_end(name)
+            return known
+        while len(self._open) >= self.kept:
+            os.close(self._open.popitem(last=False)[1])
+        self._open[name] = self._opened(name)
+        return self._open[name]
+
+
+class LocalFiles(Files):
+    """The files of a folder on this machine."""
+
+    def __init__(self, folder: Path, kept: int = 64) -> None:
+        super().__init__(kept)
+        self.folder = folder
+
+    def where(self, name: str) -> str:
+        """Return the file's path."""
+        return str(self.folder / name)
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Do nothing: the files are here."""
+
+    def _opened(self, name: str) -> int:
+        return os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
+
+
+class CachedFiles(Files):
+    """The files of a remote store, through this machine's cache.
+
+    Each open file is held against removal, so few are kept open: those of a block.
+    """
+
+    def __init__(self, cache: CacheFolder, wanted: dict[str, Wanted], kept: int) -> None:
+        """Take what is known of the files by name."""
+        super().__init__(kept)
+        self.cache, self.wanted = cache, wanted
+        self._ahead: tuple[int, _Ahead] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_ahead": None}
+
+    def where(self, name: str) -> str:
+        """Return the file's URL."""
+        return f"{self.cache.fetcher.url}/{name}"
+
+    def index(self, name: str) -> Path:
+        """Return where the index of the tar `name` is kept."""
+        return self.cache.index(self.wanted[name])
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Fetch these files in the background; those expected before and not begun are let go.
+
+        Only as many as the cache holds at once: later ones would push out earlier ones unread.
+        """
+        room, fitting = self.cache.cache.limit, []
+        for wanted in (self.wanted[name] for name in names):
+            room -= wanted.bytes
+            if room < 0:
+                break
+            fitting.append(wanted)
+        if self._ahead is None or self._ahead[0] != os.getpid():  # threads do not survive a fork
+            self._ahead = os.getpid(), _Ahead(self.cache)
+        self._ahead[1].set(fitting)
+
+    def close(self) -> None:
+        """Close all files, and fetch no more ahead."""
+        super().close()
+        if self._ahead is not None:
+            self._ahead[1].set([])
+            self._ahead = None
+
+    def _opened(self, name: str) -> int:
+        return self.cache.open(self.wanted[name])
+
+
+class _Ahead:
+    """Threads that fetch files in order until there is none left to fetch."""
+
+    def __init__(self, cache: CacheFolder) -> None:
+        self._cache = cache
+        self._left: list[Wanted] = []
+        self._running = 0
+        self._lock = threading.Lock()
+
+    def set(self, wanted: list[Wanted]) -> None:
+        """Replace what is to be fetched."""
+        with self._lock:
+            self._left = wanted
+            missing = min(FETCHERS, len(wanted)) - self._running
+            self._running += max(missing, 0)
+        for _ in range(missing):
+            threading.Thread(target=self._run, daemon=True, name="shards ahead").start()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._left:
+                    self._running -= 1
+                    return
+                wanted = self._left.pop(0)
+            # Whoever reads the file meets the error and reports it.
+            with contextlib.suppress(Exception):
+                if not self._cache.has(wanted):
+                    os.close(self._cache.open(wanted))

@@ -1,0 +1,72 @@
+"""The index of a WebDataset tar that has no sidecar: made by a walk over its headers, and kept."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from shards.errors import ShardsError
+from shards.reading.index import ShardTable, read_table
+from shards.sources.base import PICTURES
+
+# WebDataset's rule: the key is all before the first dot of the file's name, its folders included.
+MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")
+
+
+def tar_table(tar: IO[bytes], where: str) -> ShardTable:
+    """Return the first picture of every sample of the open tar, in order.
+
+    Members follow WebDataset: those of one sample stand together and share a key; a picture is a
+    member with a picture's ending. Samples without a picture are left out.
+
+    Raises:
+        ShardsError: not a tar; `where` names it.
+    """
+    keys: list[str] = []
+    places: list[tuple[int, int]] = []
+    try:
+        for member in tarfile.open(fileobj=tar, mode="r:"):  # noqa: SIM115 - the file is ours
+            match = MEMBER.fullmatch(member.name)
+            if match is None or not member.isreg():
+                continue
+            picture = match[2].lower().rpartition(".")[2] in PICTURES
+            if picture and not (keys and keys[-1] == match[1]):
+                keys.append(match[1])
+                places.append((member.offset_data, member.size))
+    except (tarfile.TarError, EOFError) as error:
+        raise ShardsError(f"{where} is not a whole tar ({error}): get or make it again") from error
+    numbers = np.asarray(places, dtype=np.int64).reshape(-1, 2)
+    return ShardTable(keys, numbers[:, 0].copy(), numbers[:, 1].copy())
+
+
+def kept(path: Path, make: Callable[[], ShardTable]) -> ShardTable:
+    """Return the table in file `path`; where there is none, make it, and keep it if possible."""
+    with contextlib.suppress(OSError, ShardsError):
+        return read_table(path.read_bytes(), str(path))
+    table = make()
+    with contextlib.suppress(OSError):  # a folder that can't be written to
+        _write(table, path)
+    return table
+
+
+def _write(table: ShardTable, path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"key": table.keys, "offset": table.offsets, "size": table.sizes}
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            pq.write_table(pa.table(columns), file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
