@@ -71,6 +71,7 @@ def check_model(model: CCAModel, header: Header) -> None:
         )
 
 
+@torch.no_grad()
 def decode_stream(model: CCAModel, stream: Stream) -> Tensor:
     """Return the picture (1, 3, H, W) in [0, 1] of a parsed, whole stream of this model."""
     header = stream.header

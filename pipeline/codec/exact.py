@@ -180,6 +180,8 @@ class _Table(nn.Module):
     Above it is `above`(x), below 0 for GELU and -1 for tanh: what the table ends with.
     """
 
+    table: Tensor
+
     def __init__(
         self, function: Callable[[float], float], above: Callable[[Tensor], Tensor]
     ) -> None:

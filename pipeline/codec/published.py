@@ -131,9 +131,10 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError,
             IndexError, TypeError, AttributeError, AssertionError, zipfile.BadZipFile,
             MemoryError, OverflowError, RecursionError) as error:  # fmt: skip
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # torch's own sentence advises to let the file run its code; ours must not.
         raise CodecError(
-            f"{path} is not a checkpoint that can be read without running code ({reason[:200]})"
+            f"{path} is not a checkpoint of plain tensors ({type(error).__name__}): it is broken, "
+            "something else, or would have to run code to be read, which is refused"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state:

@@ -1,7 +1,8 @@
 """Models on disk: one safetensors file with weights, configuration and where they come from.
 
 Tensors are called `model.NAME` and `auxiliary.NAME`; the metadata holds `format`, `version`,
-`fingerprint` (a hint for finding models), `config` and `info` (both JSON). Nothing in the file is ever executed.
+`fingerprint` (a hint for finding models), `config` and `info` (both JSON).
+Nothing in the file is ever executed.
 """
 
 from __future__ import annotations
