@@ -117,7 +117,11 @@ def _after_training(
     if not profile.registry.enabled:
         return
     name = _registered_name(recipe, profile, stage)
-    registered = [_register_job(recipe, profile, run, name, needs, report, data) for run in runs]
+    registered: list[Job] = []
+    for run in runs:
+        registered.append(_register_job(recipe, profile, run, name, needs, report, data))
+        # One after another: they move the same alias.
+        needs = (registered[-1].name,)
     yield from registered
     if profile.registry.promote:
         yield _promote_job(recipe, profile, stage, name, registered, data)
@@ -152,7 +156,8 @@ def _register_job(
 ) -> Job:
     receipt = f"{recipe.out}/registered/{_slug(run)}.json"
     inputs = (_model(run),) if data is None else (_model(run), f"{report}/results.json")
-    words = ("pipeline", "register", run.folder.as_posix(), "--name", name)
+    words = ["pipeline", "register", run.folder.as_posix(), "--name", name]
+    words += ["--metrics", f"{report}/results.json"] if data is not None else []
     return Job(
         name=f"register-{_slug(run)}",
         kind="register",

@@ -166,7 +166,9 @@ def logs(
         raise OrchestrationError(f"job {name} of plan {plan.id} has not written a log yet")
 
 
-def wait(plan: Plan, folder: Path, report: Callable[[list[JobStatus]], None], poll: float) -> bool:
+def wait(
+    plan: Plan, folder: Path, report: Callable[[Sequence[JobStatus]], None], poll: float
+) -> bool:
     """Report the status now and then until nothing is active; return whether all is done."""
     while True:
         found = status(plan, folder)

@@ -156,6 +156,8 @@ def _status(
         if code == CANCELLED:
             return JobStatus(job.name, State.CANCELLED, "cancelled", number)
         return JobStatus(job.name, State.FAILED, f"exit code {code}", number)
+    if number and alive:
+        return JobStatus(job.name, State.RUNNING, engine_id=number)
     if number:
         return JobStatus(job.name, State.FAILED, "ended with this machine or by force", number)
     blocker = blocked_by(job, known)

@@ -25,7 +25,7 @@ LONGEST_NAME = 28
 STOPPING = """\
 stopping=0 caught=0
 stop() {{
-  [ "$stopping" = 1 ] || {{ while kill -USR1 -- "-$child" 2>/dev/null; do sleep 5; done & }}
+  [ "$stopping" = 1 ] || {{ while kill -USR1 -- "-$child" ; do sleep 5; done >/dev/null 2>&1 & }}
   stopping=1 caught=1
 }}
 trap stop TERM USR1
@@ -179,7 +179,7 @@ def _script(plan: Plan, job: Job, profile: KubernetesProfile, head: str) -> str:
     lines = preamble(plan, job, profile)
     if job.resumable:
         meet = rendezvous('"$JOB_COMPLETION_INDEX"', head, str(PORT))
-        inner = f"trap '' USR1 TERM; exec {command(job, rendezvous=meet)}"
+        inner = f'trap "" USR1 TERM; exec {command(job, rendezvous=meet)}'
         lines.append(STOPPING.format(command=shlex.quote(inner), again=AGAIN))
     else:
         lines.append(command(job, part='"$JOB_COMPLETION_INDEX"'))

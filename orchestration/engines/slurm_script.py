@@ -21,7 +21,7 @@ PORT = "$((20000 + SLURM_JOB_ID % 10000))"
 STOPPING = """\
 stopping=0 caught=0
 stop() {
-  [ "$stopping" = 1 ] || { while kill -USR1 "$child" 2>/dev/null; do sleep 5; done & }
+  [ "$stopping" = 1 ] || { while kill -USR1 "$child"; do sleep 5; done >/dev/null 2>&1 & }
   stopping=1 caught=1
 }
 trap stop USR1
@@ -101,7 +101,7 @@ def _training(job: Job, profile: SlurmProfile) -> str:
     over --cpus-per-task from the job (since Slurm 22.05).
     """
     meet = rendezvous('"$SLURM_NODEID"', '"$HEAD"', f'"{PORT}"')
-    inner = f"trap '' USR1 TERM; exec {command(job, profile.container, rendezvous=meet)}"
+    inner = f'trap "" USR1 TERM; exec {command(job, profile.container, rendezvous=meet)}'
     options = ["--kill-on-bad-exit=1", f"--cpus-per-task={job.resources.cpus}", *profile.srun]
     words = " ".join(shlex.quote(option) for option in options)
     head = f"export HEAD={HEAD}\n" if job.resources.nodes > 1 else ""

@@ -1,9 +1,268 @@
-"""Placeholder until this room's commands land."""
+"""`pipeline schedule`, `status`, `logs`, `cancel`, `retry`: a recipe's whole plan on a cluster."""
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+if TYPE_CHECKING:
+    from orchestration.control import Scheduled
+    from orchestration.plan import Plan
+    from orchestration.states import JobStatus
+
+POLL_SECONDS = 2.0
+PIPE_COLUMNS = 250
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+PlanId = Annotated[str, typer.Argument(metavar="PLAN", help="Id that `schedule` printed.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Add this room's commands to `app`."""
+    for command in (schedule, status, logs, cancel, retry):
+        app.command()(command)
+
+
+def schedule(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train.")],
+    on: Annotated[Path, typer.Option("--on", metavar="PROFILE.yaml", help="On which machine.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]...", help="Changes to the recipe.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and its scripts; submit nothing.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when the plan has ended.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a recipe's whole plan as dependent jobs; prints the plan's id.
+
+    Shards, each stage at each rate, evaluation, registration and promotion become jobs of the
+    engine that the profile names. Work that is done already is left out.
+
+    Example: pipeline schedule recipes/imagenet.yaml --on orchestration/profiles/slurm.yaml
+    """
+    from orchestration import control
+
+    made = control.make_plan(recipe, on, overrides or [])
+    if dry_run:
+        _print_plan(made, as_json)
+        return
+    names = control.schedule(made)
+    left_out = len(made.plan.jobs) - len(names)
+    typer.echo(f"{len(names)} jobs handed over, {left_out} done already", err=True)
+    if wait and names and not control.wait(made.plan, made.folder, _reporter(), POLL_SECONDS):
+        failed = [one for one in control.status(made.plan, made.folder) if one.state == "failed"]
+        _fail_because_of(made.plan, failed)
+    if as_json:
+        _print_json({"plan": made.plan.id, "folder": str(made.folder), "jobs": names})
+    else:
+        typer.echo(made.plan.id)
+
+
+def status(
+    plan: Annotated[str | None, typer.Argument(metavar="[PLAN]", help="Default: all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show every job of a plan: its state, progress, time left, and why it waits or failed.
+
+    The engine is asked for states and MLflow for progress. Without PLAN: the plans that were
+    scheduled from this folder.
+
+    Example: pipeline status imagenet-261123-0950-7c1f
+    """
+    from orchestration import control
+
+    if plan is None:
+        _print_plans(as_json)
+        return
+    found, folder = control.find(plan)
+    rows = [_row(found, one) for one in control.status(found, folder)]
+    if as_json:
+        _print_json({"plan": found.id, "engine": found.profile["engine"], "jobs": rows})
+        return
+    columns = ("job", "state", "progress", "left", "elapsed", "nodes", "id", "reason")
+    _print_table(f"{found.id} on {found.profile['engine']}", rows, columns)
+
+
+def logs(
+    plan: PlanId,
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A job's name in `status`.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+) -> None:
+    """Print what a job has written, and with --follow what it goes on writing.
+
+    Example: pipeline logs imagenet-261123-0950-7c1f train-base --follow
+    """
+    from orchestration import control
+
+    found, folder = control.find(plan)
+    for piece in control.logs(found, folder, job, follow):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+
+def cancel(plan: PlanId, as_json: AsJson = False) -> None:
+    """Stop everything of a plan; finished work and checkpoints stay.
+
+    Example: pipeline cancel imagenet-261123-0950-7c1f
+    """
+    from orchestration import control
+
+    found, folder = control.find(plan)
+    before = [one.name for one in control.status(found, folder) if one.state.active]
+    control.cancel(found, folder)
+    if as_json:
+        _print_json({"plan": found.id, "cancelled": before})
+    else:
+        typer.echo(f"{len(before)} jobs cancelled; `pipeline retry {found.id}` goes on")
+
+
+def retry(plan: PlanId, as_json: AsJson = False) -> None:
+    """Submit again what failed, was cancelled or is missing, and only that.
+
+    Example: pipeline retry imagenet-261123-0950-7c1f
+    """
+    from orchestration import control
+
+    found, folder = control.find(plan)
+    names = control.retry(found, folder)
+    if as_json:
+        _print_json({"plan": found.id, "jobs": names})
+    elif names:
+        typer.echo(f"{len(names)} jobs handed over: {', '.join(names)}")
+    else:
+        typer.echo("nothing is missing: every job is done or on its way")
+
+
+def _print_plan(made: Scheduled, as_json: bool) -> None:
+    from orchestration.picture import mermaid, rows
+
+    table, picture = rows(made.plan), mermaid(made.plan)
+    if as_json:
+        _print_json(
+            {"plan": made.plan.id, "jobs": table, "mermaid": picture, "scripts": made.scripts}
+        )
+        return
+    _print_table("Plan (nothing is submitted)", table, ("job", "needs", "resources", "done"))
+    typer.echo("Picture (Mermaid):\n\n```mermaid\n" + picture + "```\n")
+    for name, text in made.scripts.items():
+        typer.echo(f"===== {name} =====\n{text}")
+
+
+def _print_plans(as_json: bool) -> None:
+    from orchestration import control
+
+    rows = []
+    for plan, folder in control.plans():
+        states = [one.state for one in control.status(plan, folder)]
+        counts = {state: states.count(state) for state in dict.fromkeys(states)}
+        words = ", ".join(f"{count} {state}" for state, count in counts.items())
+        engine = str(plan.profile["engine"])
+        rows.append({"plan": plan.id, "recipe": plan.recipe, "engine": engine, "jobs": words})
+    if as_json:
+        _print_json({"plans": rows})
+    elif rows:
+        _print_table("Plans", rows, ("plan", "recipe", "engine", "jobs"))
+    else:
+        typer.echo("no plans were scheduled from this folder")
+
+
+def _row(plan: Plan, one: JobStatus) -> dict[str, Any]:
+    """Return a job's status for people, with its progress in MLflow when it trains."""
+    from orchestration.states import State
+
+    row: dict[str, Any] = {
+        "job": one.name,
+        "state": str(one.state),
+        "progress": "",
+        "left": one.left,
+        "elapsed": one.elapsed,
+        "nodes": one.nodes,
+        "id": one.engine_id,
+        "reason": one.reason,
+        "restarts": one.restarts,
+    }
+    if one.restarts:
+        again = f"started again {one.restarts} x"
+        row["reason"] = ", ".join(word for word in (one.reason, again) if word)
+    job = plan.job(one.name)
+    if job.run_folder is not None and one.state not in (State.WAITING, State.DONE):
+        row.update(_progress(plan, job.run_folder, job.steps or 0, one))
+    return row
+
+
+def _progress(plan: Plan, run_folder: str, steps: int, one: JobStatus) -> dict[str, Any]:
+    """Return how far MLflow says a run is, and, while it runs, the time that it still needs."""
+    try:
+        state = json.loads((Path(plan.workdir) / run_folder / "run.json").read_text())
+        run_id = str(state["run_id"])
+    except (OSError, ValueError, KeyError):
+        return {}
+    from pipeline.tracking import run_progress
+
+    known = run_progress(run_id)
+    if known is None:
+        return {}
+    row: dict[str, Any] = {"progress": f"{known.step} of {steps}"}
+    if one.state == "running" and known.seconds_per_step is not None:
+        needed = _duration((steps - known.step) * known.seconds_per_step)
+        row["left"] = f"{needed} (limit {one.left})" if one.left else needed
+    return row
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _reporter() -> Callable[[Sequence[JobStatus]], None]:
+    """Return a report that writes a line whenever something has changed."""
+    last = ""
+
+    def report(found: Sequence[JobStatus]) -> None:
+        nonlocal last
+        states = [str(one.state) for one in found]
+        counts = {state: states.count(state) for state in dict.fromkeys(states)}
+        running = ", ".join(one.name for one in found if one.state == "running")
+        line = ", ".join(f"{count} {state}" for state, count in counts.items())
+        line += f" ({running})" if running else ""
+        if line != last:
+            last = line
+            typer.echo(line, err=True)
+
+    return report
+
+
+def _fail_because_of(plan: Plan, failed: Sequence[JobStatus]) -> None:
+    from orchestration.errors import EngineError
+
+    why = "; ".join(f"{one.name}: {one.reason}" for one in failed) or "it was cancelled"
+    raise EngineError(
+        f"plan {plan.id} did not succeed ({why}); `pipeline logs {plan.id} JOB` shows more,"
+        f" `pipeline retry {plan.id}` goes on"
+    )
+
+
+def _print_json(content: Any) -> None:
+    typer.echo(json.dumps(content, indent=1))
+
+
+def _print_table(title: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        if any(row[column] for row in rows) or column == columns[0]:
+            table.add_column(column, overflow="fold")
+    shown = [column.header for column in table.columns]
+    for row in rows:
+        table.add_row(*(str(row[str(column)]) for column in shown))
+    # Through a pipe there is no screen to fit: a line a job.
+    Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS).print(table)

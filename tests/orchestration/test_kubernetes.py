@@ -1,0 +1,159 @@
+"""Manifests against the schemas of Kubernetes and of JobSet."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
+
+from orchestration import control
+from orchestration.engines.kubernetes import job_status
+from orchestration.engines.manifest import MOST_NEEDS
+from orchestration.states import State
+
+# A DNS label, which the names of pods with their indices must fit.
+LONGEST = 63
+VERSION = "1.31"
+
+
+def manifest_of(recipe: Path, profile: Path) -> dict[str, Any]:
+    made = control.make_plan(recipe, profile)
+    (text,) = made.scripts.values()
+    content: dict[str, Any] = json.loads(text)
+    return content
+
+
+def jobs_in(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for entry in manifest["spec"]["replicatedJobs"]:
+        head = {"apiVersion": "batch/v1", "kind": "Job"}
+        metadata = {**entry["template"].get("metadata", {}), "name": entry["name"]}
+        yield {**head, "metadata": metadata, "spec": entry["template"]["spec"]}
+
+
+@pytest.fixture
+def several_nodes(recipe: Path, profiles: Path, tmp_path: Path) -> dict[str, Any]:
+    """The manifest of a plan with a stage on two nodes and more rates than JobSet can wait for."""
+    weights = "[0.3, 0.85, 1.8, 3.5, 7, 15]"
+    recipe.write_text(recipe.read_text().replace("[0.3, 1.8]", weights))
+    text = (profiles / "kubernetes.yaml").read_text().replace("nodes: 1", "nodes: 2")
+    (tmp_path / "k.yaml").write_text(text + "secret: mlflow\n")
+    return manifest_of(recipe, tmp_path / "k.yaml")
+
+
+def test_jobs_fit_the_schema_of_kubernetes(several_nodes: dict[str, Any]) -> None:
+    jobs = list(jobs_in(several_nodes))
+    assert len(jobs) > 16
+    for job in jobs:
+        kubernetes_validate.validate(job, VERSION, strict=True)
+
+
+def test_set_fits_the_schema_of_jobset(several_nodes: dict[str, Any]) -> None:
+    read = JobsetV1alpha2JobSet.from_dict(several_nodes)
+    assert read is not None
+    # What the schema does not know would be missing here.
+    assert read.to_dict() == several_nodes
+
+
+def test_schema_would_notice_a_mistake(several_nodes: dict[str, Any]) -> None:
+    job = next(jobs_in(several_nodes))
+    job["spec"]["completionz"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(job, VERSION, strict=True)
+
+
+def test_jobs_wait_for_what_they_need(several_nodes: dict[str, Any]) -> None:
+    entries = several_nodes["spec"]["replicatedJobs"]
+    names = [entry["name"] for entry in entries]
+    assert len(set(names)) == len(names)
+    waits = {e["name"]: [w["name"] for w in e.get("dependsOn", [])] for e in entries}
+    for index, name in enumerate(names):
+        assert set(waits[name]) <= set(names[:index])
+        assert len(waits[name]) <= MOST_NEEDS
+        assert len(f"{several_nodes['metadata']['name']}-{name}-0-10") <= LONGEST
+
+    def before(name: str) -> set[str]:
+        return {name}.union(*(before(need) for need in waits[name]))
+
+    (evaluate,) = [name for name in names if re.fullmatch(r"evaluate-mse-[0-9]+", name)]
+    trained = {name for name in names if name.startswith("train-mse")}
+    assert len(trained) == 6
+    assert trained <= before(evaluate)
+
+
+def test_pods_of_one_training_meet_and_start_again_together(several_nodes: dict[str, Any]) -> None:
+    jobs = {job["metadata"]["name"]: job["spec"] for job in jobs_in(several_nodes)}
+    train = next(spec for name, spec in jobs.items() if name.startswith("train-base"))
+    (container,) = train["template"]["spec"]["containers"]
+    script = container["command"][2]
+    head = f"{several_nodes['metadata']['name']}-train-base-2-0-0"
+    assert (train["completions"], train["parallelism"]) == (2, 2)
+    assert f"--main_process_ip {head}.{several_nodes['metadata']['name']} " in script
+    assert '--machine_rank "$JOB_COMPLETION_INDEX"' in script
+    assert {rule["action"] for rule in train["podFailurePolicy"]["rules"]} == {"FailJob"}
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    assert container["envFrom"] == [{"secretRef": {"name": "mlflow"}}]
+    shard = next(spec for name, spec in jobs.items() if name.startswith("shard-0"))
+    assert shard["completions"] == 8
+    for spec in jobs.values():
+        text = spec["template"]["spec"]["containers"][0]["command"][2]
+        assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+
+
+def test_stopped_pod_says_again(recipe: Path, profiles: Path, tmp_path: Path) -> None:
+    """Run a pod's script here: told to go, its command checkpoints, and the pod exits with 75."""
+    from orchestration.engines.manifest import STOPPING
+    from orchestration.script import AGAIN
+
+    trainer = (
+        "trap 'echo kept; exit 1' USR1; touch started; "
+        "for i in $(seq 600); do sleep 0.1; done; echo never"
+    )
+    text = STOPPING.format(command=f'"{trainer}"'.replace("$", "\\$"), again=AGAIN)
+    pod = subprocess.Popen(["bash", "-c", text], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "started").exists():
+        assert pod.poll() is None
+    pod.terminate()
+    assert pod.communicate(timeout=30)[0] == "kept\n"
+    assert pod.returncode == AGAIN
+
+
+def test_without_a_context_the_manifest_is_written_and_not_applied(
+    recipe: Path, profiles: Path, tmp_path: Path
+) -> None:
+    made = control.make_plan(recipe, profiles / "kubernetes.yaml")
+    control.schedule(made)
+    written = json.loads((made.folder / "jobset-0.json").read_text())
+    assert written["kind"] == "JobSet"
+    plan, folder = control.find(made.plan.id)
+    with pytest.raises(RuntimeError, match="names no context"):
+        control.status(plan, folder)
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [
+        ({}, State.QUEUED),
+        ({"active": 1, "ready": 0}, State.QUEUED),
+        ({"active": 1, "ready": 1}, State.RUNNING),
+        ({"conditions": [{"type": "Complete", "status": "True"}]}, State.DONE),
+        (
+            {"conditions": [{"type": "Failed", "status": "True", "reason": "BackoffLimit"}]},
+            State.FAILED,
+        ),
+        ({"conditions": [{"type": "Suspended", "status": "True"}]}, State.CANCELLED),
+        ({"active": 1, "conditions": [{"type": "Suspended", "status": "False"}]}, State.QUEUED),
+    ],
+)
+def test_status_of_a_job_object(
+    recipe: Path, profiles: Path, status: dict[str, Any], state: State
+) -> None:
+    job = control.make_plan(recipe, profiles / "kubernetes.yaml").plan.job("train-base")
+    found = {"metadata": {"name": "x-train-base-0"}, "status": status}
+    assert job_status(job, found).state == state

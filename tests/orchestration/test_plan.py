@@ -1,0 +1,204 @@
+"""From a recipe and a profile to jobs, and what a dry run shows of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestration.build import build_jobs
+from orchestration.control import make_plan
+from orchestration.errors import OrchestrationError
+from orchestration.load import profile_from
+from orchestration.picture import mermaid, rows
+from orchestration.plan import Job, is_done
+from orchestration.profile import AnyProfile
+from recipes.load import load_recipe
+from recipes.schema import Recipe
+
+
+def profile_of(**fields: Any) -> AnyProfile:
+    return profile_from({"engine": "local", **fields}, "p.yaml")
+
+
+def jobs_of(recipe: Path, **fields: Any) -> dict[str, Job]:
+    jobs = build_jobs(load_recipe(recipe), profile_of(**fields), recipe.as_posix())
+    return {job.name: job for job in jobs}
+
+
+def test_whole_plan_in_order(recipe: Path) -> None:
+    jobs = jobs_of(recipe, pictures={"source": ["photos"], "parts": 3, "options": ["--seed", "1"]})
+
+    assert {name: job.needs for name, job in jobs.items()} == {
+        "shard": (),
+        "shard-finish": ("shard",),
+        "train-base": ("shard-finish",),
+        "train-mse-w0.3": ("train-base",),
+        "train-mse-w1.8": ("train-base",),
+        "evaluate-mse": ("train-mse-w0.3", "train-mse-w1.8"),
+        "register-mse-w0.3": ("evaluate-mse",),
+        "register-mse-w1.8": ("register-mse-w0.3",),
+        "promote-mse": ("register-mse-w0.3", "register-mse-w1.8"),
+    }
+    shard = "pipeline shard photos --out shards --split train --seed 1"
+    assert jobs["shard"].parts == 3
+    assert jobs["shard"].shell(part="2") == f"{shard} --part 2/3"
+    assert jobs["shard-finish"].shell() == shard
+    assert (
+        jobs["train-mse-w0.3"]
+        .shell()
+        .endswith("recipes/train.py tiny.yaml --stage mse --rate-weight 0.3 processes=1")
+    )
+    assert jobs["evaluate-mse"].shell() == (
+        "pipeline evaluate runs/mse/w0.3 runs/mse/w1.8 --data held-out --out runs/reports/mse"
+    )
+    assert jobs["register-mse-w0.3"].shell() == (
+        "pipeline register runs/mse/w0.3 --name tiny --metrics runs/reports/mse/results.json"
+        " --alias challenger --json"
+    )
+    assert jobs["promote-mse"].shell() == "pipeline promote tiny --data held-out --json"
+    assert jobs["train-base"].outputs == ("runs/base/model.safetensors",)
+    assert jobs["train-mse-w0.3"].inputs == ("runs/base/model.safetensors",)
+
+
+def test_without_source_registry_or_test_pictures_the_plan_is_shorter(recipe: Path) -> None:
+    jobs = jobs_of(recipe, registry={"enabled": False})
+    assert list(jobs) == ["train-base", "train-mse-w0.3", "train-mse-w1.8", "evaluate-mse"]
+    assert jobs["train-base"].needs == ()
+
+    recipe.write_text(recipe.read_text().replace(", validation: held-out", ""))
+    with pytest.raises(OrchestrationError, match=r"evaluation\.data"):
+        jobs_of(recipe)
+    jobs = jobs_of(recipe, registry={"promote": False})
+    assert jobs["register-mse-w0.3"].needs == ("train-mse-w0.3", "train-mse-w1.8")
+
+
+def test_stages_with_models_of_their_own_get_names_of_their_own(recipe: Path) -> None:
+    more = "  - {name: pretty, init: mse, rate_weight: [0.3], steps: 5, distortion: ms-ssim}\n"
+    recipe.write_text(recipe.read_text() + more)
+    jobs = jobs_of(recipe)
+    assert jobs["train-pretty-w0.3"].needs == ("train-mse-w0.3",)
+    assert "--name tiny-pretty" in jobs["register-pretty-w0.3"].shell()
+    assert "--name tiny-mse" in jobs["register-mse-w0.3"].shell()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    weights=st.lists(st.sampled_from([0.3, 0.85, 1.8, 3.5, 7, 15]), min_size=1, unique=True),
+    chain=st.integers(1, 4),
+    parts=st.integers(1, 5),
+)
+def test_needs_come_before_and_names_differ(weights: list[float], chain: int, parts: int) -> None:
+    stages = [
+        {"name": f"s{i}", "rate_weight": weights if i else 1.0, "steps": 1}
+        | ({"init": f"s{i - 1}"} if i else {})
+        for i in range(chain)
+    ]
+    data = {"train": "shards", "validation": "held-out"}
+    recipe = Recipe.model_validate({"name": "r", "out": "o", "data": data, "stages": stages})
+    jobs = build_jobs(recipe, profile_of(pictures={"source": ["p"], "parts": parts}), "r.yaml")
+
+    names = [job.name for job in jobs]
+    assert len(set(names)) == len(names)
+    for index, job in enumerate(jobs):
+        assert set(job.needs) <= set(names[:index])
+    outputs = [job.outputs for job in jobs]
+    assert len(set(outputs)) == len(outputs)
+    assert sum(job.kind == "train" for job in jobs) == len(recipe.runs())
+
+
+@pytest.mark.parametrize(
+    ("resources", "words"),
+    [
+        ({}, "env ACCELERATE_USE_CPU=true accelerate launch --num_processes 1 --num_machines 1"),
+        ({"processes": 2}, "--num_processes 2 --num_machines 1"),
+        ({"gpus": 4, "cpus": 32}, "accelerate launch --num_processes 4 --num_machines 1"),
+    ],
+)
+def test_launch_fits_the_resources(recipe: Path, resources: dict[str, int], words: str) -> None:
+    text = jobs_of(recipe, gpus=4, resources={"train": resources})["train-base"].shell()
+    ranks = resources.get("processes", resources.get("gpus", 1))
+    assert words in text
+    assert ("--multi_gpu" in text) == (ranks > 1)
+    assert ("ACCELERATE_USE_CPU" in text) == ("gpus" not in resources)
+    assert text.endswith(f"processes={ranks}")
+
+
+def test_tests_for_work_done_follow_the_files(recipe: Path, tmp_path: Path) -> None:
+    jobs = jobs_of(recipe, pictures={"source": ["photos"]})
+
+    def done() -> list[str]:
+        return [name for name, job in jobs.items() if is_done(job, str(tmp_path))]
+
+    def put(path: str, text: str, time: int) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+        os.utime(tmp_path / path, (time, time))
+
+    assert done() == []
+    put("shards/train.json", "{}", 100)
+    put("runs/base/run.json", '{"run_id": "a", "done": false}', 100)
+    assert done() == ["shard"]
+    put("runs/base/run.json", '{"run_id": "a", "done": true}', 110)
+    for weight in ("w0.3", "w1.8"):
+        put(f"runs/mse/{weight}/model.safetensors", "", 120)
+    put("runs/reports/mse/results.json", "{}", 130)
+    put("runs/registered/mse-w0.3.json", "{}", 140)
+    assert done() == ["shard", "train-base", "evaluate-mse", "register-mse-w0.3"]
+    # A model that was trained again makes its report and registration old.
+    put("runs/mse/w0.3/model.safetensors", "", 150)
+    assert done() == ["shard", "train-base"]
+
+
+def test_receipt_is_there_only_after_success(tmp_path: Path) -> None:
+    from orchestration.script import command
+
+    common: dict[str, Any] = {"name": "r", "kind": "register", "done": "false", "resources": {}}
+    for code, there in ((1, False), (0, True)):
+        words = ("bash", "-c", f"echo version 3; exit {code}")
+        job = Job(words=words, receipt="kept/r.json", **common)
+        text = f"set -eo pipefail\n{command(job)}"
+        ran = subprocess.run(["bash", "-c", text], cwd=tmp_path, check=False, capture_output=True)
+        assert ran.returncode == code
+        assert ran.stdout == b"version 3\n"
+        assert (tmp_path / "kept" / "r.json").exists() == there
+
+
+def test_words_are_quoted_for_the_shell() -> None:
+    job = Job(
+        name="j",
+        kind="shard",
+        words=("pipeline", "shard", "my pictures; rm *", "--part", "{part}/2"),
+        resources={},  # type: ignore[arg-type]
+        done="false",
+        parts=2,
+    )
+    assert job.shell(part='"$P"') == "pipeline shard 'my pictures; rm *' --part \"$P\"/2"
+
+
+def test_dry_run_writes_nothing_and_shows_all(recipe: Path, profiles: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    made = make_plan(recipe, profiles / "slurm.yaml", ["stages.base.steps=7"])
+    assert sorted(tmp_path.rglob("*")) == before
+
+    assert made.plan.id.startswith("tiny-")
+    assert [row["job"] for row in rows(made.plan)] == [job.name for job in made.plan.jobs]
+    picture = mermaid(made.plan)
+    assert picture.startswith("flowchart LR")
+    assert picture.count("-->") == sum(len(job.needs) for job in made.plan.jobs)
+    script = made.scripts["train-base.sh"]
+    assert "stages.base.steps=7" in script
+    assert f"plans/{made.plan.id}/tiny.yaml" in script
+    for name, text in made.scripts.items():
+        checked = subprocess.run(["bash", "-n"], input=text, text=True, check=False)
+        assert checked.returncode == 0, name
+
+
+def test_unknown_recipe_key_is_refused_before_anything(recipe: Path, profiles: Path) -> None:
+    with pytest.raises(ValueError, match="unknown key sed"):
+        make_plan(recipe, profiles / "local.yaml", ["sed=1"])
