@@ -1,17 +1,22 @@
 """All that knows MLflow: runs, artifacts, lineage, the registry and the served model."""
 
+from pipeline.tracking.delivery import deliver
 from pipeline.tracking.errors import StoreError, TrackingError
 from pipeline.tracking.models import resolve_model
+from pipeline.tracking.progress import RunProgress, run_progress
 from pipeline.tracking.registry import Version, list_versions, measurements, register_model
 from pipeline.tracking.tracker import Tracker
 
 __all__ = [
+    "RunProgress",
     "StoreError",
     "Tracker",
     "TrackingError",
     "Version",
+    "deliver",
     "list_versions",
     "measurements",
     "register_model",
     "resolve_model",
+    "run_progress",
 ]

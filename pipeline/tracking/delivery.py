@@ -12,15 +12,12 @@ import threading
 import time
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from pipeline.tracking.errors import TrackingError
-from pipeline.tracking.sending import Sender
+from pipeline.tracking.sending import Sender, find_run
 from pipeline.tracking.spool import Record, Spool, State
 from pipeline.tracking.store import client, explained, first_sentence, is_rejected
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 SECONDS_BETWEEN_BATCHES = 2.0
 LONGEST_PAUSE = 30.0
@@ -36,8 +33,7 @@ class Delivery:
         self.state = state
         self._spool = spool
         self._uri = uri
-        self._client: MlflowClient | None = None
-        self._run_known = False
+        self._sender: Sender | None = None
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._first = threading.Event()
@@ -101,23 +97,25 @@ class Delivery:
 
     def _deliver(self) -> bool:
         """Send the next records; return whether there may be more."""
-        sender = Sender(self._connected(), self._spool, self.state.run_id)
+        sender = self._connected()
         self._first.set()
+        if self.done:
+            return False
         self._spool.sync()
         records = list(self._spool.read(self.state.delivered, RECORDS_A_READ))
         for kind, group in groupby(records, key=lambda item: item[0]["kind"]):
             self._send(sender, kind, list(group))
         return len(records) == RECORDS_A_READ
 
-    def _connected(self) -> MlflowClient:
-        """Return the client of a store in which the run exists."""
-        self._client = self._client or client(self._uri)
-        if not self._run_known:
-            with explained(self._client.tracking_uri):
-                run_id = Sender(self._client, self._spool, self.state.run_id).find_run(self.state)
+    def _connected(self) -> Sender:
+        """Return the sender of a run that exists; makes the run where it doesn't."""
+        if self._sender is None:
+            where = client(self._uri)
+            with explained(where.tracking_uri):
+                run_id = find_run(where, self.state)
             self.state = self._spool.save_state(self.state, run_id=run_id)
-            self._run_known = True
-        return self._client
+            self._sender = Sender(where, self._spool, run_id)
+        return self._sender
 
     def _send(self, sender: Sender, kind: str, group: Sequence[tuple[Record, int]]) -> None:
         """Send records of one kind and note that; records that can never be taken are set aside."""
@@ -154,3 +152,21 @@ class Delivery:
             seconds = time.monotonic() - self._down_since
             self._down_since = None
             log.warning("the tracking store is back after %.0f s", seconds)
+
+
+def deliver(folder: Path, seconds: float = 60.0) -> bool:
+    """Send what waits in the run folder `folder`; return whether all of it went.
+
+    Raises TrackingError where there is nothing of a run, or the store refuses it.
+    """
+    if not (folder / "tracking" / "state.json").exists():
+        raise TrackingError(f"{folder} holds no records of a run: there is no tracking/state.json")
+    spool = Spool(folder)
+    state = spool.load_state()
+    assert state is not None
+    delivery = Delivery(spool, state, None)
+    try:
+        delivery.start(seconds)
+        return delivery.drain(seconds)
+    finally:
+        delivery.stop()

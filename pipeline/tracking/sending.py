@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.tracking.errors import TrackingError
+from pipeline.tracking.progress import Pace
 from pipeline.tracking.spool import Record, Spool, State
 from pipeline.tracking.store import experiment_id, public
 
@@ -22,44 +23,47 @@ KEY_TAG = "cca.key"
 T = TypeVar("T")
 
 
+def find_run(client: MlflowClient, state: State) -> str:
+    """Return the id of the state's run: the known one, one made before, or a new one.
+
+    Raises TrackingError where the known one is not in this store.
+    """
+    if state.run_id:
+        _check_known(client, state)
+        return state.run_id
+    where = experiment_id(client, state.experiment)
+    # An earlier attempt may have made it without our having had the answer.
+    found = client.search_runs([where], f"tags.`{KEY_TAG}` = '{state.key}'")
+    if found:
+        return str(found[0].info.run_id)
+    run = client.create_run(where, run_name=state.run_name, tags={KEY_TAG: state.key})
+    return str(run.info.run_id)
+
+
+def _check_known(client: MlflowClient, state: State) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_run(state.run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise TrackingError(
+            f"the run {state.run_id} is not in {public(client.tracking_uri)}: set "
+            "MLFLOW_TRACKING_URI to the store that has it, or, to begin another one, delete "
+            "`tracking` and `run.json` in the run's folder"
+        ) from error
+
+
 class Sender:
     """Sends the records of one run."""
 
     def __init__(self, client: MlflowClient, spool: Spool, run_id: str) -> None:
-        """`run_id` may be "" until `find_run` has given one."""
+        """`run_id` is of a run that exists; `spool` holds its staged files."""
         self._client = client
         self._spool = spool
         self._run_id = run_id
-
-    def find_run(self, state: State) -> str:
-        """Return the id of the state's run: the known one, one made before, or a new one.
-
-        Raises TrackingError where the known one is not in this store.
-        """
-        if state.run_id:
-            self._check_known(state)
-            return state.run_id
-        where = experiment_id(self._client, state.experiment)
-        # An earlier attempt may have made it without our having had the answer.
-        found = self._client.search_runs([where], f"tags.`{KEY_TAG}` = '{state.key}'")
-        if found:
-            return str(found[0].info.run_id)
-        run = self._client.create_run(where, run_name=state.run_name, tags={KEY_TAG: state.key})
-        return str(run.info.run_id)
-
-    def _check_known(self, state: State) -> None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self._client.get_run(state.run_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise TrackingError(
-                f"the run {state.run_id} is not in {public(self._client.tracking_uri)}: set "
-                f"MLFLOW_TRACKING_URI to the store that has it, or delete {self._spool.folder} "
-                "(and the run_id in run.json) to begin another one"
-            ) from error
+        self._pace = Pace()
 
     def send(self, kind: str, records: Sequence[Record]) -> None:
         """Send records of one kind; all kinds but metrics come one at a time."""
@@ -78,15 +82,19 @@ class Sender:
         actions[kind](record)
 
     def _metrics(self, records: Sequence[Record]) -> None:
-        from mlflow.entities import Metric
+        """Send metrics, and with the last of them how far the run is."""
+        from mlflow.entities import Metric, RunTag
 
         metrics = [
             Metric(name, value, record["time"], record["step"])
             for record in records
             for name, value in record["values"].items()
         ]
-        for part in _parts(metrics, METRICS_A_REQUEST):
+        tags = [RunTag(key, value) for key, value in self._pace.tags(records).items()]
+        *parts, last = _parts(metrics, METRICS_A_REQUEST - len(tags))
+        for part in parts:
             self._client.log_batch(self._run_id, metrics=part)
+        self._client.log_batch(self._run_id, metrics=last, tags=tags)
 
     def _begin(self, record: Record) -> None:
         """Mark the run as running, and add settings; one that changed since is told as a tag."""

@@ -128,7 +128,11 @@ class Spool:
 
     def close(self) -> None:
         """Close the file; nothing can be appended afterwards."""
-        os.close(self._file)
+        with self._lock:
+            if self._file >= 0:
+                os.close(self._file)
+            # Never closed twice: the number may be another file's by then.
+            self._file = -1
 
 
 def last_steps(spool: Spool) -> dict[tuple[str, str], int]:

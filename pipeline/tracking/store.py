@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from pipeline.tracking.errors import StoreError, TrackingError
 
@@ -35,10 +36,20 @@ def tracking_uri(uri: str | None = None) -> str:
 
     if uri is None and mlflow.tracking.is_tracking_uri_set():  # type: ignore[no-untyped-call]
         uri = str(mlflow.get_tracking_uri())
-    uri = uri or f"{SQLITE}mlflow.db"
+    uri = _without_credentials(uri or f"{SQLITE}mlflow.db")
     if uri.startswith(SQLITE):
         return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).resolve()}"
     return uri
+
+
+def _without_credentials(uri: str) -> str:
+    """Move `user:password@` from `uri` to where MLflow looks for it and never shows it."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or not parts.username:
+        return uri
+    os.environ.setdefault("MLFLOW_TRACKING_USERNAME", unquote(parts.username))
+    os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", unquote(parts.password or ""))
+    return public(uri)
 
 
 def client(uri: str | None = None) -> MlflowClient:
@@ -47,11 +58,12 @@ def client(uri: str | None = None) -> MlflowClient:
 
     # MLflow would try for minutes; the spool has patience of its own, and a user has less.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    # Its bars would tear ours.
+    # Its bars would tear ours, and standard output is for results.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
-    # The first use of an embedded store would report every table it makes.
-    for name in ("mlflow.store.db.utils", "alembic"):
+    # The first use of an embedded store would report every table it makes, and so on.
+    for name in ("mlflow.store", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     where = tracking_uri(uri)
     with explained(where):

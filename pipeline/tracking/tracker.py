@@ -22,11 +22,14 @@ from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.errors import TrackingError
 from pipeline.tracking.spool import Spool, State, last_steps
 from pipeline.tracking.store import public, tracking_uri
+from pipeline.tracking.surroundings import redacted, surroundings, tags_from
+from pipeline.tracking.system import SystemSampler
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
+SYSTEM = "system/"
 NAME = re.compile(r"[\w.\-/: ]{1,250}")
 ENDS = ("FINISHED", "FAILED", "KILLED")
 # A server that is up answers well within this; one that is not must not hold up the start.
@@ -44,6 +47,8 @@ class Tracker:
         self._spool = spool
         self._delivery = delivery
         self._seen = seen
+        first = 1 + max((s for (_, name), s in seen.items() if name.startswith(SYSTEM)), default=-1)
+        self._sampler = SystemSampler(self.log, first)
         self._ended = False
         atexit.register(self._stop)
 
@@ -83,10 +88,23 @@ class Tracker:
         )
         seen = last_steps(spool)
         about = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
-        spool.append(_record("begin", params=flat(params), tags={**about, **tags}))
         delivery = Delivery(spool, state, uri)
+        tracker = cls(spool, delivery, seen)
+        tracker._begin(params, {**about, **tags})
         delivery.start(START_SECONDS)
-        return cls(spool, delivery, seen)
+        tracker._sampler.start()
+        return tracker
+
+    def _begin(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Record the settings and the surroundings of this start."""
+        found = surroundings()
+        about = {key: redacted(value) for key, value in (tags_from(found) | dict(tags)).items()}
+        settings = {key: redacted(value) for key, value in flat(params).items()}
+        self._spool.append(_record("begin", params=settings, tags=about))
+        when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        if diff := found["git"].pop("diff", ""):
+            self.log_text(diff, f"{when}.diff", "surroundings")
+        self.log_text(json.dumps(found, indent=2), f"{when}.json", "surroundings")
 
     @property
     def run_id(self) -> str:
@@ -106,7 +124,7 @@ class Tracker:
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run; a tag that is there is replaced."""
-        self._spool.append(_record("tags", tags=dict(tags)))
+        self._spool.append(_record("tags", tags={k: redacted(v) for k, v in tags.items()}))
 
     def log_file(self, path: Path, folder: str = "") -> None:
         """Keep the file `path` with the run, in its artifact folder `folder`.
@@ -118,7 +136,7 @@ class Tracker:
 
     def log_text(self, text: str, name: str, folder: str = "") -> None:
         """Keep `text` with the run as the file `name` in its artifact folder `folder`."""
-        staged = self._spool.stage(text.encode(), name)
+        staged = self._spool.stage(redacted(text).encode(), name)
         self._spool.append(_record("file", staged=staged, folder=folder))
 
     def log_image(self, array: np.ndarray, name: str, step: int) -> None:
@@ -147,7 +165,7 @@ class Tracker:
 
     def dataset(self, name: str, digest: str, source: str) -> None:
         """Record what the run is trained on: the shard manifest's digest and where it lies."""
-        self._spool.append(_record("dataset", name=name, digest=digest, source=source))
+        self._spool.append(_record("dataset", name=name, digest=digest, source=redacted(source)))
 
     def finish(self, status: str = "FINISHED", seconds: float = 60.0) -> bool:
         """End the run (FINISHED, FAILED or KILLED) and wait up to `seconds` for the delivery.
@@ -160,6 +178,7 @@ class Tracker:
         if self._ended:
             return self._delivery.done
         self._ended = True
+        self._sampler.stop()
         self._spool.append(_record("end", status=status))
         delivered = self._delivery.drain(seconds)
         self._stop()
@@ -171,6 +190,7 @@ class Tracker:
 
     def _stop(self) -> None:
         atexit.unregister(self._stop)
+        self._sampler.stop()
         self._delivery.stop()
 
 

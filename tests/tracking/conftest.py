@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.codec import CCAConfig, CCAModel, save_model
 from pipeline.tracking.store import client
+from tests.tracking.servers import Server
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +54,37 @@ def checkpoint(codec: CCAModel, tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+PASSWORD = "correct-horse-battery-staple"
+
+
+@pytest.fixture(scope="session")
+def tracking_server(
+    empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A tracking server with authentication (user admin, `PASSWORD`)."""
+    pytest.importorskip("flask_wtf", reason="MLflow's authentication needs Flask-WTF")
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_store, folder / "store.db")
+    words = ["server", "--host", "127.0.0.1", "--workers", "1", "--app-name", "basic-auth"]
+    words += ["--backend-store-uri", f"sqlite:///{folder}/store.db"]
+    words += ["--artifacts-destination", str(folder / "artifacts")]
+    server = Server(
+        words,
+        folder,
+        "/health",
+        {"MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD, "MLFLOW_FLASK_SERVER_SECRET_KEY": "k" * 32},
+    )
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def remote(tracking_server: Server, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The tracking server, as this process's store."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server.uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    return tracking_server

@@ -1,0 +1,138 @@
+"""What a run was made with: code, packages, hardware, the scheduler's ids; and no secrets."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from pipeline.tracking.store import public
+
+SECRET = re.compile(r"PASSWORD|TOKEN|SECRET|API_KEY|CREDENTIAL", re.IGNORECASE)
+SHORTEST_SECRET = 4
+LONGEST_DIFF = 5_000_000
+SLURM = (
+    "SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID",
+    "SLURM_RESTART_COUNT", "SLURM_JOB_NODELIST", "SLURM_JOB_NUM_NODES", "SLURM_JOB_PARTITION",
+    "SLURM_CLUSTER_NAME",
+)  # fmt: skip
+
+
+def surroundings() -> dict[str, Any]:
+    """Return what is known of this process's code, packages, machine and Slurm job, as JSON."""
+    return {
+        "command": [redacted(word) for word in sys.argv],
+        "git": git(Path(__file__).parent),
+        "python": platform.python_version(),
+        "packages": packages(),
+        "hardware": hardware(),
+        "slurm": {key: os.environ[key] for key in SLURM if key in os.environ},
+    }
+
+
+def tags_from(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return the part of `surroundings()` that one searches runs by."""
+    hardware, git = found["hardware"], found["git"]
+    tags = {
+        "mlflow.source.name": Path(found["command"][0]).name,
+        "mlflow.source.type": "LOCAL",
+        "host": hardware["host"],
+        "cpu": f"{hardware['cpu']} x {hardware['cores']}",
+        "gpu": ", ".join(hardware["gpus"]) or "none",
+        "python": found["python"],
+        "torch": found["packages"].get("torch", "none"),
+        **{key.lower().replace("_", ".", 1): value for key, value in found["slurm"].items()},
+    }
+    if git:
+        tags |= {"mlflow.source.git.commit": git["commit"], "git.changed": str(git["changed"])}
+    return tags
+
+
+def git(folder: Path) -> dict[str, Any]:
+    """Return commit, branch and changed files of the checkout around `folder`; {} if there is none.
+
+    `diff` is what differs from the commit in tracked files, without known secrets.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    status = (_git(folder, "status", "--porcelain") or "").splitlines()
+    diff = _git(folder, "diff", "HEAD") or ""
+    cut = "" if len(diff) <= LONGEST_DIFF else f"\n[cut after {LONGEST_DIFF} characters]\n"
+    return {
+        "commit": commit.strip(),
+        "branch": (_git(folder, "rev-parse", "--abbrev-ref", "HEAD") or "").strip(),
+        "changed": len(status),
+        "files": status,
+        "diff": redacted(diff[:LONGEST_DIFF]) + cut,
+    }
+
+
+def packages() -> dict[str, str]:
+    """Return the installed distributions and their versions, by name."""
+    found = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def hardware() -> dict[str, Any]:
+    """Return host, processor, cores this process may use, memory in bytes, and GPUs by name."""
+    import psutil  # type: ignore[import-untyped]
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return {
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": [torch.cuda.get_device_name(index) for index in range(count)],
+        "cuda": torch.version.cuda,
+    }
+
+
+def redacted(text: str) -> str:
+    """Return `text` without the secrets of this process's environment, and without `user:word@`."""
+    secrets = {
+        value
+        for key, value in os.environ.items()
+        if SECRET.search(key) and len(value) >= SHORTEST_SECRET
+    }
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "[redacted]")
+    return public(text)
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else None
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu() -> str:
+    """Return the processor's name; Linux has it in /proc alone."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.machine()

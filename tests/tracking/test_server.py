@@ -1,0 +1,189 @@
+"""Against a real tracking server that asks for a password and gets killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.codec import CCAModel, load_model
+from pipeline.tracking import (
+    StoreError,
+    Tracker,
+    TrackingError,
+    deliver,
+    list_versions,
+    register_model,
+    resolve_model,
+    run_progress,
+)
+from pipeline.tracking.store import client
+from tests.tracking.conftest import PASSWORD
+from tests.tracking.servers import Server
+
+pytestmark = pytest.mark.slow
+Checkpoint = Callable[..., Path]
+
+
+def steps(run_id: str, name: str = "loss") -> list[int]:
+    return [metric.step for metric in client().get_metric_history(run_id, name)]
+
+
+def test_a_server_killed_and_restarted_in_the_middle_of_a_run(
+    remote: Server, workdir: Path
+) -> None:
+    tracker = Tracker.start("tests", "outage", params={}, tags={}, folder=workdir / "run")
+    slowest = 0.0
+    restart = threading.Thread(target=remote.start)
+    for step in range(400):
+        if step == 100:
+            remote.kill()
+        if step == 250:
+            restart.start()
+        before = time.perf_counter()
+        tracker.log({"loss": step}, step)
+        slowest = max(slowest, time.perf_counter() - before)
+        time.sleep(0.02)
+        if step == 200:
+            tracker.log_image(np.zeros((8, 8, 3), np.uint8), "x", step)
+    restart.join()
+    assert tracker.finish()
+    assert slowest < 1  # generous: a request to a dead server takes longer
+    assert steps(tracker.run_id) == list(range(400))
+    assert len(client().list_artifacts(tracker.run_id, "images")) == 2
+    progress = run_progress(tracker.run_id)
+    assert progress is not None
+    assert (progress.step, progress.status) == (399, "FINISHED")
+    assert 0.01 < (progress.seconds_per_step or 0) < 1
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pipeline.tracking import Tracker
+tracker = Tracker.start("tests", "killed", params={}, tags={}, folder=Path("run"))
+print(tracker.run_id, flush=True)
+sys.stdin.readline()
+for step in range(500):
+    tracker.log({"loss": step}, step)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_killed_while_the_server_is_down_and_delivered_afterwards(
+    remote: Server, workdir: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    run_id = process.stdout.readline().strip()
+    remote.kill()
+    process.communicate("go\n", timeout=60)
+    assert run_progress(run_id) is None
+    remote.start()
+    assert deliver(workdir / "run")
+    assert steps(run_id) == list(range(500))
+
+
+def test_wrong_credentials_are_refused_at_once_and_told(
+    remote: Server, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_PASSWORD") as refusal:
+        Tracker.start("tests", "r", params={}, tags={}, folder=workdir / "run")
+    assert "wrong" not in str(refusal.value)
+    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_PASSWORD"):
+        list_versions()
+
+
+def test_no_secret_reaches_runs_artifacts_or_files(
+    remote: Server,
+    workdir: Path,
+    checkpoint: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", f"uri=http://admin:{PASSWORD}@host/"])
+    with_password = remote.uri.replace("//", f"//admin:{PASSWORD}@")
+    tracker = Tracker.start(
+        "tests",
+        "secret",
+        params={"uri": f"http://admin:{PASSWORD}@host/"},
+        tags={"note": f"password {PASSWORD}"},
+        folder=workdir / "run",
+        uri=with_password,
+    )
+    folder = checkpoint(run_id=tracker.run_id)
+    tracker.log_file(folder / "model.safetensors", "model")
+    tracker.dataset("train", "ab" * 32, f"http://admin:{PASSWORD}@host/shards")
+    tracker.log_text(f"token {PASSWORD}", "log.txt")
+    tracker.finish()
+    register_model(tracker.run_id, "secretive")
+    resolve_model("models:/secretive/1")
+
+    written = [*remote.log.parent.rglob("*"), *workdir.parent.rglob("*"), *folder.rglob("*")]
+    found = [path for path in written if path.is_file() and PASSWORD.encode() in path.read_bytes()]
+    assert found == []
+    assert PASSWORD not in caplog.text
+    assert PASSWORD not in str(client().get_run(tracker.run_id).to_dictionary())
+
+
+OTHER_MACHINE = """
+import sys
+from pipeline import load_model
+import torch
+codec = load_model("models:/travelling@champion")
+x = torch.rand(1, 3, 50, 70)
+stream = codec.compress(x)
+assert codec.decompress(stream).shape == x.shape
+print(codec.fingerprint, len(stream))
+"""
+
+
+def test_a_version_codes_on_another_machine(
+    remote: Server,
+    tmp_path: Path,
+    checkpoint: Checkpoint,
+    codec: CCAModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import shutil
+
+    folder = checkpoint(rate_weight=0.85)
+    register_model(str(folder), "travelling", "champion")
+    shutil.rmtree(folder)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(elsewhere / "cache"))
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_MACHINE],
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] == codec.fingerprint
+    assert load_model(next(elsewhere.rglob("*.safetensors"))).info["rate_weight"] == 0.85
+
+
+def test_a_damaged_download_is_refused(
+    remote: Server, checkpoint: Checkpoint, codec: CCAModel
+) -> None:
+    register_model(str(checkpoint()), "damaged")
+    kept = max(
+        remote.log.parent.rglob("artifacts/model.safetensors"), key=lambda p: p.stat().st_mtime
+    )
+    content = bytearray(kept.read_bytes())
+    content[-1] ^= 1
+    kept.write_bytes(content)
+    with pytest.raises(StoreError, match="arrived damaged"):
+        resolve_model("models:/damaged/1")
