@@ -5,7 +5,7 @@ Legend: B pictures to a rank's batch, R ranks, G = B R pictures to a global batc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from shards.errors import ShardsError, ShardsRuntimeError
-from shards.order import SUBSTITUTE, SampleOrder, hashed
+from shards.order import SUBSTITUTE, hashed
 from shards.reading import turbo
 from shards.reading.corpus import Corpus
 from shards.reading.decode import BrokenPictureError, CropDraw, Pixels, decode_crop
+from shards.stream_mixture import MixedOrder
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class BatchSource:
 
     def __init__(
         self,
-        corpus: Corpus,
+        corpora: Sequence[Corpus],
+        weights: Sequence[float],
         *,
         batch_size: int,
         crop: int,
@@ -76,18 +78,23 @@ class BatchSource:
         if not 0 <= rank < world_size:
             raise ShardsError(f"rank {rank} of {world_size}: give 0 <= rank < world_size")
         turbo.library()  # looked for once, before workers are forked
-        self.corpus = corpus
-        self.order = SampleOrder(corpus.sizes, seed, block)
+        self.corpora = corpora
+        self.order = MixedOrder([corpus.sizes for corpus in corpora], weights, seed, block)
         self.batch_size, self.crop, self.seed, self.rank = batch_size, crop, seed, rank
         self.flip, self.max_broken = flip, max_broken
-        self._here: list[int] = []
+        self._expected: list[list[int]] = []
         self.global_batch = batch_size * world_size
         if len(self.order) < self.global_batch:
             raise ShardsError(
-                f"{corpus.name} has {len(self.order)} samples, fewer than one global batch of "
+                f"{self.name} has {len(self.order)} samples, fewer than one global batch of "
                 f"{self.global_batch} ({batch_size} on each of {world_size} ranks): "
                 "take smaller batches or more pictures"
             )
+
+    @property
+    def name(self) -> str:
+        """What is read, for messages."""
+        return " + ".join(corpus.name for corpus in self.corpora)
 
     @property
     def samples(self) -> int:
@@ -126,28 +133,28 @@ class BatchSource:
 
     def close(self) -> None:
         """Close files; making a batch opens them again."""
-        self._here = []
-        self.corpus.close()
+        self._expected = []
+        for corpus in self.corpora:
+            corpus.close()
 
     def _look_ahead(self, epoch: int, seen: int) -> None:
         """On entering a block, have its shards and those of the next one made ready."""
-        here = self.order.block_shards(epoch, seen)
-        if here == self._here:
-            return
-        self._here = here
-        after = self.order.block_shards(epoch, seen, ahead=1) or self.order.block_shards(
-            epoch + 1, 0
-        )
-        self.corpus.expect([*here, *(shard for shard in after if shard not in here)])
+        expected = self.order.blocks(epoch, seen)
+        if expected != self._expected:
+            self._expected = expected
+            for corpus, shards in zip(self.corpora, expected, strict=True):
+                corpus.expect(shards)
 
     def _picture(self, epoch: int, position: int, skipped: list[Skipped]) -> tuple[str, Pixels]:
         """Return key and crop (S, S, 3) for a position, noting what had to be skipped for it."""
         draw = CropDraw.at(self.seed, epoch, position, self.flip)
         place = position
         for attempt in range(self.max_broken):
-            sample = self.corpus.sample(*self.order(epoch, place))
+            number, shard, index = self.order(epoch, place)
+            corpus = self.corpora[number]
+            sample = corpus.sample(shard, index)
             try:
-                pixels = decode_crop(self.corpus.read(sample), self.crop, draw)
+                pixels = decode_crop(corpus.read(sample), self.crop, draw)
             except BrokenPictureError as error:
                 skipped.append(Skipped(sample.key, position, str(error)))
                 place = hashed(self.seed, epoch, position, SUBSTITUTE, attempt) % self.samples

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from shards.errors import ShardsError, ShardsRuntimeError
 from shards.reading.cache import Cache
-from shards.reading.corpus import Corpus, open_corpus
+from shards.reading.corpus import Corpus
 from shards.reading.decode import BrokenPictureError, Pixels, decode
+from shards.reading.opening import Dest, open_corpora, open_corpus
 from shards.stream_source import Batch, BatchSource, Skipped, too_many_broken
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class Stream(IterableDataset[Batch]):
 
     def __init__(
         self,
-        dest: str | Path,
+        dest: Dest,
         *,
         split: str = "train",
         batch_size: int,
@@ -55,7 +56,9 @@ class Stream(IterableDataset[Batch]):
         """Open the shards in `dest`; `batch_size` is per rank.
 
         Args:
-            dest: where `pipeline shard` wrote: a folder, or any fsspec URL.
+            dest: where `pipeline shard` wrote, a folder or any fsspec URL; or tars that others
+                made, as a pattern that ends in `.tar`; or several of these with their weights,
+                `{"shards/a": 3, "shards/b": 1}`.
             split: which of its splits.
             batch_size: pictures to a batch of this rank.
             crop: side of the crops in pixels; smaller pictures are mirrored until they fill it.
@@ -75,8 +78,10 @@ class Stream(IterableDataset[Batch]):
         """
         if workers < 0:
             raise ShardsError(f"workers is {workers}: give 0 or more")
+        corpora, weights = open_corpora(dest, split, cache, block)
         self._source = BatchSource(
-            open_corpus(dest, split, cache, block),
+            corpora,
+            weights,
             batch_size=batch_size,
             crop=crop,
             seed=seed,
@@ -218,7 +223,7 @@ class _WorkerSide(IterableDataset[Batch | Exception]):
 
 
 def stream(
-    dest: str | Path,
+    dest: Dest,
     *,
     split: str = "train",
     batch_size: int,

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.errors import ShardsError, ShardsRuntimeError
+from shards.manifest import Manifest
 from shards.reading.fetch import PART, Fetcher, Patience
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class CacheFolder:
         """Return where the file is, once it is here."""
         # Shards made anew under the same name have another checksum.
         tag = wanted.sha256[:12] if wanted.sha256 else str(wanted.bytes)
-        return self._folder / f"{tag}-{wanted.name}"
+        return self._folder / f"{tag}-{wanted.name.replace('/', '%')}"
 
     def _fetch(self, wanted: Wanted, partial: int, path: Path) -> None:
         """Complete the arriving file, check it and give it its name."""
@@ -152,6 +153,16 @@ class CacheFolder:
                 total,
                 self.cache.limit,
             )
+
+
+def check_room(cache: Cache, manifest: Manifest, block: int) -> None:
+    """Raise ShardsError when the limit is below what shuffling needs at once."""
+    largest = sorted((info.bytes for info in manifest.shards), reverse=True)[: block + 1]
+    if sum(largest) > cache.limit:
+        raise ShardsError(
+            f"the cache's limit is {cache.limit} bytes, a block of {block} shards and the next one "
+            f"have {sum(largest)}: raise the limit, or take smaller blocks"
+        )
 
 
 def _partial(path: Path) -> Path:

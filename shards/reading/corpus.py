@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from shards.errors import ShardsError
 from shards.manifest import Manifest, ShardInfo
-from shards.reading.cache import Cache, CacheFolder, Wanted
+from shards.reading.cache import Cache, CacheFolder, Wanted, check_room
 from shards.reading.decode import BrokenPictureError
 from shards.reading.fetch import Fetcher
 from shards.reading.files import CachedFiles, Files, LocalFiles
@@ -19,10 +18,16 @@ from shards.store import Store
 class Corpus:
     """The samples of a split, by shard number and index in the shard."""
 
-    def __init__(self, name: str, manifest: Manifest, files: Files) -> None:
-        """Take what `open_corpus` found; `name` is for messages."""
+    def __init__(
+        self,
+        name: str,
+        manifest: Manifest,
+        files: Files,
+        tables: Callable[[ShardInfo], ShardTable],
+    ) -> None:
+        """Take the shards, their files, and what reads a shard's table; `name` is for messages."""
         self.name, self.manifest, self.files = name, manifest, files
-        self.index = SplitIndex(manifest, self._table)
+        self.index = SplitIndex(manifest, tables)
 
     @property
     def sizes(self) -> list[int]:
@@ -53,13 +58,20 @@ class Corpus:
         """Close files; reading opens them again."""
         self.files.close()
 
-    def _table(self, info: ShardInfo) -> ShardTable:
-        """Return a shard's table: its sidecar, or the index of a tar that came through the cache.
 
-        A remote sidecar has no checksum in the manifest, the tar has one.
-        """
+class OurTables:
+    """Tables of shards that `pipeline shard` wrote: sidecars here, indices of tars from elsewhere.
+
+    A remote sidecar has no checksum in the manifest; the tar, whose headers say the same, has one.
+    """
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+
+    def __call__(self, info: ShardInfo) -> ShardTable:
+        """Return a shard's table."""
         if isinstance(self.files, CachedFiles):
-            return kept(self.files.index(info.tar), lambda: self._walk(info))
+            return kept(self.files.index(info.tar), info.sha256, lambda: self._walk(info))
         with self.files.open(info.sidecar) as file:
             return read_table(file.read(), self.files.where(info.sidecar))
 
@@ -68,9 +80,7 @@ class Corpus:
             return tar_table(file, self.files.where(info.tar))
 
 
-def open_corpus(
-    dest: str | Path, split: str = "train", cache: Cache | None = None, block: int = 8
-) -> Corpus:
+def open_split(dest: str | Path, split: str, cache: Cache, block: int) -> Corpus:
     """Open `split` of `dest`, a folder or any fsspec URL, whose shards go through `cache`.
 
     Raises:
@@ -78,14 +88,14 @@ def open_corpus(
     """
     store = Store(dest)
     if store.folder is not None:
-        return Corpus(str(dest), Manifest.read(dest, split), LocalFiles(store.folder))
-    cache = cache or Cache()
+        files: Files = LocalFiles(store.folder)
+        return Corpus(str(dest), Manifest.read(dest, split), files, OurTables(files))
     fetcher = Fetcher(store.url, cache.patience)
     manifest = _remote_manifest(fetcher, split)
-    _check_room(cache, manifest, block)
-    wanted = {one.tar: Wanted(one.tar, one.bytes, one.sha256 or None) for one in manifest.shards}
+    check_room(cache, manifest, block)
+    wanted = {one.tar: Wanted(one.tar, one.bytes, one.sha256) for one in manifest.shards}
     files = CachedFiles(CacheFolder(cache, fetcher), wanted, kept=block + 1)
-    return Corpus(str(dest), manifest, files)
+    return Corpus(str(dest), manifest, files, OurTables(files))
 
 
 def _remote_manifest(fetcher: Fetcher, split: str) -> Manifest:
@@ -95,12 +105,3 @@ def _remote_manifest(fetcher: Fetcher, split: str) -> Manifest:
     except FileNotFoundError:
         return Manifest.read(fetcher.url, split)  # which says what is there instead
     return Manifest.from_json(data, where=f"{fetcher.url}/{name}")
-
-
-def _check_room(cache: Cache, manifest: Manifest, block: int) -> None:
-    largest = sorted((info.bytes for info in manifest.shards), reverse=True)[: block + 1]
-    if sum(largest) > cache.limit:
-        raise ShardsError(
-            f"the cache's limit is {cache.limit} bytes, a block of {block} shards and the next one "
-            f"have {sum(largest)}: raise the limit, or take smaller blocks"
-        )

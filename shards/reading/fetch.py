@@ -76,6 +76,17 @@ class Fetcher:
             self.part(name, start, min(start + PART, size)) for start in range(0, size, PART)
         )
 
+    def glob(self, pattern: str) -> list[str]:
+        """Return the names of the files that match `pattern`, sorted. Raises as `size`."""
+
+        def ask() -> list[str]:
+            fs = self._remote()
+            root = fs._strip_protocol(self.url)
+            found = fs.glob(f"{self.url}/{pattern}")
+            return sorted(path.removeprefix(root).lstrip("/") for path in found)
+
+        return self._again(pattern, ask)
+
     def _again(self, name: str, ask: Callable[[], T]) -> T:
         patience = self.patience
         for tried in range(1, patience.attempts + 1):

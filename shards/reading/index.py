@@ -15,6 +15,8 @@ from shards.manifest import Manifest, ShardInfo
 
 # Shards whose tables stay in memory: about 100 bytes a sample.
 KEPT_TABLES = 64
+# Says in an index which tar it was made of.
+STAMP = "tar"
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,12 @@ class SplitIndex:
         return table
 
 
-def read_table(data: bytes, where: str) -> ShardTable:
-    """Return the table that the Parquet file `data` holds; `where` names it in errors."""
+def read_table(data: bytes, where: str, stamp: str | None = None) -> ShardTable:
+    """Return the table in the Parquet file `data`; `where` names it in errors.
+
+    Raises:
+        ShardsError: it is no such table, or not of the tar that `stamp` stands for.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -93,6 +99,8 @@ def read_table(data: bytes, where: str) -> ShardTable:
         raise ShardsError(
             f"{where} is not the table of a shard: run `pipeline verify`, make the shard again"
         ) from error
+    if stamp is not None and (table.schema.metadata or {}).get(STAMP.encode()) != stamp.encode():
+        raise ShardsError(f"{where} is the index of another tar: remove it")
     return ShardTable(
         table["key"].to_pylist(),
         table["offset"].to_numpy().astype(np.int64),

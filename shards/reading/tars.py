@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 
 from shards.errors import ShardsError
-from shards.reading.index import ShardTable, read_table
+from shards.reading.index import STAMP, ShardTable, read_table
 from shards.sources.base import PICTURES
 
 # WebDataset's rule: the key is all before the first dot of the file's name, its folders included.
@@ -46,17 +46,17 @@ def tar_table(tar: IO[bytes], where: str) -> ShardTable:
     return ShardTable(keys, numbers[:, 0].copy(), numbers[:, 1].copy())
 
 
-def kept(path: Path, make: Callable[[], ShardTable]) -> ShardTable:
-    """Return the table in file `path`; where there is none, make it, and keep it if possible."""
+def kept(path: Path, stamp: str, make: Callable[[], ShardTable]) -> ShardTable:
+    """Return the table in file `path`; where there is none for `stamp`, make it and keep it."""
     with contextlib.suppress(OSError, ShardsError):
-        return read_table(path.read_bytes(), str(path))
+        return read_table(path.read_bytes(), str(path), stamp)
     table = make()
-    with contextlib.suppress(OSError):  # a folder that can't be written to
-        _write(table, path)
+    with contextlib.suppress(OSError):  # without room or permission it is made again next time
+        _write(table, path, stamp)
     return table
 
 
-def _write(table: ShardTable, path: Path) -> None:
+def _write(table: ShardTable, path: Path, stamp: str) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -64,7 +64,7 @@ def _write(table: ShardTable, path: Path) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            pq.write_table(pa.table(columns), file)
+            pq.write_table(pa.table(columns, metadata={STAMP: stamp}), file)
             file.flush()
             os.fsync(file.fileno())
         partial.rename(path)

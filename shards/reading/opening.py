@@ -1,0 +1,42 @@
+"""What a user names, opened: a shard folder, tars of others, or several with weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from shards.errors import ShardsError
+from shards.reading.cache import Cache
+from shards.reading.corpus import Corpus, open_split
+from shards.reading.foreign import is_pattern, open_tars
+
+Dest = str | Path | Mapping[str, float]
+
+
+def open_corpora(
+    dest: Dest, split: str, cache: Cache | None, block: int
+) -> tuple[list[Corpus], list[float]]:
+    """Open all corpora of `dest`, and return them with their weights.
+
+    Raises:
+        ShardsError: one is not there, or weights are not positive.
+    """
+    weights = dest if isinstance(dest, Mapping) else {str(dest): 1.0}
+    if not weights or not all(weight > 0 for weight in weights.values()):
+        raise ShardsError(f"corpora are mixed by positive weights, these are {dict(weights)}")
+    corpora = [open_corpus(one, split, cache, block) for one in weights]
+    return corpora, [float(weight) for weight in weights.values()]
+
+
+def open_corpus(
+    dest: str | Path, split: str = "train", cache: Cache | None = None, block: int = 8
+) -> Corpus:
+    """Open `split` of a folder or URL that `pipeline shard` wrote, or a pattern of tars.
+
+    Raises:
+        ShardsError: there is no such split or tar, or the cache can't hold a block of shards.
+    """
+    cache = cache or Cache()
+    if is_pattern(dest):
+        return open_tars(dest, cache, block)
+    return open_split(dest, split, cache, block)
