@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -34,12 +35,15 @@ class Span:
     rates: tuple[float, float]
     qualities: tuple[float, float]
 
-    def holds(self, measurement: Measurement) -> bool:
-        """Tell whether a setting that measured so lies within the range, margins included."""
-        low, high = self.rates
-        near = low / RATE_MARGIN <= measurement.bpp <= high * RATE_MARGIN
-        low, high = self.qualities
-        return near or low - QUALITY_MARGIN <= measurement.psnr <= high + QUALITY_MARGIN
+    def above(self, found: Measurement) -> bool:
+        """Tell whether the range lies above what a setting measured, in rate and in quality."""
+        slow = found.bpp < self.rates[0] / RATE_MARGIN
+        return slow and found.psnr < self.qualities[0] - QUALITY_MARGIN
+
+    def below(self, found: Measurement) -> bool:
+        """Tell whether the range lies below what a setting measured, in rate and in quality."""
+        fast = found.bpp > self.rates[1] * RATE_MARGIN
+        return fast and found.psnr > self.qualities[1] + QUALITY_MARGIN
 
 
 class Cache:
@@ -120,24 +124,23 @@ class Runner:
     def run(self, peers: Sequence[Peer], sources: Sequence[Source], span: Span) -> list[PeerResult]:
         """Measure every peer at the settings that match `span`; those that fail are in `failed`."""
         probe = sources[len(sources) // 2]
-        probed = self._all((p, probe, setting) for p in peers for setting in p.settings)
-        chosen = {
-            peer.name: choose_settings(peer, probed, span)
-            for peer in peers
-            if peer.name not in self.failed
-        }
-        jobs = [
-            (peer, source, setting)
-            for peer in peers
-            for setting in chosen.get(peer.name, ())
-            for source in sources
-        ]
+        with ThreadPoolExecutor(self.workers) as pool:
+            settings = pool.map(lambda peer: self._settings(peer, probe, span), peers)
+            chosen = dict(zip(peers, settings, strict=True))
+        jobs = [(p, source, setting) for p in peers for setting in chosen[p] for source in sources]
         found = self._all(jobs)
         return [
-            _result(peer, sources, chosen[peer.name], found)
+            _result(peer, sources, chosen[peer], found)
             for peer in peers
             if peer.name not in self.failed
         ]
+
+    def _settings(self, peer: Peer, probe: Source, span: Span) -> list[int]:
+        try:
+            return choose_settings(peer, lambda setting: self._one(peer, probe, setting), span)
+        except MeasurementError as error:
+            self.failed[peer.name] = f"{error} (on {probe.name})"
+            return []
 
     def _all(self, jobs: Iterable[tuple[Peer, Source, int]]) -> Found:
         wanted = [job for job in jobs if job[0].name not in self.failed]
@@ -178,21 +181,19 @@ class Runner:
 Found = dict[tuple[str, str, int], Measurement]
 
 
-def choose_settings(peer: Peer, probed: Found, span: Span) -> list[int]:
+def choose_settings(peer: Peer, probe: Callable[[int], Measurement], span: Span) -> list[int]:
     """Return the peer's settings that match `span` on the probe, and one beyond at either end.
 
-    Expects LEAST settings or more of every peer.
+    Bisects the settings, for the highest rates take longest to probe. Expects LEAST settings or
+    more, whose rate and quality rise.
     """
-    by_setting = {setting: m for (name, _, setting), m in probed.items() if name == peer.name}
-    held = [i for i, s in enumerate(peer.settings) if span.holds(by_setting[s])]
-    if not held:
-        rates = [by_setting[s].bpp for s in peer.settings]
-        middle = sum(rate < span.rates[0] for rate in rates)
-        held = [min(middle, len(rates) - 1)]
-    first, last = max(0, held[0] - 1), min(len(peer.settings), held[-1] + 2)
+    settings = peer.settings
+    first = bisect_left(settings, True, key=lambda setting: not span.above(probe(setting)))
+    last = bisect_left(settings, True, key=lambda setting: span.below(probe(setting)))
+    first, last = max(0, first - 1), min(len(settings), last + 1)
     while last - first < LEAST:
-        first, last = max(0, first - 1), min(len(peer.settings), last + 1)
-    return list(peer.settings[first:last])
+        first, last = max(0, first - 1), min(len(settings), last + 1)
+    return list(settings[first:last])
 
 
 def _result(

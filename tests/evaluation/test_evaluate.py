@@ -1,0 +1,175 @@
+"""`pipeline evaluate` from models and pictures to the folder that it writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.cli.main import main
+from pipeline.codec import load_model
+from pipeline.evaluation import EvaluationError, ModelSpec, evaluate, psnr
+from pipeline.evaluation.learned import to_picture
+from pipeline.evaluation.pictures import read_picture
+
+
+@pytest.fixture(scope="module")
+def data(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three parts of photographs, one of them too small for MS-SSIM."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, box in {
+        "kodim23": (180, 90, 381, 260),
+        "kodim05": (0, 0, 192, 192),
+        "kodim15": (0, 0, 33, 17),
+    }.items():
+        with Image.open(pictures / "kodak" / f"{name}.webp") as image:
+            image.convert("RGB").crop(box).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(
+    data: Path, model_files: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """The folder of one evaluation, and its results.json."""
+    out = tmp_path_factory.mktemp("evaluation") / "report"
+    specs = [ModelSpec(path.parent.name, path) for path in model_files]
+    evaluate(specs, sorted(data.iterdir()), out, ["jpeg", "webp"], device="cpu")
+    return out, json.loads((out / "results.json").read_text())
+
+
+def test_everything_promised_is_there(done: tuple[Path, dict[str, Any]]) -> None:
+    out, results = done
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        "results.json", "results.csv", "rd-curve.png", "rd-curve.svg", "report.html", "streams",
+    }  # fmt: skip
+    assert results["format"] == 1
+    assert [model["name"] for model in results["models"]] == ["w0.85", "w3.5"]
+    assert set(results["peers"]) == {"jpeg", "webp"}
+    assert results["verdict"]
+
+
+def test_the_rate_is_the_size_of_the_files(done: tuple[Path, dict[str, Any]]) -> None:
+    out, results = done
+    sizes = {picture["name"]: picture for picture in results["pictures"]}
+    for model in results["models"]:
+        for found in model["pictures"]:
+            stream = out / "streams" / model["name"] / f"{found['name']}.cca"
+            size = sizes[found["name"]]
+            assert found["bytes"] == stream.stat().st_size
+            assert found["bpp"] == 8 * found["bytes"] / (size["width"] * size["height"])
+        mean = sum(found["bpp"] for found in model["pictures"]) / len(model["pictures"])
+        assert model["bpp"] == pytest.approx(mean)
+    assert not list(out.rglob(".warm-up"))
+
+
+def test_the_quality_is_that_of_the_decoded_files(
+    done: tuple[Path, dict[str, Any]], data: Path, model_files: list[Path]
+) -> None:
+    out, results = done
+    model = load_model(model_files[0])
+    for found in results["models"][0]["pictures"]:
+        stream = (out / "streams" / "w0.85" / f"{found['name']}.cca").read_bytes()
+        with torch.inference_mode():
+            decoded = to_picture(model.decompress(stream))
+        assert psnr(read_picture(data / f"{found['name']}.png"), decoded) == found["psnr"]
+
+
+def test_a_picture_too_small_for_ms_ssim_leaves_its_mean_undefined(
+    done: tuple[Path, dict[str, Any]],
+) -> None:
+    model = done[1]["models"][0]
+    assert [found["ms_ssim"] is None for found in model["pictures"]] == [False, True, False]
+    assert model["ms_ssim"] is None
+    assert model["psnr"] > 0
+    assert model["peak_memory_bytes"] > 2**20
+
+
+def test_the_table_has_a_row_for_every_measurement(done: tuple[Path, dict[str, Any]]) -> None:
+    out, results = done
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    settings = 2 + sum(len(peer["points"]) for peer in results["peers"].values())
+    assert len(rows) == settings * 3
+    assert float(rows[0]["psnr"]) == results["models"][0]["pictures"][0]["psnr"]
+
+
+def test_the_page_needs_nothing_from_elsewhere(done: tuple[Path, dict[str, Any]]) -> None:
+    page = (done[0] / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in page
+    for words in ("JPEG", "WebP", "kodim23", "The worst picture", "Where the bits go", "w0.85"):
+        assert words in page
+
+
+def test_the_command_gives_json_and_replaces_its_own_folder(
+    done: tuple[Path, dict[str, Any]],
+    data: Path,
+    model_files: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["evaluate", str(model_files[0]), "--data", str(data), "--out", str(tmp_path / "r")]
+    words += ["--peers", "jpeg", "--cache", str(tmp_path / "cache"), "--device", "cpu"]
+    for extra in ([], ["--json"]):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([*words, *extra])
+        assert not ended.value.code
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["models"][0]["bpp"] == done[1]["models"][0]["bpp"]
+    assert "pictures" not in summary["models"][0]
+    assert Path(summary["report"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"--data": "{tmp}/missing"}, "is no folder of pictures"),
+        ({"--data": "{tmp}/empty"}, "holds no pictures"),
+        ({"--data": "{tmp}/bad"}, "is not a picture"),
+        ({"--out": "{tmp}/bad"}, "holds other things"),
+        ({"--peers": "gif"}, "no codec is called 'gif'"),
+        ({"--device": "abacus"}, "no device 'abacus'"),
+        ({"model": "{tmp}/empty"}, "there is no model in"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_leaves_nothing(
+    change: dict[str, str],
+    sentence: str,
+    data: Path,
+    model_files: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "bad.png").write_bytes(b"no picture")
+    options = {"model": str(model_files[0]), "--data": str(data), "--out": str(tmp_path / "out")}
+    options |= {key: value.format(tmp=tmp_path) for key, value in change.items()}
+    model = options.pop("model")
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", model, *(word for pair in options.items() for word in pair)])
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert sentence in lines[-1]
+    assert lines[-1].startswith("pipeline: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "empty"]
+
+
+def test_two_models_of_one_name_are_refused(
+    data: Path, model_files: list[Path], tmp_path: Path
+) -> None:
+    specs = [ModelSpec("same", path) for path in model_files]
+    with pytest.raises(EvaluationError, match="two models are called same"):
+        evaluate(specs, sorted(data.iterdir()), tmp_path / "out", [])
+    with pytest.raises(EvaluationError, match="no model"):
+        evaluate([], sorted(data.iterdir()), tmp_path / "out", [])
+    with pytest.raises(EvaluationError, match="no pictures"):
+        evaluate(specs, [], tmp_path / "out", [])
