@@ -75,10 +75,10 @@ class CCAConfig:
             latent_channels=48,
             slices=4,
             transform_channels=(16, 32, 48),
-            transform_blocks=(1, 1, 1),
+            transform_blocks=(0, 1, 1),
             context_channels=32,
             context_blocks=1,
-            hyper_latent_channels=24,
+            hyper_latent_channels=16,
             head_channels=(32, 24),
         )
 
