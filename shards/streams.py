@@ -32,8 +32,8 @@ class Stream(IterableDataset[Batch]):
     r-th run of batch_size of them. What is left of an epoch below G is dropped.
 
     Iterating continues from `state_dict()`, which counts what was received, never what workers made
-    ahead. In a worker of a DataLoader (`batch_size=None`) a stream makes its share of the batches,
-    and `batch.state` says what to continue from.
+    ahead. In a worker of a DataLoader (`loader`) a stream makes its share of the batches, and
+    `batch.state` says what to continue from. Accelerate's `prepare` leaves a stream alone.
     """
 
     def __init__(
@@ -138,6 +138,16 @@ class Stream(IterableDataset[Batch]):
         self.close()
         self._iterator = self._received()
         return self._iterator
+
+    def loader(self, workers: int = 0) -> DataLoader[Batch]:
+        """Return a DataLoader over this stream, for code that wants one.
+
+        Accelerate's `prepare` leaves it as it is: the ranks' parts are cut already. It does not
+        move this stream's state: `batch.state` says what to continue from.
+        """
+        loader = DataLoader(self, batch_size=None, num_workers=workers, generator=Generator())
+        loader._is_accelerate_prepared = True
+        return loader
 
     def close(self) -> None:
         """End the iteration: stop its workers, close files. Iterating again continues."""
