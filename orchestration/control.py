@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +24,12 @@ from orchestration.profile import AnyProfile, KubernetesProfile, LocalProfile
 from orchestration.states import JobStatus, State, blocked_by
 from recipes.load import load_recipe
 
-LAST_LINE_BYTES = 4096
+LAST_BYTES = 16384
+ERROR = re.compile(r"([A-Za-z_][\w.]*(Error|Exception|Interrupt)\b|[a-z]+: )")
+LAUNCHERS = re.compile(
+    r"srun: |slurmstepd|Terminated|[EW][0-9]{4} "
+    r"|subprocess\.CalledProcessError|torch\.distributed\."
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,11 @@ def schedule(made: Scheduled) -> list[str]:
     store.write_whole(folder / recipe.name, recipe.read_text())
     store.save(plan, folder)
     if names:
-        made.engine.submit(plan, folder, names)
+        try:
+            made.engine.submit(plan, folder, names)
+        except EngineError:
+            shutil.rmtree(folder)
+            raise
     return names
 
 
@@ -222,7 +233,7 @@ def _status(plan: Plan, folder: Path, job: Job, known: JobStatus | None) -> JobS
     if known is None:
         return JobStatus(job.name, State.UNKNOWN, "not known to the engine (any more)")
     if known.state == State.FAILED:
-        words = [known.reason, _last_line(plan, folder, job)]
+        words = [known.reason, _last_words(plan, folder, job)]
         return replace(known, reason=": ".join(word for word in words if word))
     return known
 
@@ -235,23 +246,26 @@ def _explained(one: JobStatus, blocking: JobStatus | None) -> JobStatus:
         return replace(one, reason=f"for {blocking.name}")
     if one.state == State.CANCELLED and blocking.state == State.FAILED:
         return replace(one, reason=f"{blocking.name} failed")
+    if one.state == State.CANCELLED and blocking.reason.endswith(" failed"):
+        return replace(one, reason=blocking.reason)
     return one
 
 
-def _last_line(plan: Plan, folder: Path, job: Job) -> str:
-    """Return the last line that a job wrote: most often it says what went wrong."""
+def _last_words(plan: Plan, folder: Path, job: Job) -> str:
+    """Return the line of a job's log that says what went wrong, as far as one can tell.
+
+    That is the last line of an error, before what launchers say about the end of their processes;
+    without one, the last line at all.
+    """
     for path in reversed(_engine(plan).log_files(plan, folder, job.name)):
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - LAST_LINE_BYTES))
-            lines = file.read().decode(errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip() and not _noise(line)]
+            file.seek(max(0, path.stat().st_size - LAST_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+        said = [line.strip() for line in lines if line.strip() and not LAUNCHERS.match(line)]
+        errors = [line for line in said if ERROR.match(line)]
         if said:
-            return said[-1]
+            return (errors or said)[-1]
     return ""
-
-
-def _noise(line: str) -> bool:
-    return line.startswith(("srun: ", "slurmstepd", "Terminated"))
 
 
 def _after(path: Path, seen: dict[Path, int]) -> str:
