@@ -10,10 +10,12 @@ from shards.manifest import Manifest, ShardInfo
 if TYPE_CHECKING:
     from shards.order import SampleOrder
     from shards.reading.cache import Cache
+    from shards.stream_augment import Augment
     from shards.stream_source import Batch
     from shards.streams import Stream, pictures, stream
 
 __all__ = [
+    "Augment",
     "Batch",
     "Cache",
     "Manifest",
@@ -28,6 +30,7 @@ __all__ = [
 
 # Names that need torch, or numpy: imported when asked for, so that making shards does not wait.
 _LATER = {
+    "Augment": "shards.stream_augment",
     "Batch": "shards.stream_source",
     "Cache": "shards.reading.cache",
     "SampleOrder": "shards.order",

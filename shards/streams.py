@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Generator
+import torch
+from torch import Generator, Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from shards.errors import ShardsError, ShardsRuntimeError
@@ -15,6 +16,8 @@ from shards.reading.cache import Cache
 from shards.reading.corpus import Corpus
 from shards.reading.decode import BrokenPictureError, Pixels, decode
 from shards.reading.opening import Dest, open_corpora, open_corpus
+from shards.stream_augment import Augment
+from shards.stream_device import on_device
 from shards.stream_source import Batch, BatchSource, Skipped, too_many_broken
 
 log = logging.getLogger(__name__)
@@ -52,6 +55,8 @@ class Stream(IterableDataset[Batch]):
         max_broken: int = 16,
         epochs: int | None = None,
         cache: Cache | None = None,
+        device: str | torch.device | None = None,
+        augment: Augment | None = None,
     ) -> None:
         """Open the shards in `dest`; `batch_size` is per rank.
 
@@ -71,6 +76,9 @@ class Stream(IterableDataset[Batch]):
             max_broken: broken samples in a row that stop the run.
             epochs: how many epochs an iteration lasts; None: for ever.
             cache: where shards behind a URL are kept on this machine; None: `Cache()`.
+            device: where the images are to be, copied ahead of use; None: left in main memory.
+            augment: what is done to them there; they are float32 in [0, 1] then. Its crop is cut
+                from the stream's, and its flips come on top: `flip=False` leaves them to it.
 
         Raises:
             ShardsError: no such split, numbers that make no batch, or fewer samples than one
@@ -91,7 +99,14 @@ class Stream(IterableDataset[Batch]):
             flip=flip,
             max_broken=max_broken,
         )
+        if augment is not None and augment.needed() > crop:
+            raise ShardsError(
+                f"crops of {augment.crop} at scale {augment.downscale} are cut from "
+                f"{augment.needed()} pixels, the stream's crop is {crop}: raise it to that"
+            )
         self.workers, self.epochs = workers, epochs
+        self.augment = augment
+        self.device = torch.device(device or "cpu") if device or augment else None
         self.broken: dict[str, str] = {}
         self._epoch = self._seen = self._in_a_row = 0
         self._iterator: Iterator[Batch] | None = None
@@ -160,14 +175,26 @@ class Stream(IterableDataset[Batch]):
         """Yield batches, counting each as seen when it is handed over."""
         end = self._epoch + (self.epochs or 0)
         made = self._by_workers() if self.workers and get_worker_info() is None else self._made()
+        there = made
+        if self.device is not None:
+            if get_worker_info() is not None:
+                raise ShardsError(
+                    "a stream with a device or augmentation has no place in a DataLoader's "
+                    "worker: iterate over the stream itself, with workers of its own"
+                )
+            there = on_device(made, self.device, self._augmented if self.augment else None)
         try:
-            for batch in made:
+            for batch in there:
                 self._note(batch)
                 self._epoch, self._seen = batch.state["epoch"], batch.state["samples_seen"]
                 yield batch
             self._epoch, self._seen = end, 0
         finally:
             made.close()  # type: ignore[attr-defined]
+
+    def _augmented(self, batch: Batch) -> Tensor:
+        assert self.augment is not None
+        return self.augment(batch.images, self._source.seed, batch.epoch, batch.positions)
 
     def _made(self) -> Iterator[Batch]:
         """Make batches in this process: all of them, or a DataLoader worker's share."""
@@ -185,6 +212,7 @@ class Stream(IterableDataset[Batch]):
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=AHEAD,
+            pin_memory=self.device is not None and self.device.type == "cuda",
             generator=Generator(),  # the process's own generator is left alone
         )
         iterator = iter(loader)

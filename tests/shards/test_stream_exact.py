@@ -1,0 +1,100 @@
+"""The same 500 global batches, to the pixel, from any ranks and workers, through interruptions."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import simplejpeg
+
+from shards import Stream
+from tests.shards.made import encoded, photo, write_split
+
+BATCHES, GLOBAL = 500, 8
+SIZES = [31, 7, 50, 1, 44, 18, 25, 37]  # 213 samples: 26 global batches and 5 samples
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """JPEGs of each subsampling and some PNGs, of many sizes, some smaller than a crop."""
+    folder = tmp_path_factory.mktemp("corpus")
+    samples = []
+    for number in range(sum(SIZES)):
+        pixels = photo(number, 20 + number % 61, 28 + number % 47)
+        kind = ("444", "420", "422", "440", "png")[number % 5]
+        data = (
+            encoded(pixels)
+            if kind == "png"
+            else simplejpeg.encode_jpeg(pixels.copy(), 90, "RGB", kind)
+        )
+        samples.append((f"{number:03d}", data))
+    write_split(folder, SIZES, samples)
+    return folder
+
+
+def global_batches(
+    corpus: Path, ranks: int, workers: int, state: dict[str, int], count: int
+) -> tuple[list[str], dict[str, int]]:
+    """Hash keys and pixels of the next `count` global batches; return the state after them too."""
+    streams = [
+        Stream(
+            corpus,
+            batch_size=GLOBAL // ranks,
+            crop=32,
+            seed=11,
+            rank=rank,
+            world_size=ranks,
+            workers=workers,
+            block=3,
+        )
+        for rank in range(ranks)
+    ]
+    for one in streams:
+        one.load_state_dict(state)
+    hashes = []
+    for parts in islice(zip(*streams, strict=True), count):
+        digest = hashlib.sha256()
+        for key in (key for part in parts for key in part.keys):
+            digest.update(key.encode())
+        for part in parts:
+            digest.update(part.images.numpy().tobytes())
+        hashes.append(digest.hexdigest())
+    states = [one.state_dict() for one in streams]
+    for one in streams:
+        one.close()
+    assert states == [states[0]] * ranks
+    return hashes, states[0]
+
+
+BEGINNING = {"epoch": 0, "samples_seen": 0}
+
+
+@pytest.fixture(scope="module")
+def wanted(corpus: Path) -> list[str]:
+    hashes, _ = global_batches(corpus, 1, 0, BEGINNING, BATCHES)
+    assert len(set(hashes)) == BATCHES
+    return hashes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_and_workers_change_nothing(corpus, wanted, ranks, workers):
+    assert global_batches(corpus, ranks, workers, BEGINNING, BATCHES)[0] == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_interruptions_and_other_ranks_change_nothing(corpus, wanted, seed):
+    dice = random.Random(seed)
+    seen: list[str] = []
+    state = BEGINNING
+    while len(seen) < BATCHES:
+        count = min(dice.randint(1, 90), BATCHES - len(seen))
+        ranks, workers = dice.choice([1, 2, 4, 8]), dice.choice([0, 0, 2])
+        hashes, state = global_batches(corpus, ranks, workers, state, count)
+        seen += hashes
+    assert seen == wanted
