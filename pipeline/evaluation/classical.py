@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.evaluation.errors import MeasurementError
+from pipeline.evaluation.meter import Meter
 from pipeline.evaluation.metrics import Picture, decibels, ms_ssim, psnr
 from pipeline.evaluation.peers import Peer
 from pipeline.evaluation.pictures import Source, read_picture
 from pipeline.evaluation.results import Measurement, PeerResult, Point
 from pipeline.evaluation.storage import write_bytes
 
-Progress = Callable[[int, int | None, str], None]
 # Raise it when a change here changes what is measured: older entries are then passed over.
 CACHE_FORMAT = 1
 # Settings are kept whose rate lies within this factor of the models' rates, or whose PSNR lies
@@ -115,10 +115,12 @@ def measure(
 class Runner:
     """Measures peers on pictures with `workers` threads; the codecs run outside Python's lock."""
 
-    def __init__(self, cache: Cache, workers: int | None, progress: Progress | None) -> None:
+    def __init__(
+        self, cache: Cache, workers: int | None = None, meter: Meter | None = None
+    ) -> None:
         self.cache = cache
         self.workers = workers or os.cpu_count() or 1
-        self.progress = progress
+        self.meter = meter or Meter()
         self.failed: dict[str, str] = {}
 
     def run(self, peers: Sequence[Peer], sources: Sequence[Source], span: Span) -> list[PeerResult]:
@@ -143,14 +145,15 @@ class Runner:
             return []
 
     def _all(self, jobs: Iterable[tuple[Peer, Source, int]]) -> Found:
-        wanted = [job for job in jobs if job[0].name not in self.failed]
+        wanted = list(jobs)
+        self.meter.expect(len(wanted))
         found: Found = {}
         with ThreadPoolExecutor(self.workers) as pool:
             futures = {pool.submit(self._one, *job): job for job in wanted}
             try:
-                for done, future in enumerate(as_completed(futures), 1):
+                for future in as_completed(futures):
                     peer, source, setting = futures[future]
-                    self._note(done, len(wanted), peer.label)
+                    self.meter.step(peer.label)
                     try:
                         found[peer.name, source.name, setting] = future.result()
                     except MeasurementError as error:
@@ -172,10 +175,6 @@ class Runner:
             )
         self.cache.put(peer, source, setting, found)
         return found
-
-    def _note(self, done: int, total: int, label: str) -> None:
-        if self.progress is not None:
-            self.progress(done, total, label)
 
 
 Found = dict[tuple[str, str, int], Measurement]

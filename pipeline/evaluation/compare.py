@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.evaluation.bdrate import BDRateError, RDCurve, bd_rate, common_range
-from pipeline.evaluation.results import QUALITIES, Comparison, ModelResult, PeerResult, curve
+from pipeline.evaluation.bootstrap import bd_rate_interval, by_picture
+from pipeline.evaluation.results import (
+    QUALITIES,
+    Comparison,
+    ModelResult,
+    PeerResult,
+    Point,
+    curve,
+)
 
 PUBLISHED = "published: "
 
@@ -16,32 +24,55 @@ def compare(
     published: Mapping[str, RDCurve],
 ) -> tuple[Comparison, ...]:
     """Return each curve of models against each peer, other curve and published curve (PSNR)."""
-    found = []
-    for name, models in curves.items():
+    return tuple(_all(curves, peers, published))
+
+
+def _all(
+    curves: Mapping[str, Sequence[ModelResult]],
+    peers: Sequence[PeerResult],
+    published: Mapping[str, RDCurve],
+) -> Iterator[Comparison]:
+    ours = {name: [model.point for model in models] for name, models in curves.items()}
+    theirs = {peer.name: list(peer.points) for peer in peers}
+    for name, tested in ours.items():
+        rest = {other: points for other, points in ours.items() if other != name}
         for quality in QUALITIES:
-            tested = curve([model.point for model in models], quality)
-            anchors = {peer.name: curve(peer.points, quality) for peer in peers}
-            anchors |= {
-                other: curve([model.point for model in rest], quality)
-                for other, rest in curves.items()
-                if other != name
-            }
-            if quality == "psnr":
-                anchors |= {PUBLISHED + codec: points for codec, points in published.items()}
-            found += [against(name, other, quality, a, tested) for other, a in anchors.items()]
-    return tuple(found)
+            for other, anchor in (theirs | rest).items():
+                yield against((name, other, quality), anchor, tested)
+        for codec, points in published.items():
+            names = (name, PUBLISHED + codec, "psnr")
+            yield _value(names, points, curve(tested, "psnr"))
 
 
 def against(
-    name: str, other: str, quality: str, anchor: RDCurve | None, tested: RDCurve | None
+    names: tuple[str, str, str], anchor: Sequence[Point], tested: Sequence[Point]
 ) -> Comparison:
-    """Return the BD-rate of `tested`, called `name`, against `anchor`, called `other`."""
+    """Return the BD-rate of `tested` against `anchor`, with its interval over the pictures.
+
+    `names`: the tested curve, the anchor, the quality that they are compared in.
+    """
+    quality = names[2]
+    found = _value(names, curve(anchor, quality), curve(tested, quality))
+    if found.value is None:
+        return found
+    try:
+        interval = bd_rate_interval(by_picture(anchor, quality), by_picture(tested, quality))
+    except BDRateError:
+        return found  # On some drawn sets the curves don't rise: the value stands without one.
+    return Comparison(
+        *names, found.value, found.low, found.high, interval=(interval.low, interval.high)
+    )
+
+
+def _value(
+    names: tuple[str, str, str], anchor: RDCurve | None, tested: RDCurve | None
+) -> Comparison:
     if anchor is None or tested is None:
-        reason = f"{QUALITIES[quality]} is not defined on some picture of the set"
-        return Comparison(name, other, quality, None, reason=reason)
+        reason = f"{QUALITIES[names[2]]} is not defined on some picture of the set"
+        return Comparison(*names, None, reason=reason)
     try:
         value = bd_rate(anchor, tested)
     except BDRateError as error:
-        return Comparison(name, other, quality, None, reason=str(error))
+        return Comparison(*names, None, reason=str(error))
     low, high = common_range(anchor, tested)
-    return Comparison(name, other, quality, value, low, high)
+    return Comparison(*names, value, low, high)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from pipeline.codec import CCAModel, load_model
 from pipeline.evaluation import memory
-from pipeline.evaluation.classical import Progress, measure
+from pipeline.evaluation.classical import measure
 from pipeline.evaluation.complexity import count_parameters, parts_table
 from pipeline.evaluation.errors import EvaluationError, MeasurementError
+from pipeline.evaluation.meter import Meter
 from pipeline.evaluation.metrics import Picture
 from pipeline.evaluation.pictures import Source, read_picture
 from pipeline.evaluation.results import Measurement, ModelResult, Point
@@ -48,7 +49,7 @@ def measure_model(
     sources: Sequence[Source],
     streams: Path,
     device: torch.device,
-    progress: Progress | None,
+    meter: Meter,
 ) -> ModelResult:
     """Code every picture with the model into `streams`, decode the files, and measure.
 
@@ -60,10 +61,9 @@ def measure_model(
     (streams / ".warm-up").unlink()
     memory.reset_peak(device)
     found = []
-    for done, source in enumerate(sources, 1):
+    for source in sources:
         found.append(_measure_picture(model, source, streams, device))
-        if progress is not None:
-            progress(done, len(sources), f"{spec.name}, {found[-1].bpp:.3f} bpp")
+        meter.step(f"{spec.name}, {found[-1].bpp:.3f} bpp")
     return _result(spec, model, tuple(found), memory.peak_bytes(device))
 
 
@@ -140,10 +140,12 @@ def _result(
 
 
 def curve_name(info: dict[str, Any]) -> str:
-    """Return the curve that a model lies on: one per recipe and distortion trained for."""
-    name = str(info.get("name") or "CCA")
-    distortion = info.get("distortion")
-    return f"{name}, {str(distortion).upper()}" if distortion else name
+    """Return the curve that a model lies on: one per recipe, stage and distortion."""
+    name, stage, distortion = (info.get(key) for key in ("name", "stage", "distortion"))
+    parts = [str(name or "CCA"), str(stage or ""), str(distortion or "").upper()]
+    if parts[1].upper() == parts[2]:
+        del parts[1]
+    return ", ".join(part for part in parts if part)
 
 
 def _plain(value: object) -> bool:

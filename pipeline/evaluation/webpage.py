@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline.evaluation.compare import PUBLISHED, against
 from pipeline.evaluation.metrics import Picture
 from pipeline.evaluation.published import published_curves, published_source
-from pipeline.evaluation.results import QUALITIES, Comparison, Point, Report, curve
+from pipeline.evaluation.results import QUALITIES, Comparison, Point, Report
 from pipeline.evaluation.scenes import Scene, middle_model
 
 # Published curves drawn from the start; the others wait in the legend.
@@ -33,7 +33,9 @@ def render(report: Report, scenes: Sequence[Scene]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"si": si, "seconds": seconds, "percent": percent, "fixed": fixed}
+    environment.filters |= {
+        "si": si, "seconds": seconds, "percent": percent, "between": between, "fixed": fixed,
+    }  # fmt: skip
     drawn = [_scene(scene) for scene in scenes]
     return environment.get_template("report.html.j2").render(
         report=report,
@@ -53,9 +55,9 @@ def render(report: Report, scenes: Sequence[Scene]) -> str:
 
 def peers_against_jpeg(report: Report) -> dict[str, Comparison]:
     """Return codec -> BD-rate in PSNR against JPEG, of the classical codecs themselves."""
-    jpeg = next((curve(p.points, "psnr") for p in report.peers if p.name == "jpeg"), None)
-    others = [peer for peer in report.peers if peer.name != "jpeg"]
-    return {p.name: against(p.name, "jpeg", "psnr", jpeg, curve(p.points, "psnr")) for p in others}
+    points = {peer.name: peer.points for peer in report.peers}
+    jpeg = points.pop("jpeg", ())
+    return {name: against((name, "jpeg", "psnr"), jpeg, own) for name, own in points.items()}
 
 
 def _asset(name: str) -> str:
@@ -175,6 +177,12 @@ def percent(found: Comparison | None) -> str:
     if found is None or found.value is None:
         return "–"
     return f"{found.value:+.1f} %".replace("-", "−")
+
+
+def between(found: Comparison) -> str:
+    """Return the ends of a BD-rate's interval over the pictures."""
+    low, high = found.interval or (0.0, 0.0)
+    return f"{low:+.0f} to {high:+.0f} %".replace("-", "−")
 
 
 def fixed(value: float | None, digits: int) -> str:

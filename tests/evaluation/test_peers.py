@@ -47,24 +47,24 @@ def test_a_codec_writes_files_whose_quality_rises_with_rate(
 
 
 def test_results_are_remembered_by_what_a_picture_holds(crop: Source, tmp_path: Path) -> None:
-    first = Runner(Cache(tmp_path / "cache"), 2, None).run([PEERS["jpeg"]], [crop], SPAN)
+    first = Runner(Cache(tmp_path / "cache"), 2).run([PEERS["jpeg"]], [crop], SPAN)
     renamed = replace(crop, name="other", path=tmp_path / "not-there.png")
     # Nothing is read: all comes from the cache, under the picture's present name.
-    again = Runner(Cache(tmp_path / "cache"), 2, None).run([PEERS["jpeg"]], [renamed], SPAN)
+    again = Runner(Cache(tmp_path / "cache"), 2).run([PEERS["jpeg"]], [renamed], SPAN)
     assert [p.means() for p in again[0].points] == [p.means() for p in first[0].points]
     assert again[0].points[0].pictures[0].name == "other"
 
 
 def test_a_damaged_memory_is_measured_again(crop: Source, tmp_path: Path) -> None:
-    Runner(Cache(tmp_path), 1, None).run([PEERS["jpeg"]], [crop], SPAN)
+    Runner(Cache(tmp_path), 1).run([PEERS["jpeg"]], [crop], SPAN)
     for path in tmp_path.rglob("*.json"):
         path.write_text("{")
-    found = Runner(Cache(tmp_path), 1, None).run([PEERS["jpeg"]], [crop], SPAN)
+    found = Runner(Cache(tmp_path), 1).run([PEERS["jpeg"]], [crop], SPAN)
     assert found[0].points[0].pictures[0].bytes > 0
 
 
 def test_settings_match_the_models_rates(crop: Source) -> None:
-    (found,) = Runner(Cache(None), 1, None).run([PEERS["jpeg"]], [crop], SPAN)
+    (found,) = Runner(Cache(None), 1).run([PEERS["jpeg"]], [crop], SPAN)
     rates = [point.mean("bpp") or 0 for point in found.points]
     assert rates == sorted(rates)
     assert rates[0] < SPAN.rates[0] < SPAN.rates[1] < rates[-1]
@@ -72,10 +72,8 @@ def test_settings_match_the_models_rates(crop: Source) -> None:
 
 
 def test_rates_beyond_a_codec_get_its_nearest_settings(crop: Source) -> None:
-    low = Runner(Cache(None), 1, None).run([PEERS["jpeg"]], [crop], Span((1e-4, 2e-4), (5.0, 6.0)))
-    high = Runner(Cache(None), 1, None).run(
-        [PEERS["jpeg"]], [crop], Span((30.0, 40.0), (90.0, 95.0))
-    )
+    low = Runner(Cache(None), 1).run([PEERS["jpeg"]], [crop], Span((1e-4, 2e-4), (5.0, 6.0)))
+    high = Runner(Cache(None), 1).run([PEERS["jpeg"]], [crop], Span((30.0, 40.0), (90.0, 95.0)))
     assert [p.setting for p in low[0].points] == [str(s) for s in PEERS["jpeg"].settings[:4]]
     assert [p.setting for p in high[0].points] == [str(s) for s in PEERS["jpeg"].settings[-4:]]
 
@@ -85,7 +83,7 @@ def test_a_codec_that_fails_is_named_and_the_others_go_on(crop: Source) -> None:
         raise OSError("no room")
 
     broken = replace(PEERS["webp"], encode=fail)
-    runner = Runner(Cache(None), 2, None)
+    runner = Runner(Cache(None), 2)
     found = runner.run([broken, PEERS["jpeg"]], [crop], SPAN)
     assert [peer.name for peer in found] == ["jpeg"]
     assert "no room" in runner.failed["webp"]

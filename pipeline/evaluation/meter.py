@@ -1,0 +1,29 @@
+"""How far an evaluation is: one count over models, classical codecs and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Lock
+
+Progress = Callable[[int, int | None, str], None]
+
+
+class Meter:
+    """Counts steps, whatever thread takes them, and tells `progress`; what is to come may grow."""
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self.progress = progress
+        self.done = self.total = 0
+        self.lock = Lock()
+
+    def expect(self, steps: int) -> None:
+        """Add `steps` to what is to come."""
+        with self.lock:
+            self.total += steps
+
+    def step(self, note: str) -> None:
+        """Count one step as done."""
+        with self.lock:
+            self.done += 1
+            if self.progress is not None:
+                self.progress(self.done, self.total, note)
