@@ -71,7 +71,10 @@ def launch_options(recipe: Recipe, config: Path | None) -> tuple[list[str], dict
     processes = recipe.processes or max(1, gpus)
     options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     options += ["--num_processes", str(processes)]
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    # OMP_NUM_THREADS holds as it does for `accelerate launch` itself: a busy machine wants fewer.
+    set_already = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(set_already) if set_already.isdecimal() else (os.cpu_count() or 1) // processes
+    threads = max(1, threads)
     options += ["--num_cpu_threads_per_process", str(threads)]
     if processes > 1:
         # On a CPU this starts the right processes, as long as the variable is set.
