@@ -1,4 +1,4 @@
-"""`pipeline register` and `pipeline models`: codecs in the registry."""
+"""Codecs in the registry: `register`, `models`, `promote`, `lineage`; and `deliver` for runs."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ def add_to(app: typer.Typer) -> None:
     """Add this room's commands to `app`."""
     app.command()(register)
     app.command()(models)
+    app.command()(promote)
+    app.command()(lineage)
+    app.command()(deliver)
 
 
 def register(
@@ -66,6 +69,68 @@ def models(
         _print_tables(versions)
     else:
         typer.echo("no model is registered yet: pipeline register CHECKPOINT --name NAME")
+
+
+def promote(
+    name: Annotated[str, typer.Argument(help="A registered model with a challenger.")],
+    data: Annotated[Path, typer.Option(help="A folder of pictures to measure both on.")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Make the challenger champion if its curve is better than the champion's beyond the noise.
+
+    Both trainings' versions, one a rate, code the pictures; BD-rate is taken over drawn sets of
+    them. Says why or why not; exits 0 either way.
+
+    Example: pipeline promote cca --data kodak
+    """
+    from pipeline.cli.contest import contest
+    from pipeline.tracking.promotion import enact
+
+    decision = contest(name, data, device)
+    enact(decision)
+    if as_json:
+        typer.echo(json.dumps(decision.to_dict(), indent=2))
+    else:
+        outcome = "moved to" if decision.better else "stays, not moved to"
+        typer.echo(f"@champion {outcome} {decision.challenger}: {decision.why}")
+
+
+def lineage(
+    model: Annotated[str, typer.Argument(help="models:/NAME/VERSION, any other MODEL, or a run.")],
+    as_json: AsJson = False,
+) -> None:
+    """Print the way from a model back through stages and recipe to the shards and their source.
+
+    Example: pipeline lineage models:/cca@champion
+    """
+    from pipeline.cli.story import story
+    from pipeline.tracking import lineage as trace
+
+    found = trace(model)
+    typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else "\n".join(story(found)))
+
+
+def deliver(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders of them.")],
+    seconds: Annotated[float, typer.Option(help="How long to try, for each run.")] = 60.0,
+) -> None:
+    """Send what runs could not tell a tracking server that was down.
+
+    A run that goes on does this itself; this is for runs that ended meanwhile.
+
+    Example: pipeline deliver out
+    """
+    from pipeline.tracking import StoreError, TrackingError
+    from pipeline.tracking import deliver as send
+
+    found = [s.parent.parent for folder in folders for s in folder.rglob("tracking/state.json")]
+    if not found:
+        raise TrackingError(f"there are no runs in {', '.join(map(str, folders))}")
+    left = [str(folder) for folder in sorted(found) if not send(folder, seconds)]
+    if left:
+        raise StoreError(f"the tracking store can't be reached; records still wait in {left[0]}")
+    typer.echo(f"delivered: {len(found)} runs")
 
 
 def _print_tables(versions: Sequence[Version]) -> None:

@@ -42,7 +42,7 @@ def resolve_model(model: str) -> Path:
         version = find_version(where, named["name"], named["version"], named["alias"])
         return _version_file(where, version)
     if run := RUN.fullmatch(model):
-        return _run_file(run["run"], run["path"] or RUN_ARTIFACT)
+        return run_artifact(run["run"], run["path"] or RUN_ARTIFACT)
     if model.startswith(("models:", "runs:")):
         raise TrackingError(f"{model} is not the name of a model: {FORMS}")
     if not Path(model).exists():
@@ -101,7 +101,8 @@ def _version_file(where: MlflowClient, version: ModelVersion) -> Path:
     return _fetch(where, what, f"{root}/{VERSION_ARTIFACT}", cached if digest else None, digest)
 
 
-def _run_file(run_id: str, artifact: str) -> Path:
+def run_artifact(run_id: str, artifact: str) -> Path:
+    """Return a local file with the run's artifact; raises as `resolve_model` does."""
     where = client()
     with explained(where.tracking_uri):
         root = where.get_run(run_id).info.artifact_uri
@@ -116,7 +117,7 @@ def _fetch(where: MlflowClient, what: str, uri: str, target: Path | None, digest
     if uri.startswith(("file:", "/")):
         path = Path(unquote(urlsplit(uri).path))
         if not path.is_file():
-            raise TrackingError(f"{what} has no model: there is no {path} on this machine")
+            raise TrackingError(f"{what} has no file: there is no {path} on this machine")
         return path
     target = target or _cache() / f"{hashlib.sha256(uri.encode()).hexdigest()}.safetensors"
     with tempfile.TemporaryDirectory(dir=_cache()) as folder:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,11 @@ def list_versions(name: str | None = None) -> list[Version]:
         aliases = {n: _aliases(where, n) for n in {version.name for version in found}}
     versions = [as_version(version, aliases[version.name]) for version in found]
     return sorted(versions, key=lambda version: (version.name, version.version))
+
+
+def find(versions: Sequence[Version], alias: str) -> Version | None:
+    """Return the version that `alias` points to, if any does."""
+    return next((version for version in versions if alias in version.aliases), None)
 
 
 def measurements(results: Path, source: str) -> dict[str, float | str]:
@@ -268,5 +274,10 @@ def _check_name(name: str) -> None:
 
 
 def _set_name(content: Mapping[str, Any]) -> str:
+    """Return a name for the measured set: how many pictures, which, and a digest of them all."""
     pictures = content.get("pictures", [])
-    return f"{len(pictures)} pictures"
+    names = sorted(str(picture.get("name")) for picture in pictures)
+    marks = "".join(sorted(str(picture.get("sha256")) for picture in pictures))
+    digest = hashlib.sha256(marks.encode()).hexdigest()[:8]
+    which = f" ({names[0]} to {names[-1]}, {digest})" if names else ""
+    return f"{len(pictures)} pictures{which}"

@@ -6,14 +6,14 @@ Bytes in, bytes out. `operation` says which way: "compress" takes an encoded pic
 
 from __future__ import annotations
 
-import io
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped]
-import torch
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
-from PIL import Image
 
 
 class ServedCodec(PythonModel):
@@ -31,26 +31,41 @@ class ServedCodec(PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """Return a row for each row: column `data`, bytes, compressed or decompressed."""
+        """Return a row for each row: column `data`, bytes, compressed or decompressed.
+
+        Raises MlflowException, which the server answers with 400, for what is no picture, no
+        stream, or no operation.
+        """
         operation = (params or {}).get("operation", "compress")
         work = {"compress": self._compress, "decompress": self._decompress}
         if operation not in work:
-            raise ValueError(f"operation is compress or decompress, not {operation}")
-        return pd.DataFrame({"data": [work[operation](bytes(d)) for d in model_input["data"]]})
+            raise _bad(f"operation is compress or decompress, not {operation}")
+        try:
+            return pd.DataFrame({"data": [work[operation](bytes(d)) for d in model_input["data"]]})
+        except ValueError as error:  # a CodecError: one sentence on what is wrong with the bytes
+            raise _bad(str(error)) from error
 
     def _compress(self, data: bytes) -> bytes:
-        with Image.open(io.BytesIO(data)) as picture:
-            rgb = picture.convert("RGB")
-        pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
-        x = pixels.view(1, rgb.height, rgb.width, 3).permute(0, 3, 1, 2).float() / 255
-        return bytes(self.codec.compress(x))
+        from pipeline.codec.files import compress_file
+        from pipeline.codec.picture import read_picture
+
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder, "picture"), Path(folder, "picture.cca")
+            source.write_bytes(data)
+            compress_file(self.codec, read_picture(source), target)
+            return target.read_bytes()
 
     def _decompress(self, data: bytes) -> bytes:
-        x_hat = self.codec.decompress(data)[0]
-        pixels = (x_hat * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
-        stream = io.BytesIO()
-        Image.fromarray(pixels.numpy()).save(stream, "PNG")
-        return stream.getvalue()
+        from pipeline.codec.files import decompress_file
+
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder, "picture.png")
+            decompress_file(self.codec, data, target)
+            return target.read_bytes()
+
+
+def _bad(sentence: str) -> MlflowException:
+    return MlflowException.invalid_parameter_value(sentence)
 
 
 set_model(ServedCodec())

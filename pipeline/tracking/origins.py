@@ -1,0 +1,142 @@
+"""The way back from a model: run by run, stage by stage, to the shards and their source."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.tracking.errors import StoreError
+from pipeline.tracking.models import NAMED, RUN, find_version, resolve_model, run_artifact
+from pipeline.tracking.registry import Version, as_version
+from pipeline.tracking.store import client, explained, public
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PARENT = "mlflow.parentRunId"
+MANIFEST = "data/{name}.json"
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run was trained on; `manifest` is what the shards said of themselves, if kept."""
+
+    name: str
+    digest: str
+    source: str
+    manifest: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run on the way: a stage at a rate."""
+
+    run_id: str
+    name: str
+    status: str
+    started: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    data: tuple[Data, ...]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """A model's way back, the latest run first; `gap` says why it ends before it should."""
+
+    model: str
+    version: Version | None
+    steps: tuple[Step, ...]
+    gap: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        version = self.version.to_dict() if self.version else None
+        return {**asdict(self), "version": version}
+
+
+def lineage(model: str) -> Lineage:
+    """Return how `model` (any MODEL) came about, as far as the store knows.
+
+    Raises TrackingError when there is no such model.
+    """
+    where = client()
+    version = None
+    if named := NAMED.fullmatch(model):
+        found = find_version(where, named["name"], named["version"], named["alias"])
+        aliases = where.get_registered_model(found.name).aliases
+        version = as_version(found, aliases)
+        run_id = version.run_id or version.tags.get("run_id", "")
+    elif run := RUN.fullmatch(model):
+        run_id = run["run"]
+    else:
+        from pipeline.codec import load_model
+
+        run_id = str(load_model(resolve_model(model)).info.get("run_id") or "")
+    with explained(where.tracking_uri):
+        steps, gap = _walk(where, run_id)
+    return Lineage(model, version, tuple(steps), gap)
+
+
+def _walk(where: MlflowClient, run_id: str) -> tuple[list[Step], str | None]:
+    from mlflow.exceptions import MlflowException
+
+    if not run_id:
+        return [], "it names no run: it was imported, or trained without tracking"
+    steps: list[Step] = []
+    while run_id and run_id not in {step.run_id for step in steps}:
+        try:
+            run = where.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            return steps, f"the run {run_id} is not in {public(where.tracking_uri)}"
+        steps.append(_step(where, run))
+        run_id = run.data.tags.get(PARENT, "")
+    return steps, None
+
+
+def _step(where: MlflowClient, run: Run) -> Step:
+    started = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
+    return Step(
+        run_id=run.info.run_id,
+        name=run.info.run_name or "",
+        status=run.info.status,
+        started=started.isoformat(timespec="seconds"),
+        tags=dict(run.data.tags),
+        params=dict(run.data.params),
+        data=tuple(_data(where, run)),
+    )
+
+
+def _data(where: MlflowClient, run: Run) -> list[Data]:
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    found = []
+    for item in inputs:
+        tags = {tag.key: tag.value for tag in item.tags}
+        name = item.dataset.name
+        found.append(
+            Data(
+                name=name,
+                digest=tags.get("digest", item.dataset.digest),
+                source=json.loads(item.dataset.source).get("uri", item.dataset.source),
+                manifest=_manifest(where, run.info.run_id, MANIFEST.format(name=name)),
+            )
+        )
+    return found
+
+
+def _manifest(where: MlflowClient, run_id: str, artifact: str) -> dict[str, Any] | None:
+    """Return the manifest that the run kept, or None."""
+    folder = str(Path(artifact).parent)
+    if artifact not in {item.path for item in where.list_artifacts(run_id, folder)}:
+        return None
+    try:
+        content = json.loads(run_artifact(run_id, artifact).read_text())
+    except (OSError, ValueError, StoreError):
+        return None
+    return content if isinstance(content, dict) else None
