@@ -1,0 +1,205 @@
+"""The tiny recipe's whole plan on a real Slurm cluster, disturbed in the ways that clusters are."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestration import control
+from orchestration.plan import Plan
+from orchestration.states import JobStatus, State
+from tests.cluster.conftest import Cluster
+from tests.cluster.tools import ended, wait_for
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+RECIPE = """
+name: tiny
+out: runs
+model: tiny
+data: {train: data/shards, validation: held-out, validation_pictures: 1, workers: 0}
+evaluate_every: 1000
+checkpoint: {every_steps: 5, background: false}
+tracking: {experiment: tiny, every_steps: 2, pictures: 0}
+stages:
+  - {name: base, rate_weight: 1.8, steps: 60, batch: 2, crop: 64, lr: 1e-3}
+  - {name: mse, init: base, rate_weight: [0.3, 15], steps: 40, batch: 2, crop: 64}
+"""
+
+PROFILE = """
+engine: slurm
+partition: main
+signal_seconds: 60
+resources:
+  default: {cpus: 1, memory: 2G, minutes: 10}
+pictures: {source: [photos], parts: 2, options: [--shard-size, 200KB, --min-side, "64"]}
+evaluation: {options: [--peers, jpeg]}
+"""
+
+LIMIT = 300
+
+
+@pytest.fixture(scope="session")
+def home(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str, root: Path, pictures: Path
+) -> Path:
+    """A folder with the recipe, its pictures, and what an undisturbed training of it gives.
+
+    Of several test processes one makes it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    place = (base if worker_id == "master" else base.parent) / "tiny"
+    with place.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (place / "ready").exists():
+            shutil.rmtree(place, ignore_errors=True)
+            _make(place, root, pictures)
+            (place / "ready").touch()
+    return place
+
+
+def _make(place: Path, root: Path, pictures: Path) -> None:
+    for folder in ("photos", "held-out"):
+        (place / folder).mkdir(parents=True)
+    photos = sorted((pictures / "train").glob("*.jpg"))
+    for photo in photos[:6]:
+        shutil.copy(photo, place / "photos")
+    shutil.copy(photos[6], place / "held-out")
+    (place / "recipes").symlink_to(root / "recipes")
+    (place / "tiny.yaml").write_text(RECIPE)
+    (place / "slurm.yaml").write_text(PROFILE)
+    options = ["--shard-size", "200KB", "--min-side", "64"]
+    run(place, "pipeline", "shard", "photos", "--out", "data/shards", *options)
+    words = ["--num_processes", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    words += ["--num_cpu_threads_per_process", "1", "--num_machines", "1"]
+    run(place, "accelerate", "launch", *words, "recipes/train.py", "tiny.yaml")
+
+
+def run(place: Path, *words: str) -> str:
+    """Return what one of the environment's commands prints, run in `place`."""
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PATH": _path()}
+    environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(
+        words, cwd=place, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _path() -> str:
+    return f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"
+
+
+@pytest.fixture
+def place(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with recipe and pictures, and nothing made yet."""
+    shutil.copytree(home, tmp_path, symlinks=True, dirs_exist_ok=True)
+    for made in ("data", "runs", "mlruns", "mlartifacts"):
+        shutil.rmtree(tmp_path / made, ignore_errors=True)
+    for store in tmp_path.glob("mlflow.db*"):
+        store.unlink()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def job_of(plan: Plan, folder: Path, name: str) -> JobStatus:
+    return next(one for one in control.status(plan, folder) if one.name == name)
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    """Two trainings gave the same weights, to the last bit."""
+    from safetensors.torch import load_file
+
+    left, right = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert left.keys() == right.keys()
+    different = [name for name in left if not left[name].equal(right[name])]
+    assert not different
+
+
+def test_whole_plan_survives_a_time_limit_and_a_killed_node(
+    place: Path, home: Path, cluster: Cluster
+) -> None:
+    plan_id = json.loads(
+        run(place, "pipeline", "schedule", "tiny.yaml", "--on", "slurm.yaml", "--json")
+    )["plan"]
+    plan, folder = control.find(plan_id)
+
+    def mid_stage(name: str) -> bool:
+        assert job_of(plan, folder, "train-base").state != State.FAILED
+        return any((place / "runs" / name / "checkpoints").glob("step-*/checkpoint.json"))
+
+    # Nearly at the time limit, in the middle of the first stage. The job is held still meanwhile,
+    # so that the test may take its time.
+    wait_for(lambda: mid_stage("base"), LIMIT, "a checkpoint of the first stage")
+    number = job_of(plan, folder, "train-base").engine_id
+    cluster.command("scontrol", "suspend", number)
+    shown = progress_shown(place, plan_id)
+    cluster.command("scontrol", "resume", number)
+    cluster.command("scancel", "--batch", "--signal=USR1", number)
+    assert shown["state"] == "running"
+    assert shown["progress"].endswith(" of 60")
+
+    # The node's power fails in the middle of the second.
+    wait_for(lambda: mid_stage("mse/w0.3"), LIMIT, "a checkpoint of the second stage")
+    node = int(job_of(plan, folder, "train-mse-w0.3").nodes.removeprefix("n"))
+    cluster.kill_node(node)
+    try:
+        found = ended(plan, folder, LIMIT)
+    finally:
+        cluster.start_node(node)
+
+    assert {name: one.state for name, one in found.items()} == dict.fromkeys(found, State.DONE)
+    assert found["train-base"].restarts == 1
+    assert found["train-mse-w0.3"].restarts == 1
+    assert "queued again" in "".join(control.logs(plan, folder, "train-base"))
+    for name in ("base", "mse/w0.3", "mse/w15"):
+        assert_same_weights(place / "runs" / name, home / "runs" / name)
+    versions = json.loads(run(place, "pipeline", "models", "tiny", "--json"))
+    assert [version["rate_weight"] for version in versions] == [0.3, 15]
+    assert [alias for version in versions for alias in version["aliases"]].count("champion") == 1
+    assert control.retry(plan, folder) == []
+
+
+def progress_shown(place: Path, plan_id: str) -> dict[str, Any]:
+    """Return what `pipeline status` shows of the first stage, once MLflow knows a step of it."""
+    shown: dict[str, Any] = {}
+
+    def known() -> bool:
+        jobs = json.loads(run(place, "pipeline", "status", plan_id, "--json"))["jobs"]
+        shown.update(next(job for job in jobs if job["job"] == "train-base"))
+        return bool(shown["progress"]) or shown["state"] != "running"
+
+    wait_for(known, LIMIT, "progress from MLflow")
+    return shown
+
+
+def test_two_nodes_train_one_model_together(place: Path, home: Path, cluster: Cluster) -> None:
+    from safetensors.torch import load_file
+
+    profile = PROFILE.replace("pictures:", "registry: {enabled: false}\npictures:")
+    profile = profile.replace("minutes: 10}", "minutes: 10}\n  train: {nodes: 2}")
+    (place / "two.yaml").write_text(profile)
+    recipe = RECIPE.split("  - {name: mse")[0].replace(", validation: held-out", "")
+    (place / "base.yaml").write_text(recipe.replace("steps: 60", "steps: 20"))
+    shutil.copytree(home / "data", place / "data")
+
+    made = control.make_plan(place / "base.yaml", place / "two.yaml")
+    assert control.schedule(made) == ["train-base"]
+    found = ended(made.plan, made.folder, LIMIT)["train-base"]
+
+    assert found.state == State.DONE, found.reason
+    assert found.nodes == "n[1-2]"
+    log = "".join(control.logs(made.plan, made.folder, "train-base"))
+    assert "step 20 of 20" in log
+    # One model came out, where two trained apart would each have written the same checkpoints.
+    weights = load_file(place / "runs" / "base" / "model.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())

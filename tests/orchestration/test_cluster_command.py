@@ -1,0 +1,129 @@
+"""`pipeline schedule`, `status`, `logs`, `cancel`, `retry` as a person types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.commands import commands
+
+LOCAL = "engine: local\nresources: {default: {cpus: 1}}\nregistry: {promote: false}\n"
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        ["pipeline", *words], capture_output=True, text=True, timeout=300, env=environment
+    )
+
+
+@pytest.fixture
+def local(recipe: Path) -> Path:
+    """The profile of this machine, beside the recipe."""
+    Path("local.yaml").write_text(LOCAL)
+    return Path("local.yaml")
+
+
+def test_dry_run_prints_table_picture_and_scripts(recipe: Path, profiles: Path) -> None:
+    done = run("schedule", str(recipe), "--on", str(profiles / "slurm.yaml"), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"train-mse-w0.3 +│ train-base", done.stdout)
+    assert "```mermaid\nflowchart LR" in done.stdout
+    assert "===== train-base.sh =====\n#!/bin/bash" in done.stdout
+    assert not Path("plans").exists()
+
+
+def test_dry_run_as_json(recipe: Path, profiles: Path) -> None:
+    profile = str(profiles / "kubernetes.yaml")
+    done = run("schedule", str(recipe), "--on", profile, "--dry-run", "--json")
+    content = json.loads(done.stdout)
+    assert [row["job"] for row in content["jobs"]][:2] == ["shard x 8", "shard-finish"]
+    assert json.loads(content["scripts"]["jobset-0.json"])["kind"] == "JobSet"
+
+
+def test_finished_work_needs_no_job(recipe: Path, local: Path) -> None:
+    local.write_text(LOCAL + "evaluation: {}\n")
+    recipe.write_text(recipe.read_text().replace(", validation: held-out", ""))
+    local.write_text(LOCAL.replace("promote", "enabled"))
+    for run_folder in ("base", "mse/w0.3", "mse/w1.8"):
+        folder = Path("runs") / run_folder
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text('{"run_id": "", "done": true}')
+
+    done = run("schedule", str(recipe), "--on", str(local), "--wait", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["jobs"] == []
+    jobs = json.loads(run("status", plan["plan"], "--json").stdout)["jobs"]
+    assert {job["job"]: job["state"] for job in jobs} == {
+        "train-base": "done",
+        "train-mse-w0.3": "done",
+        "train-mse-w1.8": "done",
+    }
+    assert plan["plan"] in run("status").stdout
+    assert "nothing is missing" in run("retry", plan["plan"]).stdout
+    assert "0 jobs cancelled" in run("cancel", plan["plan"]).stdout
+
+
+@pytest.mark.slow
+def test_failing_plan_says_why_in_one_sentence(recipe: Path, local: Path, root: Path) -> None:
+    Path("recipes").symlink_to(root / "recipes")
+    done = run("schedule", str(recipe), "--on", str(local), "--wait")
+    assert done.returncode == 1
+    (last,) = [line for line in done.stderr.splitlines() if line.startswith("pipeline: ")]
+    assert re.search(r"plan tiny-\S+ did not succeed \(train-base: exit code \d+: train: ", last)
+    (folder,) = Path("plans").iterdir()
+    log = run("logs", folder.name, "train-base")
+    assert log.returncode == 0
+    assert "train: " in log.stdout
+    status = run("status", folder.name)
+    assert re.search(r"train-mse-w0.3 +│ cancelled .*train-base failed", status.stdout)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["schedule", "none.yaml", "--on", "local.yaml"], "there is no such recipe"),
+        (["schedule", "tiny.yaml", "--on", "none.yaml"], "there is no such profile"),
+        (["schedule", "tiny.yaml", "--on", "wrong.yaml"], "unknown key gpuz"),
+        (["schedule", "tiny.yaml", "--on", "local.yaml", "sed=1"], "unknown key sed"),
+        (["status", "nope"], "there is no plan nope"),
+        (["logs", "nope", "job"], "there is no plan nope"),
+        (["cancel", "nope"], "there is no plan nope"),
+        (["retry", "nope"], "there is no plan nope"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_code_2(
+    recipe: Path, local: Path, words: list[str], sentence: str
+) -> None:
+    Path("wrong.yaml").write_text("engine: local\ngpuz: 3\n")
+    done = run(*words)
+    assert done.returncode == 2
+    assert done.stderr.startswith("pipeline: ")
+    assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not Path("plans").exists()
+
+
+def test_commands_of_the_page_exist(recipe: Path, root: Path, tmp_path: Path) -> None:
+    """Dry runs of docs/cluster.md are run; of the others, the help must know every option."""
+    for folder in ("recipes", "orchestration"):
+        (tmp_path / folder).symlink_to(root / folder)
+    shown = [one.words for one in commands(root / "docs" / "cluster.md")]
+    ours = [words[1:] for words in shown if words[0] == "pipeline"]
+    assert {words[0] for words in ours} >= {"schedule", "status", "logs", "cancel", "retry"}
+    for words in ours:
+        if "--dry-run" in words:
+            done = run(*words)
+            assert done.returncode == 0, done.stderr
+            continue
+        known = run(words[0], "--help").stdout
+        for option in (word for word in words if word.startswith("--")):
+            assert option in known, words
