@@ -74,10 +74,13 @@ class FactorizedDensity(nn.Module):
             torch.full((channels, after, before), math.log(math.expm1(1 / scale / after)))
             for before, after in pairs
         )
-        self.biases = nn.ParameterList(torch.rand(channels, after, 1) - 0.5 for _, after in pairs)
+        # In place, for arithmetic on the meta device would load torch's compiler: seconds.
+        self.biases = nn.ParameterList(
+            torch.empty(channels, after, 1).uniform_(-0.5, 0.5) for _, after in pairs
+        )
         self.factors = nn.ParameterList(torch.zeros(channels, after, 1) for _, after in pairs[:-1])
         spread = torch.tensor([-_INITIAL_SCALE, 0.0, _INITIAL_SCALE])
-        self.quantiles = nn.Parameter(spread.repeat(channels, 1, 1))
+        self.quantiles = nn.Parameter(spread.expand(channels, 1, 3).clone())
 
     @property
     def medians(self) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from pipeline.codec.auxiliary import AuxiliaryEntropyModel
@@ -52,8 +52,10 @@ def save_model(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file(tensors, partial, metadata)
-        _flush(partial)
+        with partial.open("wb") as file:
+            file.write(save(tensors, metadata))
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -111,11 +113,6 @@ def _named(prefix: str, module: nn.Module) -> dict[str, Tensor]:
         f"{prefix}.{name}": tensor.detach().to("cpu", torch.float32).contiguous()
         for name, tensor in module.state_dict().items()
     }
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _opened(file: Path) -> Any:

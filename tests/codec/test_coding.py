@@ -1,0 +1,86 @@
+"""Pictures to streams and back through the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.codec import CCAConfig, CCAModel, CodecError, MismatchError
+from pipeline.codec.bitstream import read_stream, write_stream
+from pipeline.codec.picture import read_picture
+from tests.codec.conftest import SMALL, make_model
+
+MODEL = make_model(SMALL)
+
+
+@given(st.integers(1, 150), st.integers(1, 150), st.integers(0, 1000))
+@settings(deadline=None, max_examples=15)
+def test_any_size_comes_back_as_it_was_encoded(h: int, w: int, seed: int) -> None:
+    x = torch.rand(1, 3, h, w, generator=torch.Generator().manual_seed(seed))
+    found = MODEL.decompress(MODEL.compress(x))
+    with torch.no_grad():
+        output = MODEL(x)
+        y_hat = MODEL.coder().encode(output.y, output.z).y_hat
+        expected = MODEL.synthesis(y_hat.float())[..., :h, :w].clamp(0, 1)
+    assert torch.equal(found, expected)
+
+
+def test_bytes_are_what_the_model_estimates(pictures: Path) -> None:
+    torch.manual_seed(0)
+    model = CCAModel(CCAConfig.tiny()).eval()
+    x = read_picture(sorted((pictures / "kodak").iterdir())[0]).x
+    with torch.no_grad():
+        likelihoods = model(x).likelihoods
+    bits = sum(-float(value.log2().sum()) for value in likelihoods.values())
+    words = read_stream(model.compress(x)).tiles[0]
+    # Below it where the untrained model meets symbols that it holds for impossible (30 bits):
+    # beyond a table's end the escape code is cheaper.
+    assert 0.95 * bits < 32 * len(words) < 1.003 * bits
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e6, -1e6])
+def test_flat_and_absurd_pictures_survive(value: float) -> None:
+    x = torch.full((1, 3, 70, 90), value)
+    assert MODEL.decompress(MODEL.compress(x)).isfinite().all()
+
+
+def test_pictures_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(CodecError, match="not finite"):
+        MODEL.compress(torch.full((1, 3, 8, 8), float("nan")))
+
+
+def test_a_batch_is_refused() -> None:
+    with pytest.raises(CodecError, match="one picture"):
+        MODEL.compress(torch.rand(2, 3, 8, 8))
+
+
+def test_another_model_is_refused_by_name() -> None:
+    other: CCAModel = make_model(SMALL, seed=5)
+    data = MODEL.compress(torch.rand(1, 3, 40, 40))
+    with pytest.raises(CodecError, match=MODEL.fingerprint[:16]):
+        other.decompress(data)
+
+
+def test_other_symbols_than_were_encoded_are_noticed() -> None:
+    data = MODEL.compress(torch.rand(1, 3, 40, 40))
+    stream = read_stream(data)
+    forged = write_stream(stream.header, {}, stream.tiles, 12345)
+    with pytest.raises(MismatchError, match="other symbols"):
+        MODEL.decompress(forged)
+
+
+def test_new_weights_are_used_at_once() -> None:
+    model = make_model(SMALL)
+    x = torch.rand(1, 3, 64, 64)
+    before = model.compress(x)
+    with torch.no_grad():
+        model.context.mean_heads[0][4].bias.add_(0.3)
+    after = model.compress(x)
+    assert after != before
+    model.decompress(after)
+    with pytest.raises(CodecError, match="made with the model"):
+        model.decompress(before)

@@ -1,0 +1,104 @@
+"""Model files: what is written is what is read, and what isn't ours is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.codec import (
+    AuxiliaryEntropyModel,
+    CCAConfig,
+    CCAModel,
+    CodecError,
+    load_auxiliary,
+    load_model,
+    save_model,
+)
+
+
+def test_model_comes_back_as_it_was(
+    model: CCAModel, auxiliary: AuxiliaryEntropyModel, tmp_path: Path
+) -> None:
+    info = {"name": "base", "rate_weight": 0.85, "step": 12}
+    file = save_model(model, tmp_path / "run", info, auxiliary)
+    assert file == tmp_path / "run" / "model.safetensors"
+    for path in (tmp_path / "run", file):
+        found = load_model(path)
+        assert not found.training
+        assert found.config == model.config
+        assert found.info == info
+        assert found.fingerprint == model.fingerprint
+    again = load_auxiliary(file)
+    assert again is not None
+    for name, tensor in auxiliary.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+    assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["model.safetensors"]
+
+
+def test_a_loaded_model_can_be_trained_on(model: CCAModel, tmp_path: Path) -> None:
+    found = load_model(save_model(model, tmp_path / "a.safetensors")).train()
+    found(torch.rand(1, 3, 64, 64)).x_hat.sum().backward()
+    assert found.analysis.last.weight.grad is not None
+    assert load_auxiliary(tmp_path / "a.safetensors") is None
+
+
+def test_fingerprint_follows_the_weights(model: CCAModel) -> None:
+    before = model.fingerprint
+    with torch.no_grad():
+        model.synthesis.last.bias.add_(1)
+    assert model.fingerprint != before
+
+
+def _rewrite(file: Path, **metadata: str) -> None:
+    tensors = load_file(file)
+    plain = {"format": "cca-pipeline model", "version": "1", "info": "{}"}
+    plain["config"] = json.dumps(CCAConfig.tiny().to_dict())
+    save_file(tensors, file, plain | metadata)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({"format": "other"}, "no model of this project"),
+        ({"version": "2"}, "version 2"),
+        ({"config": "{"}, "broken description"),
+        ({"config": "[]"}, "broken description"),
+        ({"config": '{"depth": 3}'}, "depth"),
+        ({"config": '{"latent_channels": 65000}'}, "another architecture"),
+        ({}, "another architecture"),
+    ],
+)
+def test_other_files_are_refused(
+    model: CCAModel, tmp_path: Path, metadata: dict[str, str], words: str
+) -> None:
+    file = save_model(model, tmp_path / "a.safetensors")
+    _rewrite(file, **metadata)
+    with pytest.raises(CodecError, match=words):
+        load_model(file)
+
+
+def test_missing_and_broken_files_are_refused(model: CCAModel, tmp_path: Path) -> None:
+    with pytest.raises(CodecError, match="no model in"):
+        load_model(tmp_path)
+    file = save_model(model, tmp_path / "a.safetensors")
+    data = file.read_bytes()
+    for bad in (b"", b"hello", data[:100], data[:-1], data[8:]):
+        file.write_bytes(bad)
+        with pytest.raises(CodecError, match="not a model"):
+            load_model(file)
+
+
+def test_a_failed_save_leaves_the_old_model(
+    model: CCAModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = save_model(model, tmp_path / "a.safetensors")
+    before = file.read_bytes()
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save_model(model, file, {"step": 2})
+    assert file.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
