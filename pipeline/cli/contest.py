@@ -2,87 +2,84 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    import numpy as np
-    import numpy.typing as npt
-
-    from pipeline.evaluation.pictures import Source
+    from pipeline.evaluation import Report
+    from pipeline.evaluation.bootstrap import PictureCurve
     from pipeline.tracking import Version
-    from pipeline.tracking.promotion import Curve, Decision
+    from pipeline.tracking.promotion import Decision, Gain
 
-    Measure = Callable[[Version], "ModelResult"]
-    from pipeline.evaluation.results import ModelResult
-
+DRAWS = 1000
+YARDSTICK = "jpeg"
+# What codecs trained for a distortion are compared in; PSNR for all others.
 QUALITY = {"ms-ssim": "ms_ssim_db"}
 
 
-def contest(name: str, data: Path, device: str = "auto") -> Decision:
-    """Measure both trainings of the model `name` on the pictures in `data` and decide.
+def contest(name: str, data: Path, out: Path, device: str = "auto") -> Decision:
+    """Measure both trainings of the model `name` on the pictures in `data`, decide, and enact it.
 
-    Raises TrackingError when there is no challenger or they are not comparable, EvaluationError
-    when there are no pictures.
+    `out` gets the evaluation. Raises TrackingError when there is no challenger or the two are not
+    comparable, EvaluationError when there are no pictures.
     """
-    from pipeline.evaluation import find_pictures
-    from pipeline.evaluation.pictures import read_sources
-    from pipeline.tracking import TrackingError
-    from pipeline.tracking.promotion import contenders, decide, unchallenged
+    from pipeline.cli.progress import progress
+    from pipeline.evaluation import ModelSpec, evaluate, find_pictures
+    from pipeline.tracking import TrackingError, resolve_model
+    from pipeline.tracking.promotion import contenders, enact, judge, unchallenged
+    from pipeline.tracking.registry import measured
 
     old, new = contenders(name)
-    sources = read_sources(find_pictures(data))
-    if not old:
-        return unchallenged(name, new[0])
-    if old[0].distortion != new[0].distortion:
+    pictures = find_pictures(data)
+    if old and old[0].distortion != new[0].distortion:
         raise TrackingError(
             f"{old[0].uri} was trained for {old[0].distortion} and {new[0].uri} for "
             f"{new[0].distortion}: they are no rivals, register them under two names"
         )
-    curves = _curves([old, new], sources, device)
-    return decide(name, (old[0], curves[0]), (new[0], curves[1]), _bd_rate)
+    specs = [ModelSpec(version.uri, resolve_model(version.uri)) for version in (*old, *new)]
+    with progress("Measuring", unit="steps") as shown:
+        report = evaluate(specs, pictures, out, [YARDSTICK], shown, device=device)
+    if old:
+        gain = _gain(report, old, new)
+        decision = judge(name, old[0], new[0], gain, len(pictures))
+    else:
+        decision = unchallenged(name, new[0])
+    found = [(v.uri, measured(out / "results.json", v.fingerprint)) for v in (*old, *new)]
+    enact(decision, dict(found))
+    return decision
 
 
-def _curves(
-    trainings: Sequence[Sequence[Version]], sources: Sequence[Source], device: str
-) -> list[Curve]:
-    import numpy as np
+def _gain(report: Report, old: Sequence[Version], new: Sequence[Version]) -> Gain | str:
+    """Return what BD-rate says, or, of curves it can't compare, their places beside JPEG's."""
+    from pipeline.evaluation import BDRateError
+    from pipeline.evaluation.bootstrap import bd_rate_interval, by_picture, gain_interval
+    from pipeline.tracking.promotion import Gain
 
-    from pipeline.cli.progress import progress
-    from pipeline.evaluation.learned import ModelSpec, measure_model, pick_device
-    from pipeline.tracking import resolve_model
-    from pipeline.tracking.promotion import Curve
-
-    quality = QUALITY.get(trainings[0][0].distortion or "", "psnr")
-    curves = []
-    with tempfile.TemporaryDirectory() as folder, progress("Measuring", unit="pictures") as report:
-        for training in trainings:
-            points = [
-                measure_model(
-                    ModelSpec(version.uri, resolve_model(version.uri)),
-                    sources,
-                    Path(folder, version.fingerprint),
-                    pick_device(device),
-                    report,
-                ).point.pictures
-                for version in training
-            ]
-            rates = np.array([[picture.bpp for picture in point] for point in points])
-            values = np.array([[getattr(p, quality) for p in point] for point in points], float)
-            curves.append(Curve(rates, values))
-    return curves
+    quality = QUALITY.get(new[0].distortion or "", "psnr")
+    try:
+        champion = _curve(report, old, quality)
+        challenger = _curve(report, new, quality)
+        jpeg = by_picture(report.peers[0].points, quality) if report.peers else None
+    except BDRateError as error:
+        return str(error)
+    try:
+        found = bd_rate_interval(champion, challenger, draws=DRAWS)
+        return Gain(found.value, found.low, found.high, "BD-rate")
+    except BDRateError as error:
+        reason = f"BD-rate is not defined, {error}"
+    if jpeg is None:
+        return reason
+    try:
+        found = gain_interval(jpeg, champion, challenger, draws=DRAWS)
+    except BDRateError as error:
+        return f"{reason}; nor can they be placed beside JPEG, {error}"
+    return Gain(found.value, found.low, found.high, "at equal quality, by way of JPEG's curve")
 
 
-def _bd_rate(
-    anchor_rates: npt.NDArray[np.float64],
-    anchor_qualities: npt.NDArray[np.float64],
-    rates: npt.NDArray[np.float64],
-    qualities: npt.NDArray[np.float64],
-) -> float:
-    from pipeline.evaluation import RDCurve, bd_rate
+def _curve(report: Report, versions: Sequence[Version], quality: str) -> PictureCurve:
+    from pipeline.evaluation.bootstrap import by_picture
 
-    anchor = RDCurve(anchor_rates.tolist(), anchor_qualities.tolist())
-    return bd_rate(anchor, RDCurve(rates.tolist(), qualities.tolist()))
+    points = {model.name: model.point for model in report.models}
+    return by_picture([points[version.uri] for version in versions], quality)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,21 +75,23 @@ def models(
 def promote(
     name: Annotated[str, typer.Argument(help="A registered model with a challenger.")],
     data: Annotated[Path, typer.Option(help="A folder of pictures to measure both on.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Keep the evaluation, with its report, in this folder.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Make the challenger champion if its curve is better than the champion's beyond the noise.
 
-    Both trainings' versions, one a rate, code the pictures; BD-rate is taken over drawn sets of
-    them. Says why or why not; exits 0 either way.
+    Both trainings' versions, one a rate, code the pictures; how far BD-rate can be trusted comes
+    from sets drawn from them. Says why or why not, and exits 0 either way.
 
     Example: pipeline promote cca --data kodak
     """
     from pipeline.cli.contest import contest
-    from pipeline.tracking.promotion import enact
 
-    decision = contest(name, data, device)
-    enact(decision)
+    with tempfile.TemporaryDirectory() as folder:
+        decision = contest(name, data, out or Path(folder, "evaluation"), device)
     if as_json:
         typer.echo(json.dumps(decision.to_dict(), indent=2))
     else:

@@ -119,7 +119,11 @@ def measurements(results: Path, source: str) -> dict[str, float | str]:
     """
     from pipeline.codec import load_model
 
-    fingerprint = load_model(resolve_model(_as_uri(source))).fingerprint
+    return measured(results, load_model(resolve_model(_as_uri(source))).fingerprint)
+
+
+def measured(results: Path, fingerprint: str) -> dict[str, float | str]:
+    """Return `measurements` of the codec with these weights."""
     try:
         content = json.loads(results.read_text())
         models = {model["fingerprint"]: model for model in content["models"]}

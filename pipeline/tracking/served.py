@@ -65,7 +65,8 @@ class ServedCodec(PythonModel):
 
 
 def _bad(sentence: str) -> MlflowException:
-    return MlflowException.invalid_parameter_value(sentence)
+    bad: MlflowException = MlflowException.invalid_parameter_value(sentence)
+    return bad
 
 
 set_model(ServedCodec())
