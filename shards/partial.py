@@ -32,19 +32,11 @@ def folder_for(store: Store) -> Path:
 
 @contextlib.contextmanager
 def partial_file(store: Store, name: str) -> Iterator[tuple[IO[bytes], Path]]:
-    """Yield a new locked file that will become `name` in `store`; it is removed if it is left.
-
-    Raises:
-        ShardsRuntimeError: the disk is full.
-    """
+    """Yield a new locked file that will become `name` in `store`; it is removed if it is left."""
     folder = folder_for(store)
     file, path = open_partial(folder, name)
     try:
         yield file, path
-    except OSError as error:
-        if error.errno in FULL:
-            raise ShardsRuntimeError(disk_full(folder)) from error
-        raise
     finally:
         # What a full disk could not take must not be flushed again when the file is closed.
         with contextlib.suppress(OSError):
@@ -73,9 +65,19 @@ def sweep(store: Store, split: str) -> None:
             folder.rmdir()
 
 
-def disk_full(folder: Path) -> str:
-    """Return the sentence for a full disk."""
-    return (
-        f"no space left to write in {folder}: free some, "
-        "then run the same command again; it goes on where it stopped"
-    )
+@contextlib.contextmanager
+def space_needed(store: Store) -> Iterator[None]:
+    """Turn the system's error for a full disk inside into a sentence.
+
+    Raises:
+        ShardsRuntimeError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise ShardsRuntimeError(
+            f"no space left to write {store}: free some, "
+            "then run the same command again; it goes on where it stopped"
+        ) from error

@@ -81,9 +81,10 @@ class Plan:
 
 
 class PlanRows:
-    """The rows of a stored plan, shard by shard."""
+    """The rows of a stored plan, shard by shard; a context manager that closes the file."""
 
     def __init__(self, file: IO[bytes]) -> None:
+        self._stream = file
         self._file = pq.ParquetFile(file)
         metadata = self._file.metadata
         self.counts = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
@@ -92,6 +93,12 @@ class PlanRows:
     def of(cls, store: Store, split: str) -> PlanRows:
         """Open the stored rows of `split`."""
         return cls(store.open(Plan.rows_name(split)))
+
+    def __enter__(self) -> PlanRows:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stream.close()
 
     def shard(self, number: int) -> pa.Table:
         """Return the rows (columns of `ROWS`) of shard `number`."""

@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +17,7 @@ from shards.finish import finish, missing_shards
 from shards.listing import Corpus, list_corpus
 from shards.manifest import Manifest
 from shards.options import Options, parse_split
-from shards.partial import partial_file, settle, sweep
+from shards.partial import partial_file, settle, space_needed, sweep
 from shards.plan import Plan, PlanRows, make_plans
 from shards.resume import check_contents, check_foreign, check_options, check_source, clear
 from shards.sources import Source, open_sources
@@ -77,28 +77,23 @@ def shard(
         ShardsRuntimeError: no space, a store that does not answer, a worker that was killed.
     """
     store = Store(dest)
-    opened = open_sources(sources)
-    corpus = list_corpus(opened, options.seed, _existing(store))
-    if not corpus.rows:
-        raise ShardsError(_no_pictures(sources, corpus))
-    if dry_run:
-        return _planned(corpus, options)
-    splits = list(parse_split(options.split))
-    for split in splits:
-        sweep(store, split)
-        if fresh:
-            clear(store, split)
-    plans = _plans(store, corpus, options, opened, part)
-    return [
-        _make(
-            Context(plan.split, store, opened, options, _numbers(plan)),
-            plan,
-            workers,
-            part,
-            progress,
-        )
-        for plan in plans
-    ]
+    run = _Run(store, open_sources(sources), options, workers or default_workers(), part, progress)
+    with space_needed(store):
+        corpus = list_corpus(run.sources, options.seed, _existing(store))
+        if not corpus.rows:
+            raise ShardsError(_no_pictures(sources, corpus))
+        if dry_run:
+            return _planned(corpus, options)
+        for split in parse_split(options.split):
+            sweep(store, split)
+            if fresh:
+                clear(store, split)
+        try:
+            return [run.make(plan) for plan in run.plans(corpus)]
+        except BaseException:
+            for split in parse_split(options.split):  # of workers that were ended
+                sweep(store, split)
+            raise
 
 
 def finish_splits(dest: str | Path, split: str | None = None) -> list[Summary]:
@@ -108,6 +103,11 @@ def finish_splits(dest: str | Path, split: str | None = None) -> list[Summary]:
         ShardsError: nothing is planned there, or a shard is missing.
     """
     store = Store(dest)
+    with space_needed(store):
+        return _finish_splits(store, split)
+
+
+def _finish_splits(store: Store, split: str | None) -> list[Summary]:
     names = store.names()
     planned = [name[1:].removesuffix(".plan.json") for name in names if name.endswith(".plan.json")]
     chosen = list(parse_split(split)) if split else sorted(planned)
@@ -129,79 +129,87 @@ def default_workers() -> int:
     return os.cpu_count() or 1
 
 
-def _plans(
-    store: Store, corpus: Corpus, options: Options, sources: Sequence[Source], part: tuple[int, int]
-) -> list[Plan]:
-    """Return the plan of every split: those of before if they still hold, new ones otherwise."""
-    names = store.names()
-    splits = list(parse_split(options.split))
-    stored = {split: Plan.read(store, split) for split in splits}
-    for split, plan in stored.items():
-        if plan is None:
-            check_foreign(store, split, names)
-        else:
-            check_options(store, plan, options)
-    plans = [plan for plan in stored.values() if plan is not None and plan.stamp == corpus.stamp]
-    if len(plans) == len(splits):
-        return plans
-    with contextlib.ExitStack() as stack:
-        files = {
-            split: stack.enter_context(partial_file(store, Plan.rows_name(split)))
-            for split in splits
-        }
-        made = make_plans(corpus, options, {split: file for split, (file, _) in files.items()})
-        for split, (file, path) in files.items():
-            before = stored[split]
-            if before is not None:
+@dataclass(frozen=True)
+class _Run:
+    """One run of `shard`: what it works with, and its two steps."""
+
+    store: Store
+    sources: Sequence[Source]
+    options: Options
+    workers: int
+    part: tuple[int, int]
+    progress: Progress | None
+
+    def plans(self, corpus: Corpus) -> list[Plan]:
+        """Return every split's plan: those of before if they still hold, new ones otherwise.
+
+        Raises:
+            ShardsError: the destination holds something else.
+        """
+        names = self.store.names()
+        splits = list(parse_split(self.options.split))
+        stored = {split: Plan.read(self.store, split) for split in splits}
+        for split, plan in stored.items():
+            if plan is None:
+                check_foreign(self.store, split, names)
+            else:
+                check_options(self.store, plan, self.options)
+        plans = [plan for plan in stored.values() if plan and plan.stamp == corpus.stamp]
+        return plans if len(plans) == len(splits) else self._new_plans(corpus, stored)
+
+    def _new_plans(self, corpus: Corpus, stored: Mapping[str, Plan | None]) -> list[Plan]:
+        """Plan anew, and keep that where it differs from what is stored in nothing but times."""
+        with contextlib.ExitStack() as stack:
+            files = {
+                split: stack.enter_context(partial_file(self.store, Plan.rows_name(split)))
+                for split in stored
+            }
+            plans = make_plans(
+                corpus, self.options, {split: file for split, (file, _) in files.items()}
+            )
+            for split, (file, path) in files.items():
                 file.flush()
-                _check_same(store, before, corpus, path, sources, part)
-            if before is None or part == (0, 1):
-                settle(store, file, path, Plan.rows_name(split))
-                made[split].write(store)
-    return list(made.values())
+                before = stored[split]
+                if before is not None:
+                    self._check_same(before, corpus, path)
+                if before is None or self.part == (0, 1):
+                    settle(self.store, file, path, Plan.rows_name(split))
+                    plans[split].write(self.store)
+        return list(plans.values())
 
+    def _check_same(self, before: Plan, corpus: Corpus, path: Path) -> None:
+        """Refuse to go on when what `path` plans is not what `before` planned."""
+        with PlanRows(path.open("rb")) as now, PlanRows.of(self.store, before.split) as then:
+            if before.source_digest != corpus.digest:
+                check_source(self.store, before, then, now)
+            done = set(self._mine(before)) - set(missing_shards(self.store.names(), before))
+            check_contents(self.store, before.split, then, now, done, self.sources)
 
-def _check_same(
-    store: Store,
-    before: Plan,
-    corpus: Corpus,
-    path: Path,
-    sources: Sequence[Source],
-    part: tuple[int, int],
-) -> None:
-    """Refuse to go on when what `path` plans is not what `before` planned."""
-    with path.open("rb") as new:
-        now, then = PlanRows(new), PlanRows.of(store, before.split)
-        if before.source_digest != corpus.digest:
-            check_source(store, before, then, now)
-        missing = set(missing_shards(store.names(), before))
-        done = set(range(part[0], before.shards, part[1])) - missing
-        check_contents(store, before.split, then, now, done, sources)
+    def make(self, plan: Plan) -> Summary:
+        """Make the shards of `plan` that are missing; finish if then all are there."""
+        mine = set(self._mine(plan))
+        todo = [one for one in missing_shards(self.store.names(), plan) if one in mine]
+        if todo:
+            self._make_shards(plan, todo)
+        names = self.store.names()
+        missing = missing_shards(names, plan)
+        if missing:
+            return _summary(plan, made=len(todo), missing=len(missing))
+        if not todo and Manifest.file_name(plan.split) in names:
+            return _summary(plan, made=0, manifest=Manifest.read(self.store.url, plan.split))
+        return _finished(self.store, plan, made=len(todo))
 
+    def _make_shards(self, plan: Plan, numbers: Sequence[int]) -> None:
+        classes = {name: number for number, name in enumerate(plan.classes)}
+        context = Context(plan.split, self.store, self.sources, self.options, classes)
+        with PlanRows.of(self.store, plan.split) as rows:
+            total = sum(rows.counts[number] for number in numbers)
+            jobs = (Job(number, rows.shard(number)) for number in numbers)
+            report = _reporter(self.progress, total, plan.split)
+            run_jobs(context, jobs, len(numbers), self.workers, report)
 
-def _make(
-    context: Context,
-    plan: Plan,
-    workers: int | None,
-    part: tuple[int, int],
-    progress: Progress | None,
-) -> Summary:
-    """Make the shards of `plan` that are missing and belong to `part`; finish if all are there."""
-    store = context.store
-    todo = [number for number in missing_shards(store.names(), plan) if number % part[1] == part[0]]
-    if todo:
-        rows = PlanRows.of(store, plan.split)
-        total = sum(rows.counts[number] for number in todo)
-        report = _reporter(progress, total, plan.split)
-        jobs = (Job(number, rows.shard(number)) for number in todo)
-        run_jobs(context, jobs, len(todo), workers or default_workers(), report)
-    missing = missing_shards(store.names(), plan)
-    if missing:
-        return _summary(plan, made=len(todo), missing=len(missing))
-    if not todo and Manifest.file_name(plan.split) in store.names():
-        manifest = Manifest.read(store.url, plan.split)
-        return _summary(plan, made=0, manifest=manifest)
-    return _finished(store, plan, made=len(todo))
+    def _mine(self, plan: Plan) -> range:
+        return range(self.part[0], plan.shards, self.part[1])
 
 
 def _finished(store: Store, plan: Plan, made: int) -> Summary:
@@ -251,10 +259,6 @@ def _reporter(progress: Progress | None, total: int, split: str) -> Callable[[Do
             progress(done.pictures, total, f"{rates}, {done.rejects} rejected ({split})")
 
     return report
-
-
-def _numbers(plan: Plan) -> dict[str, int]:
-    return {name: number for number, name in enumerate(plan.classes)}
 
 
 def _existing(store: Store) -> Path | None:

@@ -8,13 +8,11 @@ import os
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for
-from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
 import pyarrow as pa
@@ -24,8 +22,10 @@ from shards.manifest import ShardInfo
 from shards.write import Context, ShardMaker
 
 SECONDS_BETWEEN_REPORTS = 0.2
-# Tallies of samples, bytes and rejects that the workers of a run add to.
-Tallies = tuple["Synchronized[int]", "Synchronized[int]", "Synchronized[int]"]
+# Numbers that processes share: the stop sign, then pictures, bytes and rejects of each slot. They
+# have no lock, which a killed worker would hold for ever: a slot belongs to one job at a time.
+Board = Any
+COUNTS = 3
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,15 @@ class Job:
 
     number: int
     rows: pa.Table
+
+
+@dataclass(frozen=True)
+class _Order:
+    """A job as a worker gets it: with a slot of the board, and how many threads it may use."""
+
+    job: Job
+    slot: int
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -69,20 +78,21 @@ def run_jobs(
         return
     processes = min(workers, count)
     threads = -(-workers // processes)
-    with _pool(context, processes) as (pool, tallies):
-        waiting: set[Future[ShardInfo]] = set()
-        queue = iter(jobs)
-        more = True
-        while more or waiting:
-            while more and len(waiting) < processes + 1:
-                job = next(queue, None)
-                more = job is not None
-                if job is not None:
-                    waiting.add(pool.submit(_make, job, threads))
-            ready, waiting = wait(waiting, SECONDS_BETWEEN_REPORTS, FIRST_COMPLETED)
+    free = list(range(processes + 1))
+    slots: dict[Future[ShardInfo], int] = {}
+    queue = iter(jobs)
+    with _pool(context, processes, len(free)) as (pool, board):
+        while True:
+            while free and (job := next(queue, None)) is not None:
+                slot = free.pop()
+                slots[pool.submit(_make, _Order(job, slot, threads))] = slot
+            if not slots:
+                break
+            ready, _ = wait(slots, SECONDS_BETWEEN_REPORTS, FIRST_COMPLETED)
             for future in ready:
                 _result(future)
-            report(Done(*(tally.value for tally in tallies)))
+                free.append(slots.pop(future))
+            report(Done(*(sum(board[1 + kind :: COUNTS]) for kind in range(COUNTS))))
 
 
 def _run_here(
@@ -106,16 +116,17 @@ def _run_here(
 
 
 @contextlib.contextmanager
-def _pool(context: Context, processes: int) -> Iterator[tuple[ProcessPoolExecutor, Tallies]]:
+def _pool(
+    context: Context, processes: int, slots: int
+) -> Iterator[tuple[ProcessPoolExecutor, Board]]:
     """Yield a pool of workers; on an error they stop at the next sample and leave nothing."""
     spawn = multiprocessing.get_context("spawn")
-    stop = spawn.Event()
-    tallies: Any = (spawn.Value("q", 0), spawn.Value("q", 0), spawn.Value("q", 0))
-    pool = ProcessPoolExecutor(processes, spawn, _start, (context, stop, tallies))
+    board = spawn.RawArray("q", 1 + COUNTS * slots)
+    pool = ProcessPoolExecutor(processes, spawn, _start, (context, board))
     try:
-        yield pool, tallies
+        yield pool, board
     except BaseException:
-        stop.set()
+        board[0] = 1
         pool.shutdown(wait=True, cancel_futures=True)
         raise
     pool.shutdown()
@@ -131,23 +142,31 @@ def _result(future: Future[ShardInfo]) -> ShardInfo:
         ) from error
 
 
-# What a worker process keeps between its jobs.
-_worker: deque[ShardMaker] = deque(maxlen=1)
+class _Worker:
+    """What a worker process keeps between its jobs."""
+
+    def __init__(self, context: Context, board: Board) -> None:
+        self.maker = ShardMaker(context, self.count)
+        self.board = board
+        self.slot = 0
+
+    def count(self, size: int, rejected: bool) -> None:
+        """Add a picture to the board; stop if the run was stopped."""
+        first = 1 + COUNTS * self.slot
+        for place, amount in enumerate((1, size, int(rejected)), first):
+            self.board[place] += amount
+        if self.board[0]:
+            raise _StoppedError
 
 
-def _start(context: Context, stop: Any, tallies: Tallies) -> None:
+_workers: list[_Worker] = []  # one in a worker process, none elsewhere
+
+
+def _start(context: Context, board: Board) -> None:
     """Prepare a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
-
-    def on_sample(size: int, rejected: bool) -> None:
-        for tally, amount in zip(tallies, (1, size, int(rejected)), strict=True):
-            with tally.get_lock():
-                tally.value += amount
-        if stop.is_set():
-            raise _StoppedError
-
-    _worker.append(ShardMaker(context, on_sample))
+    _workers.append(_Worker(context, board))
 
 
 def _end_with_parent() -> None:
@@ -157,5 +176,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _make(job: Job, threads: int) -> ShardInfo:
-    return _worker[0].make(job.number, job.rows, threads)
+def _make(order: _Order) -> ShardInfo:
+    worker = _workers[0]
+    worker.slot = order.slot
+    return worker.maker.make(order.job.number, order.job.rows, order.threads)
