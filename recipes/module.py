@@ -20,6 +20,7 @@ from pipeline.codec import (
     Noise,
     load_auxiliary,
     load_model,
+    start_as_pyramid,
 )
 from recipes.losses import Weights, auxiliary_terms, bits_per_pixel, clamp_share, distortion
 from recipes.schema import RecipeError, Run
@@ -118,6 +119,8 @@ def build(run: Run) -> TrainingModule:
     config = model_config(run.model)
     torch.manual_seed(run.recipe.seed)
     model: CCAModel = CCAModel(config)
+    if run.recipe.start == "pyramid":
+        start_as_pyramid(model)
     auxiliary = None if run.cca.mode == "off" else AuxiliaryEntropyModel(config)
     if run.parent is not None:
         _inherit(run, run.parent, model, auxiliary)

@@ -213,6 +213,9 @@ class Recipe(Part):
     """Seed of the weights, the order and crops of pictures, and the training noise."""
     model: Literal["paper", "tiny"] | dict[str, Any] = "paper"
     """`paper`, `tiny`, or the fields of a CCAConfig that differ from the published one."""
+    start: Literal["random", "pyramid"] = "random"
+    """How untrained transforms start: as torch does, or as a pyramid of wavelets, which saves a
+    short training the way from noise to a blurred picture (docs/training.md has measurements)."""
     processes: Positive | None = None
     """Processes to train with; default: one for each GPU, one on a CPU. Refused when it differs."""
     data: Data
@@ -303,6 +306,7 @@ class Run:
             "rate_weight": self.rate_weight,
             "seed": self.recipe.seed,
             "model": self.model,
+            "start": self.recipe.start,
             "cca": self.cca.model_dump(mode="json", exclude=thresholds),
             "loss": self.recipe.loss.model_dump(mode="json"),
             "flip": self.recipe.data.flip,

@@ -7,6 +7,7 @@ from pipeline.codec.config import CCAConfig
 from pipeline.codec.context import HyperOutput
 from pipeline.codec.errors import CodecError, MismatchError
 from pipeline.codec.model import CCAModel, CCAOutput, Noise
+from pipeline.codec.start import start_as_pyramid
 from pipeline.codec.storage import load_auxiliary, load_model, save_model
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "load_auxiliary",
     "load_model",
     "save_model",
+    "start_as_pyramid",
 ]

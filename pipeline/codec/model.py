@@ -24,7 +24,6 @@ from pipeline.codec.densities import (
 from pipeline.codec.errors import CodecError
 from pipeline.codec.fingerprint import fingerprint
 from pipeline.codec.latents import LatentCoder
-from pipeline.codec.start import start_as_pyramid
 from pipeline.codec.transforms import Analysis, Synthesis, hyper_analysis, hyper_synthesis
 
 T = TypeVar("T")
@@ -83,8 +82,6 @@ class CCAModel(nn.Module):
         self.hyper_scale = hyper_synthesis(self.config)
         self.context = ContextModel(self.config)
         self.hyper_density = FactorizedDensity(self.config.hyper_latent_channels)
-        if not self.hyper_density.quantiles.is_meta:
-            start_as_pyramid(self)
 
     def forward(self, x: Tensor, noise: Noise | None = None) -> CCAOutput:
         """Code pictures x, float32 (N, 3, H, W) in [0, 1], without making a stream.

@@ -7,6 +7,7 @@ reached, measured on eight Kodak pictures; it fails when something that it promi
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shlex
 import subprocess
@@ -49,15 +50,11 @@ def pipeline(*words: str | Path, quiet: bool = False) -> str:
 
 def write_untrained(path: Path) -> None:
     """Write the recipe's model as it is before its first step, to compare with."""
-    import torch
-
-    from pipeline.codec import CCAModel, save_model
+    from pipeline.codec import save_model
     from recipes.load import load_recipe
-    from recipes.module import model_config
+    from recipes.module import build
 
-    recipe = load_recipe(RECIPE, [])
-    torch.manual_seed(recipe.seed)
-    save_model(CCAModel(model_config(recipe.model)), path, {"name": "untrained"})
+    save_model(build(load_recipe(RECIPE, []).runs()[0]).model, path, {"name": "untrained"})
 
 
 def trained_models(runs: Path) -> list[Path]:
@@ -78,8 +75,10 @@ def check_report(report: Path) -> list[Check]:
     curve = sorted((m for m in models.values() if m["name"].startswith("mse/")), key=_bpp)
     rising = len({m["rate_weight"] for m in curve}) >= 3 and all(
         low["bpp"] < high["bpp"] and low["psnr"] < high["psnr"]
-        for low, high in zip(curve, curve[1:], strict=False)
+        for low, high in itertools.pairwise(curve)
     )
+    better = [m for m in models.values() if m["bpp"] <= untrained["bpp"]]
+    rival = max(better, key=_psnr, default=best)
     points = ", ".join(f"{m['bpp']:.3f} bpp {m['psnr']:.2f} dB" for m in curve)
     return [
         Check(
@@ -88,10 +87,10 @@ def check_report(report: Path) -> list[Check]:
             best["psnr"] >= DECIBELS and best["bpp"] < BITS,
         ),
         Check(
-            "better than before training",
-            f"{best['psnr']:.2f} dB at {best['bpp']:.3f} bpp against "
+            "better than before training, at no more bits",
+            f"{rival['psnr']:.2f} dB at {rival['bpp']:.3f} bpp ({rival['name']}) against "
             f"{untrained['psnr']:.2f} dB at {untrained['bpp']:.3f} bpp",
-            best["psnr"] > untrained["psnr"] and best["bpp"] < untrained["bpp"],
+            rival["psnr"] > untrained["psnr"] and rival["bpp"] <= untrained["bpp"],
         ),
         Check("a rising curve over three rates or more", points, rising),
         check_bytes(results),
@@ -164,4 +163,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except subprocess.CalledProcessError as failed:
+        sys.exit(f"demo: the last command exited with {failed.returncode}; see above")
