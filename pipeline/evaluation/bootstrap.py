@@ -7,7 +7,8 @@ Source: Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, percentile 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,9 @@ from scipy.interpolate import PchipInterpolator
 
 from pipeline.evaluation.bdrate import BDRateError, RDCurve, bd_rate
 from pipeline.evaluation.results import Point
+from pipeline.evaluation.stack import CurveStack, bd_rates
 
-DRAWS, CONFIDENCE = 300, 0.95
+DRAWS, CONFIDENCE = 1000, 0.95
 # An interval stands only when so many of the drawn sets have a BD-rate at all.
 SHARE_DEFINED = 0.9
 
@@ -62,9 +64,13 @@ def bd_rate_interval(
     Both must hold the same pictures in the same order. Raises BDRateError as `bd_rate` does, or
     where more than a tenth of the drawn sets have none.
     """
-    return _interval(
-        lambda drawn: bd_rate(anchor.mean(drawn), test.mean(drawn)), (anchor, test), draws, seed
+    value = bd_rate(*(curve.mean(np.arange(_pictures(anchor, test))) for curve in (anchor, test)))
+    drawn = _draw(anchor, draws, seed)
+    found = bd_rates(
+        CurveStack.of(anchor.rates, anchor.qualities, drawn),
+        CurveStack.of(test.rates, test.qualities, drawn),
     )
+    return _interval(value, found)
 
 
 def gain_interval(
@@ -87,7 +93,12 @@ def gain_interval(
         ours, theirs = (_against(curve, side.mean(drawn)) for side in (challenger, champion))
         return float(np.expm1(ours - theirs) * 100)
 
-    return _interval(gain, (anchor, champion, challenger), draws, seed)
+    value = gain(np.arange(_pictures(anchor, champion, challenger)))
+    found = np.full(draws, np.nan)
+    for i, drawn in enumerate(_draw(anchor, draws, seed)):
+        with suppress(BDRateError):
+            found[i] = gain(drawn)
+    return _interval(value, found)
 
 
 def _against(anchor: RDCurve, points: RDCurve) -> float:
@@ -105,26 +116,23 @@ def _against(anchor: RDCurve, points: RDCurve) -> float:
     return float(np.mean(np.log(points.rates) - expected))
 
 
-def _interval(
-    estimate: Callable[[NDArray[np.int64]], float],
-    curves: Sequence[PictureCurve],
-    draws: int,
-    seed: int,
-) -> Interval:
-    pictures = curves[0].rates.shape[1]
-    if any(curve.rates.shape[1] != pictures for curve in curves):
+def _pictures(*curves: PictureCurve) -> int:
+    counts = {int(curve.rates.shape[1]) for curve in curves}
+    if len(counts) != 1:
         raise BDRateError("the codecs were measured on different numbers of pictures")
-    value = estimate(np.arange(pictures))
-    rng = np.random.default_rng(seed)
-    drawn: NDArray[np.int64] = rng.integers(0, pictures, size=(draws, pictures))
-    found = []
-    for chosen in drawn:
-        try:
-            found.append(estimate(chosen))
-        except BDRateError:
-            continue
-    if len(found) < SHARE_DEFINED * draws:
+    return counts.pop()
+
+
+def _draw(curve: PictureCurve, draws: int, seed: int) -> NDArray[np.int64]:
+    """Return the indices of each drawn set's pictures, (draws, P)."""
+    pictures = curve.rates.shape[1]
+    return np.random.default_rng(seed).integers(0, pictures, size=(draws, pictures))
+
+
+def _interval(value: float, found: NDArray[np.float64]) -> Interval:
+    known = found[np.isfinite(found)]
+    if known.size < SHARE_DEFINED * found.size:
         raise BDRateError("too few sets drawn from these pictures have a BD-rate")
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(found, [tail, 1 - tail])
+    low, high = np.quantile(known, [tail, 1 - tail])
     return Interval(value, float(low), float(high), CONFIDENCE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,6 @@ import torch
 
 from pipeline.codec import CCAModel, load_model
 from pipeline.evaluation.classical import run_peer
-from pipeline.evaluation.errors import MeasurementError
 from pipeline.evaluation.learned import (
     ModelSpec,
     folder_name,
@@ -28,6 +27,8 @@ from pipeline.evaluation.published import kodak_names
 from pipeline.evaluation.ratemap import RateMap, rate_map
 from pipeline.evaluation.results import Measurement, ModelResult, PeerResult, Report
 
+# A window of a picture: left, top, width, height.
+Box = tuple[int, int, int, int]
 # What the paper shows: the propeller of kodim20 and the painted wall of kodim24.
 KODAK_CROPS = {"kodim20": (56, 152), "kodim24": (384, 176)}
 CROP = (256, 192)
@@ -54,7 +55,7 @@ class Scene:
 
     kind: str
     picture: str
-    box: tuple[int, int, int, int]
+    box: Box
     views: tuple[View, ...]
     whole: Picture
     rates: RateMap
@@ -71,10 +72,68 @@ def make_scenes(
     """Return the scenes to show: two crops, then the worst picture of the middle model."""
     shown = middle_model(report.models)
     worst = min(range(len(sources)), key=lambda i: shown.point.pictures[i].psnr)
-    windows = [("crop", i, box) for i, box in crop_windows(sources, worst)]
-    maker = _Maker(report, specs, sources, streams, peers, device, shown)
-    scenes = [maker.crop(i, box) for _, i, box in windows]
-    return [*scenes, maker.worst(worst)]
+    drafts = [_Draft("crop", i, box) for i, box in crop_windows(sources, worst)]
+    drafts.append(_Draft("worst", worst, None))
+    paths = {spec.name: spec.path for spec in specs}
+    for result in sorted(report.models, key=lambda model: model.point.mean("bpp") or 0.0):
+        model = load_model(paths[result.name], device=str(device))
+        folder = streams / folder_name(result.name)
+        for draft in drafts:
+            if draft.kind == "crop" or result is shown:
+                _add_model(draft, result, model, sources[draft.index], folder)
+            if result is shown:
+                picture = read_picture(sources[draft.index].path)
+                draft.rates = rate_map(model, to_tensor(picture, device))
+    for draft in drafts:
+        target = shown.point.pictures[draft.index].bpp
+        for peer in report.peers if draft.kind == "crop" else ():
+            code = next(known for known in peers if known.name == peer.name)
+            _add_peer(draft, peer, code, sources[draft.index], target)
+    return [_finish(draft, sources[draft.index]) for draft in drafts]
+
+
+@dataclass
+class _Draft:
+    """A scene that is being put together; `box` of the worst picture is found when decoded."""
+
+    kind: str
+    index: int
+    box: Box | None
+    views: list[View] = field(default_factory=list)
+    rates: RateMap | None = None
+
+
+def _add_model(
+    draft: _Draft, result: ModelResult, model: CCAModel, source: Source, folder: Path
+) -> None:
+    """Decode the model's stream of the picture and add the window to the draft."""
+    with torch.inference_mode():
+        decoded = to_picture(model.decompress((folder / stream_name(source)).read_bytes()))
+    if draft.box is None:
+        error = read_picture(source.path).astype(np.float64) - decoded
+        draft.box = densest_window(np.square(error).sum(axis=2), LARGEST)
+    found = result.point.pictures[draft.index]
+    draft.views.append(View(result.name, cut(decoded, draft.box), found.bpp, found.psnr))
+
+
+def _add_peer(draft: _Draft, result: PeerResult, peer: Peer, source: Source, target: float) -> None:
+    """Code the picture with a classical codec at the rate nearest to `target`, add the window."""
+    assert draft.box is not None
+    point = min(result.points, key=lambda point: _away(point.pictures[draft.index], target))
+    picture = read_picture(source.path)
+    with tempfile.TemporaryDirectory(prefix="pipeline-evaluate-") as folder:
+        path = Path(folder) / f"picture{peer.suffix}"
+        decoded, _, _ = run_peer(peer, picture, int(point.setting), path)
+    found = point.pictures[draft.index]
+    draft.views.append(View(result.label, cut(decoded, draft.box), found.bpp, found.psnr))
+
+
+def _finish(draft: _Draft, source: Source) -> Scene:
+    assert draft.box is not None
+    assert draft.rates is not None
+    picture = read_picture(source.path)
+    views = (View("Original", cut(picture, draft.box)), *draft.views)
+    return Scene(draft.kind, source.name, draft.box, views, picture, draft.rates)
 
 
 def middle_model(models: Sequence[ModelResult]) -> ModelResult:
@@ -83,20 +142,19 @@ def middle_model(models: Sequence[ModelResult]) -> ModelResult:
     return ordered[(len(ordered) - 1) // 2]
 
 
-def crop_windows(
-    sources: Sequence[Source], avoid: int
-) -> list[tuple[int, tuple[int, int, int, int]]]:
+def crop_windows(sources: Sequence[Source], avoid: int) -> list[tuple[int, Box]]:
     """Return (picture's index, box) of two crops: the paper's on Kodak, else where detail is."""
     known = {name: sources.index(source) for name, source in kodak_names(sources).items()}
     chosen = [(known[n], (*at, *CROP)) for n, at in KODAK_CROPS.items() if n in known]
-    others = [i for i in range(len(sources)) if i != avoid and i not in [c[0] for c in chosen]]
+    taken = {index for index, _ in chosen} | ({avoid} if len(sources) > 1 else set())
+    others = [i for i in range(len(sources)) if i not in taken]
     step = max(1, len(others) // 2)
     for i in others[::step][: 2 - len(chosen)]:
         chosen.append((i, busiest_window(read_picture(sources[i].path), CROP)))
     return chosen
 
 
-def busiest_window(picture: Picture, size: tuple[int, int]) -> tuple[int, int, int, int]:
+def busiest_window(picture: Picture, size: tuple[int, int]) -> Box:
     """Return the (left, top, width, height) window of `size` that has the steepest edges."""
     grey = picture.astype(np.float64).mean(axis=2)
     edges = np.zeros_like(grey)
@@ -105,7 +163,7 @@ def busiest_window(picture: Picture, size: tuple[int, int]) -> tuple[int, int, i
     return densest_window(edges, size)
 
 
-def densest_window(values: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
+def densest_window(values: np.ndarray, size: tuple[int, int]) -> Box:
     """Return the (left, top, width, height) window of at most `size` with the largest sum."""
     height, width = values.shape
     w, h = min(size[0], width), min(size[1], height)
@@ -115,100 +173,11 @@ def densest_window(values: np.ndarray, size: tuple[int, int]) -> tuple[int, int,
     return int(left), int(top), w, h
 
 
-class _Maker:
-    """Decodes what the scenes need, each model loaded once a scene at most."""
-
-    def __init__(
-        self,
-        report: Report,
-        specs: Sequence[ModelSpec],
-        sources: Sequence[Source],
-        streams: Path,
-        peers: Sequence[Peer],
-        device: torch.device,
-        shown: ModelResult,
-    ) -> None:
-        self.report, self.specs, self.sources = report, specs, sources
-        self.streams, self.device, self.shown = streams, device, shown
-        self.peers = {peer.name: peer for peer in peers}
-
-    def crop(self, index: int, box: tuple[int, int, int, int]) -> Scene:
-        """Return a crop through every model, and through every peer at the nearest rate."""
-        original = read_picture(self.sources[index].path)
-        views = [View("Original", cut(original, box))]
-        views += [self._model_view(model, index, box) for model in self._by_rate()]
-        target = self.shown.point.pictures[index].bpp
-        for result in self.report.peers:
-            view = self._peer_view(result, original, index, target, box)
-            views += [view] if view is not None else []
-        return self._scene("crop", index, box, views, original)
-
-    def worst(self, index: int) -> Scene:
-        """Return the picture that came out worst, whole or its worst part."""
-        original = read_picture(self.sources[index].path)
-        decoded = self._decode(self._model(self.shown), self.shown, index)
-        error = np.square(original.astype(np.float64) - decoded).sum(axis=2)
-        box = densest_window(error, LARGEST)
-        found = self.shown.point.pictures[index]
-        views = [
-            View("Original", cut(original, box)),
-            View(self.shown.name, cut(decoded, box), found.bpp, found.psnr),
-        ]
-        return self._scene("worst", index, box, views, original)
-
-    def _by_rate(self) -> list[ModelResult]:
-        return sorted(self.report.models, key=lambda model: model.point.mean("bpp") or 0.0)
-
-    def _model(self, result: ModelResult) -> CCAModel:
-        path = next(spec.path for spec in self.specs if spec.name == result.name)
-        return load_model(path, device=str(self.device))
-
-    def _decode(self, model: CCAModel, result: ModelResult, index: int) -> Picture:
-        path = self.streams / folder_name(result.name) / stream_name(self.sources[index])
-        with torch.inference_mode():
-            return to_picture(model.decompress(path.read_bytes()))
-
-    def _model_view(self, result: ModelResult, index: int, box: tuple[int, int, int, int]) -> View:
-        decoded = self._decode(self._model(result), result, index)
-        found = result.point.pictures[index]
-        return View(result.name, cut(decoded, box), found.bpp, found.psnr)
-
-    def _peer_view(
-        self,
-        result: PeerResult,
-        original: Picture,
-        index: int,
-        target: float,
-        box: tuple[int, int, int, int],
-    ) -> View | None:
-        point = min(result.points, key=lambda point: _away(point.pictures[index], target))
-        peer = self.peers[result.name]
-        with tempfile.TemporaryDirectory(prefix="pipeline-evaluate-") as folder:
-            path = Path(folder) / f"picture{peer.suffix}"
-            try:
-                decoded, _, _ = run_peer(peer, original, int(point.setting), path)
-            except MeasurementError:
-                return None
-        found = point.pictures[index]
-        return View(result.label, cut(decoded, box), found.bpp, found.psnr)
-
-    def _scene(
-        self,
-        kind: str,
-        index: int,
-        box: tuple[int, int, int, int],
-        views: Sequence[View],
-        original: Picture,
-    ) -> Scene:
-        rates = rate_map(self._model(self.shown), to_tensor(original, self.device))
-        return Scene(kind, self.sources[index].name, box, tuple(views), original, rates)
-
-
 def _away(found: Measurement, target: float) -> float:
     return abs(math.log(found.bpp / target))
 
 
-def cut(picture: Picture, box: tuple[int, int, int, int]) -> Picture:
+def cut(picture: Picture, box: Box) -> Picture:
     """Return the window (left, top, width, height) of `picture`."""
     left, top, width, height = box
     return np.ascontiguousarray(picture[top : top + height, left : left + width])

@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluation import BDRateError
+from pipeline.evaluation import BDRateError, bd_rate
 from pipeline.evaluation.bootstrap import (
     PictureCurve,
     bd_rate_interval,
     by_picture,
     gain_interval,
 )
+from pipeline.evaluation.stack import CurveStack, bd_rates
 from tests.evaluation.conftest import point
 
 
@@ -25,6 +26,24 @@ def curve(seed: int, factor: float = 1.0, spread: float = 0.0, pictures: int = 1
     rates = np.array([0.2, 0.4, 0.8, 1.6])[:, None] * hard * factor * noise
     qualities = np.array([26.0, 29, 32, 35])[:, None] - 3 * np.log(hard)
     return PictureCurve(rates, qualities)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 7), st.integers(2, 7))
+def test_many_at_once_are_each_the_plain_bd_rate(seed: int, first: int, second: int) -> None:
+    rng = np.random.default_rng(seed)
+    sides = []
+    for count in (first, second):
+        rates = np.exp(np.cumsum(rng.uniform(0.05, 1, (count, 5)), axis=0))
+        qualities = 30 + np.cumsum(rng.uniform(0.1, 2, (count, 5)), axis=0)
+        sides.append(PictureCurve(rates, qualities))
+    drawn = rng.integers(0, 5, (4, 5))
+    found = bd_rates(*(CurveStack.of(side.rates, side.qualities, drawn) for side in sides))
+    for value, chosen in zip(found, drawn, strict=True):
+        try:
+            expected = bd_rate(*(side.mean(chosen) for side in sides))
+        except BDRateError:
+            expected = float("nan")
+        assert value == pytest.approx(expected, rel=1e-9, abs=1e-9, nan_ok=True)
 
 
 @given(st.floats(0.3, 3.0))
@@ -40,7 +59,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     truth = 100 * (np.exp(0.1**2 / 2) - 1)
     held = 0
     for seed in range(30):
-        found = bd_rate_interval(curve(0), curve(seed, spread=0.1), draws=100, seed=seed)
+        found = bd_rate_interval(curve(0), curve(seed, spread=0.1), draws=300, seed=seed)
         held += found.low <= truth <= found.high
     # Percentile intervals are a little short on a dozen pictures.
     assert held >= 22

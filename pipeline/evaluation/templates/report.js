@@ -149,7 +149,10 @@
     for (const other of tabs) other.setAttribute("aria-selected", other === tab);
     draw();
   });
-  new ResizeObserver(draw).observe(chart);
+  let width = 0;
+  new ResizeObserver(() => requestAnimationFrame(() => {
+    if (chart.clientWidth !== width) { width = chart.clientWidth; draw(); }
+  })).observe(chart);
 
   // ---- sliders
   for (const figure of document.querySelectorAll(".compare")) {
