@@ -1,0 +1,158 @@
+"""Training as separate processes: two together, killed ones, asked-to-stop ones, wrong launches."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recipes.checkpoint import found
+from recipes.launch import check_together, processes_asked
+from recipes.schema import RecipeError
+from recipes.signals import AGAIN
+from recipes.train import main
+
+TWO = ("--multi_gpu", "--num_processes", "2")
+
+
+def losses(store: str, folder: Path) -> list[float]:
+    from mlflow import MlflowClient
+
+    run_id = json.loads((folder / "run.json").read_text())["run_id"]
+    history = MlflowClient(store).get_metric_history(run_id, "train/loss")
+    return [metric.value for metric in sorted(history, key=lambda metric: metric.step)]
+
+
+def differences(a: Path, b: Path) -> list[str]:
+    one, other = (load_file(folder / "model.safetensors") for folder in (a, b))
+    assert one.keys() == other.keys()
+    return [name for name in one if not torch.equal(one[name], other[name])]
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_model(write_recipe, launch, store: str) -> None:
+    path = write_recipe()
+    alone, together = path.parent / "alone", path.parent / "together"
+    assert main([str(path), f"out={alone}"]) == 0
+    process = launch([path, f"out={together}", "processes=2"], *TWO, ACCELERATE_USE_CPU="true")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    one, two = losses(store, alone / "base"), losses(store, together / "base")
+    assert len(one) == len(two) == 6
+    assert two == pytest.approx(one, rel=1e-3)
+    # Before anything was stepped, only the order of additions differs.
+    assert two[0] == pytest.approx(one[0], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_launch_of_two_apart_is_refused(write_recipe, launch) -> None:
+    process = launch([write_recipe()], "--cpu", "--num_processes", "2")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "accelerate launch (--num_processes) asked for 2 processes, but 1 would train" in output
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_instants_ends_with_the_same_bits(write_recipe, root: Path) -> None:
+    path = write_recipe()
+    arguments = [str(path), "stages.0.steps=40", "checkpoint.every_steps=3"]
+    whole, cut = path.parent / "whole", path.parent / "cut"
+    assert main([*arguments, f"out={whole}"]) == 0
+    draw = random.Random(0)
+    kills, done = 0, False
+    command = [sys.executable, str(root / "recipes" / "train.py"), *arguments, f"out={cut}"]
+    while not done:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if kills < 3:
+            # Once it gets somewhere, not at a step's end but anywhere.
+            wait_for(further(cut / "base", process))
+            time.sleep(draw.uniform(0, 0.4))
+            process.send_signal(signal.SIGKILL)
+        code = process.wait(timeout=200)
+        assert code in (0, -signal.SIGKILL)
+        kills, done = kills + (code != 0), code == 0
+    assert kills >= 2
+    assert json.loads((cut / "base" / "run.json").read_text())["done"]
+    assert differences(whole / "base", cut / "base") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_asked_to_stop_it_keeps_its_state_and_says_again(
+    write_recipe, root: Path, number: signal.Signals
+) -> None:
+    path = write_recipe()
+    command = [sys.executable, str(root / "recipes" / "train.py"), str(path)]
+    process = subprocess.Popen([*command, "stages.0.steps=5000", "checkpoint.every_steps=4000"])
+    folder = path.parent / "runs" / "base"
+    wait_for(lambda: (folder / "run.json").exists() or process.poll() is not None)
+    time.sleep(1.0)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == AGAIN
+    (kept,) = found(folder)
+    assert 0 < kept.step < 4000
+    kept.tensors()
+
+
+@pytest.mark.slow
+def test_pipeline_train_passes_signals_and_codes_on(write_recipe) -> None:
+    path = write_recipe()
+    pipeline = [str(Path(sys.executable).parent / "pipeline"), "train", str(path)]
+    command = [*pipeline, "stages.0.steps=5000", "processes=2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    folder = path.parent / "runs" / "base"
+    wait_for(lambda: (folder / "run.json").exists() or process.poll() is not None, 200)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == AGAIN, errors
+    assert "Traceback" not in errors
+    assert found(folder)
+    refused = subprocess.run([*pipeline, "stages.0.batch=99"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.strip().endswith("make batch smaller or shard more pictures")
+
+
+def test_who_asked_for_how_many(tmp_path: Path) -> None:
+    launch = ["python", "/bin/accelerate", "launch"]
+    assert processes_asked([*launch, "--num_processes", "4", "recipes/train.py", "x.yaml"]) == 4
+    assert processes_asked([*launch, "--num-processes=2", "recipes/train.py"]) == 2
+    assert processes_asked([*launch, "recipes/train.py", "--num_processes", "3"]) is None
+    assert processes_asked(["bash", "-c", "train.py"]) is None
+    config = tmp_path / "config.yaml"
+    config.write_text("num_processes: 8\n")
+    assert processes_asked([*launch, "--config_file", str(config), "train.py"]) == 8
+
+
+def test_world_sizes_that_differ_are_refused() -> None:
+    check_together(2, 2, {"WORLD_SIZE": "2"}, [])
+    check_together(1, None, {}, [])
+    for recipe, environment in ((2, {}), (None, {"WORLD_SIZE": "2"})):
+        with pytest.raises(RecipeError, match="asked for 2 processes, but 1 would train"):
+            check_together(1, recipe, environment, [])
+
+
+def further(folder: Path, process: subprocess.Popen[bytes]) -> Callable[[], bool]:
+    """Return whether the run has a newer checkpoint than now, or has ended."""
+    before = newest_step(folder)
+    return lambda: newest_step(folder) > before or process.poll() is not None
+
+
+def newest_step(folder: Path) -> int:
+    checkpoints = found(folder)
+    return checkpoints[-1].step if checkpoints else 0
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 200) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
