@@ -107,7 +107,7 @@ def find(plan_id: str) -> tuple[Plan, Path]:
     known = [folder.name for folder in store.folders(Path.cwd())]
     raise OrchestrationError(
         f"there is no plan {plan_id} in {Path.cwd() / store.FOLDER}"
-        f" (there are: {', '.join(known) or 'none'}); go to the folder it was scheduled from"
+        f" (there are: {', '.join(known) or 'none'}); type this in the plan's working folder"
     )
 
 
@@ -213,7 +213,12 @@ def _refuse_second(plan: Plan, folder: Path) -> None:
     for other, place in plans():
         if other.out != plan.out or place == folder:
             continue
-        if any(one.state.active for one in _engine(other).statuses(other, place).values()):
+        try:
+            known = _engine(other).statuses(other, place)
+        except EngineError:
+            # One that can't be asked, such as a manifest that was only written.
+            continue
+        if any(one.state.active for one in known.values()):
             raise OrchestrationError(
                 f"plan {other.id} is at work in {plan.out}: wait for it, or type"
                 f" `pipeline cancel {other.id}` first"
@@ -257,7 +262,12 @@ def _last_words(plan: Plan, folder: Path, job: Job) -> str:
     That is the last line of an error, before what launchers say about the end of their processes;
     without one, the last line at all.
     """
-    for path in reversed(_engine(plan).log_files(plan, folder, job.name)):
+    try:
+        paths = _engine(plan).log_files(plan, folder, job.name)
+    except EngineError:
+        # The pods of a job that failed may be gone, and their logs with them.
+        return ""
+    for path in reversed(paths):
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - LAST_BYTES))
             lines = file.read().decode(errors="replace").splitlines()

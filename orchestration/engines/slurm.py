@@ -129,7 +129,7 @@ def find_folder(plan_id: str) -> Path | None:
     if shutil.which("squeue") is None:
         return None
     try:
-        listed = output_of(["squeue", "--noheader", "--states=all", "--format=%j|%k"])
+        listed = output_of(["squeue", "--me", "--noheader", "--states=all", "--format=%j|%k"])
     except EngineError:
         return None
     for line in listed.splitlines():

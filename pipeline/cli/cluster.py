@@ -159,9 +159,10 @@ def _print_plans(as_json: bool) -> None:
 
     rows = []
     for plan, folder in control.plans():
-        states = [one.state for one in control.status(plan, folder)]
-        counts = {state: states.count(state) for state in dict.fromkeys(states)}
-        words = ", ".join(f"{count} {state}" for state, count in counts.items())
+        try:
+            words = _counts(control.status(plan, folder))
+        except control.EngineError as error:
+            words = str(error)
         engine = str(plan.profile["engine"])
         rows.append({"plan": plan.id, "recipe": plan.recipe, "engine": engine, "jobs": words})
     if as_json:
@@ -227,16 +228,19 @@ def _reporter() -> Callable[[Sequence[JobStatus]], None]:
 
     def report(found: Sequence[JobStatus]) -> None:
         nonlocal last
-        states = [str(one.state) for one in found]
-        counts = {state: states.count(state) for state in dict.fromkeys(states)}
         running = ", ".join(one.name for one in found if one.state == "running")
-        line = ", ".join(f"{count} {state}" for state, count in counts.items())
-        line += f" ({running})" if running else ""
+        line = _counts(found) + (f" ({running})" if running else "")
         if line != last:
             last = line
             typer.echo(line, err=True)
 
     return report
+
+
+def _counts(found: Sequence[JobStatus]) -> str:
+    states = [one.state for one in found]
+    counts = {state: states.count(state) for state in dict.fromkeys(states)}
+    return ", ".join(f"{count} {state}" for state, count in counts.items())
 
 
 def _fail_because_of(plan: Plan, failed: Sequence[JobStatus]) -> None:

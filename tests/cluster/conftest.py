@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 from collections.abc import Iterator
@@ -71,7 +72,10 @@ def cluster(worker_id: str) -> Iterator[Cluster]:
     made = Cluster(root, environment)
     wrong = "Slurm nodes are network namespaces, which only root may make"
     if os.geteuid() == 0:
-        wrong = made.up()
+        # Two test processes must not install packages at once.
+        with Path("/tmp/cca-slurm.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            wrong = made.up()
     if wrong:
         made.down()
         if os.environ.get("CI"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -157,3 +158,64 @@ def test_status_of_a_job_object(
     job = control.make_plan(recipe, profiles / "kubernetes.yaml").plan.job("train-base")
     found = {"metadata": {"name": "x-train-base-0"}, "status": status}
     assert job_status(job, found).state == state
+
+
+KUBECTL = """#!/bin/bash
+echo "$*" >> calls
+case "$*" in
+  *"get jobsets"*) cat jobsets.json;;
+  *"get jobs"*) cat jobs.json;;
+  *"get pods"*) echo '{"items": [{"metadata": {"name": "the-pod"}}]}';;
+  *logs*) echo 'train: the shards are gone';;
+esac
+"""
+
+
+def test_states_logs_and_cancel_go_through_kubectl(
+    recipe: Path, profiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for kubectl notes what it is asked and answers as a cluster would."""
+    (tmp_path / "kubectl").write_text(KUBECTL)
+    (tmp_path / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    text = (profiles / "kubernetes.yaml").read_text() + "context: lab\n"
+    (tmp_path / "k.yaml").write_text(text)
+
+    def answer(kind: str, items: list[dict[str, Any]]) -> None:
+        (tmp_path / f"{kind}.json").write_text(json.dumps({"items": items}))
+
+    answer("jobsets", [])
+    answer("jobs", [])
+    made = control.make_plan(recipe, tmp_path / "k.yaml")
+    control.schedule(made)
+    calls = (tmp_path / "calls").read_text()
+    place = "--context lab --namespace default"
+    assert f"{place} create --filename {made.folder / 'jobset-0.json'}" in calls
+
+    def item(name: str, condition: str, time: str) -> dict[str, Any]:
+        labels = {"cca-pipeline/job": name}
+        metadata = {"name": f"set-{name}", "labels": labels, "creationTimestamp": time}
+        conditions = [{"type": condition, "status": "True", "message": "exit code 2"}]
+        return {"metadata": metadata, "status": {"conditions": conditions}}
+
+    answer("jobsets", [item("", "Failed", "1")])
+    old = item("shard-finish", "Failed", "1")
+    answer("jobs", [item("shard-finish", "Complete", "2"), old, item("train-base", "Failed", "2")])
+    found = {one.name: one for one in control.status(made.plan, made.folder)}
+    assert found["shard-finish"].state == State.DONE
+    assert found["train-base"].state == State.FAILED
+    assert found["train-base"].reason == "exit code 2: train: the shards are gone"
+    assert found["train-mse-w0.3"].state == State.CANCELLED
+    assert found["promote-mse"].reason == "train-base failed"
+
+    names = control.retry(made.plan, made.folder)
+    assert "shard-finish" not in names
+    again = json.loads((made.folder / "jobset-1.json").read_text())
+    assert again["metadata"]["name"].endswith("-1")
+    assert not any(e["name"].startswith("shard-f") for e in again["spec"]["replicatedJobs"])
+
+    control.cancel(made.plan, made.folder)
+    assert (
+        'patch jobset set- --type merge --patch {"spec":{"suspend":true}}'
+        in (tmp_path / "calls").read_text()
+    )
