@@ -81,7 +81,7 @@ def status(
         _print_plans(as_json)
         return
     found, folder = control.find(plan)
-    rows = [_row(found, one) for one in control.status(found, folder)]
+    rows = _rows(found, control.status(found, folder))
     if as_json:
         _print_json({"plan": found.id, "engine": found.profile["engine"], "jobs": rows})
         return
@@ -173,10 +173,22 @@ def _print_plans(as_json: bool) -> None:
         typer.echo("no plans were scheduled from this folder")
 
 
-def _row(plan: Plan, one: JobStatus) -> dict[str, Any]:
-    """Return a job's status for people, with its progress in MLflow when it trains."""
-    from orchestration.states import State
+def _rows(plan: Plan, found: Sequence[JobStatus]) -> list[dict[str, Any]]:
+    """Return each job's status for people, with its progress in MLflow when it trains."""
+    rows = []
+    reachable = True
+    for one in found:
+        row = _row(one)
+        job = plan.job(one.name)
+        run_id = _run_id(plan, job.run_folder)
+        if run_id and reachable and one.state != "waiting":
+            # A store that does not answer is asked once; that takes seconds enough.
+            reachable = _add_progress(row, run_id, job.steps or 0, one)
+        rows.append(row)
+    return rows
 
+
+def _row(one: JobStatus) -> dict[str, Any]:
     row: dict[str, Any] = {
         "job": one.name,
         "state": str(one.state),
@@ -191,29 +203,35 @@ def _row(plan: Plan, one: JobStatus) -> dict[str, Any]:
     if one.restarts:
         again = f"started again {one.restarts} x"
         row["reason"] = ", ".join(word for word in (one.reason, again) if word)
-    job = plan.job(one.name)
-    if job.run_folder is not None and one.state not in (State.WAITING, State.DONE):
-        row.update(_progress(plan, job.run_folder, job.steps or 0, one))
     return row
 
 
-def _progress(plan: Plan, run_folder: str, steps: int, one: JobStatus) -> dict[str, Any]:
-    """Return how far MLflow says a run is, and, while it runs, the time that it still needs."""
+def _run_id(plan: Plan, run_folder: str | None) -> str | None:
+    """Return what MLflow calls the run in `run_folder`, once training has written it there."""
+    if run_folder is None:
+        return None
     try:
         state = json.loads((Path(plan.workdir) / run_folder / "run.json").read_text())
-        run_id = str(state["run_id"])
-    except (OSError, ValueError, KeyError):
-        return {}
+        return str(state["run_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _add_progress(row: dict[str, Any], run_id: str, steps: int, one: JobStatus) -> bool:
+    """Add how far MLflow says a run is, and, while it runs, the time that it still needs.
+
+    Returns whether MLflow has answered.
+    """
     from pipeline.tracking import run_progress
 
     known = run_progress(run_id)
     if known is None:
-        return {}
-    row: dict[str, Any] = {"progress": f"{known.step} of {steps}"}
+        return False
+    row["progress"] = f"{known.step} of {steps}"
     if one.state == "running" and known.seconds_per_step is not None:
         needed = _duration((steps - known.step) * known.seconds_per_step)
         row["left"] = f"{needed} (limit {one.left})" if one.left else needed
-    return row
+    return True
 
 
 def _duration(seconds: float) -> str:

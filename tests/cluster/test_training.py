@@ -141,8 +141,7 @@ def test_whole_plan_survives_a_time_limit_and_a_killed_node(
     number = job_of(plan, folder, "train-base").engine_id
     cluster.command("scancel", "--batch", "--signal=USR1", number)
     wait_for(lambda: job_of(plan, folder, "train-base").restarts == 1, LIMIT, "the requeue")
-    # It waits some seconds before it may start again.
-    assert progress_shown(place, plan_id).endswith(" of 60")
+    wait_for(lambda: progress_shown(place, plan_id).endswith(" of 60"), LIMIT, "progress")
 
     # The node's power fails in the middle of the second.
     wait_for(lambda: mid_stage("mse/w0.3"), LIMIT, "a checkpoint of the second stage")
