@@ -85,7 +85,7 @@ def list_corpus(sources: Sequence[Source], seed: int, scratch: Path | None) -> C
     facts = []
     for number, source in enumerate(sources):
         rows = Rows(number, sorter.take)
-        facts.append(source.list(rows))
+        facts.append(source.collect(rows))
         rows.flush()
     sorter.flush()
     captions = _captions_digest(facts)

@@ -77,19 +77,16 @@ def shard(
         ShardsRuntimeError: no space, a store that does not answer, a worker that was killed.
     """
     store = Store(dest)
-    run = _Run(store, open_sources(sources), options, workers or default_workers(), part, progress)
-    with space_needed(store):
-        corpus = list_corpus(run.sources, options.seed, _existing(store))
+    scratch = _existing(store)
+    with space_needed(store), open_sources(sources, scratch) as opened:
+        run = _Run(store, opened, options, workers or default_workers(), part, progress)
+        corpus = list_corpus(opened, options.seed, scratch)
         if not corpus.rows:
             raise ShardsError(_no_pictures(sources, corpus))
         if dry_run:
             return _planned(corpus, options)
-        for split in parse_split(options.split):
-            sweep(store, split)
-            if fresh:
-                clear(store, split)
         try:
-            return [run.make(plan) for plan in run.plans(corpus)]
+            return run.all(corpus, fresh)
         except BaseException:
             for split in parse_split(options.split):  # of workers that were ended
                 sweep(store, split)
@@ -131,7 +128,7 @@ def default_workers() -> int:
 
 @dataclass(frozen=True)
 class _Run:
-    """One run of `shard`: what it works with, and its two steps."""
+    """One run of `shard`: what it works with, and its steps."""
 
     store: Store
     sources: Sequence[Source]
@@ -139,6 +136,14 @@ class _Run:
     workers: int
     part: tuple[int, int]
     progress: Progress | None
+
+    def all(self, corpus: Corpus, fresh: bool) -> list[Summary]:
+        """Plan and make every split."""
+        for split in parse_split(self.options.split):
+            sweep(self.store, split)
+            if fresh:
+                clear(self.store, split)
+        return [self.make(plan) for plan in self.plans(corpus)]
 
     def plans(self, corpus: Corpus) -> list[Plan]:
         """Return every split's plan: those of before if they still hold, new ones otherwise.

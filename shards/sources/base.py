@@ -41,7 +41,7 @@ LISTING = pa.schema(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Part:
     """Where some bytes are inside a source."""
 
@@ -123,7 +123,7 @@ class Source(Protocol):
     def name(self) -> str:
         """Short name, without the machine's paths."""
 
-    def list(self, rows: Rows) -> Listed:
+    def collect(self, rows: Rows) -> Listed:
         """Add every picture to `rows`, in any order; raises ShardsError."""
 
     def reader(self) -> Reader:

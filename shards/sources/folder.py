@@ -10,7 +10,6 @@ from pathlib import Path
 
 from shards.errors import ShardsError
 from shards.sources.base import (
-    SIDECARS,
     ClassFolders,
     Entry,
     Listed,
@@ -18,16 +17,13 @@ from shards.sources.base import (
     Rows,
     Sample,
     UnreadableError,
-    clean_key,
     decode_path,
     encode_path,
-    is_picture,
-    stem_and_ending,
 )
+from shards.sources.captions import is_description, read_descriptions
+from shards.sources.files import Found, add_files
 
 THREADS = 8
-# A file found: path under the root, size in bytes, time of change in ns.
-Found = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
@@ -41,12 +37,16 @@ class FolderSource:
         """The folder's own name."""
         return Path(self.root).resolve().name
 
-    def list(self, rows: Rows) -> Listed:
+    def collect(self, rows: Rows) -> Listed:
         """Add the pictures under the root, folder by folder."""
-        classes, ignored = ClassFolders(), 0
+        classes, left, ignored = ClassFolders(), [], 0
         for files in scan(Path(self.root)):
-            ignored += add_files(rows, files, classes)
-        return Listed(ignored, labelled=bool(classes))
+            others = add_files(rows, files, classes)
+            left += [file for file in others if is_description(file.path)]
+            ignored += len(others)
+        reader = self.reader()
+        captions, columns, _ = read_descriptions(left, lambda file: reader.part(file.part))
+        return Listed(ignored - len(left), bool(classes), captions=captions, columns=columns)
 
     def reader(self) -> FolderReader:
         """Open the folder for reading."""
@@ -61,13 +61,14 @@ class FolderReader:
 
     def read(self, entry: Entry) -> Sample:
         """Return the file's bytes and those of its siblings."""
-        fields = {ext: self._bytes(part) for ext, part in entry.siblings}
-        return Sample(self._bytes(entry.picture), fields)
+        fields = {ext: self.part(part) for ext, part in entry.siblings}
+        return Sample(self.part(entry.picture), fields)
 
     def close(self) -> None:
         """Nothing is held open."""
 
-    def _bytes(self, part: Part) -> bytes:
+    def part(self, part: Part) -> bytes:
+        """Return the bytes of one file; raises UnreadableError, or ShardsError if it changed."""
         path = os.path.join(self.root, decode_path(part.location))  # noqa: PTH118 - hot path
         try:
             with open(path, "rb", buffering=0) as file:  # noqa: PTH123
@@ -84,31 +85,6 @@ class FolderReader:
 def changed(path: str, how: str) -> str:
     """Return the sentence for a source that changed between listing and reading."""
     return f"the source changed while it was read: {path} {how}; run again with --fresh"
-
-
-def add_files(rows: Rows, files: list[Found], classes: ClassFolders) -> int:
-    """Add the pictures among `files` (of one folder) to `rows`; return how many files were left.
-
-    A file of another kind counts as left aside unless it travels with a picture.
-    """
-    beside: dict[str, list[tuple[str, Part]]] = {}
-    for path, size, _ in files:
-        stem, ending = stem_and_ending(path)
-        if ending in SIDECARS:
-            beside.setdefault(stem, []).append((ending, Part(encode_path(path), 0, size)))
-    used: set[bytes] = set()
-    pictures = 0
-    for path, size, mtime in files:
-        if not is_picture(path):
-            continue
-        pictures += 1
-        stem = stem_and_ending(path)[0]
-        siblings = beside.get(stem, ())
-        used.update(part.location for _, part in siblings)
-        label = classes.label(path, described=bool(siblings))
-        part = Part(encode_path(path), 0, size)
-        rows.add(clean_key(stem), part, mtime=mtime, label=label, siblings=siblings)
-    return len(files) - pictures - len(used)
 
 
 def scan(root: Path) -> Iterator[list[Found]]:
@@ -151,9 +127,10 @@ def _sort_out(
         try:
             status = entry.stat()
         except FileNotFoundError:  # a dangling link: named, but not there
-            files.append((path, -1, 0))
+            files.append(Found(path, Part(encode_path(path), 0, -1), 0))
         else:
-            files.append((path, status.st_size, status.st_mtime_ns))
+            part = Part(encode_path(path), 0, status.st_size)
+            files.append(Found(path, part, status.st_mtime_ns))
     return files, folders
 
 

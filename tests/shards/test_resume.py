@@ -127,14 +127,15 @@ def test_a_source_that_changes_meanwhile_is_noticed(source: Path, tmp_path: Path
     from shards.listing import list_corpus
     from shards.sources import Entry, open_sources
 
-    (opened,) = open_sources([str(source)])
+    with open_sources([str(source)]) as (opened,):
+        reader = opened.reader()
     (table,) = list_corpus([opened], 0, None).ranges()
     row = table.to_pylist()[0]
     entry = Entry.from_row(row)
     path = source / row["location"].decode()
     path.write_bytes(path.read_bytes() + b"more")
     with pytest.raises(ShardsError, match="changed while it was read"):
-        opened.reader().read(entry)
+        reader.read(entry)
     path.unlink()
     with pytest.raises(ShardsError, match="is gone"):
-        opened.reader().read(entry)
+        reader.read(entry)

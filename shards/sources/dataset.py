@@ -1,0 +1,228 @@
+"""Pictures in a Parquet file or in a dataset of the `datasets` library, left undecoded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shards.errors import ShardsError
+from shards.sources.base import (
+    Entry,
+    Listed,
+    Part,
+    Rows,
+    Sample,
+    UnreadableError,
+    clean_key,
+    encode_path,
+    stem_and_ending,
+)
+
+BATCH = 1000
+KEYS = ("__key__", "key", "file_name", "id")
+IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "bytes")
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """The rows of a `datasets.Dataset`, which lies in Arrow files and is pickled as their paths.
+
+    Its class label becomes the label; all other columns that JSON can hold travel with the picture.
+    """
+
+    label: str
+    dataset: Any
+    image: str
+    class_column: str | None
+
+    @property
+    def name(self) -> str:
+        """What the user named, without folders."""
+        return self.label
+
+    def collect(self, rows: Rows) -> Listed:
+        """Add every row; sizes come from the Arrow offsets, the pictures are not read."""
+        names = self._class_names()
+        number = 0
+        for table in self._batches():
+            sizes, paths = _sizes(table[self.image])
+            keys = self._keys(table, paths, number)
+            labels = table[self.class_column].to_pylist() if self.class_column else None
+            for row, (key, size) in enumerate(zip(keys, sizes, strict=True)):
+                told = labels[row] if labels else None
+                label = names[told] if told is not None and told >= 0 else None
+                rows.add(key, Part(_location(paths[row]), number + row, size), label=label)
+            number += table.num_rows
+        return Listed(labelled=bool(names), classes=tuple(names))
+
+    def reader(self) -> DatasetReader:
+        """Open the dataset for reading."""
+        return DatasetReader(self.dataset, self.image, self.class_column)
+
+    def _batches(self) -> Iterator[pa.Table]:
+        columns = [self.image, *([self.class_column] if self.class_column else [])]
+        columns += [name for name in KEYS if name in self.dataset.column_names]
+        chosen = self.dataset.select_columns(list(dict.fromkeys(columns))).with_format("arrow")
+        yield from chosen.iter(batch_size=BATCH)
+
+    def _class_names(self) -> list[str]:
+        return list(self.dataset.features[self.class_column].names) if self.class_column else []
+
+    def _keys(self, table: pa.Table, paths: list[str], first: int) -> list[str]:
+        named = next((name for name in KEYS if name in table.column_names), None)
+        given = [str(one) for one in table[named].to_pylist()] if named else paths
+        if named in (None, "file_name"):
+            given = [stem_and_ending(Path(path).name)[0] for path in given]
+        numbered = (f"{first + row:09d}" for row in range(table.num_rows))
+        return [clean_key(one) or number for one, number in zip(given, numbered, strict=True)]
+
+
+class DatasetReader:
+    """Reads rows of a dataset by their number."""
+
+    def __init__(self, dataset: Any, image: str, class_column: str | None) -> None:
+        self._dataset = dataset
+        self._image = image
+        self._left_out = {image, class_column, "__key__", "__url__"}
+
+    def read(self, entry: Entry) -> Sample:
+        """Return the picture's bytes, and the other columns."""
+        row = self._dataset[entry.picture.offset]
+        picture = row[self._image]
+        data, path = (picture, None) if isinstance(picture, bytes) else _unpacked(picture)
+        if data is None:
+            try:
+                data = Path(path or "").read_bytes()
+            except OSError as error:
+                raise UnreadableError(error.strerror or str(error)) from None
+        if len(data) != entry.picture.size:
+            raise ShardsError(f"the dataset changed while it was read: {entry.key}")
+        meta = {
+            name: value
+            for name, value in row.items()
+            if name not in self._left_out and _is_json(value)
+        }
+        return Sample(data, {}, meta)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def open_dataset(name: str, split: str | None) -> DatasetSource:
+    """Return dataset `name`: a saved folder, a local folder of data files, or one of the hub.
+
+    Raises:
+        ShardsError: it cannot be loaded, has several splits, or has no pictures.
+    """
+    import datasets
+
+    try:
+        if (Path(name) / "state.json").exists() or (Path(name) / "dataset_dict.json").exists():
+            loaded = datasets.load_from_disk(name)
+        else:
+            loaded = datasets.load_dataset(name)
+    except Exception as error:
+        words = str(error).partition("\n")[0]
+        raise ShardsError(f"dataset {name} cannot be loaded: {words}") from error
+    return _source(Path(name).name, _one_split(loaded, name, split))
+
+
+def open_parquet(paths: list[str], label: str) -> DatasetSource:
+    """Return the pictures of Parquet files; `datasets` keeps them as Arrow files in its cache.
+
+    Raises:
+        ShardsError: they cannot be read, or have no pictures.
+    """
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset("parquet", data_files=sorted(paths), split="train")
+    except Exception as error:
+        words = str(error).partition("\n")[0]
+        raise ShardsError(f"Parquet file {paths[0]} cannot be read: {words}") from error
+    return _source(label, loaded)
+
+
+def _one_split(loaded: Any, name: str, split: str | None) -> Any:
+    if not hasattr(loaded, "keys"):
+        if split is not None:
+            raise ShardsError(f"dataset {name} has no splits: leave out :{split}")
+        return loaded
+    splits = list(loaded.keys())
+    if split is None and len(splits) == 1:
+        split = splits[0]
+    if split not in splits:
+        raise ShardsError(
+            f"dataset {name} has splits {', '.join(splits)}: name one, like hf:{name}:{splits[0]}"
+        )
+    return loaded[split]
+
+
+def _source(label: str, dataset: Any) -> DatasetSource:
+    import datasets
+
+    features = dataset.features
+    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    images += [name for name in IMAGE_NAMES if _holds_bytes(features.get(name))]
+    if not images:
+        raise ShardsError(
+            f"{label} has no column of pictures among {', '.join(features)}: "
+            "name it image, and fill it with their bytes"
+        )
+    if isinstance(features[images[0]], datasets.Image):
+        dataset = dataset.cast_column(images[0], datasets.Image(decode=False))
+    classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    return DatasetSource(label, dataset, images[0], classes[0] if classes else None)
+
+
+def _holds_bytes(kind: Any) -> bool:
+    if isinstance(kind, dict):
+        return "bytes" in kind
+    return getattr(kind, "dtype", None) in ("binary", "large_binary")
+
+
+def _sizes(column: pa.ChunkedArray) -> tuple[list[int], list[str]]:
+    """Return sizes of the pictures in bytes (-1: not there), and their paths ("": unknown)."""
+    array = column.combine_chunks()
+    if not pa.types.is_struct(array.type):
+        return [-1 if size is None else size for size in pc.binary_length(array).to_pylist()], [
+            ""
+        ] * len(array)
+    names = [field.name for field in array.type]
+    paths = pc.struct_field(array, "path").to_pylist() if "path" in names else [None] * len(array)
+    sizes = pc.binary_length(pc.struct_field(array, "bytes")).to_pylist()
+    return [
+        _file_size(path) if size is None else size for size, path in zip(sizes, paths, strict=True)
+    ], [path or "" for path in paths]
+
+
+def _file_size(path: str | None) -> int:
+    try:
+        return os.stat(path).st_size if path else -1  # noqa: PTH116 - hot path
+    except OSError:
+        return -1
+
+
+def _location(path: str) -> bytes:
+    return encode_path(Path(path).name)
+
+
+def _unpacked(picture: dict[str, Any]) -> tuple[bytes | None, str | None]:
+    return picture.get("bytes"), picture.get("path")
+
+
+def _is_json(value: Any) -> bool:
+    if value is None:
+        return False
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -1,0 +1,80 @@
+"""Turns the files that a folder or an archive holds into rows: pictures with what lies beside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from shards.sources.base import (
+    PICTURES,
+    SIDECARS,
+    ClassFolders,
+    Part,
+    Rows,
+    clean_key,
+    is_picture,
+    stem_and_ending,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file: its path as a user sees it, where its bytes are, and its time of change (ns)."""
+
+    path: str
+    part: Part
+    mtime: int
+
+
+def add_files(rows: Rows, files: Iterable[Found], classes: ClassFolders) -> list[Found]:
+    """Add the pictures among `files` to `rows`; return the files that were left aside.
+
+    Files of the same stem as a picture (.json, .txt, .cls) travel with it.
+    """
+    files = list(files)
+    beside: dict[str, list[tuple[str, Part]]] = {}
+    for file in files:
+        stem, ending = stem_and_ending(file.path)
+        if ending in SIDECARS:
+            beside.setdefault(stem, []).append((ending, file.part))
+    left, taken = [], set()
+    for file in files:
+        stem, ending = stem_and_ending(file.path)
+        if not is_picture(file.path):
+            left.append(file)
+            continue
+        siblings = beside.get(stem, ())
+        taken.add(stem)
+        label = classes.label(file.path, described=bool(siblings))
+        rows.add(clean_key(stem), file.part, mtime=file.mtime, label=label, siblings=siblings)
+    if not beside:
+        return left
+    return [file for file in left if not _travels(file.path, taken)]
+
+
+def add_samples(rows: Rows, files: Iterable[Found]) -> list[Found]:
+    """Add the samples of a WebDataset shard to `rows`; return the files that were left aside.
+
+    A sample is all members whose paths agree up to the first dot of the name; its picture is the
+    first member with a picture's ending, and all others travel with it.
+    """
+    samples: dict[str, list[tuple[str, Found]]] = {}
+    for file in files:
+        folder, slash, name = file.path.rpartition("/")
+        stem, dot, ending = name.partition(".")
+        if dot and stem:
+            samples.setdefault(folder + slash + stem, []).append((ending.lower(), file))
+    left: list[Found] = []
+    for stem, members in samples.items():
+        pictures = [file for ending, file in members if ending.rpartition(".")[2] in PICTURES]
+        if not pictures:
+            left.extend(file for _, file in members)
+            continue
+        others = [(ending, file.part) for ending, file in members if file is not pictures[0]]
+        rows.add(clean_key(stem), pictures[0].part, mtime=pictures[0].mtime, siblings=others)
+    return left
+
+
+def _travels(path: str, taken: set[str]) -> bool:
+    stem, ending = stem_and_ending(path)
+    return ending in SIDECARS and stem in taken
