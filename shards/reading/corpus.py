@@ -24,10 +24,14 @@ class Corpus:
         manifest: Manifest,
         files: Files,
         tables: Callable[[ShardInfo], ShardTable],
+        block: int,
     ) -> None:
-        """Take the shards, their files, and what reads a shard's table; `name` is for messages."""
+        """Take the shards, their files, and what reads a shard's table; `name` is for messages.
+
+        The tables of two blocks of shards stay in memory.
+        """
         self.name, self.manifest, self.files = name, manifest, files
-        self.index = SplitIndex(manifest, tables)
+        self.index = SplitIndex(manifest, tables, kept=2 * block)
 
     @property
     def sizes(self) -> list[int]:
@@ -89,13 +93,13 @@ def open_split(dest: str | Path, split: str, cache: Cache, block: int) -> Corpus
     store = Store(dest)
     if store.folder is not None:
         files: Files = LocalFiles(store.folder)
-        return Corpus(str(dest), Manifest.read(dest, split), files, OurTables(files))
+        return Corpus(str(dest), Manifest.read(dest, split), files, OurTables(files), block)
     fetcher = Fetcher(store.url, cache.patience)
     manifest = _remote_manifest(fetcher, split)
     check_room(cache, manifest, block)
     wanted = {one.tar: Wanted(one.tar, one.bytes, one.sha256) for one in manifest.shards}
     files = CachedFiles(CacheFolder(cache, fetcher), wanted, kept=block + 1)
-    return Corpus(str(dest), manifest, files, OurTables(files))
+    return Corpus(str(dest), manifest, files, OurTables(files), block)
 
 
 def _remote_manifest(fetcher: Fetcher, split: str) -> Manifest:

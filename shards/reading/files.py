@@ -84,7 +84,7 @@ class Files(ABC):
 class LocalFiles(Files):
     """The files of a folder on this machine."""
 
-    def __init__(self, folder: Path, kept: int = 64) -> None:
+    def __init__(self, folder: Path, kept: int = 256) -> None:
         super().__init__(kept)
         self.folder = folder
 

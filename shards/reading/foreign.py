@@ -48,7 +48,7 @@ def open_tars(pattern: str | Path, cache: Cache, block: int) -> Corpus:
     manifest = Manifest("tars", 0, {}, "", infos, total, total, 0)
     if "://" in text:
         check_room(cache, manifest, block)
-    return Corpus(text, manifest, tars.files, lambda info: tars.table(info.tar))
+    return Corpus(text, manifest, tars.files, lambda info: tars.table(info.tar), block)
 
 
 class _Tars:

@@ -6,6 +6,7 @@ import io
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,6 @@ import numpy.typing as npt
 from shards.errors import ShardsError
 from shards.manifest import Manifest, ShardInfo
 
-# Shards whose tables stay in memory: about 100 bytes a sample.
-KEPT_TABLES = 64
 # Says in an index which tar it was made of.
 STAMP = "tar"
 
@@ -31,9 +30,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class ShardTable:
-    """All samples of one shard: keys, and byte offsets and sizes, int64 (samples,)."""
+    """All samples of one shard: keys, and byte offsets and sizes, int64 (samples,).
 
-    keys: list[str]
+    `keys` is an Arrow array of strings: a corpus of a million samples has many.
+    """
+
+    keys: Any
     offsets: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
 
@@ -44,16 +46,18 @@ class ShardTable:
 class SplitIndex:
     """The samples of a split, a table a shard: read when first needed, the last ones kept."""
 
-    def __init__(self, manifest: Manifest, tables: Callable[[ShardInfo], ShardTable]) -> None:
-        """Take the manifest, and what reads the table of a shard."""
-        self._manifest, self._read = manifest, tables
+    def __init__(
+        self, manifest: Manifest, tables: Callable[[ShardInfo], ShardTable], kept: int
+    ) -> None:
+        """Take the manifest, what reads the table of a shard, and how many stay in memory."""
+        self._manifest, self._read, self._kept = manifest, tables, kept
         self._tables: OrderedDict[int, ShardTable] = OrderedDict()
 
     def sample(self, shard: int, index: int) -> Sample:
         """Return the place of sample `index` of shard number `shard`. Raises as `table`."""
         table = self.table(shard)
         return Sample(
-            table.keys[index],
+            table.keys[index].as_py(),
             self._manifest.shards[shard].tar,
             int(table.offsets[index]),
             int(table.sizes[index]),
@@ -76,7 +80,7 @@ class SplitIndex:
                 f"shard {info.name} has {len(table)} samples, the manifest says {info.samples}: "
                 "run `pipeline verify`, and make the shard again"
             )
-        while len(self._tables) >= KEPT_TABLES:
+        while len(self._tables) >= self._kept:
             self._tables.popitem(last=False)
         self._tables[shard] = table
         return table
@@ -92,17 +96,20 @@ def read_table(data: bytes, where: str, stamp: str | None = None) -> ShardTable:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(
-            io.BytesIO(data), columns=["key", "offset", "size"], use_threads=False
-        )
+        # No threads: a worker that was forked has none of its parent's.
+        file = pq.ParquetFile(io.BytesIO(data), pre_buffer=False)
+        table = file.read(columns=["key", "offset", "size"], use_threads=False)
     except (pa.ArrowInvalid, OSError, KeyError) as error:
         raise ShardsError(
             f"{where} is not the table of a shard: run `pipeline verify`, make the shard again"
         ) from error
-    if stamp is not None and (table.schema.metadata or {}).get(STAMP.encode()) != stamp.encode():
+    if (
+        stamp is not None
+        and (file.schema_arrow.metadata or {}).get(STAMP.encode()) != stamp.encode()
+    ):
         raise ShardsError(f"{where} is the index of another tar: remove it")
     return ShardTable(
-        table["key"].to_pylist(),
+        table["key"].combine_chunks(),
         table["offset"].to_numpy().astype(np.int64),
         table["size"].to_numpy().astype(np.int64),
     )

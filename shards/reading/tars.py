@@ -29,6 +29,8 @@ def tar_table(tar: IO[bytes], where: str) -> ShardTable:
     Raises:
         ShardsError: not a tar; `where` names it.
     """
+    import pyarrow as pa
+
     keys: list[str] = []
     places: list[tuple[int, int]] = []
     try:
@@ -43,7 +45,7 @@ def tar_table(tar: IO[bytes], where: str) -> ShardTable:
     except (tarfile.TarError, EOFError) as error:
         raise ShardsError(f"{where} is not a whole tar ({error}): get or make it again") from error
     numbers = np.asarray(places, dtype=np.int64).reshape(-1, 2)
-    return ShardTable(keys, numbers[:, 0].copy(), numbers[:, 1].copy())
+    return ShardTable(pa.array(keys, pa.string()), numbers[:, 0].copy(), numbers[:, 1].copy())
 
 
 def kept(path: Path, stamp: str, make: Callable[[], ShardTable]) -> ShardTable:
