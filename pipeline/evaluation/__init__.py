@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from pipeline.evaluation.bdrate import BDRateError, RDCurve, bd_rate
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from pipeline.evaluation.errors import EvaluationError, MeasurementError
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.evaluation.learned import ModelSpec
-from pipeline.evaluation.metrics import decibels, ms_ssim, psnr
-from pipeline.evaluation.pictures import find_pictures
-from pipeline.evaluation.results import Report
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.bdrate import BDRateError, RDCurve, bd_rate
+    from pipeline.evaluation.learned import ModelSpec
+    from pipeline.evaluation.metrics import decibels, ms_ssim, psnr
+    from pipeline.evaluation.pictures import find_pictures
+    from pipeline.evaluation.results import Report
+    from pipeline.evaluation.run import evaluate
 
 __all__ = [
     "BDRateError",
@@ -24,3 +29,23 @@ __all__ = [
     "ms_ssim",
     "psnr",
 ]
+
+# Imported when asked for, so that a training process that wants a metric loads no plots.
+_LATER = {
+    "BDRateError": "bdrate",
+    "ModelSpec": "learned",
+    "RDCurve": "bdrate",
+    "Report": "results",
+    "bd_rate": "bdrate",
+    "decibels": "metrics",
+    "evaluate": "run",
+    "find_pictures": "pictures",
+    "ms_ssim": "metrics",
+    "psnr": "metrics",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

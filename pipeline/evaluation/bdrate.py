@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
 
 from pipeline.evaluation.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from scipy.interpolate import PchipInterpolator
 
 
 class BDRateError(EvaluationError):
@@ -58,6 +61,9 @@ def common_range(anchor: RDCurve, test: RDCurve) -> tuple[float, float]:
 
 
 def _log_rate(curve: RDCurve, which: str) -> PchipInterpolator:
+    # Imported here: a training process reads this room's metrics and needs no scipy.
+    from scipy.interpolate import PchipInterpolator
+
     rates = np.asarray(curve.rates, dtype=np.float64)
     qualities = np.asarray(curve.qualities, dtype=np.float64)
     if rates.ndim != 1 or rates.shape != qualities.shape or rates.size < 2:

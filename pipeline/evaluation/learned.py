@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +140,36 @@ def _result(
     )
 
 
-def curve_name(info: dict[str, Any]) -> str:
+def curve_name(info: Mapping[str, Any]) -> str:
     """Return the curve that a model lies on: one per recipe, stage and distortion."""
-    name, stage, distortion = (info.get(key) for key in ("name", "stage", "distortion"))
-    parts = [str(name or "CCA"), str(stage or ""), str(distortion or "").upper()]
+    recipe, stage, distortion = (info.get(key) for key in ("recipe", "stage", "distortion"))
+    parts = [str(recipe or "CCA"), str(stage or ""), str(distortion or "").upper()]
     if parts[1].upper() == parts[2]:
         del parts[1]
     return ", ".join(part for part in parts if part)
+
+
+def tell_curves_apart(models: Sequence[ModelResult]) -> tuple[ModelResult, ...]:
+    """Return the models; where two trainings share a curve's name, each gets its own.
+
+    Models are of one training when recipe, pictures and code are the same; a curve that would
+    mix several is called after the first model of each.
+    """
+    first: dict[tuple[Any, ...], ModelResult] = {}
+    for model in models:
+        first.setdefault(_training(model), model)
+    shared = Counter(training[0] for training in first)
+    return tuple(
+        replace(model, curve=f"{model.curve} · {first[_training(model)].name}")
+        if shared[model.curve] > 1
+        else model
+        for model in models
+    )
+
+
+def _training(model: ModelResult) -> tuple[Any, ...]:
+    keys = ("recipe_digest", "data_digest", "git_commit")
+    return (model.curve, *(model.info.get(key) for key in keys))
 
 
 def _plain(value: object) -> bool:

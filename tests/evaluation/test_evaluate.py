@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,10 @@ from PIL import Image
 from pipeline.cli.main import main
 from pipeline.codec import load_model
 from pipeline.evaluation import EvaluationError, ModelSpec, evaluate, psnr
-from pipeline.evaluation.learned import to_picture
+from pipeline.evaluation.learned import curve_name, tell_curves_apart, to_picture
 from pipeline.evaluation.pictures import read_picture
+from pipeline.evaluation.results import ModelResult
+from tests.evaluation.conftest import model
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +55,7 @@ def test_everything_promised_is_there(done: tuple[Path, dict[str, Any]]) -> None
         "results.json", "results.csv", "rd-curve.png", "rd-curve.svg", "report.html", "streams",
     }  # fmt: skip
     assert results["format"] == 1
-    assert [model["name"] for model in results["models"]] == ["w0.85", "w3.5"]
+    assert [found["name"] for found in results["models"]] == ["w0.85", "w3.5"]
     assert set(results["peers"]) == {"jpeg", "webp"}
     assert results["verdict"]
 
@@ -58,14 +63,14 @@ def test_everything_promised_is_there(done: tuple[Path, dict[str, Any]]) -> None
 def test_the_rate_is_the_size_of_the_files(done: tuple[Path, dict[str, Any]]) -> None:
     out, results = done
     sizes = {picture["name"]: picture for picture in results["pictures"]}
-    for model in results["models"]:
-        for found in model["pictures"]:
-            stream = out / "streams" / model["name"] / f"{found['name']}.cca"
+    for tested in results["models"]:
+        for found in tested["pictures"]:
+            stream = out / "streams" / tested["name"] / f"{found['name']}.cca"
             size = sizes[found["name"]]
             assert found["bytes"] == stream.stat().st_size
             assert found["bpp"] == 8 * found["bytes"] / (size["width"] * size["height"])
-        mean = sum(found["bpp"] for found in model["pictures"]) / len(model["pictures"])
-        assert model["bpp"] == pytest.approx(mean)
+        mean = sum(found["bpp"] for found in tested["pictures"]) / len(tested["pictures"])
+        assert tested["bpp"] == pytest.approx(mean)
     assert not list(out.rglob(".warm-up"))
 
 
@@ -73,22 +78,22 @@ def test_the_quality_is_that_of_the_decoded_files(
     done: tuple[Path, dict[str, Any]], data: Path, model_files: list[Path]
 ) -> None:
     out, results = done
-    model = load_model(model_files[0])
+    codec = load_model(model_files[0])
     for found in results["models"][0]["pictures"]:
         stream = (out / "streams" / "w0.85" / f"{found['name']}.cca").read_bytes()
         with torch.inference_mode():
-            decoded = to_picture(model.decompress(stream))
+            decoded = to_picture(codec.decompress(stream))
         assert psnr(read_picture(data / f"{found['name']}.png"), decoded) == found["psnr"]
 
 
 def test_a_picture_too_small_for_ms_ssim_leaves_its_mean_undefined(
     done: tuple[Path, dict[str, Any]],
 ) -> None:
-    model = done[1]["models"][0]
-    assert [found["ms_ssim"] is None for found in model["pictures"]] == [False, True, False]
-    assert model["ms_ssim"] is None
-    assert model["psnr"] > 0
-    assert model["peak_memory_bytes"] > 2**20
+    first = done[1]["models"][0]
+    assert [found["ms_ssim"] is None for found in first["pictures"]] == [False, True, False]
+    assert first["ms_ssim"] is None
+    assert first["psnr"] > 0
+    assert first["peak_memory_bytes"] > 2**20
 
 
 def test_the_table_has_a_row_for_every_measurement(done: tuple[Path, dict[str, Any]]) -> None:
@@ -153,9 +158,9 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(
     (tmp_path / "bad" / "bad.png").write_bytes(b"no picture")
     options = {"model": str(model_files[0]), "--data": str(data), "--out": str(tmp_path / "out")}
     options |= {key: value.format(tmp=tmp_path) for key, value in change.items()}
-    model = options.pop("model")
+    name = options.pop("model")
     with pytest.raises(SystemExit) as ended:
-        main(["evaluate", model, *(word for pair in options.items() for word in pair)])
+        main(["evaluate", name, *(word for pair in options.items() for word in pair)])
     assert ended.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert sentence in lines[-1]
@@ -173,3 +178,35 @@ def test_two_models_of_one_name_are_refused(
         evaluate([], sorted(data.iterdir()), tmp_path / "out", [])
     with pytest.raises(EvaluationError, match="no pictures"):
         evaluate(specs, [], tmp_path / "out", [])
+
+
+def test_a_metric_loads_neither_plots_nor_scipy() -> None:
+    code = (
+        "import sys; from pipeline.evaluation.learned import to_picture; "
+        "from pipeline.evaluation import psnr; "
+        "print(*({'matplotlib', 'jinja2', 'scipy', 'mlflow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_curves_are_of_one_training() -> None:
+    def named(name: str, **info: object) -> ModelResult:
+        return replace(model(name, curve_name(info), (0.5, 30)), info=info)
+
+    base = {"recipe": "demo", "stage": "base", "distortion": "mse"}
+    tuned = base | {"stage": "mse", "recipe_digest": "a"}
+    models = [
+        named("w1", **tuned),
+        named("w2", **tuned),
+        named("w1 again", **tuned | {"recipe_digest": "b"}),
+        named("base", **base),
+        named("imported"),
+    ]
+    assert [found.curve for found in tell_curves_apart(models)] == [
+        "demo, MSE · w1",
+        "demo, MSE · w1",
+        "demo, MSE · w1 again",
+        "demo, base, MSE",
+        "CCA",
+    ]

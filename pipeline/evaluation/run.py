@@ -18,7 +18,13 @@ import torch
 from pipeline.evaluation.classical import Cache, Runner, Span
 from pipeline.evaluation.compare import compare
 from pipeline.evaluation.errors import EvaluationError
-from pipeline.evaluation.learned import ModelSpec, folder_name, measure_model, pick_device
+from pipeline.evaluation.learned import (
+    ModelSpec,
+    folder_name,
+    measure_model,
+    pick_device,
+    tell_curves_apart,
+)
 from pipeline.evaluation.meter import Meter, Progress
 from pipeline.evaluation.peers import PEERS, choose_peers
 from pipeline.evaluation.pictures import Source, read_sources
@@ -64,14 +70,18 @@ def evaluate(
     # One step beyond the pictures: the report.
     meter.expect(len(specs) * len(sources) + 1)
     with whole_folder(out) as folder:
-        measured = tuple(
-            measure_model(spec, sources, folder / STREAMS / folder_name(spec.name), target, meter)
-            for spec in specs
+        measured = tell_curves_apart(
+            [
+                measure_model(
+                    spec, sources, folder / STREAMS / folder_name(spec.name), target, meter
+                )
+                for spec in specs
+            ]
         )
         runner = Runner(Cache(cache), workers, meter)
         results = runner.run(here, sources, span_of(measured))
         report = _report(measured, results, absent | runner.failed, sources, target)
-        scenes = make_scenes(report, specs, sources, folder / STREAMS, here, target)
+        scenes = make_scenes(report, specs, sources, streams, here, target)
         _write(report, scenes, folder)
     meter.step("report")
     return report
