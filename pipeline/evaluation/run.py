@@ -70,11 +70,10 @@ def evaluate(
     # One step beyond the pictures: the report.
     meter.expect(len(specs) * len(sources) + 1)
     with whole_folder(out) as folder:
+        streams = folder / STREAMS
         measured = tell_curves_apart(
             [
-                measure_model(
-                    spec, sources, folder / STREAMS / folder_name(spec.name), target, meter
-                )
+                measure_model(spec, sources, streams / folder_name(spec.name), target, meter)
                 for spec in specs
             ]
         )
