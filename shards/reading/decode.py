@@ -9,12 +9,16 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from shards.order import CROP, hashed
 from shards.reading import turbo
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -116,19 +120,29 @@ def _decode_jpeg(data: bytes) -> Pixels | None:
 
 
 def _decode_any(data: bytes) -> Pixels:
-    from PIL import Image
+    import PIL.Image
 
     try:
         with warnings.catch_warnings():
             # Our own limit is checked below, before any pixel is decoded.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as picture:
+            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+            with PIL.Image.open(io.BytesIO(data)) as picture:
                 _check_size(picture.height, picture.width)
-                return np.asarray(picture.convert("RGB"))
+                return _rgb(picture)
     except BrokenPictureError:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         raise BrokenPictureError(f"{type(error).__name__}: {error}") from error
+
+
+def _rgb(picture: Image) -> Pixels:
+    """Return Pillow's picture as uint8 RGB, of 16-bit samples the upper eight bits."""
+    if picture.mode.startswith("I"):
+        grey = np.clip(np.asarray(picture), 0, 65535).astype(np.uint16) >> 8
+        return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+    if picture.mode == "F":
+        raise BrokenPictureError("its pixels are floating-point numbers of unknown range")
+    return np.asarray(picture.convert("RGB"))
 
 
 def _check_size(height: int, width: int) -> None:

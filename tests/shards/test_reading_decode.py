@@ -121,6 +121,15 @@ def test_any_mode_becomes_rgb(mode):
         assert decode_crop(buffer.getvalue(), 16, CropDraw.at(0, 0, 0)).shape == (16, 16, 3)
 
 
+def test_of_sixteen_bits_the_upper_eight_are_taken():
+    grey = (np.arange(1600, dtype=np.uint32) * 40).astype(np.uint16).reshape(40, 40)
+    for kind in ("PNG", "TIFF"):
+        pixels = decode(encoded(grey, kind))
+        assert np.array_equal(pixels, np.repeat((grey >> 8)[:, :, None], 3, axis=2))
+    with pytest.raises(BrokenPictureError, match="floating-point"):
+        decode(encoded(grey.astype(np.float32), "TIFF"))
+
+
 @settings(max_examples=80, deadline=None)
 @given(st.integers(0, 3000), st.integers(0, 10**6), st.sampled_from(["JPEG", "PNG", "WEBP"]))
 def test_a_cut_off_picture_is_broken_wherever_the_crop_lies(kept, seed, kind):
