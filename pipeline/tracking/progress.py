@@ -5,9 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from pipeline.tracking.errors import StoreError, TrackingError
 from pipeline.tracking.spool import Record
 from pipeline.tracking.store import client
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 STEP_TAG = "progress.step"
 PACE_TAG = "progress.seconds_per_step"
@@ -51,16 +56,20 @@ class Pace:
 def run_progress(run_id: str) -> RunProgress | None:
     """Return how far the run is; None where it, or its store, can't be reached within seconds."""
     answer: list[RunProgress] = []
+    try:
+        where = client()
+    except (TrackingError, StoreError):
+        return None
     # A thread, because a host that swallows packets would hold the caller for minutes.
-    thread = threading.Thread(target=lambda: _ask(run_id, answer), daemon=True)
+    thread = threading.Thread(target=lambda: _ask(where, run_id, answer), daemon=True)
     thread.start()
     thread.join(SECONDS_TO_ANSWER)
     return answer[0] if answer else None
 
 
-def _ask(run_id: str, answer: list[RunProgress]) -> None:
+def _ask(where: MlflowClient, run_id: str, answer: list[RunProgress]) -> None:
     try:
-        run = client().get_run(run_id)
+        run = where.get_run(run_id)
     except Exception:  # whatever it is, there is no progress to tell
         return
     tags = run.data.tags

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.tracking import Tracker, TrackingError
+from pipeline.tracking import Tracker, TrackingError, run_progress
 from pipeline.tracking.store import client
 
 
@@ -172,3 +174,63 @@ def test_an_unknown_end_is_refused(workdir: Path) -> None:
     with pytest.raises(TrackingError, match=re.escape("FINISHED, FAILED, KILLED")):
         tracker.finish("DONE")
     assert tracker.finish("FAILED")
+
+
+def test_progress_is_told_while_a_run_runs_and_none_for_an_unknown_run(workdir: Path) -> None:
+    tracker = start()
+    tracker.log({"loss": 1}, 10)
+    time.sleep(0.01)
+    tracker.log({"loss": 1}, 30)
+    tracker.finish("KILLED")
+    progress = run_progress(tracker.run_id)
+    assert progress is not None
+    assert (progress.step, progress.status) == (30, "KILLED")
+    assert 0 < (progress.seconds_per_step or 0) < 1
+    assert run_progress("0" * 32) is None
+
+
+def test_what_a_run_was_made_with_is_recorded(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    tracker = start()
+    tracker.finish()
+    tags = client().get_run(tracker.run_id).data.tags
+    assert tags["slurm.job_id"] == "4711"
+    assert tags["slurm.restart_count"] == "2"
+    assert tags["stage"] == "base"
+    assert {"host", "cpu", "gpu", "python", "torch"} <= tags.keys()
+    kept = client().list_artifacts(tracker.run_id, "surroundings")
+    path = next(item.path for item in kept if item.path.endswith(".json"))
+    about = json.loads(Path(client().download_artifacts(tracker.run_id, path)).read_text())
+    assert about["packages"]["mlflow"]
+    assert about["slurm"] == {"SLURM_JOB_ID": "4711", "SLURM_RESTART_COUNT": "2"}
+    if about["git"]:
+        assert len(about["git"]["commit"]) == 40
+        assert tags["mlflow.source.git.commit"] == about["git"]["commit"]
+
+
+def test_system_metrics_go_on_counting_after_a_resume(workdir: Path) -> None:
+    for _ in range(2):
+        tracker = start(workdir / "run")
+        _wait_for(lambda: "system/" in (workdir / "run/tracking/spool.jsonl").read_text())
+        tracker.finish("KILLED")
+    found = history(tracker.run_id, "system/cpu_utilization_percentage")
+    assert [step for step, _ in found] == list(range(len(found)))
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_record_that_mlflow_rejects_is_set_aside_and_the_rest_arrives(workdir: Path) -> None:
+    tracker = start(workdir / "run")
+    tracker.log_tags({"x" * 300: "too long a name"})
+    tracker.log({"loss": 1}, 1)
+    assert tracker.finish()
+    assert history(tracker.run_id, "loss") == [(1, 1)]
+    assert "too long a name" in (workdir / "run/tracking/rejected.jsonl").read_text()
