@@ -174,9 +174,11 @@ def _accounting(plan: Plan, by_name: Mapping[str, Job]) -> Iterator[tuple[str, J
         if len(fields) != len(ACCOUNTING) or fields[1] not in by_name:
             continue
         number, name, word, why, elapsed, nodes, code = fields
+        # In the queue that is for a moment, before the job waits again; here it is the end.
+        state = State.FAILED if word == "PREEMPTED" else _state(word, why)
         status = JobStatus(
             name=by_name[name].name,
-            state=_state(word, why),
+            state=state,
             reason=_reason(word, why, code.partition(":")[0]),
             engine_id=number,
             elapsed=elapsed,
