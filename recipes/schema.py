@@ -60,8 +60,9 @@ class Cca(Part):
     """Weight of the main model's half, the rate of y."""
     auxiliary_weight: Weight | None = None
     """Weight of the reversed gradient of the auxiliary model's half; default: `weight`."""
-    hyper: Literal["reversed", "detached"] = "reversed"
-    """What the auxiliary model's gradient does to the hyper-decoder's outputs."""
+    hyper: Literal["reversed", "detached"] = "detached"
+    """What the auxiliary model's gradient does to the hyper-decoder's outputs. Reversed, it drives
+    the likelihoods of a tiny model to the clamp; detached, it does not (docs/ablation.md)."""
     warmup: Annotated[int, Field(ge=0)] = 0
     """Steps over which both halves grow from 0 to their weights."""
     proportional: bool = False
@@ -174,8 +175,6 @@ class Stage(Part):
     """The share of lr that a falling schedule ends with."""
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient; main and auxiliary model are clipped apart."""
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay of a moving average of the weights, which is then what is exported; 0: none."""
     frozen: list[str] = []
     """Parts of the model that don't change: names, or patterns such as `g_a*`."""
     plateau: Plateau | None = None
