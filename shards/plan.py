@@ -129,7 +129,7 @@ def make_plans(
     bounds = np.cumsum(list(shares.values()))[:-1]
     for table in corpus.ranges():
         lots = np.searchsorted(bounds, table["lot"].to_numpy() / 2.0**64, side="right")
-        rows = _completed(table, corpus.facts, options.labels, duplicates or {})
+        rows = completed(table, corpus.facts, options.labels, duplicates or {})
         for number, maker in enumerate(makers.values()):
             maker.take(rows.filter(pa.array(lots == number)) if len(makers) > 1 else rows)
     classes = _classes(corpus.facts, makers.values()) if options.labels else []
@@ -213,8 +213,11 @@ def cut(costs: Sizes, limit: int) -> list[int]:
     return ends
 
 
-def _completed(
-    table: pa.Table, facts: Sequence[Listed], labels: bool, duplicates: Mapping[str, str]
+def completed(
+    table: pa.Table,
+    facts: Sequence[Listed],
+    labels: bool = True,
+    duplicates: Mapping[str, str] | None = None,
 ) -> pa.Table:
     """Return the rows as the plan has them: unique keys, labels, captions and columns decided."""
     table = table.drop_columns(["order", "lot"])

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
+from shards.duplicates import find_duplicates
 from shards.errors import ShardsError
 from shards.finish import finish, missing_shards
 from shards.listing import Corpus, list_corpus
@@ -169,9 +170,8 @@ class _Run:
                 split: stack.enter_context(partial_file(self.store, Plan.rows_name(split)))
                 for split in stored
             }
-            plans = make_plans(
-                corpus, self.options, {split: file for split, (file, _) in files.items()}
-            )
+            rows = {split: file for split, (file, _) in files.items()}
+            plans = make_plans(corpus, self.options, rows, self._duplicates(corpus))
             for split, (file, path) in files.items():
                 file.flush()
                 before = stored[split]
@@ -181,6 +181,13 @@ class _Run:
                     settle(self.store, file, path, Plan.rows_name(split))
                     plans[split].write(self.store)
         return list(plans.values())
+
+    def _duplicates(self, corpus: Corpus) -> dict[str, str]:
+        """Return the pictures to leave out, if that is asked for."""
+        kind = self.options.dedupe
+        if kind == "none":
+            return {}
+        return find_duplicates(corpus, self.sources, kind, self.workers, self.progress)
 
     def _check_same(self, before: Plan, corpus: Corpus, path: Path) -> None:
         """Refuse to go on when what `path` plans is not what `before` planned."""

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from shards.run import Summary
 
 Sources = Annotated[
-    list[str] | None, typer.Argument(metavar="SOURCE...", help="A folder of pictures.")
+    list[str] | None,
+    typer.Argument(
+        metavar="SOURCE...",
+        help="A folder, .tar (also of tars), .tar.gz, .zip, .parquet or list of paths (.txt), "
+        "hf:NAME[:SPLIT], or shards:PATTERN.",
+    ),
 ]
 Out = Annotated[str, typer.Option("--out", help="Where the shards go: a folder or an fsspec URL.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
@@ -42,6 +47,9 @@ def shard(
     max_area: Annotated[int, typer.Option(help="Pixels of a picture, at most.")] = 178_956_970,
     max_aspect: Annotated[float, typer.Option(help="Longer over shorter side; 0: any.")] = 0.0,
     check: Annotated[str, typer.Option(help="full decodes every picture; header; none.")] = "full",
+    dedupe: Annotated[
+        str, typer.Option(help="Reject pictures that came before: none, exact, near.")
+    ] = "none",
     labels: Annotated[
         bool, typer.Option("--labels/--no-labels", help="Class folders become labels.")
     ] = True,
@@ -77,6 +85,7 @@ def shard(
         max_area=max_area,
         max_aspect=max_aspect,
         check=check,
+        dedupe=dedupe,
         labels=labels,
     )
     if finish:
