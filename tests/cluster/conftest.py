@@ -6,6 +6,7 @@ import fcntl
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 HERE = Path(__file__).parent
 UP_SECONDS = 300
+MOST_CLUSTERS = 8
 
 
 @dataclass(frozen=True)
@@ -57,31 +59,58 @@ class Cluster:
         self._run("slurm-down.sh")
 
 
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock between processes; yields whether it is held (always, if it was waited for)."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+@contextmanager
+def free_number() -> Iterator[int]:
+    """Take the first number that no other test process on this machine has for its cluster."""
+    for number in range(MOST_CLUSTERS):
+        with locked(Path(f"/tmp/cca-slurm-{number}.lock"), wait=False) as mine:
+            if mine:
+                yield number
+                return
+    pytest.fail(f"{MOST_CLUSTERS} clusters run on this machine already")
+
+
 @pytest.fixture(scope="session")
-def cluster(worker_id: str) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     """A Slurm cluster with two nodes of two cores, its commands pointed at it."""
-    number = int(worker_id.removeprefix("gw")) if worker_id.startswith("gw") else 0
-    root = Path(f"/tmp/cca-slurm-{number}")
-    environment = {
-        "SLURM_ROOT": str(root),
-        "SLURM_PORT": str(26817 + 200 * number),
-        "SLURM_SUBNET": f"10.78.{number}",
-        "SLURM_PFX": f"cs{number}",
-        "SLURM_NET": "netns",
-    }
-    made = Cluster(root, environment)
-    wrong = "Slurm nodes are network namespaces, which only root may make"
-    if os.geteuid() == 0:
+    if os.geteuid() != 0:
+        _without("Slurm nodes are network namespaces, which only root may make")
+    with free_number() as number:
+        root = Path(f"/tmp/cca-slurm-{number}")
+        environment = {
+            "SLURM_ROOT": str(root),
+            "SLURM_PORT": str(26817 + 200 * number),
+            "SLURM_SUBNET": f"10.78.{number}",
+            "SLURM_PFX": f"cs{number}",
+            "SLURM_NET": "netns",
+        }
+        made = Cluster(root, environment)
         # Two test processes must not install packages at once.
-        with Path("/tmp/cca-slurm.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(Path("/tmp/cca-slurm-install.lock")):
             wrong = made.up()
-    if wrong:
+        if wrong:
+            made.down()
+            _without(wrong)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SLURM_CONF", str(root / "etc" / "slurm.conf"))
+            yield made
         made.down()
-        if os.environ.get("CI"):
-            pytest.fail(f"no Slurm cluster, and CI must have one: {wrong}")
-        pytest.skip(f"no Slurm cluster can be started here: {wrong.strip().splitlines()[-1]}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLURM_CONF", str(root / "etc" / "slurm.conf"))
-        yield made
-    made.down()
+
+
+def _without(reason: str) -> None:
+    """Skip for `reason`, or fail where the tests must not be left out."""
+    if os.environ.get("CI"):
+        pytest.fail(f"no Slurm cluster, and CI must have one: {reason}")
+    pytest.skip(f"no Slurm cluster can be started here: {reason.strip().splitlines()[-1]}")
