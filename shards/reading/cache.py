@@ -76,7 +76,8 @@ class CacheFolder:
         while True:
             found = _open_shared(path)
             if found is not None:
-                os.utime(found)  # used now: the last to make room
+                with contextlib.suppress(PermissionError):  # another user's file
+                    os.utime(found)  # used now: the last to make room
                 return found
             with _writing(path) as partial:
                 if partial is not None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import multiprocessing
 import random
+import time
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import simplejpeg
 
-from shards import Stream
+from shards import Batch, Stream
 from tests.shards.made import encoded, photo, write_split
 
 BATCHES, GLOBAL = 500, 8
@@ -35,10 +39,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def global_batches(
-    corpus: Path, ranks: int, workers: int, state: dict[str, int], count: int
-) -> tuple[list[str], dict[str, int]]:
-    """Hash keys and pixels of the next `count` global batches; return the state after them too."""
+def ranks_streams(corpus: Path, ranks: int, workers: int, state: dict[str, int]) -> list[Stream]:
+    """The streams of all ranks, continued from `state`."""
     streams = [
         Stream(
             corpus,
@@ -54,14 +56,25 @@ def global_batches(
     ]
     for one in streams:
         one.load_state_dict(state)
-    hashes = []
-    for parts in islice(zip(*streams, strict=True), count):
-        digest = hashlib.sha256()
-        for key in (key for part in parts for key in part.keys):
-            digest.update(key.encode())
-        for part in parts:
-            digest.update(part.images.numpy().tobytes())
-        hashes.append(digest.hexdigest())
+    return streams
+
+
+def hashed(parts: Sequence[Batch]) -> str:
+    """One hash of the keys and pixels of a global batch, from its ranks' parts."""
+    digest = hashlib.sha256()
+    for key in (key for part in parts for key in part.keys):
+        digest.update(key.encode())
+    for part in parts:
+        digest.update(part.images.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def global_batches(
+    corpus: Path, ranks: int, workers: int, state: dict[str, int], count: int
+) -> tuple[list[str], dict[str, int]]:
+    """Hash the next `count` global batches; return the state after them too."""
+    streams = ranks_streams(corpus, ranks, workers, state)
+    hashes = [hashed(parts) for parts in islice(zip(*streams, strict=True), count)]
     states = [one.state_dict() for one in streams]
     for one in streams:
         one.close()
@@ -98,3 +111,30 @@ def test_interruptions_and_other_ranks_change_nothing(corpus, wanted, seed):
         hashes, state = global_batches(corpus, ranks, workers, state, count)
         seen += hashes
     assert seen == wanted
+
+
+def _train(corpus: Path, log: Path) -> None:
+    """Receive batches for ever, and note each batch's hash and the state after it."""
+    (one,) = ranks_streams(corpus, 1, 2, BEGINNING)
+    with log.open("w") as file:
+        for batch in one:
+            file.write(json.dumps([hashed([batch]), one.state_dict()]) + "\n")
+            file.flush()
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_any_moment_goes_on_from_what_it_noted(corpus, wanted, tmp_path):
+    log = tmp_path / "log"
+    process = multiprocessing.get_context("fork").Process(target=_train, args=(corpus, log))
+    process.start()
+    while not log.exists() or log.stat().st_size < 5000:
+        assert process.is_alive()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    noted = [json.loads(line) for line in log.read_text().split("\n")[:-1]]
+    assert len(noted) > 10
+    seen = [one for one, _ in noted]
+    state = noted[-1][1]
+    rest = global_batches(corpus, 4, 0, state, max(BATCHES - len(seen), 0))[0]
+    assert (seen + rest)[:BATCHES] == wanted
