@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 MODEL_HELP = "A file or folder of a model, runs:/ID, models:/NAME/VERSION or models:/NAME@ALIAS."
 Model = Annotated[str, typer.Option(help=MODEL_HELP)]
 Device = Annotated[str, typer.Option(help="Where the networks run: cpu, cuda, cuda:1, ...")]
+Memory = Annotated[
+    str,
+    typer.Option(help="What the networks may take, as 500MB or 4GB; less makes smaller tiles."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -25,32 +29,44 @@ def add_to(app: typer.Typer) -> None:
 
 
 def compress(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A picture.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The .cca file to write.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A picture, or a folder of pictures.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The .cca file to write, or the folder.")
+    ],
     model: Model,
     profile: Annotated[bool, typer.Option(help="Keep the picture's ICC colour profile.")] = True,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Decode the stream before reporting success.")
+        bool, typer.Option("--verify", help="Decode every stream before it is written.")
     ] = False,
+    max_memory: Memory = "4GB",
+    workers: Annotated[int, typer.Option(help="Processes for a folder.", min=1)] = 1,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Compress a picture to a .cca file.
+    """Compress a picture, or every picture in a folder, to .cca files.
+
+    A folder is gone through in parallel; running the same command again makes only what is
+    missing.
 
     Example: pipeline compress photo.png photo.cca --model models:/cca@champion
     """
     from pipeline.codec.files import compress_file
     from pipeline.codec.picture import read_picture
 
+    memory = _bytes(max_memory)
+    if source.is_dir():
+        _compress_folder(source, target, model, profile, verify, memory, workers, device, as_json)
+        return
     picture = read_picture(source, profile=profile)
-    result = compress_file(_load(model, device), picture, target, verify=verify)
-    if as_json:
-        typer.echo(json.dumps({"file": str(target), **result}))
-    else:
-        typer.echo(
-            f"{target}: {result['bytes']} bytes, {result['bpp']:.4f} bits per pixel"
-            f"{', verified' if verify else ''}"
-        )
+    result = compress_file(_load(model, device), picture, target, verify, memory)
+    _show(
+        as_json,
+        {"file": str(target), **result},
+        f"{target}: {result['bytes']} bytes, {result['bpp']:.4f} bits per pixel"
+        f"{', verified' if verify else ''}",
+    )
 
 
 def decompress(
@@ -60,6 +76,13 @@ def decompress(
         str | None,
         typer.Option(help=f"{MODEL_HELP} Default: found by the fingerprint in the file."),
     ] = None,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Show what a file whose end is missing still holds.")
+    ] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Write 16 bits where the source was 16-bit grey.")
+    ] = False,
+    max_memory: Memory = "4GB",
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -71,11 +94,13 @@ def decompress(
 
     data = read_file(source)
     loaded = _load(model, device) if model is not None else _find(data, source, device)
-    size = decompress_file(loaded, data, target)
-    if as_json:
-        typer.echo(json.dumps({"file": str(target), "width": size[0], "height": size[1]}))
-    else:
-        typer.echo(f"{target}: {size[0]} x {size[1]} pixels")
+    result = decompress_file(loaded, data, target, preview, deep, _bytes(max_memory))
+    _show(
+        as_json,
+        {"file": str(target), **result},
+        f"{target}: {result['width']} x {result['height']} pixels"
+        f"{'' if result['complete'] else ', a preview: the file is cut'}",
+    )
 
 
 def import_published(
@@ -96,23 +121,66 @@ def import_published(
     info = {"name": checkpoint.name, "stage": "import"}
     file = save_model(published.model, out, info, published.auxiliary)
     count = sum(parameter.numel() for parameter in published.model.parameters())
-    found = {"file": str(file), "parameters": count, "auxiliary": published.auxiliary is not None}
-    if as_json:
-        typer.echo(json.dumps(found))
-    else:
-        with_auxiliary = "with" if found["auxiliary"] else "without"
-        typer.echo(f"{file}: {count} parameters, {with_auxiliary} the auxiliary model")
+    auxiliary = published.auxiliary is not None
+    _show(
+        as_json,
+        {"file": str(file), "parameters": count, "auxiliary": auxiliary},
+        f"{file}: {count} parameters, {'with' if auxiliary else 'without'} the auxiliary model",
+    )
+
+
+def _compress_folder(
+    source: Path,
+    target: Path,
+    model: str,
+    profile: bool,
+    verify: bool,
+    memory: int,
+    workers: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    from pipeline.cli.progress import progress
+    from pipeline.codec.folders import Task, compress_folder
+
+    task = Task(_path(model), target, profile, verify, memory, device)
+    with progress("Compressing", unit="pictures") as report:
+        result = compress_folder(source, task, workers, report)
+    _show(
+        as_json,
+        {"folder": str(target), **result},
+        f"{target}: {result['written']} written, {result['kept']} there already",
+    )
+
+
+def _show(as_json: bool, result: dict[str, Any], sentence: str) -> None:
+    typer.echo(json.dumps(result) if as_json else sentence)
+
+
+def _bytes(text: str) -> int:
+    """Return the number that a size such as 500MB or 4GB means."""
+    units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+    number = text.strip().upper().removesuffix("B")
+    unit = number[-1:] if number[-1:] in units else ""
+    try:
+        return int(float(number.removesuffix(unit)) * units[unit])
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"{text} is no size: write it as 500MB or 4GB") from None
+
+
+def _path(model: str) -> Path:
+    """Return the file or folder of any MODEL; a path that exists needs no tracking."""
+    if Path(model).exists():
+        return Path(model)
+    from pipeline.tracking import resolve_model
+
+    return resolve_model(model)
 
 
 def _load(model: str, device: str) -> CCAModel:
-    """Load any MODEL; a path that exists needs no tracking."""
     from pipeline.codec import load_model
 
-    if Path(model).exists():
-        return load_model(model, device=device)
-    from pipeline.tracking import resolve_model
-
-    return load_model(resolve_model(model), device=device)
+    return load_model(_path(model), device=device)
 
 
 def _find(data: bytes, source: Path, device: str) -> CCAModel:

@@ -62,7 +62,8 @@ class Header:
 class Stream:
     """A parsed file. `tiles` are the words of each; of a cut file those that arrived.
 
-    `complete` is False when the file was cut and that was allowed; `symbol_check` then None.
+    `complete` is False when the file was cut and that was allowed; `symbol_check` then None,
+    and `cut_tile` says whether the last of `tiles` is only the beginning of one.
     """
 
     header: Header
@@ -70,6 +71,7 @@ class Stream:
     tiles: list[Words]
     complete: bool
     symbol_check: int | None
+    cut_tile: bool = False
 
 
 def write_stream(
@@ -111,7 +113,7 @@ def read_stream(data: bytes, max_pixels: int = MAX_PIXELS, partial: bool = False
     except _CutError:
         if partial:
             tail = reader.whole_words()
-            return Stream(header, side, [*tiles, *tail], False, None)
+            return Stream(header, side, [*tiles, *tail], False, None, bool(tail))
         raise CodecError(
             f"the file is cut: {len(data)} bytes are not all of it; `--preview` shows what is there"
         ) from None

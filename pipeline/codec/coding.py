@@ -1,16 +1,23 @@
-"""Pictures as tensors to `.cca` bytes and back.
+"""Pictures to `.cca` bytes and back, in one piece or in tiles of bounded memory.
 
-Shapes: pictures are (1, 3, H, W), H and W anything from 1 up; h = H/16, w = W/16, rounded up to
-whole hyper-latents (64 pixels).
+Latents are coded tile by tile, each with an entropy model that sees its own tile only. The
+transforms see more: the analysis a margin of pixels around the tile, the synthesis a margin of
+latents, both wide enough for all convolutions, so that a tile's border is none to them. What
+still differs from tile to tile is the mean over all positions inside the NAF blocks; neighbours
+are therefore blended over a band on both sides of their border.
+
+Shapes: pictures are (1, 3, H, W), H and W anything from 1 up; M latent channels.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.codec.bitstream import (
     MAX_PIXELS,
@@ -20,46 +27,98 @@ from pipeline.codec.bitstream import (
     read_stream,
     write_stream,
 )
+from pipeline.codec.config import LATENT_STRIDE, CCAConfig
 from pipeline.codec.errors import CodecError, MismatchError
+from pipeline.codec.tiles import MARGIN, Sink, TileRows, paint
 
 if TYPE_CHECKING:
     from pipeline.codec.model import CCAModel
 
+# Memory for the networks' activations, in bytes.
+MAX_MEMORY = 4 * 2**30
+
+
+class Source(Protocol):
+    """A picture that gives its parts as floats in [0, 1]."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        ...
+
+    def region(self, rows: slice, columns: slice) -> Tensor:
+        """Return (1, 3, rows, columns)."""
+        ...
+
+
+class TensorSource:
+    """A picture that is a tensor (1, 3, H, W) already."""
+
+    def __init__(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != 3 or min(x.shape) < 1 or not x.is_floating_point():
+            raise CodecError(
+                f"expected a picture as floats (1, 3, H, W), not {tuple(x.shape)} of {x.dtype}"
+            )
+        if x.shape[0] != 1:
+            raise CodecError(f"a stream holds one picture; {x.shape[0]} were given")
+        self.x = x
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.x.shape[2], self.x.shape[3]
+
+    def region(self, rows: slice, columns: slice) -> Tensor:
+        """Return a part of the picture."""
+        return self.x[:, :, rows, columns]
+
 
 @torch.no_grad()
 def compress(
-    model: CCAModel, x: Tensor, header: Header | None = None, side: dict[str, bytes] | None = None
+    model: CCAModel,
+    source: Source,
+    header: Header | None = None,
+    side: dict[str, bytes] | None = None,
+    max_memory: int = MAX_MEMORY,
 ) -> bytes:
-    """Return the stream of picture x (1, 3, H, W), floats in [0, 1].
+    """Return the stream of the picture `source`.
 
-    `header` brings what the stream should say beside size and model; `side` its side data.
+    `header` brings what the stream should say beside size, tiles and model; `side` its side
+    data. Raises `CodecError` when the picture is too large or `max_memory` (bytes) too small.
     """
-    from pipeline.codec.model import check_batch, pad
-
-    height, width = check_batch(x)
-    if x.shape[0] != 1:
-        raise CodecError(f"a stream holds one picture; {x.shape[0]} were given")
+    height, width = source.size
     if width * height > MAX_PIXELS:
         raise CodecError(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}")
     header = replace(
-        header or Header(1, 1, ""), width=width, height=height, fingerprint=model.fingerprint[:16]
+        header or Header(1, 1, ""),
+        width=width,
+        height=height,
+        fingerprint=model.fingerprint[:16],
+        tile=tile_size(model.config, height, width, max_memory),
     )
-    device = next(model.parameters()).device
-    y = model.analysis(pad(x.to(device, torch.float32), TILE_UNIT))
-    tile = model.coder().encode(y, model.hyper_analysis(y))
-    return write_stream(header, side or {}, [tile.words], tile.check)
+    check, tiles = 0, []
+    for box in header.tiles():
+        y = _analyse(model, source, *box)
+        tile = model.coder().encode(y, model.hyper_analysis(y), check)
+        check = tile.check
+        tiles.append(tile.words)
+    return write_stream(header, side or {}, tiles, check)
 
 
 @torch.no_grad()
-def decompress(model: CCAModel, data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Return the picture (1, 3, H, W) in [0, 1] of a stream, on the model's device.
+def decompress(
+    model: CCAModel, data: bytes, max_pixels: int = MAX_PIXELS, max_memory: int = MAX_MEMORY
+) -> Tensor:
+    """Return the picture (1, 3, H, W) in [0, 1] of a stream, on the CPU.
 
     Raises `CodecError` when `data` is no whole stream of this model and `MismatchError` when it
     is, but decodes to other symbols than were encoded.
     """
     stream = read_stream(data, max_pixels)
     check_model(model, stream.header)
-    return decode_stream(model, stream)
+    blocks: list[Tensor] = []
+    decode_stream(model, stream, lambda _, block: blocks.append(block), max_memory)
+    return torch.cat(blocks, dim=1)[None]
 
 
 def check_model(model: CCAModel, header: Header) -> None:
@@ -72,15 +131,86 @@ def check_model(model: CCAModel, header: Header) -> None:
 
 
 @torch.no_grad()
-def decode_stream(model: CCAModel, stream: Stream) -> Tensor:
-    """Return the picture (1, 3, H, W) in [0, 1] of a parsed, whole stream of this model."""
+def decode_stream(
+    model: CCAModel, stream: Stream, sink: Sink, max_memory: int = MAX_MEMORY
+) -> None:
+    """Give the picture of a parsed stream of this model to `sink`, from top to bottom.
+
+    What a cut stream lacks takes its predicted mean. In a whole one other symbols than were
+    encoded raise `MismatchError`, but only at the end: what `sink` has got by then is waste.
+    """
     header = stream.header
-    rows, columns = -(-header.height // TILE_UNIT), -(-header.width // TILE_UNIT)
-    tile = model.coder().decode(stream.tiles[0], rows, columns)
-    if tile.check != stream.symbol_check:
-        raise MismatchError(
-            "the file decodes to other symbols than were encoded: this machine's arithmetic "
-            "differs from the encoder's; nothing was written"
+    height, width = header.tiles()[0][2:]
+    needed = _memory(model.config, _padded(height, header), _padded(width, header))
+    if needed > max_memory:
+        raise CodecError(
+            f"decoding takes about {needed >> 20} MiB for the tiles that the file was made with, "
+            f"more than the limit of {max_memory >> 20} MiB; raise --max-memory"
         )
-    x_hat: Tensor = model.synthesis(tile.y_hat.float())
-    return x_hat[..., : header.height, : header.width].clamp(0, 1)
+    rows = TileRows(model, stream)
+    paint(model, header, rows, sink)
+    if stream.complete and rows.check != stream.symbol_check:
+        raise MismatchError(
+            "the file decodes to other symbols than were encoded: the arithmetic here differs "
+            "from the encoder's; the picture would be broken, so none is given"
+        )
+
+
+def tile_size(config: CCAConfig, height: int, width: int, max_memory: int) -> int:
+    """Return the side of the largest tiles that need no more than `max_memory`; 0 for one tile."""
+    if _memory(config, height, width) <= max_memory:
+        return 0
+    side = math.isqrt(max_memory // _bytes_per_pixel(config)) - 2 * MARGIN
+    tile = side // TILE_UNIT * TILE_UNIT
+    if tile < 4 * TILE_UNIT:
+        least = _memory(config, 4 * TILE_UNIT + 2 * MARGIN, 4 * TILE_UNIT + 2 * MARGIN)
+        raise CodecError(
+            f"{max_memory >> 20} MiB are too little for this model: it takes at least "
+            f"{-(-least >> 20)} MiB"
+        )
+    return tile
+
+
+def _padded(side: int, header: Header) -> int:
+    return side + 2 * MARGIN if header.tile else side
+
+
+def _memory(config: CCAConfig, height: int, width: int) -> int:
+    return height * width * _bytes_per_pixel(config)
+
+
+def _bytes_per_pixel(config: CCAConfig) -> int:
+    """Return a bound on the activations' bytes per pixel; measured in docs/codec.md."""
+    widths = config.transform_channels
+    transforms = max(width / 4.0**i for i, width in enumerate(widths, start=1))
+    inputs = 2 * config.latent_channels
+    context = (9 * inputs + 8 * config.context_channels) / LATENT_STRIDE**2
+    return math.ceil(4 * 10 * transforms + 8 * 2 * context) + 64
+
+
+def _analyse(
+    model: CCAModel, source: Source, top: int, left: int, height: int, width: int
+) -> Tensor:
+    """Return the latent of one tile, (1, M, h, w), whole hyper-latents."""
+    start = max(0, top - MARGIN), max(0, left - MARGIN)
+    x = source.region(
+        slice(start[0], top + height + MARGIN), slice(start[1], left + width + MARGIN)
+    )
+    device = next(model.parameters()).device
+    y = model.analysis(pad(x.to(device, torch.float32), TILE_UNIT))
+    row, column = (top - start[0]) // LATENT_STRIDE, (left - start[1]) // LATENT_STRIDE
+    rows, columns = _latents(height), _latents(width)
+    part: Tensor = y[:, :, row : row + rows, column : column + columns]
+    return part.contiguous(memory_format=torch.channels_last)
+
+
+def pad(x: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column until H and W are multiples of `multiple`."""
+    bottom, right = -x.shape[2] % multiple, -x.shape[3] % multiple
+    if bottom or right:
+        x = F.pad(x, (0, right, 0, bottom), mode="replicate")
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _latents(pixels: int) -> int:
+    return -(-pixels // TILE_UNIT) * (TILE_UNIT // LATENT_STRIDE)

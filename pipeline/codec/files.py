@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from pipeline.codec.bitstream import MAX_PIXELS, read_header, read_stream
-from pipeline.codec.coding import check_model, compress, decode_stream
+from pipeline.codec.coding import MAX_MEMORY, check_model, compress, decode_stream
 from pipeline.codec.errors import CodecError
-from pipeline.codec.picture import Picture, to_image, write_image
+from pipeline.codec.picture import Canvas, Picture, write_image
 from pipeline.codec.storage import stored_fingerprint
 
 if TYPE_CHECKING:
@@ -26,35 +26,57 @@ class Compressed(TypedDict):
     height: int
 
 
+class Decompressed(TypedDict):
+    """What decompressing came to; `complete` is False for a preview of a cut file."""
+
+    width: int
+    height: int
+    complete: bool
+
+
 def compress_file(
-    model: CCAModel, picture: Picture, target: Path, verify: bool = False
+    model: CCAModel,
+    picture: Picture,
+    target: Path,
+    verify: bool = False,
+    max_memory: int = MAX_MEMORY,
 ) -> Compressed:
     """Write `picture` to the .cca file `target`; with `verify`, only if it decodes again.
 
     Raises `MismatchError` when verification fails; nothing is then written.
     """
-    data = compress(model, picture.x, picture.header(), picture.side())
+    data = compress(model, picture, picture.header(), picture.side(), max_memory)
     if verify:
-        decode_stream(model, read_stream(data))
+        decode_stream(model, read_stream(data), lambda top, block: None, max_memory)
     _write(data, target)
-    height, width = picture.x.shape[2:]
+    height, width = picture.size
     return Compressed(
         bytes=len(data), bpp=8 * len(data) / (width * height), width=width, height=height
     )
 
 
 def decompress_file(
-    model: CCAModel, data: bytes, target: Path, max_pixels: int = MAX_PIXELS
-) -> tuple[int, int]:
-    """Write the picture of the stream `data` to `target`; return its width and height.
+    model: CCAModel,
+    data: bytes,
+    target: Path,
+    preview: bool = False,
+    deep: bool = False,
+    max_memory: int = MAX_MEMORY,
+    max_pixels: int = MAX_PIXELS,
+) -> Decompressed:
+    """Write the picture of the stream `data` to `target`.
 
-    Raises `CodecError` and `MismatchError` as `CCAModel.decompress` does.
+    `preview` takes a file whose end is missing; `deep` keeps 16-bit grey. Raises `CodecError`
+    and `MismatchError` as `CCAModel.decompress` does.
     """
-    stream = read_stream(data, max_pixels)
+    stream = read_stream(data, max_pixels, partial=preview)
     check_model(model, stream.header)
-    x_hat = decode_stream(model, stream)
-    write_image(to_image(x_hat, stream.header, stream.side), target)
-    return stream.header.width, stream.header.height
+    canvas = Canvas(stream.header, deep)
+    decode_stream(model, stream, canvas.paint, max_memory)
+    write_image(canvas.image(stream.side), target)
+    return Decompressed(
+        width=stream.header.width, height=stream.header.height, complete=stream.complete
+    )
 
 
 def read_file(path: Path) -> bytes:

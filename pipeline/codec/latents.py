@@ -22,6 +22,7 @@ from pipeline.codec.errors import CodecError
 from pipeline.codec.exact import exact_copy
 from pipeline.codec.symbols import (
     LARGEST_SYMBOL,
+    SCALE_STEPS,
     Index,
     Ints,
     SymbolDecoder,
@@ -29,7 +30,7 @@ from pipeline.codec.symbols import (
     Table,
     Words,
     gaussian_tables,
-    scale_thresholds,
+    scale_index,
 )
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class LatentCoder:
         self._medians = model.hyper_density.medians.double()
         self._hyper_tables = hyper_tables(model.hyper_density)
         self._tables = gaussian_tables()
-        self._thresholds = torch.from_numpy(scale_thresholds()).to(self.device)
+        self._level_of = torch.from_numpy(scale_index()).to(self.device)
 
     @torch.no_grad()
     def encode(self, y: Tensor, z: Tensor, check: int = 0) -> CodedTile:
@@ -80,12 +81,16 @@ class LatentCoder:
         return CodedTile(coder.symbols.words, y_hat, coder.check)
 
     @torch.no_grad()
-    def decode(self, words: Words, height: int, width: int, check: int = 0) -> CodedTile:
+    def decode(
+        self, words: Words, height: int, width: int, check: int = 0, partial: bool = False
+    ) -> CodedTile:
         """Decode `words` to the latent of a tile whose z has `height` x `width` positions.
 
-        Raises `CodecError` when the words can't be what an encoder wrote.
+        With `partial`, words may be missing at the end: slices that did not arrive as a whole
+        take their predicted mean. Raises `CodecError` when the words can't be what an encoder
+        wrote.
         """
-        coder = _Decoder(words, check)
+        coder = _PartialDecoder(words, check) if partial else _Decoder(words, check)
         y_hat = self._run(coder, None, None, height, width)
         return CodedTile(words, y_hat, coder.check)
 
@@ -105,8 +110,8 @@ class LatentCoder:
         return torch.cat(self._context(hyper, quantise).decoded, dim=1)
 
     def _levels(self, scale: Tensor) -> Index:
-        levels = torch.bucketize(scale.flatten(), self._thresholds, out_int32=True)
-        index: Index = levels.to(torch.uint8).cpu().numpy()
+        steps = (scale.flatten() * SCALE_STEPS).clamp_(0, len(self._level_of) - 1)
+        index: Index = self._level_of[steps.to(torch.int32)].cpu().numpy()
         return index
 
     def _tensor(self, symbols: Ints, shape: torch.Size | tuple[int, ...]) -> Tensor:
@@ -137,6 +142,21 @@ class _Decoder:
         return symbols
 
 
+class _PartialDecoder(_Decoder):
+    """Gives zeros from the first array on that did not arrive as a whole."""
+
+    ended = False
+
+    def code(self, values: Tensor | None, index: Index, tables: list[Table]) -> Ints:
+        if not self.ended:
+            try:
+                symbols = super().code(values, index, tables)
+                self.ended = self.symbols.exhausted
+            except CodecError:
+                self.ended = True
+        return np.zeros(len(index), np.int32) if self.ended else symbols
+
+
 def check_symbols(symbols: Ints, check: int) -> int:
     """Run CRC-32 on over `symbols`, as little-endian 32-bit integers."""
     return zlib.crc32(symbols.astype("<i4", copy=False).data, check)
@@ -156,7 +176,7 @@ def hyper_tables(density: FactorizedDensity) -> list[Table]:
     tables = []
     for low, high, masses in zip(below, above, mass, strict=True):
         inside = np.flatnonzero((low + masses > _TAIL) & (high + masses > _TAIL))
-        first, last = (inside[0], inside[-1]) if len(inside) else (reach - 1, reach + 1)
+        first, last = (inside[0], inside[-1]) if len(inside) > 1 else (reach - 1, reach + 1)
         window = masses[first : last + 1].copy()
         window[0] += low[first]
         window[-1] += high[last]

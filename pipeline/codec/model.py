@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipeline.codec import coding
 from pipeline.codec.config import HYPER_STRIDE, CCAConfig
@@ -90,7 +89,7 @@ class CCAModel(nn.Module):
         rounded ones, and H and W may be anything from 1 up. Raises `CodecError` on other shapes.
         """
         height, width = check_batch(x)
-        y = self.analysis(pad(x, HYPER_STRIDE))
+        y = self.analysis(coding.pad(x, HYPER_STRIDE))
         z = self.hyper_analysis(y)
         noise = noise or Noise()
         z_hat, z_likelihoods = self._code_hyper(z, noise)
@@ -124,7 +123,7 @@ class CCAModel(nn.Module):
 
         Raises `CodecError` on other shapes and where the weights are not finite.
         """
-        return coding.compress(self, x)
+        return coding.compress(self, coding.TensorSource(x))
 
     def decompress(self, data: bytes) -> Tensor:
         """Return the picture (1, 3, H, W) in [0, 1] of a `.cca` stream.
@@ -201,11 +200,3 @@ def check_batch(x: Tensor) -> tuple[int, int]:
             f"expected pictures as floats (N, 3, H, W), not {tuple(x.shape)} of {x.dtype}"
         )
     return x.shape[2], x.shape[3]
-
-
-def pad(x: Tensor, multiple: int) -> Tensor:
-    """Repeat the last row and column until H and W are multiples of `multiple`."""
-    bottom, right = -x.shape[2] % multiple, -x.shape[3] % multiple
-    if bottom or right:
-        x = F.pad(x, (0, right, 0, bottom), mode="replicate")
-    return x.contiguous(memory_format=torch.channels_last)

@@ -19,6 +19,7 @@ from pipeline.codec.bitstream import MAX_PIXELS, Header
 from pipeline.codec.errors import CodecError
 
 Bytes = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _GREY_MODES = ("1", "L", "LA", "La", *_DEEP_MODES)
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -26,17 +27,42 @@ _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to be coded: `x` (1, 3, H, W) in [0, 1], and what a file knows beside it.
+    """A picture to be coded: its pixels, and what its file knows beside them.
 
-    `alpha` is (H, W) or None for opaque; `profile` an ICC profile; `grey` says that all three
-    channels of x are the same, `deep` that the source had 16 bits.
+    `pixels` are uint8 or uint16, (H, W) when grey, else (H, W, 3); `alpha` is (H, W) or None
+    for opaque; `profile` an ICC profile.
     """
 
-    x: Tensor
+    pixels: Pixels
     alpha: Bytes | None = None
     profile: bytes | None = None
-    grey: bool = False
-    deep: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+    @property
+    def grey(self) -> bool:
+        """Whether there is one channel."""
+        return self.pixels.ndim == 2
+
+    @property
+    def deep(self) -> bool:
+        """Whether there are 16 bits."""
+        return self.pixels.dtype == np.uint16
+
+    @property
+    def x(self) -> Tensor:
+        """The whole picture, float32 (1, 3, H, W) in [0, 1]."""
+        return self.region(slice(None), slice(None))
+
+    def region(self, rows: slice, columns: slice) -> Tensor:
+        """Return a part of the picture, float32 (1, 3, rows, columns) in [0, 1]."""
+        part = np.ascontiguousarray(self.pixels[rows, columns], np.float32)
+        planes = torch.from_numpy(part / np.float32(65535 if self.deep else 255))
+        x = planes.expand(3, -1, -1) if self.grey else planes.permute(2, 0, 1)
+        return x[None]
 
     def header(self) -> Header:
         """Return what a stream should say of this picture (size and model come later)."""
@@ -91,39 +117,45 @@ def _picture(image: Image.Image, icc: Any) -> Picture:
     grey, deep = image.mode in _GREY_MODES, image.mode in _DEEP_MODES
     alpha = None
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
-        image = image.convert("RGBA")
-        alpha = np.asarray(image)[..., 3].copy()
+        alpha = np.asarray(image.convert("RGBA"))[..., 3].copy()
         alpha = None if alpha.min() == 255 else alpha
-    if deep:
-        values = np.asarray(image).astype(np.float32).clip(0, 65535) / 65535
-    else:
-        values = np.asarray(image.convert("L" if grey else "RGB"), np.float32) / 255
-    planes = torch.from_numpy(np.ascontiguousarray(values))
-    x = planes.expand(3, -1, -1) if planes.ndim == 2 else planes.permute(2, 0, 1)
-    # A profile that fits RGB or grey pixels; CMYK's doesn't fit what was made of it.
+    # A profile that fits RGB or grey pixels; CMYK's doesn't fit what is made of it.
     keep = isinstance(icc, bytes) and icc and image.mode not in ("CMYK", "LAB", "YCbCr")
-    return Picture(x[None], alpha, icc if keep else None, grey, deep)
-
-
-def to_image(x: Tensor, header: Header, side: dict[str, bytes], deep: bool = False) -> Image.Image:
-    """Return the picture x (1, 3, H, W) as an image in the mode of the source.
-
-    `deep` asks for 16 bits where the source was 16-bit grey. Raises `CodecError` on damaged
-    side data.
-    """
-    values = x[0].cpu().double().numpy()
-    if header.grey and header.deep and deep:
-        return Image.fromarray(np.rint(values.mean(0) * 65535).astype(np.uint16))
-    if header.grey:
-        image = Image.fromarray(np.rint(values.mean(0) * 255).astype(np.uint8))
+    pixels: Pixels
+    if deep:
+        pixels = np.asarray(image).clip(0, 65535).astype(np.uint16)
     else:
-        pixels = np.rint(values.transpose(1, 2, 0) * 255).astype(np.uint8)
-        image = Image.fromarray(pixels)
-    if header.alpha:
-        image.putalpha(Image.fromarray(_unpack_alpha(side["alpha"], header)))
-    if header.profile:
-        image.info["icc_profile"] = _inflate(side["profile"], 2**24, "colour profile")
-    return image
+        pixels = np.asarray(image.convert("L" if grey else "RGB")).copy()
+    return Picture(pixels, alpha, icc if keep else None)
+
+
+class Canvas:
+    """What a decoded picture is painted on, from top to bottom, in the source's mode.
+
+    `deep` asks for 16 bits where the source was 16-bit grey.
+    """
+
+    def __init__(self, header: Header, deep: bool = False) -> None:
+        self.header = header
+        self.deep = deep and header.deep and header.grey
+        shape = (header.height, header.width) if header.grey else (header.height, header.width, 3)
+        self.pixels = np.zeros(shape, np.uint16 if self.deep else np.uint8)
+
+    def paint(self, top: int, block: Tensor) -> None:
+        """Paint a block (3, rows, W) in [0, 1] whose first row is `top`."""
+        values = block.numpy()
+        values = values.mean(0) if self.header.grey else values.transpose(1, 2, 0)
+        rounded = np.rint(values * (65535 if self.deep else 255))
+        self.pixels[top : top + block.shape[1]] = rounded.astype(self.pixels.dtype)
+
+    def image(self, side: dict[str, bytes]) -> Image.Image:
+        """Return the picture with its side data, of which damaged ones raise `CodecError`."""
+        image = Image.fromarray(self.pixels)
+        if self.header.alpha and "alpha" in side and not self.deep:
+            image.putalpha(Image.fromarray(_unpack_alpha(side["alpha"], self.header)))
+        if self.header.profile and "profile" in side:
+            image.info["icc_profile"] = _inflate(side["profile"], 2**24, "colour profile")
+        return image
 
 
 def write_image(image: Image.Image, path: Path) -> None:

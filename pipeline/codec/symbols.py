@@ -44,6 +44,10 @@ class Table:
     count: int
     model: Any
 
+    def ends(self, inside: Ints) -> npt.NDArray[np.intp]:
+        """Return where `inside`, symbols less `first`, are at the table's first or last place."""
+        return np.flatnonzero((inside == 0) | (inside == self.count - 1))
+
     @classmethod
     def of(cls, first: int, masses: Reals) -> Table:
         """Make a table of the probability masses, which need not add up to one."""
@@ -68,19 +72,22 @@ class SymbolEncoder:
         """Append `symbols` (n), each under the table that `index` (n) names."""
         groups = _Groups(index, len(tables))
         ordered = symbols[groups.order]
+        excess = []
         for which, part in groups.parts:
             table = tables[which]
-            inside = np.clip(ordered[part] - table.first, 0, table.count - 1)
+            place = ordered[part] - table.first
+            inside = np.clip(place, 0, table.count - 1)
             self._coder.encode(inside, table.model)
-        low, high = _window(index[groups.order], tables)
-        self._encode_excess(np.maximum(low - ordered, ordered - high))
+            ends = table.ends(inside)
+            excess.append(np.abs(place[ends] - inside[ends]))
+        self._encode_excess(np.concatenate(excess) if excess else np.empty(0, np.int32))
 
     def _encode_excess(self, excess: Ints) -> None:
-        """Append what lies beyond the windows: `excess` is negative inside, 0 at an end."""
-        beyond = excess[excess >= 0].astype(np.int64) + 1
-        bits = np.frexp(beyond.astype(np.float64))[1].astype(np.int32) - 1
-        if not len(bits):
+        """Append how far symbols at a table's ends lie beyond them, 0 for the ends themselves."""
+        if not len(excess):
             return
+        beyond = excess.astype(np.int64) + 1
+        bits = np.frexp(beyond.astype(np.float64))[1].astype(np.int32) - 1
         self._coder.encode(bits, _EXCESS.model)
         for count in np.unique(bits[bits > 0]):
             rest = beyond[bits == count] - (1 << int(count))
@@ -103,29 +110,37 @@ class SymbolDecoder:
         """Return the next len(index) symbols; a broken stream raises `CodecError`."""
         groups = _Groups(index, len(tables))
         ordered = np.empty(len(index), np.int32)
+        positions, signs = [], []
         try:
             for which, part in groups.parts:
-                table, count = tables[which], part.stop - part.start
-                ordered[part] = self._coder.decode(table.model, count)
-                ordered[part] += table.first
-            self._decode_excess(ordered, *_window(index[groups.order], tables))
+                table = tables[which]
+                inside = self._coder.decode(table.model, part.stop - part.start)
+                ordered[part] = inside + table.first
+                ends = table.ends(inside)
+                positions.append(ends + part.start)
+                signs.append(np.where(inside[ends] == 0, -1, 1))
+            if positions:
+                excess = self._decode_excess(sum(map(len, positions)))
+                ordered[np.concatenate(positions)] += np.concatenate(signs) * excess
         except (AssertionError, ValueError) as error:
             raise CodecError("the stream is damaged: its code words mean nothing") from error
         symbols = np.empty_like(ordered)
         symbols[groups.order] = ordered
         return symbols
 
-    def _decode_excess(self, ordered: Ints, low: Ints, high: Ints) -> None:
-        ends = np.flatnonzero((ordered == low) | (ordered == high))
-        if not len(ends):
-            return
-        bits = self._coder.decode(_EXCESS.model, len(ends))
+    @property
+    def exhausted(self) -> bool:
+        """False when words are left for sure, so that what was decoded came from real ones."""
+        return bool(self._coder.maybe_exhausted())
+
+    def _decode_excess(self, count: int) -> Ints:
+        bits = self._coder.decode(_EXCESS.model, count) if count else np.empty(0, np.int32)
         excess = (1 << bits.astype(np.int64)) - 1
-        for count in np.unique(bits[bits > 0]):
-            among = bits == count
-            excess[among] += self._coder.decode(_UNIFORM(1 << int(count)), int(among.sum()))
-        sign = np.where(ordered[ends] == high[ends], 1, -1)
-        ordered[ends] += (sign * excess).astype(np.int32)
+        for width in np.unique(bits[bits > 0]):
+            among = bits == width
+            excess[among] += self._coder.decode(_UNIFORM(1 << int(width)), int(among.sum()))
+        found: Ints = excess.astype(np.int32)
+        return found
 
 
 class _Groups:
@@ -142,22 +157,20 @@ class _Groups:
         ]
 
 
-def _window(index: Index, tables: Sequence[Table]) -> tuple[Ints, Ints]:
-    first = np.array([table.first for table in tables], np.int32)
-    last = np.array([table.first + table.count - 1 for table in tables], np.int32)
-    return first[index], last[index]
-
-
-# Scales are coded at the nearest of these levels, evenly spaced in the log. 64 would cost
-# 0.2 % in rate at their spacing; 96 cost 0.1 %.
+# Scales are coded at the nearest of these levels, evenly spaced in the log.
+SCALE_STEPS = 1024
 SCALE_LEVELS = np.exp(np.linspace(math.log(0.11), math.log(256.0), 96))
 
 
-def scale_thresholds() -> Reals:
-    """Return the bounds between levels: half way in the log, rounded to 2^-12."""
+def scale_index() -> npt.NDArray[np.uint8]:
+    """Return the nearest level (in the log) of each scale from 0 to 256 in steps of 1 / 1024.
+
+    Looking up floor(1024 scale) is quick, and exact: no logarithm decides between levels.
+    """
+    scales = np.maximum(np.arange(256 * SCALE_STEPS + 1) / SCALE_STEPS, SCALE_LEVELS[0])
     between = np.sqrt(SCALE_LEVELS[:-1] * SCALE_LEVELS[1:])
-    thresholds: Reals = np.rint(between * 4096) / 4096
-    return thresholds
+    levels: npt.NDArray[np.uint8] = np.searchsorted(between, scales).astype(np.uint8)
+    return levels
 
 
 def gaussian_tables() -> list[Table]:

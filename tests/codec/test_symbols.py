@@ -14,11 +14,12 @@ from pipeline.codec import CodecError
 from pipeline.codec.symbols import (
     LARGEST_SYMBOL,
     SCALE_LEVELS,
+    SCALE_STEPS,
     SymbolDecoder,
     SymbolEncoder,
     Table,
     gaussian_tables,
-    scale_thresholds,
+    scale_index,
 )
 
 TABLES = gaussian_tables()
@@ -50,14 +51,18 @@ def test_rate_is_the_entropy() -> None:
     masses = ndtr((0.5 - distance) / scales) - ndtr((-0.5 - distance) / scales)
     ideal = -np.log2(np.maximum(masses, 1e-9)).sum()
     encoder = SymbolEncoder()
-    encoder.encode(values, np.digitize(scales, scale_thresholds()).astype(np.uint8), TABLES)
+    encoder.encode(values, scale_index()[(scales * SCALE_STEPS).astype(int)], TABLES)
     assert 32 * len(encoder.words) < 1.003 * ideal
 
 
-def test_thresholds_lie_between_the_levels() -> None:
-    thresholds = scale_thresholds()
-    assert (SCALE_LEVELS[:-1] < thresholds).all()
-    assert (thresholds < SCALE_LEVELS[1:]).all()
+def test_scales_get_the_nearest_level() -> None:
+    index = scale_index()
+    scales = np.arange(len(index)) / SCALE_STEPS
+    assert (np.diff(index.astype(int)) >= 0).all()
+    wanted = np.abs(np.log(scales[1:, None] / SCALE_LEVELS[None])).argmin(1)
+    above = scales[1:] > SCALE_LEVELS[0]
+    assert (np.abs(wanted[above] - index[1:][above]) <= 0).all()
+    assert (index[1:][~above] == 0).all()
 
 
 def test_damaged_words_end_in_an_error_or_other_symbols() -> None:

@@ -1,0 +1,147 @@
+"""What the codec costs: `python -m tests.benchmarks.codec [PICTURE] [--size tiny] [--runs N]`.
+
+Prints CPU time of one thread (it hardly depends on what else runs), median and spread over the
+runs: entropy coding alone, and a whole picture split into networks and entropy coding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.codec import CCAConfig, CCAModel
+from pipeline.codec.coding import pad
+from pipeline.codec.latents import LatentCoder
+from pipeline.codec.picture import read_picture
+from pipeline.codec.symbols import (
+    SCALE_STEPS,
+    SymbolDecoder,
+    SymbolEncoder,
+    gaussian_tables,
+    scale_index,
+)
+
+PICTURE = Path(__file__).parents[2] / "recipes" / "demo" / "pictures" / "kodak"
+
+
+def measure(work: Callable[[], object], runs: int) -> list[float]:
+    """Return the CPU seconds of each of `runs` runs, after one to warm up."""
+    work()
+    times = []
+    for _ in range(runs):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return times
+
+
+def row(name: str, times: list[float], scale: float = 1e3, unit: str = "ms") -> None:
+    """Print median and range."""
+    low, middle, high = min(times), statistics.median(times), max(times)
+    print(f"| {name} | {scale * middle:.1f} | {scale * low:.1f} to {scale * high:.1f} | {unit} |")
+
+
+def entropy_coding(runs: int, count: int = 500_000) -> None:
+    """Symbols per second, scale quantisation, sorting and copies included."""
+    rng = np.random.default_rng(0)
+    scales = np.exp(rng.normal(-0.5, 1.2, count)).clip(0.11, 200)
+    symbols = np.rint(rng.normal(0, scales)).astype(np.int32)
+    tables, levels = gaussian_tables(), torch.from_numpy(scale_index())
+    steps = torch.from_numpy(scales)
+
+    def index() -> np.ndarray:
+        scaled = (steps * SCALE_STEPS).clamp_(0, len(levels) - 1)
+        return levels[scaled.to(torch.int32)].numpy()
+
+    def encode() -> np.ndarray:
+        encoder = SymbolEncoder()
+        encoder.encode(symbols, index(), tables)
+        return encoder.words
+
+    words = encode()
+    for name, work in (
+        ("encode", encode),
+        ("decode", lambda: SymbolDecoder(words).decode(index(), tables)),
+    ):
+        rates = [count / seconds / 1e6 for seconds in measure(work, runs)]
+        row(f"entropy coding, {name}", rates, 1, "million symbols/s")
+
+
+class _Timed:
+    """Adds up the CPU time inside the coder's calls."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def wrap(self, owner: type, name: str) -> None:
+        method = getattr(owner, name)
+
+        def timed(*arguments: object) -> object:
+            start = time.process_time()
+            try:
+                return method(*arguments)
+            finally:
+                self.seconds += time.process_time() - start
+
+        setattr(owner, name, timed)
+
+
+def networks(config: CCAConfig, picture: Path, runs: int) -> None:
+    """One picture through each part of the codec."""
+    torch.manual_seed(0)
+    model = CCAModel(config).eval()
+    x = pad(read_picture(picture).x, 64)
+    print(f"| picture {picture.name}, {x.shape[3]} x {x.shape[2]} | | | |")
+    with torch.no_grad():
+        for dtype in (torch.float32, torch.bfloat16):
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                label = str(dtype).removeprefix("torch.")
+                row(f"analysis, {label}", measure(lambda: model.analysis(x), runs))
+                y = model.analysis(x).float()
+                row(f"synthesis, {label}", measure(lambda y=y: model.synthesis(y), runs))
+        z = model.hyper_analysis(y)
+        coder = LatentCoder(model)
+        timer = _Timed()
+        timer.wrap(SymbolEncoder, "encode")
+        timer.wrap(SymbolDecoder, "decode")
+        words = coder.encode(y, z).words
+        for name, work in (
+            ("encode", lambda: coder.encode(y, z)),
+            ("decode", lambda: coder.decode(words, *z.shape[2:])),
+        ):
+            inside: list[float] = []
+
+            def both(work: Callable[[], object] = work, inside: list[float] = inside) -> None:
+                timer.seconds = 0.0
+                work()
+                inside.append(timer.seconds)
+
+            row(f"exact networks and entropy coding, {name}", measure(both, runs))
+            row(f"of it entropy coding, {name}", inside[1:])
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("picture", nargs="?", type=Path)
+    parser.add_argument("--size", choices=["paper", "tiny"], default="paper")
+    parser.add_argument("--runs", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    picture = options.picture or sorted(PICTURE.iterdir())[0]
+    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, one thread, "
+          f"{options.runs} runs, size {options.size}")  # fmt: skip
+    print("| what | median | range | unit |\n| --- | --- | --- | --- |")
+    entropy_coding(options.runs)
+    networks(CCAConfig() if options.size == "paper" else CCAConfig.tiny(), picture, options.runs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The commands, as typed: results, sentences and exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.cli.main import main
+from pipeline.codec import CCAModel, save_model
+from pipeline.codec.published import published_names
+from tests.codec.conftest import SMALL, make_model
+
+
+@pytest.fixture
+def place(tmp_path: Path, model: CCAModel, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a picture and a model."""
+    monkeypatch.chdir(tmp_path)
+    save_model(model, tmp_path / "model.safetensors")
+    Image.effect_noise((90, 70), 60).convert("RGB").save("in.png")
+    return tmp_path
+
+
+def _run(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as leaving:
+        main(line.split())
+    captured = capsys.readouterr()
+    return int(leaving.value.code or 0), captured.out, captured.err
+
+
+def test_there_and_back(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = "compress in.png a.cca --model model.safetensors --verify --json"
+    code, out, _ = _run(line, capsys)
+    assert code == 0
+    result = json.loads(out)
+    size = (place / "a.cca").stat().st_size
+    assert result["bytes"] == size
+    assert result["bpp"] == pytest.approx(8 * size / (90 * 70))
+    code, out, _ = _run("decompress a.cca out.png", capsys)
+    assert (code, out) == (0, "out.png: 90 x 70 pixels\n")
+    assert Image.open("out.png").size == (90, 70)
+    (place / "cut.cca").write_bytes((place / "a.cca").read_bytes()[:200])
+    code, out, _ = _run("decompress cut.cca cut.png --preview", capsys)
+    assert code == 0
+    assert "preview" in out
+
+
+def test_import_makes_a_model(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_model(SMALL, seed=3)
+    state = {published_names(model)[name]: p.detach() for name, p in model.named_parameters()}
+    torch.save({"state_dict": state}, "published.pth.tar")
+    code, out, _ = _run("import published.pth.tar --out imported --json", capsys)
+    assert code == 0
+    assert json.loads(out)["auxiliary"] is False
+    assert _run("compress in.png b.cca --model imported", capsys)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("compress none.png x.cca --model model.safetensors", "no picture none.png"),
+        ("compress model.safetensors x.cca --model model.safetensors", "not a picture"),
+        ("compress in.png x.cca --model in.png", "not a model"),
+        ("compress in.png x.cca --model model.safetensors --max-memory 1MB", "too little"),
+        ("compress in.png x.cca --model model.safetensors --max-memory much", "no size"),
+        ("compress empty x --model model.safetensors", "no pictures in empty"),
+        ("decompress in.png x.png --model model.safetensors", "no .cca file"),
+        ("decompress none.cca x.png --model model.safetensors", "no file none.cca"),
+        ("decompress cut.cca x.png --model model.safetensors", "cut"),
+        ("decompress a.cca x.png --model other.safetensors", "made with the model"),
+        ("decompress a.cca x.doc --model model.safetensors", "suffix"),
+        ("decompress lone/a.cca x.png", "--model"),
+        ("import in.png --out x", "not a checkpoint"),
+        ("import none --out x", "no checkpoint none"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_leaves_nothing(
+    place: Path, line: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _run("compress in.png a.cca --model model.safetensors", capsys)
+    save_model(make_model(SMALL, seed=5), place / "other.safetensors")
+    (place / "cut.cca").write_bytes((place / "a.cca").read_bytes()[:200])
+    (place / "empty").mkdir()
+    if line.startswith("decompress lone"):
+        (place / "lone").mkdir()
+        (place / "a.cca").rename(place / "lone" / "a.cca")
+        (place / "model.safetensors").unlink()
+    before = sorted(place.rglob("*"))
+    code, out, err = _run(line, capsys)
+    assert code == 2
+    assert words in " ".join(err.split())
+    assert out == ""
+    assert sorted(place.rglob("*")) == before

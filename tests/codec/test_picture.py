@@ -1,0 +1,126 @@
+"""Picture files of every mode, through the codec and back into a file."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from pipeline.codec import CodecError
+from pipeline.codec.files import compress_file, decompress_file
+from pipeline.codec.folders import Task, compress_folder
+from pipeline.codec.picture import read_picture, write_image
+from tests.codec.conftest import SMALL, make_model
+
+MODEL = make_model(SMALL)
+
+
+def _image(mode: str, size: tuple[int, int] = (37, 21)) -> Image.Image:
+    rng = np.random.default_rng(0)
+    if mode == "I;16":
+        return Image.fromarray(rng.integers(0, 65536, size[::-1], dtype=np.uint16))
+    colour = Image.fromarray(rng.integers(0, 256, (*size[::-1], 4), dtype=np.uint8), "RGBA")
+    return colour if mode == "RGBA" else colour.convert(mode)
+
+
+def _round_trip(
+    image: Image.Image, folder: Path, deep: bool = False, **save: object
+) -> Image.Image:
+    source = folder / ("in.tif" if image.mode == "CMYK" else "in.png")
+    image.save(source, **save)
+    result = compress_file(MODEL, read_picture(source), folder / "a.cca")
+    data = (folder / "a.cca").read_bytes()
+    assert result["bytes"] == len(data)
+    decompress_file(MODEL, data, folder / "out.png", deep=deep)
+    found = Image.open(folder / "out.png")
+    found.load()
+    assert found.size == image.size
+    return found
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("RGB", "RGB"), ("L", "L"), ("1", "L"), ("RGBA", "RGBA"), ("LA", "LA"), ("P", "RGB"),
+     ("CMYK", "RGB"), ("I;16", "L")],
+)  # fmt: skip
+def test_every_mode_comes_back(mode: str, expected: str, tmp_path: Path) -> None:
+    assert _round_trip(_image(mode), tmp_path).mode == expected
+
+
+def test_alpha_is_exact(tmp_path: Path) -> None:
+    image = _image("RGBA")
+    found = _round_trip(image, tmp_path)
+    assert np.array_equal(np.asarray(found)[..., 3], np.asarray(image)[..., 3])
+
+
+def test_opaque_alpha_costs_nothing(tmp_path: Path) -> None:
+    image = _image("RGB").convert("RGBA")
+    assert _round_trip(image, tmp_path).mode == "RGB"
+
+
+def test_sixteen_bits_are_kept_where_asked(tmp_path: Path) -> None:
+    found = _round_trip(_image("I;16"), tmp_path, deep=True)
+    assert found.mode == "I;16"
+    assert np.asarray(found).max() > 255
+
+
+def test_profile_is_kept_and_orientation_applied(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    found = _round_trip(_image("RGB"), tmp_path, icc_profile=profile)
+    assert found.info["icc_profile"] == profile
+    assert read_picture(tmp_path / "in.png", profile=False).profile is None
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    _image("RGB").save(tmp_path / "turned.jpg", exif=exif)
+    assert read_picture(tmp_path / "turned.jpg").size == (37, 21)
+
+
+def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+    good = io.BytesIO()
+    _image("RGB", (300, 200)).save(good, "PNG")
+    for content in (b"", b"no picture", good.getvalue()[:500]):
+        file = tmp_path / "x.png"
+        file.write_bytes(content)
+        with pytest.raises(CodecError, match=r"x\.png is not a picture"):
+            read_picture(file)
+    with pytest.raises(CodecError, match="there is no picture"):
+        read_picture(tmp_path / "none.png")
+    file.write_bytes(good.getvalue())
+    with pytest.raises(CodecError, match="limit"):
+        read_picture(file, max_pixels=1000)
+
+
+def test_targets_that_are_no_pictures_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CodecError, match="suffix"):
+        write_image(_image("RGB"), tmp_path / "out.doc")
+    with pytest.raises(CodecError, match=r"take \.png"):
+        write_image(_image("I;16"), tmp_path / "out.webp")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_folders_are_compressed_in_parallel_and_resumed(tmp_path: Path) -> None:
+    from pipeline.codec import save_model
+
+    source, target = tmp_path / "in", tmp_path / "out"
+    (source / "deeper").mkdir(parents=True)
+    for name in ("a.png", "a.jpg", "deeper/b.png"):
+        _image("RGB").save(source / name)
+    model = save_model(MODEL, tmp_path / "model")
+    task = Task(model, target, True, False, 2**30, "cpu")
+    first = compress_folder(source, task, workers=2)
+    assert (first["written"], first["kept"]) == (3, 0)
+    files = {file: file.read_bytes() for file in target.rglob("*") if file.is_file()}
+    assert {str(file.relative_to(target)) for file in files} == {
+        "a.png.cca", "a.jpg.cca", "deeper/b.png.cca"
+    }  # fmt: skip
+    (target / "a.png.cca").write_bytes(b"cut")
+    again = compress_folder(source, task)
+    assert (again["written"], again["kept"]) == (1, 2)
+    assert {file: file.read_bytes() for file in files} == files
+    (source / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(CodecError, match=r"1 of 4 .*bad\.png"):
+        compress_folder(source, task)
