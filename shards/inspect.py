@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 from shards.errors import ShardsError
 from shards.manifest import Manifest, splits
 from shards.store import Store
+from shards.write import SIDECAR
 
-COLUMNS = ["key", "size", "width", "height", "format", "mode"]
+COLUMNS = ["key", "offset", "size", "width", "height", "format", "mode"]
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def manifests(dest: str | Path, split: str | None = None) -> list[Manifest]:
 
 
 def read_tables(dest: str | Path, manifest: Manifest) -> pa.Table:
-    """Return the rows of all sidecars of a split, with the columns that `inspect` needs."""
-    return pa.concat_tables(_tables(Store(dest), manifest))
+    """Return the rows of all sidecars of a split: `COLUMNS`, and the number of the `shard`."""
+    return pa.concat_tables([_nothing(), *_tables(Store(dest), manifest)])
 
 
 def facts_of(manifest: Manifest, table: pa.Table) -> SplitFacts:
@@ -98,14 +99,21 @@ def facts_of(manifest: Manifest, table: pa.Table) -> SplitFacts:
 
 
 def _tables(store: Store, manifest: Manifest) -> Iterator[pa.Table]:
-    for info in manifest.shards:
+    for number, info in enumerate(manifest.shards):
         try:
             with store.open(info.sidecar) as stream:
-                yield pq.read_table(stream, columns=COLUMNS)
+                table = pq.read_table(stream, columns=COLUMNS)
+            shard = pa.array(np.full(table.num_rows, number, np.int32))
+            yield table.append_column("shard", shard)
         except (FileNotFoundError, pa.ArrowException) as error:
             raise ShardsError(
                 f"{store.where(info.sidecar)} is missing or damaged: run `pipeline verify {store}`"
             ) from error
+
+
+def _nothing() -> pa.Table:
+    schema = pa.schema([SIDECAR.field(name) for name in COLUMNS])
+    return schema.append(pa.field("shard", pa.int32())).empty_table()
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:

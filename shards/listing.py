@@ -4,7 +4,7 @@ Each key has a hash of 128 bits. Half of it places the sample in its split; the 
 with the seed, places it in the order. So the order depends on the keys and the seed alone, not on
 how the corpus is stored, and it is an external sort:
 
-    sources -> batches -> runs of a million rows, each sorted, in files that vanish with the process
+    sources -> batches -> runs of 400,000 rows, each sorted, in files that vanish with the process
             -> ranges of the order, each small enough to sort in memory -> the plan
 """
 
@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 
 from shards.sources.base import LISTING, Listed, Rows, Source
 
-RUN_ROWS = 1_000_000
+RUN_ROWS = 400_000
 # The listing with what the hash of each key decides.
 ORDERED = LISTING.append(pa.field("order", pa.uint64())).append(pa.field("lot", pa.uint64()))
 Hashes = npt.NDArray[np.uint64]
@@ -56,7 +56,7 @@ class Corpus:
         return sum(fact.ignored for fact in self.facts)
 
     def ranges(self) -> Iterator[pa.Table]:
-        """Yield the rows in their order, about a million at a time."""
+        """Yield the rows in their order, about 400,000 at a time."""
         pieces = max(1, -(-self.rows // RUN_ROWS))
         bounds = [piece * 2**64 // pieces for piece in range(pieces)] + [2**64]
         columns = [run["order"].chunk(0).to_numpy() for run in self.runs if run.num_rows]

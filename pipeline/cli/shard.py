@@ -144,15 +144,24 @@ def verify(
 def inspect(
     dest: Annotated[str, typer.Argument(help="Where the shards are.")],
     split: Split = None,
+    html: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write a page with histograms and pictures.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what shards hold: counts, bytes, sizes of pictures, rejects by reason.
 
-    Example:  pipeline inspect shards-out
+    Example:  pipeline inspect shards-out --html shards.html
     """
     from shards.inspect import inspect as look
 
     facts = look(dest, split)
+    if html is not None:
+        from pathlib import Path
+
+        from shards.page import write_page
+
+        write_page(dest, Path(html), split)
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in facts]))
         return

@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from shards import Manifest, ShardsError
 from shards.inspect import inspect
+from shards.page import bars, write_page
 from shards.verify import verify
 from tests.shards.making import corpus, jpeg, make
 
@@ -171,3 +173,24 @@ def test_inspect_tells_what_is_there(whole: Path) -> None:
 def test_inspect_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ShardsError, match="has no manifest"):
         inspect(tmp_path)
+
+
+def test_the_page_shows_histograms_and_pictures(whole: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pages" / "shards.html"
+    write_page(whole, path)
+    text = path.read_text()
+    assert text.count("data:image/jpeg;base64,") == 40
+    assert "41 listed = 40 written + 1 rejected" in text
+    assert "class0/picture0000" in text
+    for title in ("Shorter side", "Aspect", "kilobytes", "Colour, red"):
+        assert title in text
+    assert "<script" not in text
+    assert [one.name for one in path.parent.iterdir()] == ["shards.html"]
+
+
+def test_bars_count_every_value() -> None:
+    found = bars(np.array([1.0] * 5 + [2.0] * 3 + [1000.0]))
+    assert sum(bar.count for bar in found) == 9
+    assert max(bar.height for bar in found) == 100
+    assert bars(np.array([7.0]))[0].count == 1
+    assert bars(np.array([])) == []

@@ -1,0 +1,189 @@
+"""Measures sharding: planning at scale, and speed against what the same bytes allow.
+
+    python -m tests.benchmarks.shards PICTURES [--copies 4] [--repeats 3] [--entries 2000000]
+
+PICTURES is a folder of JPEGs, listed `--copies` times under other names. Every rate is taken in one
+run, the contenders in turn, `--repeats` times; the table shows the median and the spread, and the
+ratio that is asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import simplejpeg
+
+from shards.listing import list_corpus
+from shards.options import Options
+from shards.plan import make_plans
+from shards.run import default_workers, shard
+from shards.sources import Listed, Reader, Rows
+from shards.sources.base import Part
+
+SHARD = 16_000_000
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """A source of `entries` pictures in 1,000 classes that are not there."""
+
+    entries: int
+    name: str = "synthetic"
+
+    def collect(self, rows: Rows) -> Listed:
+        for number in range(self.entries):
+            key = f"n{number % 1000:08d}/n{number % 1000:08d}_{number:07d}"
+            rows.add(key, Part(f"{key}.JPEG".encode(), 0, 100_000 + number % 9973), label=key[:9])
+        return Listed(labelled=True)
+
+    def reader(self) -> Reader:
+        raise NotImplementedError
+
+
+def plan_at_scale(entries: int) -> tuple[float, float, float]:
+    """Return seconds, CPU seconds and peak MB of listing and planning in a process of its own."""
+    code = f"from tests.benchmarks.shards import plan_here; plan_here({entries})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, work, memory = map(float, done.stdout.split())
+    return seconds, work, memory
+
+
+def plan_here(entries: int) -> None:
+    """List and plan; print seconds, CPU seconds and peak MB."""
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as file:
+        corpus = list_corpus([Synthetic(entries)], 0, None)
+        plan = make_plans(corpus, Options(), {"train": file})["train"]
+    assert plan.listed == entries
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    print(time.perf_counter() - start, time.process_time(), peak)
+
+
+def decode(paths: list[Path]) -> None:
+    """Read and decode every JPEG to RGB, and nothing else: the bare decoder."""
+    for path in paths:
+        simplejpeg.decode_jpeg(path.read_bytes())
+
+
+def bare_decoder(source: Path, dest: Path) -> None:
+    """Decode on all cores."""
+    paths = sorted(source.rglob("*.JPEG"))
+    workers = default_workers()
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        list(pool.map(decode, [paths[start::workers] for start in range(workers)]))
+
+
+def ours(check: str) -> Callable[[Path, Path], None]:
+    """Return `pipeline shard` with the check given."""
+
+    def run(source: Path, dest: Path) -> None:
+        options = Options(shard_size=SHARD, min_side=0, check=check)
+        shard([str(source)], dest, options)
+
+    return run
+
+
+def tar(source: Path, dest: Path) -> None:
+    """Run `tar cf`."""
+    dest.mkdir()
+    subprocess.run(["tar", "cf", dest / "all.tar", "-C", source, "."], check=True)
+
+
+def shard_writer(source: Path, dest: Path) -> None:
+    """Write with webdataset's ShardWriter in one process, each JPEG decoded as a check."""
+    import webdataset
+
+    dest.mkdir()
+    with webdataset.ShardWriter(f"{dest}/%06d.tar", maxsize=SHARD, verbose=0) as writer:
+        for path in sorted(source.rglob("*.JPEG")):
+            data = path.read_bytes()
+            simplejpeg.decode_jpeg(data)
+            writer.write({"__key__": path.stem, "jpg": data})
+
+
+CONTENDERS: dict[str, Callable[[Path, Path], None]] = {
+    "bare JPEG decoder, all cores": bare_decoder,
+    "pipeline shard, full check": ours("full"),
+    "pipeline shard, header check": ours("header"),
+    "pipeline shard, no check": ours("none"),
+    "tar cf": tar,
+    "webdataset ShardWriter, 1 process, decoding": shard_writer,
+}
+ASKED = [
+    ("pipeline shard, full check", "bare JPEG decoder, all cores", 0.85),
+    ("pipeline shard, no check", "tar cf", 0.5),
+    ("pipeline shard, full check", "webdataset ShardWriter, 1 process, decoding", 1.7),
+]
+
+
+def measure(source: Path, scratch: Path, repeats: int) -> dict[str, list[float]]:
+    """Return the rates in pictures/s of every contender, taken in turn."""
+    count = len(list(source.rglob("*.JPEG")))
+    rates: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    for _ in range(repeats):
+        for name, contender in CONTENDERS.items():
+            dest = scratch / "dest"
+            start = time.perf_counter()
+            contender(source, dest)
+            rates[name].append(count / (time.perf_counter() - start))
+            shutil.rmtree(dest, ignore_errors=True)
+    return rates
+
+
+def copies(pictures: Path, folder: Path, times: int) -> Path:
+    """Return a folder with the pictures linked `times` times."""
+    for path in _pictures(pictures):
+        for number in range(times):
+            target = folder / str(number) / path.parent.name / f"{path.stem}.JPEG"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, target)
+            except OSError:
+                shutil.copy(path, target)
+    return folder
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    yield from (
+        path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")
+    )
+
+
+def main() -> None:
+    """Measure and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pictures", type=Path)
+    parser.add_argument("--copies", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--entries", type=int, default=2_000_000)
+    asked = parser.parse_args()
+    seconds, work, memory = plan_at_scale(asked.entries)
+    told = f"{seconds:.1f} s, {work:.1f} s of CPU | {memory:.0f} MB"
+    print(f"| plan {asked.entries} entries | {told} |", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        source = copies(asked.pictures, Path(folder) / "source", asked.copies)
+        rates = measure(source, Path(folder), asked.repeats)
+    for name, found in rates.items():
+        middle = statistics.median(found)
+        print(f"| {name} | {middle:.0f} images/s | {min(found):.0f} to {max(found):.0f} |")
+    for name, peer, wanted in ASKED:
+        ratios = [one / other for one, other in zip(rates[name], rates[peer], strict=True)]
+        middle = statistics.median(ratios)
+        print(f"| {name} / {peer} | {middle:.2f} (asked: {wanted}) | {ratios} |")
+
+
+if __name__ == "__main__":
+    main()
