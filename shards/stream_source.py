@@ -19,6 +19,9 @@ from shards.reading.corpus import Corpus
 from shards.reading.decode import BrokenPictureError, CropDraw, Pixels, decode_crop
 from shards.stream_mixture import MixedOrder
 
+# A broken sample's substitute comes from this many positions after it: shards at hand have it.
+NEAR = 1000
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -157,7 +160,8 @@ class BatchSource:
                 pixels = decode_crop(corpus.read(sample), self.crop, draw)
             except BrokenPictureError as error:
                 skipped.append(Skipped(sample.key, position, str(error)))
-                place = hashed(self.seed, epoch, position, SUBSTITUTE, attempt) % self.samples
+                ahead = hashed(self.seed, epoch, position, SUBSTITUTE, attempt) % NEAR
+                place = (position + 1 + ahead) % self.samples
             else:
                 return sample.key, pixels[:, ::-1] if draw.flip else pixels
         raise too_many_broken(self.max_broken, skipped[-1])
