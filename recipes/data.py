@@ -20,7 +20,7 @@ class Feed:
         self.batch = stage.batch
         self.local = stage.batch // world_size
         self.first = rank * self.local
-        self.digest = Manifest.read(data.train, data.split).digest
+        self.manifest = Manifest.read(data.train, data.split)
         self._stream = Stream(
             data.train,
             split=data.split,

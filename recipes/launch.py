@@ -39,6 +39,18 @@ def start(recipe: Recipe) -> Any:
     return accelerator
 
 
+def sharded(accelerator: Any) -> bool:
+    """Tell whether DeepSpeed holds the state of training."""
+    return str(accelerator.distributed_type.value) == "DEEPSPEED"
+
+
+def prepare_for(accelerator: Any, pictures: int) -> None:
+    """Tell DeepSpeed, if it is there, how many `pictures` a process takes at a time."""
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    if plugin is not None:
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = pictures
+
+
 def _without_compiled_communication() -> None:
     from deepspeed import ops
 

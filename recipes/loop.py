@@ -10,14 +10,16 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from recipes import checkpoint, results
+from pipeline.codec import CCAModel
+from pipeline.evaluation.pictures import read_picture
+from recipes import checkpoint, launch, results, speed
 from recipes.console import Report
 from recipes.data import Feed, held_out
 from recipes.health import Watch
@@ -27,9 +29,10 @@ from recipes.module import METRICS, TrainingModule, build
 from recipes.noise import address, draw_noise
 from recipes.optim import NonFiniteError, make_optimizer, set_learning_rate
 from recipes.schema import RecipeError, Run
+from recipes.sharded import holding
 from recipes.signals import StopRequest
-from recipes.state import gather, restore
-from recipes.validate import evaluate
+from recipes.state import part
+from recipes.validate import evaluate, look
 from shards import Batch
 
 log = logging.getLogger(__name__)
@@ -50,6 +53,7 @@ class Session:
     accelerator: Any
     stop: StopRequest
     report: Report
+    overrides: Sequence[str] = ()
 
     @property
     def main(self) -> bool:
@@ -85,29 +89,39 @@ class Trainer:
         self.optimizer = make_optimizer(
             self.module.groups(), run.stage, fused=run.recipe.speed.fused
         )
-        self._restore()
+        state = self._read()
+        launch.prepare_for(accelerator, self.feed.local // run.recipe.speed.accumulate)
         self.wrapped, self.stepper = accelerator.prepare(self.module, self.optimizer)
+        self.holding = holding(accelerator, self.wrapped, self.optimizer)
+        if state is not None:
+            self.holding.restore(self.module, self.optimizer, state, self.memory.step)
         self.writer = checkpoint.Writer(run.recipe.checkpoint.background)
         self.watch = Watch(run)
         self.meter = Meter(run.stage.batch)
-        self.results = results.Results(run, self.feed.digest) if session.main else None
+        self.results = (
+            results.Results(run, self.feed.manifest, session.overrides) if session.main else None
+        )
 
     def _place(self) -> None:
         self.module.to(self.device)
-        if self.run.recipe.speed.channels_last:
-            self.module.to(memory_format=torch.channels_last)
+        # DeepSpeed lays weights out in a row, in an order of its own.
+        if self.run.recipe.speed.channels_last and not launch.sharded(self.session.accelerator):
+            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.module.train()
+        speed.apply(self.module, self.run.recipe.speed)
 
-    def _restore(self) -> None:
+    def _read(self) -> dict[str, Tensor] | None:
+        """Read the newest checkpoint, if there is one; take up its weights."""
         newest = checkpoint.read_newest(self.run.folder)
         if newest is None:
-            return
+            return None
         kept, tensors = newest
-        check_same(self.run, kept.about, self.feed.digest)
+        check_same(self.run, kept.about, self.feed.manifest.digest)
         self.memory = Memory(**kept.about["memory"])
-        restore(self.module, self.optimizer, tensors, self.memory.step)
+        self.module.load_state_dict(part(tensors, "weights"))
         if self.session.main:
             log.info("%s: goes on from step %d", self.run.id, self.memory.step)
+        return tensors
 
     def train(self) -> None:
         """Train to the last step and write the model; raises `Interrupted` when asked to stop."""
@@ -165,6 +179,7 @@ class Trainer:
                 accelerator.backward(loss)
                 self.stepper.step()
                 self.stepper.zero_grad()
+        self.holding.check()
         norms = {f"gradient_{name}": norm for name, norm in self.optimizer.norms.items()}
         return agreed | norms | {"lr": rate}
 
@@ -216,6 +231,7 @@ class Trainer:
             return False
         model = self.session.accelerator.unwrap_model(self.wrapped).model
         means = evaluate(model, self.run, self.pictures, self.session.accelerator)
+        self._show(model)
         memory, plateau = self.memory, self.run.stage.plateau
         memory.cost = means["cost"]
         if self.results is not None:
@@ -228,10 +244,20 @@ class Trainer:
             memory.ended = True
         return better
 
+    def _show(self, model: CCAModel) -> None:
+        """Show the first held-out pictures beside what the model makes of them, and its rate.
+
+        All processes look, because a sharded model needs them all; the first one shows.
+        """
+        for path in self.pictures[: self.run.recipe.tracking.pictures]:
+            shown = look(model, read_picture(path))
+            if self.results is not None:
+                self.results.show(f"pictures/{path.stem}", shown, self.memory.step)
+
     def _save(self) -> None:
         """Copy the state; the first process writes it, in the background if so wanted."""
         self.writer.wait()
-        tensors = gather(self.module, self.optimizer)
+        tensors = self.holding.gather(self.module, self.optimizer)
         self.saved_at = time.monotonic()
         if self.results is None:
             return
@@ -249,12 +275,12 @@ class Trainer:
             "cost": self.memory.cost,
             "memory": dict(vars(self.memory)),
             "decisive": self.run.decisive(),
-            "data_digest": self.feed.digest,
+            "data_digest": self.feed.manifest.digest,
             "recipe_digest": self.run.recipe.digest,
         }
 
     def _finish(self) -> None:
-        tensors = gather(self.module, self.optimizer)
+        tensors = self.holding.gather(self.module, self.optimizer)
         self.writer.wait()
         if self.results is not None:
             self.results.finish(self.module, tensors, self.memory.step)
@@ -263,7 +289,7 @@ class Trainer:
     def _broken(self, batch: Batch, error: NonFiniteError) -> TrainingError:
         """Keep what reproduces a step that can't be taken; return the error that says so."""
         folder = self.run.folder / f"failure-step-{self.memory.step:08d}"
-        tensors = gather(self.module, self.optimizer)
+        tensors = self.holding.gather(self.module, self.optimizer)
         if self.results is not None:
             self.results.keep_failure(folder, tensors, self._about())
         rank = self.session.accelerator.process_index

@@ -35,7 +35,7 @@ def draw_noise(
     drawn = torch.stack([_uniform(sum(sizes), seed, device) for seed in addresses])
     parts: list[Tensor] = [
         part.reshape(len(addresses), *shape)
-        for part, shape in zip(drawn.split(sizes, dim=1), shapes, strict=True)
+        for part, shape in zip(torch.split(drawn, sizes, dim=1), shapes, strict=True)
     ]
     return Noise(y=parts[0], z=parts[1], aux_y=parts[2], aux_factorized=parts[3])
 

@@ -20,9 +20,10 @@ class NonFiniteError(RuntimeError):
 class ClippedAdam(torch.optim.Adam):
     """Adam that clips the gradient of each group that has `clip`, apart from the others.
 
-    Clipping belongs to the step, because a sharding wrapper hands the optimizer flat parts of
-    groups: with `partitioned`, norms are summed over processes. `norms` has those of the last
-    step. A gradient that is not finite raises `NonFiniteError` before any group is stepped.
+    Clipping belongs to the step, because a sharding wrapper hands the optimizer one group at a
+    time, flat, and of that a part: with `partitioned`, norms are summed over processes. `norms`
+    has those of the last step. A gradient that is not finite raises `NonFiniteError` before its
+    group is stepped, and where the groups come together, before any is.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, fused: bool) -> None:
@@ -37,6 +38,7 @@ class ClippedAdam(torch.optim.Adam):
         gradients = {
             group["name"]: [p.grad for p in group["params"] if p.grad is not None]
             for group in self.param_groups
+            if any(p.grad is not None for p in group["params"])
         }
         norms = torch.stack([self._norm(grads) for grads in gradients.values()])
         self.norms.update(zip(gradients, norms.tolist(), strict=True))
@@ -44,7 +46,7 @@ class ClippedAdam(torch.optim.Adam):
         if bad:
             raise NonFiniteError(f"the gradient of {' and '.join(bad)} is not finite")
         for group in self.param_groups:
-            if "clip" in group and gradients[group["name"]]:
+            if "clip" in group and group["name"] in gradients:
                 scale = min(1.0, group["clip"] / (self.norms[group["name"]] + 1e-6))
                 torch._foreach_mul_(gradients[group["name"]], scale)
         super().step()

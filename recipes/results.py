@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.codec import AuxiliaryEntropyModel, CCAModel, save_model
+from pipeline.evaluation.metrics import Picture
 from pipeline.tracking import Tracker
 from recipes.files import write_json, write_text
 from recipes.meter import Meter, psnr
 from recipes.module import TrainingModule
 from recipes.schema import Run
 from recipes.state import part
-from shards import Batch
+from shards import Batch, Manifest
 
 
 class Results:
     """The folder and the MLflow run of one run."""
 
-    def __init__(self, run: Run, data_digest: str) -> None:
-        self.run, self.data_digest = run, data_digest
+    def __init__(self, run: Run, manifest: Manifest, overrides: Sequence[str] = ()) -> None:
+        self.run, self.manifest, self.overrides = run, manifest, overrides
+        self.data_digest = manifest.digest
         self._tracker: Tracker | None = None
 
     def open(self) -> None:
@@ -45,6 +47,7 @@ class Results:
             folder=run.folder,
         )
         self._tracker.dataset(recipe.data.split, self.data_digest, recipe.data.train)
+        self._tracker.log_text(self.manifest.to_json(), f"{recipe.data.split}.json", "data")
         self._tracker.log_file(run.folder / "recipe.yaml")
         self._write_run(done=False, step=int(known.get("step", 0)))
 
@@ -58,6 +61,10 @@ class Results:
     def log_held_out(self, step: int, means: Mapping[str, float]) -> None:
         """Track an evaluation on the held-out pictures."""
         self.tracker.log({f"val/{name}": value for name, value in means.items()}, step)
+
+    def show(self, name: str, picture: Picture, step: int) -> None:
+        """Show a picture (H, W, 3) uint8 in MLflow."""
+        self.tracker.log_image(picture, name, step)
 
     def finish(self, module: TrainingModule, tensors: Mapping[str, Tensor], step: int) -> None:
         """Write the model of the state `tensors`, then say that the run is done."""
@@ -111,6 +118,7 @@ class Results:
             "recipe_digest": run.recipe.digest,
             "data_digest": self.data_digest,
             "git_commit": git_commit(),
+            "overrides": " ".join(self.overrides),
         }
         return tags | ({"parent": run.parent.id} if run.parent else {})
 

@@ -12,20 +12,22 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def gather(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return copies on the CPU of all weights and of Adam's moments."""
-    state = {f"weights.{name}": _copy(tensor) for name, tensor in module.state_dict().items()}
+    state = {f"weights.{name}": copied(tensor) for name, tensor in module.state_dict().items()}
     for name, parameter in module.named_parameters():
         moments = optimizer.state.get(parameter, {})
         for key in MOMENTS:
             if key in moments:
-                state[f"{key}.{name}"] = _copy(moments[key])
+                state[f"{key}.{name}"] = copied(moments[key])
     return state
 
 
 def restore(
     module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor], step: int
 ) -> None:
-    """Give `module` and `optimizer` what `gather` returned after `step` steps."""
-    module.load_state_dict(part(state, "weights"))
+    """Give `optimizer` the moments that `gather` returned after `step` steps.
+
+    `module` names its parameters, and has the weights already.
+    """
     names = {parameter: name for name, parameter in module.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -46,5 +48,6 @@ def part(state: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
     }
 
 
-def _copy(tensor: Tensor) -> Tensor:
+def copied(tensor: Tensor) -> Tensor:
+    """Return a copy on the CPU, in the order of its indices."""
     return tensor.detach().to("cpu", copy=True).contiguous()

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         recipe = load_recipe(given.recipe, given.overrides)
         runs = choose(recipe.runs(), given.stage, given.rate_weight)
-        return train(runs, stop)
+        return train(runs, stop, given.overrides)
     except KeyboardInterrupt:
         return 130
     except ValueError as error:
@@ -70,7 +70,7 @@ def choose(runs: Sequence[Run], stage: str | None, rate_weight: float | None) ->
     return chosen
 
 
-def train(runs: Sequence[Run], stop: StopRequest) -> int:
+def train(runs: Sequence[Run], stop: StopRequest, overrides: Sequence[str]) -> int:
     """Train `runs` one after another; return the exit code."""
     from recipes import check, console, launch
     from recipes.loop import Interrupted, Session, Trainer
@@ -86,7 +86,7 @@ def train(runs: Sequence[Run], stop: StopRequest) -> int:
         with console.steps(title) as report:
             shown = report if accelerator.is_main_process else console.silent
             try:
-                Trainer(run, Session(accelerator, stop, shown)).train()
+                Trainer(run, Session(accelerator, stop, shown, overrides)).train()
             except Interrupted as error:
                 log.info("train: %s", error)
                 return AGAIN

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.codec import CCAModel
+from pipeline.codec.config import LATENT_STRIDE
 from pipeline.evaluation.learned import to_picture, to_tensor
 from pipeline.evaluation.metrics import Picture, ms_ssim, psnr
 from pipeline.evaluation.pictures import read_picture
@@ -62,11 +64,31 @@ def measure(model: CCAModel, run: Run, picture: Picture) -> list[float]:
     return [cost, bpp, decibels, similarity or 0.0, float(similarity is not None), 1.0]
 
 
+def look(model: CCAModel, picture: Picture) -> Picture:
+    """Return a picture, its reconstruction, and the map of y's bits, side by side (H, 3 W, 3).
+
+    In the map white is the position (16 x 16 pixels) that costs most, black costs nothing.
+    """
+    training = model.training
+    model.eval()
+    x_hat, likelihoods = _code(model, picture)
+    model.train(training)
+    bits = -likelihoods["y"][0].log2().sum(0)
+    levels = (bits / bits.max().clamp(min=1e-9) * 255).round().to(torch.uint8).cpu().numpy()
+    height, width = picture.shape[:2]
+    large = levels.repeat(LATENT_STRIDE, 0).repeat(LATENT_STRIDE, 1)[:height, :width]
+    return np.concatenate([picture, to_picture(x_hat), np.stack([large] * 3, axis=2)], axis=1)
+
+
 def reconstruct(model: CCAModel, picture: Picture) -> tuple[Picture, float]:
     """Return what the model makes of a picture, (H, W, 3) uint8, and its estimated bpp."""
-    x = to_tensor(picture, next(model.parameters()).device)
-    with torch.no_grad():
-        output = model(x)
-    pixels = x.shape[2] * x.shape[3]
-    bpp = sum(float(bits_per_pixel(part, pixels)) for part in output.likelihoods.values())
-    return to_picture(output.x_hat), bpp
+    x_hat, likelihoods = _code(model, picture)
+    pixels = picture.shape[0] * picture.shape[1]
+    bpp = sum(float(bits_per_pixel(part, pixels)) for part in likelihoods.values())
+    return to_picture(x_hat), bpp
+
+
+@torch.no_grad()
+def _code(model: CCAModel, picture: Picture) -> tuple[Tensor, dict[str, Tensor]]:
+    output = model(to_tensor(picture, next(model.parameters()).device))
+    return output.x_hat, output.likelihoods

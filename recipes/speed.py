@@ -1,0 +1,64 @@
+"""The same arithmetic, done faster: bf16, torch.compile, recomputed activations.
+
+All three are applied to the parts that cost: transforms, hyper-transforms, supports and heads. What
+lies between them stays as it is: means, scales, rounding, entropy models and the loss in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pipeline.codec import CCAModel
+from recipes.module import TrainingModule
+from recipes.schema import Speed
+
+
+def apply(module: TrainingModule, speed: Speed) -> None:
+    """Change how the costly parts of `module` are computed; parameters stay what they are."""
+    for part in costly_parts(module):
+        if speed.activation_checkpointing:
+            part.forward = _recomputed(part.forward)
+        if speed.precision == "bf16":
+            part.forward = _in_bf16(part.forward)
+        if speed.compile:
+            part.compile()
+
+
+def costly_parts(module: TrainingModule) -> Iterator[nn.Module]:
+    """Yield the modules in which nearly all of the arithmetic is done; each is called whole."""
+    model: CCAModel = module.model
+    yield from (model.analysis, model.synthesis, model.hyper_analysis)
+    yield from (model.hyper_mean, model.hyper_scale)
+    contexts = [model.context]
+    if module.auxiliary is not None:
+        contexts.append(module.auxiliary.context)
+    for context in contexts:
+        yield from context.mean_supports
+        yield from context.scale_supports
+        yield from context.mean_heads
+        yield from context.scale_heads
+        yield from context.residual_heads
+
+
+def _in_bf16(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def lower(*inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs[0].device.type, dtype=torch.bfloat16):
+            out = forward(*inputs)
+        return out.float()
+
+    return lower
+
+
+def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def twice(*inputs: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return forward(*inputs)
+        out: Any = checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return out  # type: ignore[no-any-return]
+
+    return twice
