@@ -229,7 +229,7 @@ class Trainer:
         """Evaluate on the held-out pictures; return whether the cost is the stage's lowest."""
         if not self.pictures:
             return False
-        model = self.session.accelerator.unwrap_model(self.wrapped).model
+        model = self.module.model
         means = evaluate(model, self.run, self.pictures, self.session.accelerator)
         self._show(model)
         memory, plateau = self.memory, self.run.stage.plateau
