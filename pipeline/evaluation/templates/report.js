@@ -65,7 +65,7 @@
     const clip = element("clipPath", { id: "inside" });
     clip.append(element("rect", { x: box.left, y: box.top - 6, width: box.right - box.left + 6, height: box.bottom - box.top + 6 }));
     svg.append(clip);
-    const down = steps(range.low, range.high, height / 60), across = steps(range.left, range.right, (box.right - box.left) / 90);
+    const down = steps(range.low, range.high, height / 60), across = steps(range.left, range.right, (box.right - box.left) / 64);
     for (const t of down.ticks) {
       svg.append(element("line", { class: "grid", x1: box.left, x2: box.right, y1: y(t), y2: y(t) }));
       svg.append(element("text", { x: box.left - 8, y: y(t) + 4, "text-anchor": "end" }, t.toFixed(down.digits)));
