@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.tracking import Tracker
 from pipeline.tracking.store import client
 
-ROUNDS, STEPS, CALLS = 5, 300, 3000
+ROUNDS, STEPS, CALLS = 3, 200, 2000
 METRICS = {f"metric{i}": float(i) for i in range(10)}
 
 

@@ -45,9 +45,10 @@ class Server:
             )
         end = time.monotonic() + SECONDS_TO_START
         while not self._answers():
-            assert self._process.poll() is None, self.log.read_text()[-2000:]
-            assert time.monotonic() < end, self.log.read_text()[-2000:]
-            time.sleep(0.2)
+            if self._process.poll() is not None or time.monotonic() > end:
+                self.kill()
+                raise AssertionError(self.log.read_text()[-2000:])
+            time.sleep(0.5)
 
     def kill(self, sign: int = signal.SIGKILL) -> None:
         """Kill the server and its workers, which are in its process group."""
