@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.codec import CCAConfig, CCAModel
+from pipeline.codec import CCAConfig, CCAModel, start_as_pyramid
 from pipeline.codec.coding import pad
 from pipeline.codec.latents import LatentCoder
 from pipeline.codec.picture import read_picture
@@ -97,6 +97,7 @@ def networks(config: CCAConfig, picture: Path, runs: int) -> None:
     """One picture through each part of the codec."""
     torch.manual_seed(0)
     model = CCAModel(config).eval()
+    start_as_pyramid(model)
     x = pad(read_picture(picture).x, 64)
     print(f"| picture {picture.name}, {x.shape[3]} x {x.shape[2]} | | | |")
     with torch.no_grad():

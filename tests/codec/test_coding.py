@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.codec import CCAConfig, CCAModel, CodecError, MismatchError
+from pipeline.codec import CCAConfig, CCAModel, CodecError, MismatchError, start_as_pyramid
 from pipeline.codec.bitstream import read_stream, write_stream
 from pipeline.codec.picture import read_picture
 from tests.codec.conftest import SMALL, make_model
@@ -32,6 +32,7 @@ def test_any_size_comes_back_as_it_was_encoded(h: int, w: int, seed: int) -> Non
 def test_bytes_are_what_the_model_estimates(pictures: Path) -> None:
     torch.manual_seed(0)
     model = CCAModel(CCAConfig.tiny()).eval()
+    start_as_pyramid(model)
     x = read_picture(sorted((pictures / "kodak").iterdir())[0]).x
     with torch.no_grad():
         likelihoods = model(x).likelihoods

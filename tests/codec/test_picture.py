@@ -43,7 +43,7 @@ def _round_trip(
 
 @pytest.mark.parametrize(
     ("mode", "expected"),
-    [("RGB", "RGB"), ("L", "L"), ("1", "L"), ("RGBA", "RGBA"), ("LA", "LA"), ("P", "RGB"),
+    [("RGB", "RGB"), ("L", "L"), ("1", "L"), ("RGBA", "RGBA"), ("LA", "LA"), ("P", "RGBA"),
      ("CMYK", "RGB"), ("I;16", "L")],
 )  # fmt: skip
 def test_every_mode_comes_back(mode: str, expected: str, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_targets_that_are_no_pictures_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CodecError, match="suffix"):
         write_image(_image("RGB"), tmp_path / "out.doc")
     with pytest.raises(CodecError, match=r"take \.png"):
-        write_image(_image("I;16"), tmp_path / "out.webp")
+        write_image(_image("RGBA"), tmp_path / "out.jpg")
     assert list(tmp_path.iterdir()) == []
 
 

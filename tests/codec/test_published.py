@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.codec import AuxiliaryEntropyModel, CCAModel, CodecError
 from pipeline.codec.published import from_published, published_names, read_published
+from tests.codec.conftest import SMALL, make_model
 
 
 def _state(model: CCAModel, auxiliary: AuxiliaryEntropyModel | None = None) -> dict:
@@ -147,3 +153,28 @@ def test_malformed_checkpoints_give_one_clear_error(model: CCAModel, tmp_path: P
         torch.save(content, good)
         with pytest.raises(CodecError):
             read_published(good)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8))
+@settings(max_examples=150, deadline=None, database=None)
+def test_mutated_checkpoints_give_a_model_or_one_sentence(edits: list[tuple[int, int]]) -> None:
+    data = bytearray(_checkpoint())
+    for place, value in edits:
+        # Half of the edits hit the pickle and the directory, the ends of the archive.
+        at = place % len(data) if value % 2 else place % 2000 - 1000
+        data[at] = value
+    with tempfile.NamedTemporaryFile(suffix=".pth.tar") as file:
+        file.write(data)
+        file.flush()
+        try:
+            read_published(Path(file.name))
+        except CodecError as error:
+            sentence = str(error)
+            assert "\n" not in sentence
+
+
+@cache
+def _checkpoint() -> bytes:
+    file = io.BytesIO()
+    torch.save({"state_dict": _state(make_model(SMALL))}, file)
+    return file.getvalue()
