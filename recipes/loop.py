@@ -98,6 +98,7 @@ class Trainer:
         self.writer = checkpoint.Writer(run.recipe.checkpoint.background)
         self.watch = Watch(run)
         self.meter = Meter(run.stage.batch)
+        self.saved_at = time.monotonic()
         self.results = (
             results.Results(run, self.feed.manifest, session.overrides) if session.main else None
         )
@@ -139,6 +140,10 @@ class Trainer:
             self.writer.close()
             if self.results is not None:
                 self.results.close(status)
+
+    def try_step(self, batch: Batch) -> Mapping[str, float]:
+        """Do one step and return its metrics; nothing is written."""
+        return self._step(batch)
 
     def _open(self) -> None:
         if self.results is not None:

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         recipe = load_recipe(given.recipe, given.overrides)
         runs = choose(recipe.runs(), given.stage, given.rate_weight)
-        return train(runs, stop, given.overrides)
+        return (dry_run if given.dry_run else train)(runs, stop, given.overrides)
     except KeyboardInterrupt:
         return 130
     except ValueError as error:
@@ -55,6 +55,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--stage", help="only the runs of this stage")
     parser.add_argument("--rate-weight", type=float, help="of these, only the one at this weight")
+    parser.add_argument("--dry-run", action="store_true", help="describe, try one step, stop")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_intermixed_args(arguments)
 
@@ -91,6 +92,21 @@ def train(runs: Sequence[Run], stop: StopRequest, overrides: Sequence[str]) -> i
                 log.info("train: %s", error)
                 return AGAIN
         accelerator.free_memory()
+    return 0
+
+
+def dry_run(runs: Sequence[Run], stop: StopRequest, overrides: Sequence[str]) -> int:
+    """Print what `runs` would do and try one step of the first; return the exit code."""
+    from recipes import check, console, dry, launch
+    from recipes.loop import Session, Trainer
+
+    check.before_work(runs)
+    accelerator = launch.start(runs[0].recipe)
+    check.for_processes(runs, accelerator.num_processes)
+    session = Session(accelerator, stop, console.silent, overrides)
+    for line in dry.describe(runs, Trainer(runs[0], session)):
+        if session.main:
+            sys.stdout.write(f"{line}\n")
     return 0
 
 

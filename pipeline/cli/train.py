@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,6 +40,9 @@ def train(
         Path | None,
         typer.Option(metavar="CONFIG.yaml", help="Launch by this file of recipes/accelerate/."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Describe the runs, try one step, write nothing.")
+    ] = False,
 ) -> None:
     """Train the stages of a recipe in order; run again to go on after a stop.
 
@@ -51,6 +55,7 @@ def train(
     loaded = load_recipe(recipe, overrides or [])
     selection = [] if stage is None else ["--stage", stage]
     selection += [] if rate_weight is None else ["--rate-weight", str(rate_weight)]
+    selection += ["--dry-run"] if dry_run else []
     script = Path(sys.modules["recipes"].__path__[0]) / "train.py"
     how, environment = launch_options(loaded, accelerate)
     command = [sys.executable, "-m", "recipes.launcher", *how, str(script), str(recipe)]
@@ -91,10 +96,11 @@ def run(command: Sequence[str], environment: dict[str, str]) -> int:
         signal.SIGUSR1: signal.SIGUSR1,
         signal.SIGINT: signal.SIGINT,
     }
-    before = {
-        number: signal.signal(number, lambda _number, _frame, to=to: asked.append(to))
-        for number, to in passed_on.items()
-    }
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.append(passed_on[signal.Signals(number)])
+
+    before = {number: signal.signal(number, note) for number in passed_on}
     try:
         return _wait(process, asked)
     finally:

@@ -163,3 +163,13 @@ def test_a_stage_alone_needs_its_parent(write_recipe, caplog) -> None:
     assert main([str(path), "--stage", "mse", "--rate-weight", "3.5"]) == 0
     assert (path.parent / "runs" / "mse" / "w3.5" / "model.safetensors").is_file()
     assert not (path.parent / "runs" / "mse" / "w0.3").exists()
+
+
+def test_dry_run_describes_and_writes_nothing(write_recipe, capsys) -> None:
+    path = write_recipe(stages=STAGES[:2])
+    assert main([str(path), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "run mse/w3.5: 2 steps of 4 from base -> " in out
+    assert "kMAC a pixel" in out
+    assert "one step: " in out
+    assert not (path.parent / "runs").exists()
