@@ -152,24 +152,27 @@ def curve_name(info: Mapping[str, Any]) -> str:
 def tell_curves_apart(models: Sequence[ModelResult]) -> tuple[ModelResult, ...]:
     """Return the models; where two trainings share a curve's name, each gets its own.
 
-    Models are of one training when recipe, pictures and code are the same; a curve that would
-    mix several is called after the first model of each.
+    Models are of one training when recipe and pictures are the same, and the code too where that
+    leaves two of one rate; a curve that would mix several is called after each one's first model.
     """
-    first: dict[tuple[Any, ...], ModelResult] = {}
-    for model in models:
-        first.setdefault(_training(model), model)
-    shared = Counter(training[0] for training in first)
-    return tuple(
-        replace(model, curve=f"{model.curve} · {first[_training(model)].name}")
-        if shared[model.curve] > 1
-        else model
+    plain = Counter((_training(model), model.rate_weight) for model in models)
+    doubled = {training for (training, _), count in plain.items() if count > 1}
+    keys = [
+        (*_training(model), model.info.get("git_commit") if _training(model) in doubled else None)
         for model in models
+    ]
+    first: dict[tuple[Any, ...], str] = {}
+    for key, model in zip(keys, models, strict=True):
+        first.setdefault(key, model.name)
+    shared = Counter(key[0] for key in first)
+    return tuple(
+        replace(model, curve=f"{model.curve} · {first[key]}") if shared[model.curve] > 1 else model
+        for key, model in zip(keys, models, strict=True)
     )
 
 
 def _training(model: ModelResult) -> tuple[Any, ...]:
-    keys = ("recipe_digest", "data_digest", "git_commit")
-    return (model.curve, *(model.info.get(key) for key in keys))
+    return (model.curve, model.info.get("recipe_digest"), model.info.get("data_digest"))
 
 
 def _plain(value: object) -> bool:

@@ -21,7 +21,8 @@ def verdict(report: Report) -> tuple[str, ...]:
         sentences += _against_jpeg(name, models, report)
         sentences += _ranking(name, report)
         sentences += _size(models)
-    return tuple(sentences)
+    # Models of one size say it once.
+    return tuple(dict.fromkeys(sentences))
 
 
 def rate_at(points: RDCurve, quality: float) -> float | None:

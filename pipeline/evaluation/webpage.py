@@ -36,9 +36,10 @@ def render(report: Report, scenes: Sequence[Scene]) -> str:
     environment.filters |= {
         "si": si, "seconds": seconds, "percent": percent, "between": between, "fixed": fixed,
     }  # fmt: skip
-    drawn = [_scene(scene) for scene in scenes]
+    drawn = [_scene(scene, middle_model(report.models).name) for scene in scenes]
     return environment.get_template("report.html.j2").render(
         report=report,
+        title=_title(list(report.curves())),
         shown=middle_model(report.models),
         anchors=_anchors(report),
         comparisons={(c.curve, c.anchor, c.quality): c for c in report.comparisons},
@@ -58,6 +59,11 @@ def peers_against_jpeg(report: Report) -> dict[str, Comparison]:
     points = {peer.name: peer.points for peer in report.peers}
     jpeg = points.pop("jpeg", ())
     return {name: against((name, "jpeg", "psnr"), jpeg, own) for name, own in points.items()}
+
+
+def _title(curves: Sequence[str]) -> str:
+    more = len(curves) - 1
+    return curves[0] if not more else f"{curves[0]}, and {more} more curve{'s' if more > 1 else ''}"
 
 
 def _asset(name: str) -> str:
@@ -106,15 +112,17 @@ def _line(
     return {"kind": kind, "name": name, "note": note, "points": drawn, "colour": colour, "on": True}
 
 
-def _scene(scene: Scene) -> dict[str, Any]:
+def _scene(scene: Scene, shown: str) -> dict[str, Any]:
     views = [
         {"label": v.label, "bpp": v.bpp, "psnr": v.psnr, "src": lossless(v.samples)}
         for v in scene.views
     ]
     left, top, width, height = scene.box
+    labels = [view.label for view in scene.views]
     return {
         "kind": scene.kind, "picture": scene.picture, "views": views, "width": width,
         "height": height, "left": left, "top": top, "rates": _rates(scene),
+        "shown": labels.index(shown) if shown in labels else len(labels) - 1,
     }  # fmt: skip
 
 

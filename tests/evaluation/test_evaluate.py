@@ -191,22 +191,24 @@ def test_a_metric_loads_neither_plots_nor_scipy() -> None:
 
 
 def test_curves_are_of_one_training() -> None:
-    def named(name: str, **info: object) -> ModelResult:
-        return replace(model(name, curve_name(info), (0.5, 30)), info=info)
+    def named(name: str, weight: float = 1.0, **info: object) -> ModelResult:
+        made = model(name, curve_name(info), (0.5, 30))
+        return replace(made, info=info, rate_weight=weight)
 
-    base = {"recipe": "demo", "stage": "base", "distortion": "mse"}
+    base = {"recipe": "demo", "stage": "base", "distortion": "mse", "git_commit": "old"}
     tuned = base | {"stage": "mse", "recipe_digest": "a"}
-    models = [
-        named("w1", **tuned),
-        named("w2", **tuned),
-        named("w1 again", **tuned | {"recipe_digest": "b"}),
-        named("base", **base),
-        named("imported"),
-    ]
-    assert [found.curve for found in tell_curves_apart(models)] == [
-        "demo, MSE · w1",
-        "demo, MSE · w1",
-        "demo, MSE · w1 again",
-        "demo, base, MSE",
-        "CCA",
-    ]
+    resumed = tuned | {"git_commit": "new"}
+    one = [named("w1", 1.0, **tuned), named("w2", 2.0, **resumed), named("base", **base)]
+    curves = [found.curve for found in tell_curves_apart([*one, named("imported")])]
+    assert curves == ["demo, MSE", "demo, MSE", "demo, base, MSE", "CCA"]
+
+    # The same recipe on other pictures, and again with other code: curves of their own.
+    other = named("other", 1.0, **tuned | {"data_digest": "b"})
+    assert [found.curve for found in tell_curves_apart([*one[:2], other])] == [
+        "demo, MSE · w1", "demo, MSE · w1", "demo, MSE · other",
+    ]  # fmt: skip
+    again = [named("w1 again", 1.0, **resumed), named("w2 again", 2.0, **resumed)]
+    old = [named("w1", 1.0, **tuned), named("w2", 2.0, **tuned)]
+    assert [found.curve for found in tell_curves_apart([*old, *again])] == [
+        "demo, MSE · w1", "demo, MSE · w1", "demo, MSE · w1 again", "demo, MSE · w1 again",
+    ]  # fmt: skip

@@ -39,6 +39,11 @@
     const most = Math.max(...(models.length ? models : measured).map((p) => p.bpp));
     const right = Math.min(Math.max(...measured.map((p) => p.bpp)), most * 1.6) * 1.03;
     const inside = measured.filter((p) => p.bpp <= right).map((p) => p[quality]);
+    // A curve that goes on beyond the right edge leaves there, not through the top.
+    for (const points of series.filter((s) => s.kind !== "published").map(usable)) {
+      const next = points.findIndex((p) => p.bpp > right), a = points[next - 1], b = points[next];
+      if (next > 0) inside.push(a[quality] + (b[quality] - a[quality]) * (right - a.bpp) / (b.bpp - a.bpp));
+    }
     const low = Math.min(...inside), high = Math.max(...inside), air = Math.max(0.4, (high - low) * 0.06);
     return { left: 0, right, low: low - air, high: high + air };
   };
