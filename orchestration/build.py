@@ -14,6 +14,7 @@ from orchestration.profile import Profile
 from recipes.schema import Recipe, Run, Stage
 
 SHARD, FINISH = "shard", "shard-finish"
+TRAIN_SCRIPT = "recipes/train.py"
 
 
 def build_jobs(
@@ -81,7 +82,7 @@ def _train_job(
     run: Run, profile: Profile, path: str, overrides: Sequence[str], made: str | None
 ) -> Job:
     resources = profile.resources_of(f"train.{run.stage.name}")
-    script = ["recipes/train.py", path, "--stage", run.stage.name]
+    script = [TRAIN_SCRIPT, path, "--stage", run.stage.name]
     if isinstance(run.stage.rate_weight, list):
         script += ["--rate-weight", f"{run.rate_weight:g}"]
     # The number of ranks goes along so that the script refuses a launch that came out otherwise.

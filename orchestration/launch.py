@@ -10,17 +10,21 @@ def launch_words(resources: Resources, options: list[str]) -> list[str]:
     """Return `accelerate launch` with its options, for every machine of the job.
 
     Without a GPU, Accelerate must be told by its variable: `--cpu` with several processes and a
-    config with `use_cpu` both train separate models without a word.
+    config with `use_cpu` both train separate models without a word. With DeepSpeed it must not be
+    told: that would turn DeepSpeed off. Nor may DeepSpeed reach the other nodes by ssh, as it
+    would unless it is told that each node has a launcher of its own.
     """
-    words = [] if resources.gpus else ["env", "ACCELERATE_USE_CPU=true"]
+    deepspeed = "--use_deepspeed" in options
+    words = [] if resources.gpus or deepspeed else ["env", "ACCELERATE_USE_CPU=true"]
     words += ["accelerate", "launch"]
     words += ["--num_processes", str(resources.ranks), "--num_machines", str(resources.nodes)]
     words += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     per_node = resources.ranks // resources.nodes
     words += ["--num_cpu_threads_per_process", str(max(1, resources.cpus // per_node))]
-    if resources.ranks > 1 and "--use_deepspeed" not in options:
+    if resources.ranks > 1 and not deepspeed:
         words.append("--multi_gpu")
     if resources.nodes > 1:
+        words += ["--deepspeed_multinode_launcher", "standard"] if deepspeed else []
         words.append(RENDEZVOUS)
     return [*words, *options]
 

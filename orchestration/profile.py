@@ -163,6 +163,18 @@ class SlurmProfile(Profile):
     srun: list[str] = []
     """More options of srun for training, such as --container-image=..."""
 
+    @model_validator(mode="after")
+    def _time_to_work(self) -> Self:
+        # A job that is told to stop when it has hardly begun would be queued for ever.
+        for name in {"train", *(name for name in self.resources if name.startswith("train"))}:
+            minutes = self.resources_of(name).minutes
+            if minutes * 60 <= self.signal_seconds:
+                raise ValueError(
+                    f"signal_seconds ({self.signal_seconds}) must be less than the time limit of"
+                    f" {name} ({minutes} minutes)"
+                )
+        return self
+
 
 class KubernetesProfile(Profile):
     """A Kubernetes cluster with the JobSet controller (0.8 or newer)."""

@@ -13,7 +13,7 @@ AGAIN = 75
 
 def preamble(plan: Plan, job: Job, profile: Profile) -> list[str]:
     """Return the lines before the command: folder, environment, and the test for work done."""
-    lines = [f"cd {shlex.quote(plan.workdir)}"]
+    lines = [f"cd {shlex.quote(plan.workdir)} || exit 1"]
     if profile.environment:
         lines.append(f"export PATH={shlex.quote(profile.environment + '/bin')}:$PATH")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in profile.env.items()]

@@ -94,6 +94,7 @@ def test_failing_plan_says_why_in_one_sentence(recipe: Path, local: Path, root: 
         (["schedule", "tiny.yaml", "--on", "none.yaml"], "there is no such profile"),
         (["schedule", "tiny.yaml", "--on", "wrong.yaml"], "unknown key gpuz"),
         (["schedule", "tiny.yaml", "--on", "local.yaml", "sed=1"], "unknown key sed"),
+        (["schedule", "tiny.yaml", "--on", "local.yaml"], "there is no recipes/train.py"),
         (["status", "nope"], "there is no plan nope"),
         (["logs", "nope", "job"], "there is no plan nope"),
         (["cancel", "nope"], "there is no plan nope"),

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from orchestration.build import build_jobs
 from orchestration.control import make_plan
 from orchestration.errors import OrchestrationError
+from orchestration.launch import launch_words
 from orchestration.load import profile_from
 from orchestration.picture import mermaid, rows
 from orchestration.plan import Job, is_done
-from orchestration.profile import AnyProfile
+from orchestration.profile import AnyProfile, Resources
 from recipes.load import load_recipe
 from recipes.schema import Recipe
 
@@ -127,6 +128,17 @@ def test_launch_fits_the_resources(recipe: Path, resources: dict[str, int], word
     assert ("--multi_gpu" in text) == (ranks > 1)
     assert ("ACCELERATE_USE_CPU" in text) == ("gpus" not in resources)
     assert text.endswith(f"processes={ranks}")
+
+
+def test_deepspeed_is_launched_on_each_node_by_its_own_launcher() -> None:
+    options = ["--use_deepspeed", "--deepspeed_config_file", "zero2.json"]
+    several = launch_words(Resources(nodes=2, gpus=4), options)
+    assert several[:2] == ["accelerate", "launch"]
+    assert several[several.index("--deepspeed_multinode_launcher") + 1] == "standard"
+    assert "--multi_gpu" not in several
+    # On a CPU, Accelerate's variable would turn DeepSpeed off without a word.
+    assert "env" not in launch_words(Resources(processes=2), options)
+    assert "--deepspeed_multinode_launcher" not in launch_words(Resources(gpus=4), options)
 
 
 def test_tests_for_work_done_follow_the_files(recipe: Path, tmp_path: Path) -> None:

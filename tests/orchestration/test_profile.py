@@ -79,6 +79,7 @@ def test_all_mistakes_are_named_at_once() -> None:
         ({"engine": "local", "resources": {"train": {"nodes": 2}}}, "one machine"),
         ({"engine": "slurm", "resources": {"evaluate": {"nodes": 2}}}, "only training"),
         ({"engine": "slurm", "resources": {"trian": {}}}, "no kind of job"),
+        ({"engine": "slurm", "resources": {"train.base": {"minutes": 5}}}, "signal_seconds"),
     ],
 )
 def test_wrong_profile_is_refused(content: object, words: str) -> None:
