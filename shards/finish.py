@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from shards.errors import ShardsError
 from shards.manifest import Manifest, ShardInfo, shard_name
+from shards.options import crops_of
 from shards.plan import Plan
 from shards.store import Store
 from shards.write import REJECTS
@@ -90,7 +91,7 @@ def _manifest(
 ) -> Manifest:
     reasons = Counter(one["reason"] for one in rejects)
     samples = sum(info.samples for info in infos)
-    if samples + len(rejects) != plan.listed:
+    if samples != crops_of(plan.options.get("augment")) * (plan.listed - len(rejects)):
         raise AssertionError("every listed picture is written or rejected")
     return Manifest(
         split=plan.split,

@@ -58,7 +58,10 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `SPLIT.json` says. `listed` = `samples` + `rejected`, always."""
+    """What `SPLIT.json` says. `listed` = `samples` + `rejected`, always.
+
+    Where an augmentation cuts several crops of each picture, `samples` counts the crops.
+    """
 
     split: str
     seed: int

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from shards.augment.spec import Spec, read_spec
 from shards.errors import ShardsError
 
 CHECKS = ("full", "header", "none")
@@ -34,6 +35,7 @@ class Options:
         dedupe: "exact" rejects pictures whose bytes came earlier in the listing, "near" also
             those that look the same.
         labels: whether class folders become labels.
+        augment: what `augment_options` gives, or None to keep the original bytes.
     """
 
     split: str = "train"
@@ -45,6 +47,12 @@ class Options:
     check: str = "full"
     dedupe: str = "none"
     labels: bool = True
+    augment: dict[str, Any] | None = None
+
+    @property
+    def spec(self) -> Spec | None:
+        """What the option `augment` asks for."""
+        return spec_of(self.augment)
 
     def __post_init__(self) -> None:
         parse_split(self.split)
@@ -80,6 +88,40 @@ class Options:
             for name in sorted(mine.keys() | other.keys())
             if mine.get(name) != other.get(name)
         ]
+
+
+def crops_of(augment: Mapping[str, Any] | None) -> int:
+    """Return how many samples a picture gives under the option `augment`."""
+    spec = spec_of(augment)
+    return spec.crops if spec else 1
+
+
+def spec_of(augment: Mapping[str, Any] | None) -> Spec | None:
+    """Return the specification inside the option `augment`."""
+    if augment is None:
+        return None
+    return Spec.from_dict({key: augment[key] for key in ("format", "operations")})
+
+
+def augment_options(path: str, device: str) -> dict[str, Any]:
+    """Return the option `augment` for a specification in a file, worked out on `device`.
+
+    The device's kind belongs to it: another one may round otherwise.
+
+    Raises:
+        ShardsError: the file has mistakes, or there is no such device.
+    """
+    import torch
+
+    from shards.augment.operations import Augmenter
+
+    spec = read_spec(path)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ShardsError(f"--device {device!r} is not there: give auto, cpu or cuda")
+    Augmenter(spec, 0)  # tries Kornia's operations
+    return {**spec.to_dict(), "device": device}
 
 
 def parse_size(text: str) -> int:

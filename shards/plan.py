@@ -155,6 +155,7 @@ class _Maker:
 
     def __init__(self, file: IO[bytes], options: Options) -> None:
         self.options = options
+        self._spec = options.spec
         self.listed = self.shards = self.bytes = 0
         self.labels: set[str] = set()
         self._writer = pq.ParquetWriter(file, ROWS, compression="zstd")
@@ -164,7 +165,7 @@ class _Maker:
         self.listed += rows.num_rows
         self.labels.update(label for label in pc.unique(rows["label"]).to_pylist() if label)
         rows = pa.concat_tables([self._rest, rows]).combine_chunks()
-        costs = tar_bytes(rows)
+        costs = self._costs(rows)
         ends = cut(costs, self.options.shard_size)
         for start, end in zip([0, *ends], ends, strict=False):
             self._write(rows.slice(start, end - start), costs[start:end])
@@ -173,9 +174,16 @@ class _Maker:
     def finish(self) -> int:
         """Write what is left; return the number of shards."""
         if self._rest.num_rows:
-            self._write(self._rest, tar_bytes(self._rest))
+            self._write(self._rest, self._costs(self._rest))
         self._writer.close()
         return self.shards
+
+    def _costs(self, rows: pa.Table) -> Sizes:
+        costs = tar_bytes(rows)
+        if self._spec is None:
+            return costs
+        sizes = map(self._spec.bytes_per_picture, costs.tolist())
+        return np.fromiter(sizes, np.int64, len(costs))
 
     def _write(self, rows: pa.Table, costs: Sizes) -> None:
         self._writer.write_table(rows, row_group_size=rows.num_rows)

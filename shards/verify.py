@@ -21,7 +21,7 @@ from shards.check import RejectedError, examine
 from shards.errors import ShardsError
 from shards.finish import read_sidecar, rejects_name
 from shards.manifest import Manifest, ShardInfo, splits
-from shards.options import Options
+from shards.options import Options, crops_of
 from shards.store import Store
 
 CHUNK = 1 << 20
@@ -94,7 +94,8 @@ def _manifest_problems(store: Store, manifest: Manifest) -> Iterator[Problem]:
     name = Manifest.file_name(manifest.split)
     if sum(manifest.sizes) != manifest.samples:
         yield Problem(name, f"says {manifest.samples} samples, its shards {sum(manifest.sizes)}")
-    if manifest.samples + manifest.rejected != manifest.listed:
+    crops = crops_of(manifest.options.get("augment"))
+    if manifest.samples != crops * (manifest.listed - manifest.rejected):
         yield Problem(
             name,
             f"{manifest.listed} listed are not {manifest.samples} samples"

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +22,9 @@ from shards.partial import partial_file, settle
 from shards.sources import Entry, Reader, Sample, Source, UnreadableError
 from shards.sources.base import decode_path, stem_and_ending
 from shards.store import Store
+
+if TYPE_CHECKING:
+    from shards.augment.operations import Augmenter
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -94,6 +97,7 @@ class ShardMaker:
     context: Context
     on_sample: Callable[[int, bool], None] = lambda size, rejected: None
     _readers: dict[int, Reader] = field(default_factory=dict)
+    _augmenter: Augmenter | None = None
 
     def make(self, number: int, rows: pa.Table, threads: int = 1) -> ShardInfo:
         """Write shard `number` from its rows of the plan: the tar, then the sidecar that counts.
@@ -107,7 +111,8 @@ class ShardMaker:
         rejects: list[dict[str, Any]] = []
         with partial_file(self.context.store, f"{name}.tar") as (file, path):
             tar = TarFile(file)
-            for result in _in_order(self._prepare, rows.to_pylist(), threads):
+            results = _in_order(self._prepare, rows.to_pylist(), threads)
+            for result in self._augmented(results):
                 if isinstance(result, Ready):
                     table.append(tar.add(result))
                     self.on_sample(len(result.picture), False)
@@ -133,6 +138,21 @@ class ShardMaker:
             pq.write_table(pa.Table.from_pylist(table, schema=schema), file, compression="zstd")
             settle(self.context.store, file, path, info.sidecar)
 
+    def _augmented(
+        self, results: Iterable[Ready | dict[str, Any]]
+    ) -> Iterable[Ready | dict[str, Any]]:
+        """Return the results, augmented if that is asked for."""
+        options = self.context.options
+        spec = options.spec
+        if spec is None or options.augment is None:
+            return results
+        from shards.augment.operations import Augmenter
+        from shards.augment.writing import augmented
+
+        if self._augmenter is None:
+            self._augmenter = Augmenter(spec, options.seed, options.augment["device"])
+        return augmented(results, self._augmenter)
+
     def _prepare(self, row: dict[str, Any]) -> Ready | dict[str, Any]:
         """Return the sample of a row of the plan, or the row of its reject."""
         entry = Entry.from_row(row)
@@ -152,13 +172,8 @@ class ShardMaker:
             problem = error
         else:
             return self._ready(row, origin, sample, facts)
-        return {
-            "key": entry.key,
-            "source": origin,
-            "reason": problem.reason,
-            "detail": problem.detail,
-            "size": max(entry.picture.size, 0),
-        }
+        size = max(entry.picture.size, 0)
+        return reject_row(entry.key, origin, problem.reason, problem.detail, size)
 
     def _ready(self, row: dict[str, Any], origin: str, sample: Sample, facts: Facts) -> Ready:
         member = {
@@ -222,6 +237,11 @@ class TarFile:
         self._file.write(data)
         self._hash.update(data)
         self._position += len(data)
+
+
+def reject_row(key: str, source: str, reason: str, detail: str, size: int) -> dict[str, Any]:
+    """Return a row of the table of rejects."""
+    return {"key": key, "source": source, "reason": reason, "detail": detail, "size": size}
 
 
 def describe(row: dict[str, Any], sample: Sample, classes: Mapping[str, int]) -> dict[str, bytes]:

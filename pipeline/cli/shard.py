@@ -53,6 +53,10 @@ def shard(
     labels: Annotated[
         bool, typer.Option("--labels/--no-labels", help="Class folders become labels.")
     ] = True,
+    augment: Annotated[
+        str | None, typer.Option(metavar="FILE.yaml", help="Operations to augment pictures with.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to augment: auto, cpu or cuda.")] = "auto",
     part: Annotated[
         str, typer.Option(metavar="I/N", help="Make shards I, I+N, I+2N, ... only.")
     ] = "0/1",
@@ -73,7 +77,7 @@ def shard(
     """
     from pipeline.cli.progress import progress
     from shards.errors import ShardsError
-    from shards.options import Options, parse_part, parse_size
+    from shards.options import Options, augment_options, parse_part, parse_size
     from shards.run import finish_splits
     from shards.run import shard as make_shards
 
@@ -87,6 +91,7 @@ def shard(
         check=check,
         dedupe=dedupe,
         labels=labels,
+        augment=augment_options(augment, device) if augment else None,
     )
     if finish:
         if source:

@@ -1,0 +1,1 @@
+"""Augmentation on the way into shards: `spec` says what is asked for, `operations` does it."""

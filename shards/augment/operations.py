@@ -1,0 +1,228 @@
+"""Runs the operations of a specification on pictures, batched by size on a device.
+
+Every draw is seeded by (seed, key of the picture, number of the operation), so what becomes of a
+picture depends on no other picture, whatever worker or batch it comes in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import kornia.augmentation
+import numpy as np
+import torch
+from kornia.augmentation import IntensityAugmentationBase2D
+from kornia.geometry.transform import resize
+from torch import Tensor
+
+from shards.augment.spec import Operation, Spec
+from shards.errors import ShardsError
+
+# Kornia's geometric operations that keep a picture's size and draw nothing but whether to act.
+FLIPS = ("RandomHorizontalFlip", "RandomVerticalFlip")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture on its way: float32 (1, 3, H, W) in [0, 1], and the number of its crop."""
+
+    key: str
+    pixels: Tensor
+    crop: int = 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return int(self.pixels.shape[-2]), int(self.pixels.shape[-1])
+
+
+class Augmenter:
+    """Applies a specification to batches of pictures."""
+
+    def __init__(self, spec: Spec, seed: int, device: str = "cpu") -> None:
+        self.spec = spec
+        self.device = torch.device(device)
+        self._steps = [
+            _step(one, _Draws(seed, number)) for number, one in enumerate(spec.operations)
+        ]
+
+    def __call__(
+        self, pictures: Iterable[tuple[str, np.ndarray[Any, np.dtype[np.uint8]]]]
+    ) -> dict[str, list[np.ndarray[Any, np.dtype[np.uint8]]]]:
+        """Return, by key, the results of each picture (uint8 (H, W, 3)); none: it is too small."""
+        batch = [Picture(key, self._to_device(pixels)) for key, pixels in pictures]
+        results: dict[str, list[np.ndarray[Any, np.dtype[np.uint8]]]] = {
+            one.key: [] for one in batch
+        }
+        with torch.inference_mode():
+            for step in self._steps:
+                batch = step(batch)
+            for one in sorted(batch, key=lambda one: (one.key, one.crop)):
+                results[one.key].append(_to_bytes(one.pixels))
+        return results
+
+    def _to_device(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
+        tensor = torch.from_numpy(np.array(pixels)).to(self.device)
+        return tensor.permute(2, 0, 1)[None].float().div(255)
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Seeds of one operation's draws."""
+
+    seed: int
+    number: int
+
+    def seed_of(self, one: Picture) -> int:
+        text = f"{self.seed} {self.number} {one.crop} {one.key}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+    def of(self, one: Picture) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(self.seed_of(one)))
+
+
+Step = Callable[[Sequence[Picture]], list[Picture]]
+
+
+def _step(operation: Operation, draws: _Draws) -> Step:
+    given = operation.parameters
+    if operation.name == "Resize":
+        return lambda batch: _resized(batch, lambda one: _shorter(one.size, given["shorter"]))
+    if operation.name == "RandomDownscale":
+        low, high = given["scale"]
+        least = given.get("min_side", 1)
+
+        def target(one: Picture) -> tuple[int, int]:
+            scale = draws.of(one).uniform(low, high)
+            scale = min(max(scale, least / min(one.size)), 1.0)
+            return round(one.size[0] * scale), round(one.size[1] * scale)
+
+        return lambda batch: _resized(batch, target)
+    if operation.name == "RandomCrop":
+        side, count = given["size"], given.get("count", 1)
+        return lambda batch: [cut for one in batch for cut in _cuts(one, side, count, draws)]
+    return _kornia_step(operation, draws)
+
+
+def _resized(
+    batch: Sequence[Picture], target: Callable[[Picture], tuple[int, int]]
+) -> list[Picture]:
+    """Return the pictures resized with antialiasing, those of equal sizes together."""
+    groups = _grouped(batch, lambda one: (one.size, target(one)))
+    done = []
+    for (before, after), group in groups.items():
+        if before == after:
+            done += group
+            continue
+        pixels = torch.cat([one.pixels for one in group])
+        small = resize(pixels, after, interpolation="bilinear", antialias=True)
+        done += _apart(group, small.clamp(0, 1))
+    return done
+
+
+def _cuts(one: Picture, side: int, count: int, draws: _Draws) -> list[Picture]:
+    """Return `count` squares cut at random places; none where the picture is smaller."""
+    height, width = one.size
+    if min(height, width) < side:
+        return []
+    random = draws.of(one)
+    cuts = []
+    for number in range(count):
+        top = int(random.integers(0, height - side + 1))
+        left = int(random.integers(0, width - side + 1))
+        pixels = one.pixels[:, :, top : top + side, left : left + side].contiguous()
+        cuts.append(Picture(one.key, pixels, one.crop * count + number))
+    return cuts
+
+
+def _kornia_step(operation: Operation, draws: _Draws) -> Step:
+    """Return one of Kornia's augmentations as a step.
+
+    Raises:
+        ShardsError: Kornia has none of that name that keeps sizes, or refuses its parameters.
+    """
+    kind: Any = getattr(kornia.augmentation, operation.name, None)
+    given = dict(operation.parameters)
+    chance = float(given.pop("p", 0.5))
+    fits = isinstance(kind, type) and (
+        operation.name in FLIPS or issubclass(kind, IntensityAugmentationBase2D)
+    )
+    if not fits:
+        raise ShardsError(
+            f"operation {operation.name} is neither Resize, RandomDownscale, RandomCrop, a flip, "
+            "nor one of Kornia's augmentations of intensity and colour"
+        )
+    try:
+        augmentation: Any = kind(**given, p=1.0)
+        augmentation.forward_parameters(torch.Size([1, 3, 8, 8]))
+    except Exception as error:
+        words = str(error).partition("\n")[0]
+        raise ShardsError(f"operation {operation.name}: {words}") from error
+
+    def step(batch: Sequence[Picture]) -> list[Picture]:
+        acted = [one for one in batch if draws.of(one).random() < chance]
+        chosen = {id(one) for one in acted}
+        done = [one for one in batch if id(one) not in chosen]
+        drawn = {id(one): _parameters(augmentation, one, draws) for one in acted}
+        groups = _grouped(acted, lambda one: (one.size, _common(drawn[id(one)])))
+        for group in groups.values():
+            pixels = torch.cat([one.pixels for one in group])
+            merged = _merged([drawn[id(one)] for one in group], pixels)
+            done += _apart(group, augmentation(pixels, params=merged).clamp(0, 1))
+        return done
+
+    return step
+
+
+def _parameters(augmentation: Any, one: Picture, draws: _Draws) -> dict[str, Tensor]:
+    """Return what the augmentation draws for one picture alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(draws.seed_of(one))
+        drawn: dict[str, Tensor] = augmentation.forward_parameters(one.pixels.shape)
+    return drawn
+
+
+def _common(drawn: dict[str, Tensor]) -> Hashable:
+    """Return the parameters that Kornia has once a batch, such as the order of ColorJiggle."""
+    return tuple(
+        (name, tuple(value.flatten().tolist()))
+        for name, value in sorted(drawn.items())
+        if name != "forward_input_shape" and (value.ndim == 0 or value.shape[0] != 1)
+    )
+
+
+def _merged(drawn: Sequence[dict[str, Tensor]], pixels: Tensor) -> dict[str, Tensor]:
+    merged = {}
+    for name, value in drawn[0].items():
+        if name == "forward_input_shape":
+            merged[name] = torch.tensor(pixels.shape)
+        elif value.ndim and value.shape[0] == 1:
+            merged[name] = torch.cat([one[name] for one in drawn])
+        else:
+            merged[name] = value
+    return merged
+
+
+def _grouped(batch: Sequence[Picture], by: Callable[[Picture], Any]) -> dict[Any, list[Picture]]:
+    groups: dict[Any, list[Picture]] = defaultdict(list)
+    for one in batch:
+        groups[by(one)].append(one)
+    return groups
+
+
+def _apart(group: Sequence[Picture], pixels: Tensor) -> list[Picture]:
+    return [replace(one, pixels=pixels[n : n + 1]) for n, one in enumerate(group)]
+
+
+def _shorter(size: tuple[int, int], side: int) -> tuple[int, int]:
+    scale = side / min(size)
+    return round(size[0] * scale), round(size[1] * scale)
+
+
+def _to_bytes(pixels: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    rounded = pixels[0].mul(255).round().clamp(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(rounded.permute(1, 2, 0).cpu().numpy())
