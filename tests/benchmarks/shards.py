@@ -143,6 +143,28 @@ def measure(source: Path, scratch: Path, repeats: int) -> dict[str, list[float]]
     return rates
 
 
+def peak_memory(source: Path, dest: Path) -> float:
+    """Return the peak of the memory (PSS, MB) of `pipeline shard` and its workers together."""
+    words = ["shard", str(source), "--out", str(dest), "--shard-size", str(SHARD)]
+    process = subprocess.Popen([sys.executable, "-m", "pipeline.cli.main", *words])
+    peak = 0.0
+    while process.poll() is None:
+        listed = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
+        )
+        peak = max(peak, sum(map(_pss, [process.pid, *map(int, listed.stdout.split())])))
+        time.sleep(0.05)
+    return peak
+
+
+def _pss(process: int) -> float:
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) / 1000 for line in lines if line.startswith("Pss:"))
+
+
 def copies(pictures: Path, folder: Path, times: int) -> Path:
     """Return a folder with the pictures linked `times` times."""
     for path in _pictures(pictures):
@@ -175,6 +197,8 @@ def main() -> None:
     print(f"| plan {asked.entries} entries | {told} |", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         source = copies(asked.pictures, Path(folder) / "source", asked.copies)
+        memory = peak_memory(source, Path(folder) / "memory")
+        print(f"| peak memory, {default_workers()} workers | {memory:.0f} MB | |", flush=True)
         rates = measure(source, Path(folder), asked.repeats)
     for name, found in rates.items():
         middle = statistics.median(found)
