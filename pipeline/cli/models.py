@@ -133,7 +133,7 @@ def deliver(
     left = [str(folder) for folder in sorted(found) if not send(folder, seconds)]
     if left:
         raise StoreError(f"the tracking store can't be reached; records still wait in {left[0]}")
-    typer.echo(f"delivered: {len(found)} runs")
+    typer.echo(f"delivered, {len(found)} in all" if len(found) > 1 else "delivered")
 
 
 def _print_tables(versions: Sequence[Version]) -> None:

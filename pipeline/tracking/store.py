@@ -62,9 +62,9 @@ def client(uri: str | None = None) -> MlflowClient:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
-    # The first use of an embedded store would report every table it makes, and so on.
-    for name in ("mlflow.store", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # They would report every table made and every retry; what matters is raised as an error.
+    for name in ("mlflow.store", "alembic", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     where = tracking_uri(uri)
     with explained(where):
         if where.startswith(SQLITE):

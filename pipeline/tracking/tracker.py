@@ -11,6 +11,7 @@ import atexit
 import json
 import logging
 import re
+import shutil
 import tempfile
 import time
 import uuid
@@ -49,7 +50,8 @@ class Tracker:
         self._seen = seen
         first = 1 + max((s for (_, name), s in seen.items() if name.startswith(SYSTEM)), default=-1)
         self._sampler = SystemSampler(self.log, first)
-        self._ended = False
+        self._delivered: bool | None = None
+        self._temporary: Path | None = None
         atexit.register(self._stop)
 
     @classmethod
@@ -81,7 +83,8 @@ class Tracker:
             TrackingError: the store refuses (credentials, an unknown `run_id`, a bad name).
         A store that can't be reached now is no error: `run_id` is "" until it can.
         """
-        spool = Spool(folder or Path(tempfile.mkdtemp(prefix="tracking-")))
+        where = folder or Path(tempfile.mkdtemp(prefix="tracking-"))
+        spool = Spool(where)
         state = spool.load_state() or State(uuid.uuid4().hex, experiment, run_name, "")
         state = spool.save_state(
             state, run_id=run_id or state.run_id, uri=public(tracking_uri(uri))
@@ -90,6 +93,7 @@ class Tracker:
         about = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
         delivery = Delivery(spool, state, uri)
         tracker = cls(spool, delivery, seen)
+        tracker._temporary = where if folder is None else None
         tracker._begin(params, {**about, **tags})
         delivery.start(START_SECONDS)
         tracker._sampler.start()
@@ -175,14 +179,15 @@ class Tracker:
         """
         if status not in ENDS:
             raise TrackingError(f"a run ends as one of {', '.join(ENDS)}, not as {status}")
-        if self._ended:
-            return self._delivery.done
-        self._ended = True
+        if self._delivered is not None:
+            return self._delivered
         self._sampler.stop()
         self._spool.append(_record("end", status=status))
-        delivered = self._delivery.drain(seconds)
+        self._delivered = self._delivery.drain(seconds)
         self._stop()
-        return delivered
+        if self._delivered and self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+        return self._delivered
 
     def _is_new(self, kind: str, name: str, step: int) -> bool:
         """Say whether an earlier start of this run has not logged this yet."""

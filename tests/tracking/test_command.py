@@ -10,6 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli.main import build
+from pipeline.tracking import Tracker
+from pipeline.tracking.store import client
 
 Checkpoint = Callable[..., Path]
 
@@ -45,3 +47,19 @@ def test_what_is_not_there_is_bad_input(workdir: Path, words: tuple[str, ...]) -
     code, said = pipeline(*words)
     assert code == 2
     assert said.startswith("pipeline: there is no model")
+
+
+def test_deliver_sends_what_a_run_left(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    tracker = Tracker.start("tests", "r", params={}, tags={}, folder=workdir / "out" / "base")
+    tracker.log({"loss": 1.0}, 1)
+    assert not tracker.finish(seconds=0.1)
+    code, said = pipeline("deliver", str(workdir / "out"), "--seconds", "0.1")
+    assert code == 1
+    assert "records still wait in" in said
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert pipeline("deliver", str(workdir / "out")) == (0, "delivered\n")
+    run = client().search_runs([str(client().get_experiment_by_name("tests").experiment_id)])[0]
+    assert run.data.metrics["loss"] == 1.0
+    assert pipeline("deliver", str(workdir / "nothing"))[0] == 2
