@@ -152,6 +152,10 @@ class CCAModel(nn.Module):
         made: T = self._made[name]
         return made
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What was made of the weights is made again: it can be neither copied nor sent.
+        return {**self.__dict__, "_made_of": None, "_made": {}}
+
     def quantiles(self) -> list[nn.Parameter]:
         """Return the parameters that `quantile_loss` alone trains (at a rate of their own)."""
         return [self.hyper_density.quantiles]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,10 @@ def test_new_weights_are_used_at_once() -> None:
     model.decompress(after)
     with pytest.raises(CodecError, match="made with the model"):
         model.decompress(before)
+
+
+def test_a_model_that_has_coded_can_be_copied_and_sent() -> None:
+    x = torch.rand(1, 3, 20, 30)
+    data = MODEL.compress(x)
+    for other in (copy.deepcopy(MODEL), pickle.loads(pickle.dumps(MODEL))):
+        assert other.compress(x) == data
