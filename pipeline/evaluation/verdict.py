@@ -20,9 +20,8 @@ def verdict(report: Report) -> tuple[str, ...]:
     for name, models in report.curves().items():
         sentences += _against_jpeg(name, models, report)
         sentences += _ranking(name, report)
-        sentences += _size(models)
-    # Models of one size say it once.
-    return tuple(dict.fromkeys(sentences))
+    sizes = [sentence for models in report.curves().values() for sentence in _size(models)]
+    return (*sentences, *dict.fromkeys(sizes))
 
 
 def rate_at(points: RDCurve, quality: float) -> float | None:
@@ -92,8 +91,8 @@ def _size(models: Sequence[ModelResult]) -> list[str]:
     if millions > PUBLISHED_MILLIONS / 2:
         return []
     return [
-        f"It has {millions:.2f} million parameters, the published CCA model {PUBLISHED_MILLIONS}: "
-        "a model of this size is for trying the pipeline out."
+        f"With {millions:.2f} million parameters, where the published CCA model has "
+        f"{PUBLISHED_MILLIONS}, a model is for trying the pipeline out."
     ]
 
 

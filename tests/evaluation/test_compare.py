@@ -53,7 +53,7 @@ def test_the_verdict_does_not_flatter(make_report: Make) -> None:
     assert "JPEG gets there with 0.800 bpp: the model spends 2.0 times the bits" in text
     assert "+100.0 %: it does not beat JPEG" in text
     assert "Every codec compared here needs fewer bits" in text
-    assert "1.09 million parameters, the published CCA model 65.0" in text
+    assert "1.09 million parameters, where the published CCA model has 65.0" in text
 
 
 def test_the_verdict_gives_praise_where_due(make_report: Make) -> None:

@@ -49,7 +49,8 @@
   };
 
   const place = (names, top, bottom, gap) => {
-    names.sort((a, b) => a.at - b.at);
+    // Of curves that end at one height the leftmost is named first, so that no leaders cross.
+    names.sort((a, b) => Math.round(a.at / 6) - Math.round(b.at / 6) || a.x - b.x);
     names.forEach((n, i) => { n.y = Math.max(n.at, i ? names[i - 1].y + gap : top); });
     for (let i = names.length - 1, limit = bottom; i >= 0; i--, limit = names[i + 1].y - gap) names[i].y = Math.min(names[i].y, limit);
   };
@@ -154,7 +155,8 @@
     for (const other of tabs) other.setAttribute("aria-selected", other === tab);
     draw();
   });
-  let width = 0;
+  draw();
+  let width = chart.clientWidth;
   new ResizeObserver(() => requestAnimationFrame(() => {
     if (chart.clientWidth !== width) { width = chart.clientWidth; draw(); }
   })).observe(chart);
