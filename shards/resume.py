@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import IO, Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.errors import ShardsError
@@ -73,6 +74,7 @@ def check_contents(
     now: PlanRows,
     done: Collection[int],
     sources: Sequence[Source],
+    crops: int = 1,
 ) -> None:
     """Refuse to go on when a picture that is in a finished shard has other bytes than then.
 
@@ -85,11 +87,13 @@ def check_contents(
     try:
         for number in sorted(done):
             hashes = _hashes(store, shard_name(split, number))
+            suffix = "_0" if crops > 1 else ""
             for row_before, row in zip(_rows(before, number), _rows(now, number), strict=True):
-                if row["mtime"] == row_before["mtime"] or row["key"] not in hashes:
+                key = row["key"] + suffix
+                if row["mtime"] == row_before["mtime"] or key not in hashes:
                     continue
                 data = readers[row["source"]].read(Entry.from_row(row)).data
-                if hashlib.sha256(data).hexdigest() != hashes[row["key"]]:
+                if hashlib.sha256(data).hexdigest() != hashes[key]:
                     raise ShardsError(
                         f"{store} holds split {split!r} of another source: "
                         f"picture {row['key']} changed; {WAYS_OUT}"
@@ -119,8 +123,9 @@ def _rows(rows: PlanRows, number: int) -> Iterator[dict[str, Any]]:
 def _hashes(store: Store, name: str) -> dict[str, str]:
     file: IO[bytes]
     with store.open(f"{name}.parquet") as file:
-        table = pq.read_table(file, columns=["key", "sha256"])
-    return dict(zip(table["key"].to_pylist(), table["sha256"].to_pylist(), strict=True))
+        table = pq.read_table(file, columns=["key", "sha256", "origin_sha256"])
+    hashes = pc.coalesce(table["origin_sha256"], table["sha256"])
+    return dict(zip(table["key"].to_pylist(), hashes.to_pylist(), strict=True))
 
 
 def _sizes(rows: PlanRows) -> dict[str, int]:

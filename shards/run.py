@@ -17,7 +17,7 @@ from shards.errors import ShardsError
 from shards.finish import finish, missing_shards
 from shards.listing import Corpus, list_corpus
 from shards.manifest import Manifest
-from shards.options import Options, parse_split
+from shards.options import Options, crops_of, parse_split
 from shards.partial import partial_file, settle, space_needed, sweep
 from shards.plan import Plan, PlanRows, make_plans
 from shards.resume import check_contents, check_foreign, check_options, check_source, clear
@@ -195,7 +195,8 @@ class _Run:
             if before.source_digest != corpus.digest:
                 check_source(self.store, before, then, now)
             done = set(self._mine(before)) - set(missing_shards(self.store.names(), before))
-            check_contents(self.store, before.split, then, now, done, self.sources)
+            crops = crops_of(self.options.augment)
+            check_contents(self.store, before.split, then, now, done, self.sources, crops)
 
     def make(self, plan: Plan) -> Summary:
         """Make the shards of `plan` that are missing; finish if then all are there."""

@@ -44,6 +44,7 @@ SIDECAR = pa.schema(
         ("mode", pa.string()),
         ("orientation", pa.int8()),
         ("label", pa.string()),
+        ("origin_sha256", pa.string()),  # of the source's bytes where they did not pass through
     ]
 )
 REJECTS = pa.schema(
@@ -187,6 +188,7 @@ class ShardMaker:
             "mode": facts.mode,
             "orientation": facts.orientation,
             "label": row["label"],
+            "origin_sha256": None,
         }
         others = describe(row, sample, self.context.classes)
         others.pop(facts.ending, None)

@@ -73,5 +73,6 @@ def _ready(one: Ready, key: str, pixels: np.ndarray[Any, np.dtype[np.uint8]], fo
         "sha256": hashlib.sha256(data).hexdigest(),
         "mode": "RGB",
         "orientation": 1,
+        "origin_sha256": one.row["sha256"],
     }
     return replace(one, row=row, ending=form, picture=data)

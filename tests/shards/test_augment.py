@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +90,14 @@ def test_a_batch_of_any_size_gives_the_same_samples(spec: Path) -> None:
     augmenter = Augmenter(read_spec(spec), seed=0)
     ready = []
     for number in range(6):
-        row = {"key": f"k{number}", "width": 64, "height": 48, "source": "s", "size": 9}
+        row = {
+            "key": f"k{number}",
+            "width": 64,
+            "height": 48,
+            "source": "s",
+            "size": 9,
+            "sha256": "",
+        }
         ready.append(Ready(row, "jpg", jpeg(number), {}))
     few = list(augmented(ready, augmenter, batch_pixels=1))
     many = list(augmented(ready, augmenter, batch_pixels=10**9))
@@ -104,6 +112,23 @@ def test_a_picture_under_the_crop_is_rejected(tmp_path: Path) -> None:
     summary = make(source, tmp_path / "d", options)
     assert summary.samples + summary.rejected == 10
     assert set(rejects(tmp_path / "d").values()) == {"too small"}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_resuming_compares_with_the_pictures_that_were_read(tmp_path: Path, count: int) -> None:
+    path = tmp_path / "crop.yaml"
+    path.write_text(f"operations:\n  - RandomCrop: {{size: 32, count: {count}}}\n")
+    source = corpus(tmp_path / "corpus", count=6)
+    options = replace(SMALL, augment=augment_options(str(path), "cpu"))
+    make(source, tmp_path / "d", options)
+    picture = source / "class0" / "picture0000.jpg"
+    os.utime(picture, (1, 1))
+    assert make(source, tmp_path / "d", options).made == 0
+    data = bytearray(picture.read_bytes())
+    data[-10] ^= 1
+    picture.write_bytes(data)
+    with pytest.raises(ShardsError, match="picture class0/picture0000 changed"):
+        make(source, tmp_path / "d", options)
 
 
 def test_the_ready_specification(root: Path, tmp_path: Path, pictures: Path) -> None:
