@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +30,8 @@ class Feed:
             seed=address(run.recipe.seed, "order", stage.name),
             rank=rank,
             world_size=world_size,
-            workers=data.workers,
+            # More would wait for each other; what a step sees doesn't depend on their number.
+            workers=min(data.workers, os.cpu_count() or 1),
             flip=data.flip,
         )
 

@@ -46,7 +46,7 @@ class Data(Part):
     validation_pictures: Positive = 24
     """At most so many of them, the first by name."""
     workers: Annotated[int, Field(ge=0)] = 2
-    """Loader processes beside each training process; 0 reads in the training process itself."""
+    """Loader processes beside each training process, at most one for each core; 0: none."""
     flip: bool = True
     """Mirror half of the crops."""
 
