@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -175,6 +176,7 @@ def _print_plans(as_json: bool) -> None:
 
 def _rows(plan: Plan, found: Sequence[JobStatus]) -> list[dict[str, Any]]:
     """Return each job's status for people, with its progress in MLflow when it trains."""
+    _look_where_jobs_write(plan)
     rows = []
     reachable = True
     for one in found:
@@ -186,6 +188,16 @@ def _rows(plan: Plan, found: Sequence[JobStatus]) -> list[dict[str, Any]]:
             reachable = _add_progress(row, run_id, job.steps or 0, one)
         rows.append(row)
     return rows
+
+
+def _look_where_jobs_write(plan: Plan) -> None:
+    """Make this process find the tracking store that the plan's jobs find."""
+    for name, value in plan.profile["env"].items():
+        if name.startswith("MLFLOW_"):
+            os.environ.setdefault(name, value)
+    # The default store is a file in the working folder.
+    if Path(plan.workdir).is_dir():
+        os.chdir(plan.workdir)
 
 
 def _row(one: JobStatus) -> dict[str, Any]:
