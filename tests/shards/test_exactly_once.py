@@ -38,7 +38,7 @@ def finished(source: Path, dest: Path, **more: object) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return corpus(tmp_path_factory.mktemp("corpus"), count=400)
+    return corpus(tmp_path_factory.mktemp("corpus"), count=150)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_an_interrupted_run_leaves_nothing_half_written(source: Path, tmp_path: 
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount a small file system")
     yield folder
