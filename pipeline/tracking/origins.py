@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.tracking.errors import StoreError
 from pipeline.tracking.models import NAMED, RUN, find_version, resolve_model, run_artifact
-from pipeline.tracking.registry import Version, as_version
+from pipeline.tracking.registry import PARENT, Version, as_version
 from pipeline.tracking.store import client, explained, public
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-PARENT = "mlflow.parentRunId"
 MANIFEST = "data/{name}.json"
 
 

@@ -16,8 +16,8 @@ from pipeline.tracking.registry import Version, find, list_versions
 from pipeline.tracking.store import client, explained
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-# What makes versions one training: the same recipe, pictures and code, at the same stage.
-TRAINING = ("recipe_digest", "data_digest", "git_commit", "stage", "distortion")
+# What makes versions one training, besides the run that they all began in (or their code).
+TRAINING = ("recipe_digest", "data_digest", "stage", "distortion")
 
 
 @dataclass(frozen=True)
@@ -128,4 +128,5 @@ def _training(version: Version) -> tuple[str, ...]:
     """Return what identifies the version's training; one without a recipe stands alone."""
     if "recipe_digest" not in version.tags:
         return (version.uri,)
-    return tuple(version.tags.get(key, "") for key in TRAINING)
+    begun = version.tags.get("training") or version.tags.get("git_commit", "")
+    return (begun, *(version.tags.get(key, "") for key in TRAINING))

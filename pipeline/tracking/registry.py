@@ -26,6 +26,7 @@ INFO = (
     "run_id", "parent", "source",
 )  # fmt: skip
 MEASURED = ("bpp", "psnr", "ms_ssim", "ms_ssim_db")
+PARENT = "mlflow.parentRunId"
 NAME = re.compile(r"[\w\-. ]{1,250}")
 UNTRACKED = "untracked models"
 
@@ -83,7 +84,7 @@ def register_model(
     model = load_model(path)
     with explained(where.tracking_uri):
         run_id = _known_run(where, str(model.info.get("run_id") or ""))
-        tags = _tags(model, metrics or {})
+        tags = _training(where, run_id) | _tags(model, metrics or {})
         version = _same(where, name, tags) or _create(where, name, model, run_id, tags)
         if alias is not None:
             where.set_registered_model_alias(name, alias, version.version)
@@ -233,6 +234,19 @@ def _ensure_name(where: MlflowClient, name: str) -> None:
 def _tags(model: CCAModel, metrics: Mapping[str, float | str]) -> dict[str, str]:
     known = {key: model.info[key] for key in INFO if model.info.get(key) not in (None, "")}
     return {k: str(v) for k, v in {**known, "fingerprint": model.fingerprint, **metrics}.items()}
+
+
+def _training(where: MlflowClient, run_id: str | None) -> dict[str, str]:
+    """Return the tag `training`, which the rates of one training share: the run they all began in.
+
+    A run that began from nothing has only its code to share with the others.
+    """
+    root, seen = run_id, set()
+    while root is not None and root not in seen:
+        seen.add(root)
+        parent = where.get_run(root).data.tags.get(PARENT)
+        root = _known_run(where, parent or "") or root
+    return {"training": root} if root is not None and root != run_id else {}
 
 
 def _known_run(where: MlflowClient, run_id: str) -> str | None:

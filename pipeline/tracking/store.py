@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from pipeline.tracking.errors import StoreError, TrackingError
@@ -172,9 +172,3 @@ def public(uri: str) -> str:
 def first_sentence(error: BaseException) -> str:
     """Return the first line of what `error` says, without credentials, at most 300 characters."""
     return public((str(error).splitlines() or [type(error).__name__])[0])[:300]
-
-
-def tags_of(entity: Any) -> dict[str, str]:
-    """Return the tags of a run (or a version) as text."""
-    tags = entity.data.tags if hasattr(entity, "data") else entity.tags
-    return {str(key): str(value) for key, value in tags.items()}

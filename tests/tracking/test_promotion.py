@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.codec import CCAConfig, CCAModel, save_model
 from pipeline.evaluation.bootstrap import PictureCurve, bd_rate_interval
-from pipeline.tracking import TrackingError, list_versions, register_model
+from pipeline.tracking import Tracker, TrackingError, list_versions, register_model
 from pipeline.tracking.promotion import Decision, Gain, contenders, enact, judge
 from pipeline.tracking.registry import Version, find
 from pipeline.tracking.store import client
@@ -99,6 +99,26 @@ def test_contenders_are_the_newest_versions_of_each_training(
     old, new = contenders("cca")
     assert [v.version for v in old] == [champion.version, 2]
     assert [v.version for v in new] == [challenger.version, 4]
+
+
+def test_the_same_recipe_trained_again_is_another_training(
+    register: Callable[..., Version],
+) -> None:
+    versions = []
+    for _ in range(2):
+        base = Tracker.start("tests", "base", params={}, tags={})
+        base.finish()
+        for rate in (0.85, 3.5):
+            run = Tracker.start("tests", "mse", params={}, tags={}, parent_run_id=base.run_id)
+            run.finish()
+            info = {"recipe_digest": "same", "stage": "mse", "git_commit": f"c{len(versions)}"}
+            versions.append(register(run_id=run.run_id, rate_weight=rate, **info))
+    assert versions[0].tags["training"] == versions[1].tags["training"]
+    client().set_registered_model_alias("cca", "champion", "1")
+    client().set_registered_model_alias("cca", "challenger", "3")
+    old, new = contenders("cca")
+    assert [v.version for v in old] == [1, 2]
+    assert [v.version for v in new] == [3, 4]
 
 
 def test_no_challenger_is_told(register: Callable[..., Version]) -> None:
