@@ -22,6 +22,11 @@ class StopRequest:
         # A launcher that ignores Ctrl-C hands that down to what it starts.
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    def ignore(self) -> None:
+        """Let further signals pass: one that comes while Python shuts down would kill."""
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+
     def _take(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number).name
 

@@ -89,6 +89,7 @@ def train(runs: Sequence[Run], stop: StopRequest, overrides: Sequence[str]) -> i
             try:
                 Trainer(run, Session(accelerator, stop, shown, overrides)).train()
             except Interrupted as error:
+                stop.ignore()
                 log.info("train: %s", error)
                 return AGAIN
         accelerator.free_memory()
