@@ -24,7 +24,7 @@ from pipeline.tracking.store import client
 from tests.tracking.conftest import PASSWORD
 from tests.tracking.servers import Server
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 Checkpoint = Callable[..., Path]
 # For a machine that is busy with other things; an idle one needs a second.
 PATIENCE = 300.0
@@ -43,7 +43,7 @@ tracker = Tracker.start("tests", "outage", params={}, tags={}, folder=Path("run"
 def train(steps):
     for step in steps:
         tracker.log({"loss": step}, step)
-        if step % 100 == 50:
+        if step % 500 == 250:
             tracker.log_image(np.zeros((8, 8, 3), np.uint8), "x", step)
 train(range(100))
 while not tracker.run_id:
@@ -77,7 +77,7 @@ def test_a_server_killed_in_the_middle_of_a_run_and_the_run_killed_too(
         tracker.log({"loss": step}, step)
     assert tracker.finish(seconds=PATIENCE)
     assert steps(run_id) == list(range(1100))
-    assert len(client().list_artifacts(run_id, "images")) == 2 * 10
+    assert len(client().list_artifacts(run_id, "images")) == 2 * 2
     progress = run_progress(run_id)
     assert progress is not None
     assert (progress.step, progress.status) == (1099, "FINISHED")
