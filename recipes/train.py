@@ -67,7 +67,9 @@ def choose(runs: Sequence[Run], stage: str | None, rate_weight: float | None) ->
         chosen = [run for run in chosen if run.rate_weight == rate_weight]
     if not chosen:
         known = ", ".join(f"{run.stage.name} {run.rate_weight:g}" for run in runs)
-        raise RecipeError(f"no run is of that --stage and --rate-weight (there are: {known})")
+        asked = [f"--stage {stage}"] if stage is not None else []
+        asked += [f"--rate-weight {rate_weight:g}"] if rate_weight is not None else []
+        raise RecipeError(f"no run is of {' '.join(asked)} (there are: {known})")
     return chosen
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,8 +95,10 @@ def decompress(
     from pipeline.codec.files import decompress_file, read_file
 
     data = read_file(source)
-    loaded = _load(model, device) if model is not None else _find(data, source, device)
-    result = decompress_file(loaded, data, target, preview, deep, _bytes(max_memory))
+    loaded = _load(model, device) if model is not None else None
+    with _about(source):
+        loaded = loaded or _find(data, source, device)
+        result = decompress_file(loaded, data, target, preview, deep, _bytes(max_memory))
     _show(
         as_json,
         {"file": str(target), **result},
@@ -181,6 +185,17 @@ def _load(model: str, device: str) -> CCAModel:
     from pipeline.codec import load_model
 
     return load_model(_path(model), device=device)
+
+
+@contextmanager
+def _about(file: Path) -> Iterator[None]:
+    """Put the file's name before what is wrong with its contents."""
+    from pipeline.codec import CodecError
+
+    try:
+        yield
+    except CodecError as error:
+        raise CodecError(f"{file}: {error}") from error
 
 
 def _find(data: bytes, source: Path, device: str) -> CCAModel:

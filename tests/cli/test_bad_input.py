@@ -1,0 +1,111 @@
+"""Wrong input, over all commands: one sentence that says what and where, exit code 2, no debris."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli.main import main
+
+# What is typed ({} is replaced by the folder of the fixture) and words that the answer must hold.
+WRONG = [
+    ("shard {}/empty --out {}/out", ("empty", "picture")),
+    ("shard {}/nowhere --out {}/out", ("nowhere",)),
+    ("shard {}/pictures --out {}/out --shard-size 3QB", ("3QB",)),
+    ("shard {}/pictures --out {}/out --part 3/2", ("3/2",)),
+    ("shard {}/pictures --out {}/shards --seed 7", ("seed",)),
+    ("shard {}/others --out {}/shards", ("{}/shards",)),
+    ("verify {}/empty", ("empty",)),
+    ("inspect {}/nowhere", ("nowhere",)),
+    ("train {}/nowhere.yaml", ("nowhere.yaml",)),
+    ("train {}/recipe.yaml stages.0.stepz=3", ("stepz", "steps")),
+    ("train {}/recipe.yaml seed=minus", ("seed",)),
+    ("train {}/recipe.yaml --stage finetune", ("finetune",)),
+    ("train {}/recipe.yaml --stage base --rate-weight 9", ("9",)),
+    ("train {}/broken.yaml", ("broken.yaml",)),
+    ("train {}/words.txt", ("words.txt",)),
+    ("evaluate {}/nowhere --data {}/pictures --out {}/out", ("nowhere",)),
+    ("evaluate {}/model.safetensors --data {}/empty --out {}/out", ("empty",)),
+    ("evaluate {}/words.txt --data {}/pictures --out {}/out", ("words.txt",)),
+    (
+        "evaluate {}/model.safetensors --data {}/pictures --out {}/out --peers jpg",
+        ("jpg", "jpeg"),
+    ),
+    ("compress {}/words.txt {}/out.cca --model {}/model.safetensors", ("words.txt",)),
+    ("compress {}/nowhere.png {}/out.cca --model {}/model.safetensors", ("nowhere.png",)),
+    ("compress {}/picture.jpg {}/out.cca --model {}/nowhere", ("nowhere",)),
+    ("compress {}/picture.jpg {}/out.cca --model {}/foreign.safetensors", ("foreign",)),
+    ("decompress {}/words.txt {}/out.png --model {}/model.safetensors", ("words.txt",)),
+    ("decompress {}/short.cca {}/out.png --model {}/model.safetensors", ("short.cca",)),
+    ("decompress {}/picture.cca {}/out.png --model {}/other.safetensors", ("model",)),
+    ("import {}/words.txt --out {}/out", ("words.txt",)),
+    ("import {}/model.safetensors --out {}/out", ("model.safetensors",)),
+    ("register {}/nowhere --name cca", ("nowhere",)),
+    ("register {}/model.safetensors --name a/b", ("a/b",)),
+    ("models nothing-of-the-kind", ("nothing-of-the-kind",)),
+    ("schedule {}/nowhere.yaml --on {}/recipe.yaml --dry-run", ("nowhere.yaml",)),
+    ("schedule {}/recipe.yaml --on {}/recipe.yaml --dry-run", ("recipe.yaml",)),
+    ("status no-such-plan", ("no-such-plan",)),
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+    """A folder with good things and bad ones."""
+    import torch
+    from safetensors.torch import save_file
+
+    from pipeline.codec import CCAConfig, CCAModel, save_model
+
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "empty").mkdir()
+    for name, chosen in (("pictures", "coffee.jpg"), ("others", "rocket.jpg")):
+        (folder / name).mkdir()
+        shutil.copy(pictures / "train" / chosen, folder / name)
+    shutil.copy(pictures / "train" / "coffee.jpg", folder / "picture.jpg")
+    (folder / "words.txt").write_text("these are words\n")
+    (folder / "broken.yaml").write_text("name: [\n")
+    (folder / "recipe.yaml").write_text(
+        "name: r\nout: out\nmodel: tiny\ndata: {train: shards}\n"
+        "stages: [{name: base, rate_weight: 1, steps: 1, crop: 64}]\n"
+    )
+    for seed, name in enumerate(("model", "other")):
+        torch.manual_seed(seed)
+        save_model(CCAModel(CCAConfig.tiny()), folder / f"{name}.safetensors")
+    save_file({"weight": torch.zeros(3)}, folder / "foreign.safetensors")
+    for line in (
+        f"shard {folder}/pictures --out {folder}/shards",
+        f"compress {folder}/picture.jpg {folder}/picture.cca --model {folder}/model.safetensors",
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(line.split())
+        assert not stopped.value.code
+    (folder / "short.cca").write_bytes((folder / "picture.cca").read_bytes()[:-9])
+    return folder
+
+
+@pytest.mark.parametrize(("line", "words"), WRONG, ids=[line for line, _ in WRONG])
+def test_wrong_input_gets_a_sentence(
+    line: str,
+    words: tuple[str, ...],
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = _files(world)
+    with pytest.raises(SystemExit) as stopped:
+        main(line.replace("{}", str(world)).split())
+    answer = capfd.readouterr().err
+    assert stopped.value.code == 2, answer
+    assert "Traceback" not in answer
+    for word in words:
+        assert word.replace("{}", str(world)) in answer
+    assert _files(world) == before
+
+
+def _files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
