@@ -10,7 +10,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.+?) -->\n)?```console\n(?P<text>.*?)```", re.DOTALL)
+BLOCK = re.compile(
+    r"(?:<!-- not run: (?P<reason>.+?) -->\n)?```console\n(?P<text>.*?)```", re.DOTALL
+)
 TRAINING = ("accelerate launch", "pipeline train")
 # What makes a recipe of days one of seconds, without touching what the command is about.
 SHORTER = ("model=tiny", "data.workers=0")
