@@ -90,7 +90,7 @@ def run_jobs(
                 break
             ready, _ = wait(slots, SECONDS_BETWEEN_REPORTS, FIRST_COMPLETED)
             for future in ready:
-                _result(future)
+                future.result()
                 free.append(slots.pop(future))
             report(Done(*(sum(board[1 + kind :: COUNTS]) for kind in range(COUNTS))))
 
@@ -125,21 +125,17 @@ def _pool(
     pool = ProcessPoolExecutor(processes, spawn, _start, (context, board))
     try:
         yield pool, board
-    except BaseException:
+    except BaseException as error:
         board[0] = 1
         pool.shutdown(wait=True, cancel_futures=True)
+        # A worker that dies while it starts leaves a pipe that nobody reads.
+        if isinstance(error, BrokenProcessPool | BrokenPipeError):
+            raise ShardsRuntimeError(
+                "a worker process was killed, perhaps for want of memory: "
+                "run the same command again, with fewer --workers if it happens again"
+            ) from error
         raise
     pool.shutdown()
-
-
-def _result(future: Future[ShardInfo]) -> ShardInfo:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise ShardsRuntimeError(
-            "a worker process was killed, perhaps for want of memory: "
-            "run the same command again, with fewer --workers if it happens again"
-        ) from error
 
 
 class _Worker:

@@ -13,10 +13,11 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+import psutil
 
 from shards.errors import ShardsRuntimeError
 from shards.options import Options
@@ -78,16 +79,19 @@ def ended(process: int) -> int:
 def children(parent: int) -> list[int]:
     """Return the worker processes of `parent`, once there is one or `parent` ended."""
     for _ in range(500):
-        listed = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True
-        )
-        lines = [line.split(None, 1) for line in listed.stdout.splitlines()]
-        workers = [int(pid) for pid, words in lines if "spawn_main" in words]
+        workers = [child.pid for child in psutil.Process(parent).children() if _is_worker(child)]
         over = os.waitid(os.P_PID, parent, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if workers or over:
             return workers
         time.sleep(0.01)
     return []
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return any("spawn_main" in word for word in process.cmdline())
+    except psutil.Error:
+        return False
 
 
 if __name__ == "__main__":
