@@ -32,11 +32,12 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two workers on two cores: threads on top of them would only wait for each other.
 test: lint
-	$(BIN)/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 test-fast: setup
-	$(BIN)/pytest -n 2 --dist worksteal -m 'not slow and not slurm and not browser and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not slow and not slurm and not browser and not gpu'
 
 clean:
 	rm -rf demo-out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

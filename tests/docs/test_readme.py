@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import re
-import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from tests.docs.commands import commands, run, shorten
 
 # The recipe's stages stay three, with one fine-tuned rate instead of many and few steps.
 OVERRIDES = (
-    *("stages.0.steps=4", "stages.1.steps=2", "stages.2.steps=1"),
+    *("stages.0.steps=4", "stages.0.warmup=0", "stages.1.steps=2", "stages.2.steps=1"),
     *("stages.1.rate_weight=[1.8]", "stages.2.rate_weight=[1.8]"),
     *(f"stages.{i}.batch=2" for i in range(3)),
     *("stages.0.crop=64", "stages.1.crop=64", "stages.2.crop=192"),
@@ -27,18 +29,35 @@ OVERRIDES = (
 def reader(tmp_path_factory: pytest.TempPathFactory, root: Path, pictures: Path) -> Path:
     """A folder with what a reader of the README has: the checkout, ImageNet, Kodak, a picture."""
     folder = tmp_path_factory.mktemp("reader")
-    (folder / "recipes").symlink_to(root / "recipes")
-    (folder / "Makefile").symlink_to(root / "Makefile")
-    for i, picture in enumerate(sorted((pictures / "train").glob("*.jpg"))):
-        label = folder / "ILSVRC" / "train" / f"n0000000{i % 3}"
-        label.mkdir(parents=True, exist_ok=True)
-        shutil.copy(picture, label)
+    for name in ("recipes", "Makefile", "pyproject.toml", ".ci"):
+        (folder / name).symlink_to(root / name)
+    photographs = sorted((pictures / "train").glob("*.jpg"))
+    _write_tar_of_tars(folder / "ILSVRC2012_img_train.tar", photographs)
+    with zipfile.ZipFile(folder / "flickr30k.zip", "w") as archive:
+        for picture in photographs:
+            archive.write(picture, f"flickr30k-images/{picture.name}")
+        rows = "".join(f"{picture.name}| 0| a photograph\n" for picture in photographs)
+        archive.writestr("results.csv", f"image_name| comment_number| comment\n{rows}")
     (folder / "kodak").mkdir()
     with Image.open(pictures / "kodak" / "kodim23.webp") as picture:
         small = picture.convert("RGB").crop((100, 100, 356, 356))
     small.save(folder / "kodak" / "kodim23.png")
     small.save(folder / "photo.png")
     return folder
+
+
+def _write_tar_of_tars(path: Path, photographs: list[Path]) -> None:
+    """Write what ImageNet's training set comes as: a tar for each class, in one tar."""
+    with tarfile.open(path, "w") as outer:
+        for label in range(3):
+            stream = io.BytesIO()
+            with tarfile.open(fileobj=stream, mode="w") as inner:
+                for picture in photographs[label::3]:
+                    inner.add(picture, f"n0000000{label}_{picture.name}")
+            member = tarfile.TarInfo(f"n0000000{label}.tar")
+            member.size = stream.tell()
+            stream.seek(0)
+            outer.addfile(member, stream)
 
 
 @pytest.mark.slow
