@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 # A machine with an NVIDIA driver takes torch's CUDA build; any other one is held to a build without it.
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
-CONSTRAINT := $(if $(GPU),,.ci/cpu-constraints.txt)
+CONSTRAINTS := .ci/constraints.txt $(if $(GPU),,.ci/cpu-constraints.txt)
 
 .PHONY: help setup demo test test-fast lint clean
 
@@ -17,10 +17,10 @@ help:
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml .ci/cpu-constraints.txt
+$(VENV)/.ready: pyproject.toml .ci/constraints.txt .ci/cpu-constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	PIP_CONSTRAINT=$(CONSTRAINT) $(BIN)/python -m pip install --quiet --editable '.[dev]'
+	PIP_CONSTRAINT='$(CONSTRAINTS)' $(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
 demo: setup
