@@ -126,8 +126,8 @@ def test_checkpoints_are_pruned(write_recipe) -> None:
         (["model.slicez=1"], "a model has no slicez"),
         (["stages.0.frozen=[nothing]"], "frozen names nothing"),
         (["processes=2"], "asked for 2 processes, but 1 would train here"),
-        (["--stage", "other"], "no run is of that --stage"),
-        (["--rate-weight", "9"], "no run is of that --stage and --rate-weight"),
+        (["--stage", "other"], "no run is of --stage other"),
+        (["--rate-weight", "9"], "no run is of --rate-weight 9"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(
