@@ -17,6 +17,8 @@ from tests.tracking.servers import Server
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 COLOUR = (200, 30, 120)
+PIXELS = 5000
+LOOKS = 8
 
 
 @pytest.fixture
@@ -77,11 +79,16 @@ def test_runs_pictures_and_versions_are_seen(
     assert "base" in text
     assert "matching runs" in text
 
-    text, shot = look(f"experiments/1/runs/{run}/model-metrics")
+    # The page fetches the picture after it has settled: a busy machine may need another look.
+    for _ in range(LOOKS):
+        text, shot = look(f"experiments/1/runs/{run}/model-metrics")
+        distance = np.abs(np.asarray(shot, np.int16) - COLOUR).max(axis=2)
+        seen = int((distance < 12).sum())
+        if seen > PIXELS:
+            break
     assert "mse/w0.85" in text
     assert "reconstruction" in text
-    distance = np.abs(np.asarray(shot, np.int16) - COLOUR).max(axis=2)
-    assert (distance < 12).sum() > 5000  # the picture itself, on the page
+    assert seen > PIXELS  # the picture itself, on the page
 
     text, _ = look("models/cca")
     assert all(word in text for word in ("Version 1", "champion", "rate_weight"))
