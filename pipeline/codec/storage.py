@@ -81,7 +81,7 @@ def load_auxiliary(path: str | Path, device: str = "cpu") -> AuxiliaryEntropyMod
     file = model_file(path)
     config, _ = _read_header(file)
     with _opened(file) as tensors:
-        if not any(name.startswith("auxiliary.") for name in tensors.keys()):  # noqa: SIM118
+        if not any(name.startswith("auxiliary.") for name in tensors.keys()):  # noqa: SIM118 - no dict
             return None
     with torch.device("meta"):
         auxiliary = AuxiliaryEntropyModel(config)
@@ -147,7 +147,7 @@ def _fill(module: nn.Module, file: Path, prefix: str) -> None:
     """Give `module`, on the meta device, the tensors of `file`: these and no others."""
     expected = module.state_dict()
     with _opened(file) as tensors:
-        names = {n[len(prefix) + 1 :] for n in tensors.keys() if n.startswith(f"{prefix}.")}  # noqa: SIM118
+        names = {n[len(prefix) + 1 :] for n in tensors.keys() if n.startswith(f"{prefix}.")}  # noqa: SIM118 - no dict
         wrong = sorted(names ^ expected.keys())
         if wrong:
             raise CodecError(
