@@ -14,8 +14,7 @@ import io
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,7 @@ import pyarrow.compute as pc
 from PIL import Image
 from scipy.fft import dctn
 
+from shards.crew import Tell, work_in_processes
 from shards.listing import Corpus
 from shards.plan import completed
 from shards.sources import Entry, Reader, Source, UnreadableError
@@ -113,9 +113,12 @@ def _looked(
         for chunk in chunks:
             yield look_at(sources, chunk, near)
         return
-    listed = list(chunks)
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        yield from pool.map(look_at, *zip(*((sources, one, near) for one in listed), strict=True))
+    for _, found in work_in_processes(partial(_looker, sources, near), chunks, workers):
+        yield found
+
+
+def _looker(sources: Sequence[Source], near: bool, tell: Tell) -> Callable[[pa.Table], list[Look]]:
+    return lambda rows: look_at(sources, rows, near)
 
 
 def look_at(sources: Sequence[Source], rows: pa.Table, near: bool) -> list[Look]:

@@ -8,9 +8,8 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.check import RejectedError, examine
+from shards.crew import Tell, work_in_processes
 from shards.errors import ShardsError
 from shards.finish import read_sidecar, rejects_name
 from shards.manifest import Manifest, ShardInfo, splits
@@ -148,14 +148,15 @@ def _shard_problems(
     workers: int,
     progress: Callable[[int, int | None, str], None] | None,
 ) -> list[Problem]:
-    problems: list[Problem] = []
+    problems: dict[str, list[Problem]] = {}
     done = 0
     for info, found in _each_shard(store, manifest, workers):
-        problems += found
+        problems[info.tar] = found
         done += info.samples
         if progress is not None:
-            progress(done, manifest.samples, f"{info.tar}, {len(problems)} problems")
-    return problems
+            count = sum(map(len, problems.values()))
+            progress(done, manifest.samples, f"{info.tar}, {count} problems")
+    return [problem for info in manifest.shards for problem in problems[info.tar]]
 
 
 def _each_shard(
@@ -166,15 +167,12 @@ def _each_shard(
         for info in manifest.shards:
             yield info, check_shard(store, info, options)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        futures: list[Future[list[Problem]]] = [
-            pool.submit(check_shard, store, info, options) for info in manifest.shards
-        ]
-        try:
-            for info, future in zip(manifest.shards, futures, strict=True):
-                yield info, future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    start = partial(_checker, store, options)
+    yield from work_in_processes(start, manifest.shards, min(workers, len(manifest.shards)))
+
+
+def _checker(store: Store, options: Options, tell: Tell) -> Callable[[ShardInfo], list[Problem]]:
+    return lambda info: check_shard(store, info, options)
 
 
 def check_shard(store: Store, info: ShardInfo, options: Options) -> list[Problem]:

@@ -1,31 +1,20 @@
-"""Makes shards in worker processes, which end when their parent does."""
+"""Makes shards: in this process, or in several that each make whole shards."""
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from multiprocessing.connection import wait as wait_for
-from typing import Any
+from functools import partial
 
 import pyarrow as pa
 
-from shards.errors import ShardsRuntimeError
+from shards.crew import Tell, work_in_processes
 from shards.manifest import ShardInfo
 from shards.write import Context, ShardMaker
 
 SECONDS_BETWEEN_REPORTS = 0.2
-# Numbers that processes share: the stop sign, then pictures, bytes and rejects of each slot. They
-# have no lock, which a killed worker would hold for ever: a slot belongs to one job at a time.
-Board = Any
-COUNTS = 3
 
 
 @dataclass(frozen=True)
@@ -37,25 +26,18 @@ class Job:
 
 
 @dataclass(frozen=True)
-class _Order:
-    """A job as a worker gets it: with a slot of the board, and how many threads it may use."""
-
-    job: Job
-    slot: int
-    threads: int
-
-
-@dataclass(frozen=True)
 class Done:
     """How far a run is: pictures looked at, their bytes, and how many of them were rejected."""
 
-    pictures: int
-    bytes: int
-    rejects: int
+    pictures: int = 0
+    bytes: int = 0
+    rejects: int = 0
 
-
-class _StoppedError(Exception):
-    """The run was interrupted."""
+    def __add__(self, more: Done) -> Done:
+        """Return both together."""
+        return Done(
+            self.pictures + more.pictures, self.bytes + more.bytes, self.rejects + more.rejects
+        )
 
 
 def run_jobs(
@@ -73,106 +55,51 @@ def run_jobs(
     Raises:
         ShardsError, ShardsRuntimeError: the first that a worker met, or a worker died.
     """
+    total = Done()
+
+    def add(more: Done) -> None:
+        nonlocal total
+        total += more
+        report(total)
+
     if workers == 1 or count == 0 or not context.store.shared_between_processes:
-        _run_here(context, jobs, workers, report)
+        with contextlib.closing(_Worker(context, workers, add)) as worker:
+            for job in jobs:
+                worker(job)
         return
     processes = min(workers, count)
-    threads = -(-workers // processes)
-    free = list(range(processes + 1))
-    slots: dict[Future[ShardInfo], int] = {}
-    queue = iter(jobs)
-    with _pool(context, processes, len(free)) as (pool, board):
-        while True:
-            while free and (job := next(queue, None)) is not None:
-                slot = free.pop()
-                slots[pool.submit(_make, _Order(job, slot, threads))] = slot
-            if not slots:
-                break
-            ready, _ = wait(slots, SECONDS_BETWEEN_REPORTS, FIRST_COMPLETED)
-            for future in ready:
-                future.result()
-                free.append(slots.pop(future))
-            report(Done(*(sum(board[1 + kind :: COUNTS]) for kind in range(COUNTS))))
-
-
-def _run_here(
-    context: Context, jobs: Iterable[Job], threads: int, report: Callable[[Done], None]
-) -> None:
-    pictures = total = rejects = 0
-    last = time.monotonic()
-
-    def on_sample(size: int, rejected: bool) -> None:
-        nonlocal pictures, total, rejects, last
-        pictures, total, rejects = pictures + 1, total + size, rejects + rejected
-        if time.monotonic() - last > SECONDS_BETWEEN_REPORTS:
-            last = time.monotonic()
-            report(Done(pictures, total, rejects))
-
-    maker = ShardMaker(context, on_sample)
-    with contextlib.closing(maker):
-        for job in jobs:
-            maker.make(job.number, job.rows, threads)
-    report(Done(pictures, total, rejects))
-
-
-@contextlib.contextmanager
-def _pool(
-    context: Context, processes: int, slots: int
-) -> Iterator[tuple[ProcessPoolExecutor, Board]]:
-    """Yield a pool of workers; on an error they stop at the next sample and leave nothing."""
-    spawn = multiprocessing.get_context("spawn")
-    board = spawn.RawArray("q", 1 + COUNTS * slots)
-    pool = ProcessPoolExecutor(processes, spawn, _start, (context, board))
-    try:
-        yield pool, board
-    except BaseException as error:
-        board[0] = 1
-        pool.shutdown(wait=True, cancel_futures=True)
-        # A worker that dies while it starts leaves a pipe that nobody reads.
-        if isinstance(error, BrokenProcessPool | BrokenPipeError):
-            raise ShardsRuntimeError(
-                "a worker process was killed, perhaps for want of memory: "
-                "run the same command again, with fewer --workers if it happens again"
-            ) from error
-        raise
-    pool.shutdown()
+    start = partial(_Worker, context, -(-workers // processes))
+    for _ in work_in_processes(start, jobs, processes, add):
+        pass
 
 
 class _Worker:
-    """What a worker process keeps between its jobs."""
+    """Makes shards one after the other; tells now and then what has come to be done since."""
 
-    def __init__(self, context: Context, board: Board) -> None:
+    def __init__(self, context: Context, threads: int, tell: Tell) -> None:
+        self.threads = threads
+        self.tell = tell
+        self.since = Done()
+        self.told = time.monotonic()
         self.maker = ShardMaker(context, self.count)
-        self.board = board
-        self.slot = 0
+
+    def __call__(self, job: Job) -> ShardInfo:
+        """Make a shard."""
+        info = self.maker.make(job.number, job.rows, self.threads)
+        self.report()
+        return info
 
     def count(self, size: int, rejected: bool) -> None:
-        """Add a picture to the board; stop if the run was stopped."""
-        first = 1 + COUNTS * self.slot
-        for place, amount in enumerate((1, size, int(rejected)), first):
-            self.board[place] += amount
-        if self.board[0]:
-            raise _StoppedError
+        """Add a picture to what is done."""
+        self.since += Done(1, size, int(rejected))
+        if time.monotonic() - self.told > SECONDS_BETWEEN_REPORTS:
+            self.report()
 
+    def report(self) -> None:
+        """Tell what has come since the last time."""
+        self.tell(self.since)
+        self.since, self.told = Done(), time.monotonic()
 
-_workers: list[_Worker] = []  # one in a worker process, none elsewhere
-
-
-def _start(context: Context, board: Board) -> None:
-    """Prepare a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _workers.append(_Worker(context, board))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait_for([parent.sentinel])
-        os._exit(1)
-
-
-def _make(order: _Order) -> ShardInfo:
-    worker = _workers[0]
-    worker.slot = order.slot
-    return worker.maker.make(order.job.number, order.job.rows, order.threads)
+    def close(self) -> None:
+        """Close the sources."""
+        self.maker.close()

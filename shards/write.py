@@ -80,15 +80,6 @@ class Ready:
 
 
 @dataclass
-class Tally:
-    """What a worker did so far."""
-
-    samples: int = 0
-    bytes: int = 0
-    rejects: int = 0
-
-
-@dataclass
 class ShardMaker:
     """Makes shards of one split, one after the other, with one set of open sources.
 

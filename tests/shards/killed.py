@@ -9,6 +9,7 @@ emptied and work begins anew. It ends with a last attempt that nobody disturbs.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
 import shutil
@@ -62,6 +63,7 @@ def attempt(source: str, dest: Path, workers: int) -> int:
     if process:
         return process
     status = 1
+    faulthandler.dump_traceback_later(120, exit=True)  # an attempt takes seconds: say where it waits
     try:
         shard([source], dest, OPTIONS, workers=workers)
         status = 0
