@@ -63,7 +63,8 @@ def attempt(source: str, dest: Path, workers: int) -> int:
     if process:
         return process
     status = 1
-    faulthandler.dump_traceback_later(120, exit=True)  # an attempt takes seconds: say where it waits
+    # An attempt takes seconds: one that waits for ever says where.
+    faulthandler.dump_traceback_later(120, exit=True)
     try:
         shard([source], dest, OPTIONS, workers=workers)
         status = 0
