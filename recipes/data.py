@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from recipes.noise import address
 from recipes.schema import RecipeError, Run
 from shards import Batch, Manifest, ShardsError, Stream
+from shards.run import default_workers
 
 
 class Feed:
@@ -31,7 +31,7 @@ class Feed:
             rank=rank,
             world_size=world_size,
             # More would wait for each other; what a step sees doesn't depend on their number.
-            workers=min(data.workers, os.cpu_count() or 1),
+            workers=min(data.workers, default_workers()),
             flip=data.flip,
         )
 
