@@ -105,7 +105,7 @@ class Manifest:
         name = cls.file_name(split)
         try:
             text = store.read(name)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise ShardsError(_missing(store, split)) from None
         return cls.from_json(text, where=store.where(name))
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from shards.errors import ShardsRuntimeError
+from shards.errors import ShardsError, ShardsRuntimeError
 from shards.store import PARTIAL, Store, open_partial
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -26,7 +26,13 @@ def folder_for(store: Store) -> Path:
     folder = store.folder
     if folder is None:
         folder = Path(tempfile.gettempdir()) / f"pipeline-shards-{os.getuid()}"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        why = error.strerror or str(error)
+        raise ShardsError(f"{folder} cannot be made ({why}): name another --out") from error
     return folder
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import posixpath
 import shutil
 import struct
 import tarfile
@@ -29,6 +30,7 @@ from shards.sources.base import (
     Sample,
     UnreadableError,
     encode_path,
+    is_picture,
     stem_and_ending,
 )
 from shards.sources.captions import read_descriptions
@@ -76,13 +78,16 @@ class TarSource:
     ) -> Iterator[list[Found]]:
         """Yield the files of the tar at `start` of `file`, and of each tar inside, list by list."""
         found: list[Found] = []
+        links: list[tuple[str, str]] = []
         try:
             with tarfile.open(fileobj=_Window(file, start, size), mode="r:") as tar:
                 for member in tar:
                     tar.members = []  # type: ignore[attr-defined]  # else all headers are kept
+                    path = prefix + _plain(member.name)
+                    if member.islnk() or member.issym():
+                        links.append((path, prefix + _target(member)))
                     if not member.isreg():
                         continue
-                    path = prefix + member.name.removeprefix("./")
                     place = start + member.offset_data
                     if place + member.size > start + size:
                         raise tarfile.ReadError("unexpected end of data")
@@ -96,7 +101,7 @@ class TarSource:
             raise ShardsError(
                 f"{self.path}{inside} is no tar, or is cut off ({error}): fetch it again"
             ) from error
-        yield found
+        yield found + _linked(found, links, mtime)
 
 
 class TarReader:
@@ -278,6 +283,29 @@ def _listed(reader: TarReader | ZipReader, left: list[Found], labelled: bool) ->
         reader.close()
     captions, columns, ignored = described
     return Listed(len(ignored), labelled, captions=captions, columns=columns)
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("./")
+
+
+def _target(link: tarfile.TarInfo) -> str:
+    """Return the name of the member that a link leads to."""
+    if link.islnk():
+        return _plain(link.linkname)
+    return posixpath.normpath(posixpath.join(posixpath.dirname(_plain(link.name)), link.linkname))
+
+
+def _linked(found: list[Found], links: list[tuple[str, str]], mtime: int) -> list[Found]:
+    """Return the pictures that are links, at the places of what they lead to."""
+    pictures = [(path, target) for path, target in links if is_picture(path)]
+    places = {file.path: file.part for file in found} if pictures else {}
+    gone = Part(b"", 0, -1)
+    made = []
+    for path, target in pictures:
+        part = places.get(target, gone)
+        made.append(Found(path, Part(encode_path(path), part.offset, part.size), mtime))
+    return made
 
 
 def _zip_part(name: str, offset: int, size: int) -> Part:

@@ -104,12 +104,21 @@ class DatasetReader:
                 raise UnreadableError(error.strerror or str(error)) from None
         if len(data) != entry.picture.size:
             raise ShardsError(f"the dataset changed while it was read: {entry.key}")
+        fields, described = self._members(row)
         meta = {
             name: value
             for name, value in row.items()
-            if name not in self._left_out and _is_json(value)
+            if name not in {*self._left_out, *fields, *described} and _is_json(value)
         }
-        return Sample(data, {}, meta)
+        return Sample(data, fields, {**meta, **described.get("json", {})})
+
+    def _members(self, row: dict[str, Any]) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """Return the text and the JSON that stood beside the picture in a WebDataset shard."""
+        if "__key__" not in row:
+            return {}, {}
+        texts = {name: row[name] for name in ("txt", "cls") if row.get(name) is not None}
+        described = {"json": row["json"]} if isinstance(row.get("json"), dict) else {}
+        return {name: str(value).encode() for name, value in texts.items()}, described
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -129,8 +130,9 @@ def _sort_out(
         except FileNotFoundError:  # a dangling link: named, but not there
             files.append(Found(path, Part(encode_path(path), 0, -1), 0))
         else:
-            part = Part(encode_path(path), 0, status.st_size)
-            files.append(Found(path, part, status.st_mtime_ns))
+            # A pipe or a device has no contents to list; opening one would wait for ever.
+            size = status.st_size if stat.S_ISREG(status.st_mode) else -1
+            files.append(Found(path, Part(encode_path(path), 0, size), status.st_mtime_ns))
     return files, folders
 
 

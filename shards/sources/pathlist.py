@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,5 +50,7 @@ class ListSource:
         try:
             status = (Path(self.path).parent / path).stat()
         except OSError:
+            return -1, 0
+        if not stat.S_ISREG(status.st_mode):  # a folder; or a pipe, which might never end
             return -1, 0
         return status.st_size, status.st_mtime_ns
