@@ -14,7 +14,7 @@ import hashlib
 import json
 import mmap
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -73,15 +73,21 @@ class Corpus:
                 yield _sorted(pa.concat_tables(slices))
 
 
-def list_corpus(sources: Sequence[Source], seed: int, scratch: Path | None) -> Corpus:
+def list_corpus(
+    sources: Sequence[Source],
+    seed: int,
+    scratch: Path | None,
+    progress: Callable[[int, int | None, str], None] | None = None,
+) -> Corpus:
     """Return the listing of `sources` in the order that `seed` gives.
 
-    Runs go to files under `scratch` (default: the system's) that have no name.
+    Runs go to files under `scratch` (default: the system's) that have no name. `progress` is
+    called with the pictures found so far.
 
     Raises:
         ShardsError: a source cannot be listed.
     """
-    sorter = _Sorter(seed, scratch)
+    sorter = _Sorter(seed, scratch, progress)
     facts = []
     for number, source in enumerate(sources):
         rows = Rows(number, sorter.take)
@@ -102,9 +108,15 @@ def list_corpus(sources: Sequence[Source], seed: int, scratch: Path | None) -> C
 class _Sorter:
     """Takes batches, hashes their rows, and keeps them as sorted runs."""
 
-    def __init__(self, seed: int, scratch: Path | None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        scratch: Path | None,
+        progress: Callable[[int, int | None, str], None] | None,
+    ) -> None:
         self.seed = seed
         self.scratch = scratch
+        self.progress = progress
         self.runs: list[pa.Table] = []
         self.rows = 0
         self.digest: Hashes = np.zeros(2, np.uint64)
@@ -126,6 +138,8 @@ class _Sorter:
         self._waiting.append(pa.RecordBatch.from_arrays(columns, schema=ORDERED))
         self._waiting_rows += batch.num_rows
         self.rows += batch.num_rows
+        if self.progress is not None:
+            self.progress(self.rows, None, "listed")
         if self._waiting_rows >= RUN_ROWS:
             self.flush()
 

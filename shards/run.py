@@ -74,14 +74,20 @@ def shard(
         progress: called with pictures done, pictures to do, and a few words.
 
     Raises:
-        ShardsError: a source cannot be used, or the destination holds something else.
+        ShardsError: a source cannot be used, the destination holds something else, or `fresh`
+            is asked of a part, which would remove what the others make.
         ShardsRuntimeError: no space, a store that does not answer, a worker that was killed.
     """
     store = Store(dest)
     scratch = _existing(store)
+    if fresh and part != (0, 1):
+        raise ShardsError(
+            "--fresh with --part would remove what other parts have made: "
+            f"empty {store} once, then run the parts without --fresh"
+        )
     with space_needed(store), open_sources(sources, scratch) as opened:
         run = _Run(store, opened, options, workers or default_workers(), part, progress)
-        corpus = list_corpus(opened, options.seed, scratch)
+        corpus = list_corpus(opened, options.seed, scratch, progress)
         if not corpus.rows:
             raise ShardsError(_no_pictures(sources, corpus))
         if dry_run:
@@ -279,7 +285,10 @@ def _existing(store: Store) -> Path | None:
     if store.folder is None:
         return None
     folder = store.folder.absolute()
-    return next(one for one in [folder, *folder.parents] if one.is_dir())
+    found = next(one for one in [folder, *folder.parents] if one.exists())
+    if not found.is_dir():
+        raise ShardsError(f"{found} is a file, and shards go into a folder: name another --out")
+    return found
 
 
 def _no_pictures(sources: Sequence[str], corpus: Corpus) -> str:

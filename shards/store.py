@@ -49,7 +49,7 @@ class Store:
     def names(self) -> set[str]:
         """Return the names of the files directly under the root (none when it is not there)."""
         if self.folder is not None:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 return {entry.name for entry in os.scandir(self.folder) if entry.is_file()}
             return set()
         return _retried(self._remote_names)
@@ -149,9 +149,9 @@ def _retried(attempt: Callable[[], T]) -> T:
     for tried in range(1, ATTEMPTS + 1):
         try:
             return attempt()
-        except (FileNotFoundError, PermissionError):
+        except (FileNotFoundError, PermissionError, ShardsError, ShardsRuntimeError):
             raise
-        except OSError as error:
+        except Exception as error:  # each store has exceptions of its own
             if tried == ATTEMPTS:
                 raise ShardsRuntimeError(f"the store did not answer: {error}") from error
             time.sleep(0.5 * 2**tried)

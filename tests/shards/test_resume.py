@@ -11,6 +11,7 @@ from shards import Manifest, ShardsError
 from shards.options import Options
 from shards.run import finish_splits
 from shards.store import open_partial
+from shards.verify import verify
 from tests.shards.making import checksums, corpus, jpeg, make
 
 
@@ -89,6 +90,22 @@ def test_fresh_starts_anew_and_leaves_other_splits(source: Path, dest: Path) -> 
     train = {name: sum_ for name, sum_ in checksums(dest).items() if "val" not in name}
     assert train == checksums(dest.parent / "other")
     assert {name: sum_ for name, sum_ in checksums(dest).items() if "val" in name} == val
+
+
+def test_fresh_would_remove_what_other_parts_made(source: Path, dest: Path) -> None:
+    before = checksums(dest)
+    with pytest.raises(ShardsError, match="would remove what other parts have made"):
+        make(source, dest, fresh=True, part=(1, 2))
+    assert checksums(dest) == before
+
+
+def test_a_file_is_no_destination(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_bytes(b"precious")
+    with pytest.raises(ShardsError, match="is a file"):
+        make(source, tmp_path / "out" / "shards")
+    with pytest.raises(ShardsError, match="holds no shards"):
+        verify(tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == b"precious"
 
 
 def test_files_that_nobody_planned_are_refused(source: Path, tmp_path: Path) -> None:
