@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from pipeline.codec import CCAModel
+    from pipeline.codec.folders import Task
 
 MODEL_HELP = "A file or folder of a model, runs:/ID, models:/NAME/VERSION or models:/NAME@ALIAS."
 Model = Annotated[str, typer.Option(help=MODEL_HELP)]
@@ -38,6 +39,13 @@ def compress(
         Path, typer.Argument(metavar="OUT", help="The .cca file to write, or the folder.")
     ],
     model: Model,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a model with several rates: a real number from 0 (fewest bits) to their "
+            "number less 1 (most). Default: the middle."
+        ),
+    ] = None,
     profile: Annotated[bool, typer.Option(help="Keep the picture's ICC colour profile.")] = True,
     verify: Annotated[
         bool, typer.Option("--verify", help="Decode every stream before it is written.")
@@ -52,17 +60,20 @@ def compress(
     A folder is gone through in parallel; running the same command again makes only what is
     missing.
 
-    Example: pipeline compress photo.png photo.cca --model models:/cca@champion
+    Example: pipeline compress photo.png photo.cca --model models:/cca@champion --rate 2.5
     """
     from pipeline.codec.files import compress_file
     from pipeline.codec.picture import read_picture
 
     memory = _bytes(max_memory)
     if source.is_dir():
-        _compress_folder(source, target, model, profile, verify, memory, workers, device, as_json)
+        from pipeline.codec.folders import Task
+
+        task = Task(_path(model), target, profile, verify, memory, device, rate)
+        _compress_folder(source, task, workers, as_json)
         return
     picture = read_picture(source, profile=profile)
-    result = compress_file(_load(model, device), picture, target, verify, memory)
+    result = compress_file(_load(model, device), picture, target, verify, memory, rate)
     _show(
         as_json,
         {"file": str(target), **result},
@@ -133,27 +144,16 @@ def import_published(
     )
 
 
-def _compress_folder(
-    source: Path,
-    target: Path,
-    model: str,
-    profile: bool,
-    verify: bool,
-    memory: int,
-    workers: int,
-    device: str,
-    as_json: bool,
-) -> None:
+def _compress_folder(source: Path, task: Task, workers: int, as_json: bool) -> None:
     from pipeline.cli.progress import progress
-    from pipeline.codec.folders import Task, compress_folder
+    from pipeline.codec.folders import compress_folder
 
-    task = Task(_path(model), target, profile, verify, memory, device)
     with progress("Compressing", unit="pictures") as report:
         result = compress_folder(source, task, workers, report)
     _show(
         as_json,
-        {"folder": str(target), **result},
-        f"{target}: {result['written']} written, {result['kept']} there already",
+        {"folder": str(task.target), **result},
+        f"{task.target}: {result['written']} written, {result['kept']} there already",
     )
 
 

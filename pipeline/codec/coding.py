@@ -80,11 +80,13 @@ def compress(
     header: Header | None = None,
     side: dict[str, bytes] | None = None,
     max_memory: int = MAX_MEMORY,
+    rate: float | None = None,
 ) -> bytes:
     """Return the stream of the picture `source`.
 
-    `header` brings what the stream should say beside size, tiles and model; `side` its side
-    data. Raises `CodecError` when the picture is too large or `max_memory` (bytes) too small.
+    `header` brings what the stream should say beside size, tiles, model and rate; `side` its side
+    data. Raises `CodecError` when the picture is too large, `max_memory` (bytes) too small, or
+    `rate` outside of the model's.
     """
     height, width = source.size
     if width * height > MAX_PIXELS:
@@ -95,11 +97,14 @@ def compress(
         height=height,
         fingerprint=model.fingerprint[:16],
         tile=tile_size(model.config, height, width, max_memory),
+        rate=model.config.check_rate(rate),
     )
+    gained = model.coder().gained(header.rate)
     check, tiles = 0, []
     for box in header.tiles():
-        y = _analyse(model, source, *box)
-        tile = model.coder().encode(y, model.hyper_analysis(y), check)
+        y = _analyse(model, source, *box) * gained.y
+        z = model.hyper_analysis(y) * gained.z
+        tile = model.coder().encode(y, z, check, header.rate)
         check = tile.check
         tiles.append(tile.words)
     return write_stream(header, side or {}, tiles, check)
@@ -122,12 +127,16 @@ def decompress(
 
 
 def check_model(model: CCAModel, header: Header) -> None:
-    """Raise `CodecError` unless `model` is the one that `header` names."""
+    """Raise `CodecError` unless `model` is the one that `header` names, and has its rate."""
     if model.fingerprint[:16] != header.fingerprint:
         raise CodecError(
             f"the file was made with the model {header.fingerprint}, and this is "
             f"{model.fingerprint[:16]}; give that model"
         )
+    if (header.rate is None) != (model.config.rates is None):
+        said = "no rate" if header.rate is None else "a rate"
+        raise CodecError(f"the file's header makes no sense: it has {said}, unlike its model")
+    model.config.check_rate(header.rate)
 
 
 @torch.no_grad()

@@ -40,12 +40,14 @@ def compress_file(
     target: Path,
     verify: bool = False,
     max_memory: int = MAX_MEMORY,
+    rate: float | None = None,
 ) -> Compressed:
     """Write `picture` to the .cca file `target`; with `verify`, only if it decodes again.
 
-    Raises `MismatchError` when verification fails; nothing is then written.
+    `rate` as in `CCAModel.compress`. Raises `MismatchError` when verification fails; nothing is
+    then written.
     """
-    data = compress(model, picture, picture.header(), picture.side(), max_memory)
+    data = compress(model, picture, picture.header(), picture.side(), max_memory, rate)
     if verify:
         decode_stream(model, read_stream(data), lambda top, block: None, max_memory)
     _write(data, target)

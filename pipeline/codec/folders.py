@@ -33,6 +33,7 @@ class Task:
     verify: bool
     max_memory: int
     device: str
+    rate: float | None = None
 
 
 class Folder(TypedDict):
@@ -48,15 +49,16 @@ def compress_folder(
 ) -> Folder:
     """Compress every picture under `source` to the same place under `task.target`, plus .cca.
 
-    A file that is there already, whole and of the same model, is kept. All pictures are tried;
-    if some can't be, a `CodecError` then names the first and their number.
+    A file that is there already, whole and of the same model and rate, is kept. All pictures are
+    tried; if some can't be, a `CodecError` then names the first and their number.
     """
     pictures = sorted(_pictures(source))
     if not pictures:
         raise CodecError(f"there are no pictures in {source}")
     model = load_model(task.model)
+    rate = model.config.check_rate(task.rate)
     names = {picture: _target(source, picture, task.target) for picture in pictures}
-    kept = [picture for picture in pictures if _is_done(names[picture], model)]
+    kept = [picture for picture in pictures if _is_done(names[picture], model, rate)]
     todo = [(p, names[p]) for p in pictures if p not in set(kept)]
     errors: list[str] = []
     size, done = 0, len(kept)
@@ -86,11 +88,12 @@ def _target(source: Path, picture: Path, target: Path) -> Path:
     return target / relative.with_name(relative.name + ".cca")
 
 
-def _is_done(file: Path, model: CCAModel) -> bool:
+def _is_done(file: Path, model: CCAModel, rate: float | None) -> bool:
     try:
-        return read_stream(file.read_bytes()).header.fingerprint == model.fingerprint[:16]
+        header = read_stream(file.read_bytes()).header
     except (OSError, CodecError):
         return False
+    return (header.fingerprint, header.rate) == (model.fingerprint[:16], rate)
 
 
 def _run(todo: list[tuple[Path, Path]], task: Task, workers: int) -> Iterator[int | str]:
@@ -115,7 +118,7 @@ def _one(picture: Path, target: Path, task: Task) -> int | str:
         target.parent.mkdir(parents=True, exist_ok=True)
         model = _model(task.model, task.device)
         content = read_picture(picture, profile=task.profile)
-        result = compress_file(model, content, target, task.verify, task.max_memory)
+        result = compress_file(model, content, target, task.verify, task.max_memory, task.rate)
     except (ValueError, OSError) as error:
         return str(error)
     return result["bytes"]

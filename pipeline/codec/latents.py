@@ -8,8 +8,10 @@ Shapes: M latent channels, Z hyper-latent channels; h = H/16, w = W/16 of the pa
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -20,6 +22,7 @@ from pipeline.codec.context import HyperOutput
 from pipeline.codec.densities import FactorizedDensity
 from pipeline.codec.errors import CodecError
 from pipeline.codec.exact import exact_copy
+from pipeline.codec.gains import Gained, Gains
 from pipeline.codec.symbols import (
     LARGEST_SYMBOL,
     SCALE_STEPS,
@@ -69,20 +72,31 @@ class LatentCoder:
         self._hyper_tables = hyper_tables(model.hyper_density)
         self._tables = gaussian_tables()
         self._level_of = torch.from_numpy(scale_index()).to(self.device)
+        # The exact gains at a rate of the model (None: it has but one); the last few are kept.
+        self.gained = lru_cache(maxsize=16)(partial(_gained, model.gains, self.device))
 
     @torch.no_grad()
-    def encode(self, y: Tensor, z: Tensor, check: int = 0) -> CodedTile:
-        """Encode y (1, M, h, w) and z (1, Z, h/4, w/4); `check` runs on from the last tile."""
+    def encode(self, y: Tensor, z: Tensor, check: int = 0, rate: float | None = None) -> CodedTile:
+        """Encode y (1, M, h, w) and z (1, Z, h/4, w/4), both with the gain of `rate`.
+
+        `check` runs on from the last tile.
+        """
         if not (y.isfinite().all() and z.isfinite().all()):
             raise CodecError("the model makes numbers of this picture that are not finite")
         coder = _Encoder(check)
         parts = torch.split(y.double(), list(self._context.sizes), dim=1)
-        y_hat = self._run(coder, z.double() - self._medians, parts, z.shape[2], z.shape[3])
+        y_hat = self._run(coder, rate, z.double() - self._medians, parts, z.shape[2:])
         return CodedTile(coder.symbols.words, y_hat, coder.check)
 
     @torch.no_grad()
     def decode(
-        self, words: Words, height: int, width: int, check: int = 0, partial: bool = False
+        self,
+        words: Words,
+        height: int,
+        width: int,
+        check: int = 0,
+        partial: bool = False,
+        rate: float | None = None,
     ) -> CodedTile:
         """Decode `words` to the latent of a tile whose z has `height` x `width` positions.
 
@@ -91,15 +105,22 @@ class LatentCoder:
         wrote.
         """
         coder = _PartialDecoder(words, check) if partial else _Decoder(words, check)
-        y_hat = self._run(coder, None, None, height, width)
+        y_hat = self._run(coder, rate, None, None, (height, width))
         return CodedTile(words, y_hat, coder.check)
 
-    def _run(self, coder: _Coder, z: Tensor | None, parts: Any, height: int, width: int) -> Tensor:
+    def _run(
+        self,
+        coder: _Coder,
+        rate: float | None,
+        z: Tensor | None,
+        parts: Any,
+        size: tuple[int, ...],
+    ) -> Tensor:
         """Go through z and the slices in order, coding each; return the decoded latent."""
-        shape = (1, self.hyper_channels, height, width)
-        channel = np.repeat(np.arange(self.hyper_channels, dtype=np.uint16), height * width)
+        channel = np.repeat(np.arange(self.hyper_channels, dtype=np.uint16), math.prod(size))
         symbols = coder.code(z, channel, self._hyper_tables)
-        z_hat = self._tensor(symbols, shape) + self._medians
+        z_hat = self._tensor(symbols, (1, self.hyper_channels, *size)) + self._medians
+        z_hat *= self.gained(rate).z_inverse
         hyper = HyperOutput(self._hyper_mean(z_hat), self._hyper_scale(z_hat))
 
         def quantise(i: int, mean: Tensor, scale: Tensor) -> Tensor:
@@ -116,6 +137,10 @@ class LatentCoder:
 
     def _tensor(self, symbols: Ints, shape: torch.Size | tuple[int, ...]) -> Tensor:
         return torch.from_numpy(symbols).to(self.device, torch.float64).reshape(shape)
+
+
+def _gained(gains: Gains | None, device: torch.device, rate: float | None) -> Gained:
+    return Gained.none(device) if gains is None or rate is None else gains.exact(rate)
 
 
 class _Encoder:

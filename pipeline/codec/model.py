@@ -22,6 +22,7 @@ from pipeline.codec.densities import (
 )
 from pipeline.codec.errors import CodecError
 from pipeline.codec.fingerprint import fingerprint
+from pipeline.codec.gains import Gained, Gains
 from pipeline.codec.latents import LatentCoder
 from pipeline.codec.transforms import Analysis, Synthesis, hyper_analysis, hyper_synthesis
 
@@ -46,7 +47,8 @@ class CCAOutput:
     """What a pass gives. `x_hat` (N, 3, H, W) is not clamped; `likelihoods` has "y" and "z".
 
     `y`, `y_hat`, `means` and `scales` (as the heads give them, unbounded) are (N, M, h, w) of
-    the padded picture; `hyper` is what the auxiliary model needs beside y.
+    the padded picture; `hyper` is what the auxiliary model needs beside y. Where the model has
+    gains, y and z are what is coded: with the gain, and y_hat before the inverse one.
     """
 
     x_hat: Tensor
@@ -61,6 +63,9 @@ class CCAOutput:
 
 class CCAModel(nn.Module):
     """A CCA image codec of the size that `config` says.
+
+    With `config.rate_weights` it has gains for a range of rates (`pipeline.codec.gains`), of which
+    `forward` and `compress` take one: a real number from 0 to K - 1, by default the middle.
 
     Every parameter gets a gradient from `forward`'s outputs, but the quantiles of
     `hyper_density`, which get theirs from `quantile_loss` alone.
@@ -81,22 +86,28 @@ class CCAModel(nn.Module):
         self.hyper_scale = hyper_synthesis(self.config)
         self.context = ContextModel(self.config)
         self.hyper_density = FactorizedDensity(self.config.hyper_latent_channels)
+        self.gains = Gains(self.config) if self.config.rate_weights else None
 
-    def forward(self, x: Tensor, noise: Noise | None = None) -> CCAOutput:
+    def forward(
+        self, x: Tensor, noise: Noise | None = None, rate: Tensor | float | None = None
+    ) -> CCAOutput:
         """Code pictures x, float32 (N, 3, H, W) in [0, 1], without making a stream.
 
         In training, likelihoods are taken on the variables plus `noise`; in evaluation on the
-        rounded ones, and H and W may be anything from 1 up. Raises `CodecError` on other shapes.
+        rounded ones, and H and W may be anything from 1 up. `rate` is one for all pictures or, as
+        a tensor (N,), one for each (not checked). Raises `CodecError` on other shapes, and on a
+        rate outside of the model's range.
         """
         height, width = check_batch(x)
-        y = self.analysis(coding.pad(x, HYPER_STRIDE))
-        z = self.hyper_analysis(y)
+        gained = self._gained(rate, x)
+        y = self.analysis(coding.pad(x, HYPER_STRIDE)) * gained.y
+        z = self.hyper_analysis(y) * gained.z
         noise = noise or Noise()
         z_hat, z_likelihoods = self._code_hyper(z, noise)
-        hyper = self.hyper(z_hat)
+        hyper = self.hyper(z_hat * gained.z_inverse)
         slices, y_likelihoods = code_slices(self.context, y, hyper, noise.y, self.training)
         y_hat = torch.cat(slices.decoded, dim=1)
-        x_hat = self.synthesis(y_hat)[..., :height, :width]
+        x_hat = self.synthesis(y_hat * gained.y_inverse)[..., :height, :width]
         return CCAOutput(
             x_hat=x_hat,
             likelihoods={"y": y_likelihoods, "z": z_likelihoods},
@@ -108,6 +119,18 @@ class CCAModel(nn.Module):
             hyper=hyper,
         )
 
+    def _gained(self, rate: Tensor | float | None, x: Tensor) -> Gained:
+        """Return what the latents of pictures x are multiplied by; see `forward`."""
+        if isinstance(rate, Tensor):
+            if self.gains is not None:
+                # Not looked at, which would wait for the device.
+                return Gained(*self.gains(rate))
+            rate = float(rate[0])
+        one = self.config.check_rate(rate)
+        if self.gains is None or one is None:
+            return Gained.none(x.device)
+        return Gained(*self.gains(torch.full((x.shape[0],), one, device=x.device)))
+
     def hyper(self, z_hat: Tensor) -> HyperOutput:
         """Return what the quantised hyper-latent (N, Z, h/4, w/4) says about y."""
         return HyperOutput(self.hyper_mean(z_hat), self.hyper_scale(z_hat))
@@ -118,12 +141,13 @@ class CCAModel(nn.Module):
         seen = add_noise(z, noise.z) if self.training else z_hat
         return z_hat, self.hyper_density(seen)
 
-    def compress(self, x: Tensor) -> bytes:
+    def compress(self, x: Tensor, rate: float | None = None) -> bytes:
         """Return the `.cca` stream of picture x, floats (1, 3, H, W) in [0, 1].
 
-        Raises `CodecError` on other shapes and where the weights are not finite.
+        `rate` is a real number in `config.rates`, more for more bits; None takes the middle.
+        Raises `CodecError` on other shapes and rates, and where the weights are not finite.
         """
-        return coding.compress(self, coding.TensorSource(x))
+        return coding.compress(self, coding.TensorSource(x), rate=rate)
 
     def decompress(self, data: bytes) -> Tensor:
         """Return the picture (1, 3, H, W) in [0, 1] of a `.cca` stream.

@@ -32,7 +32,7 @@ Sink = Callable[[int, Tensor], None]
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of tiles: its place in pixels and its latent (1, M, h, all columns)."""
+    """A row of tiles: its place in pixels and its latent (1, M, h, all columns), gain undone."""
 
     top: int
     height: int
@@ -59,11 +59,11 @@ class TileRows:
         arrived = self.stream.tiles
         words: Words = arrived[number] if number < len(arrived) else np.empty(0, np.uint32)
         cut = number >= len(arrived) or (self.stream.cut_tile and number + 1 == len(arrived))
-        tile = self.model.coder().decode(
-            words, -(-height // TILE_UNIT), -(-width // TILE_UNIT), self.check, partial=cut
-        )
+        coder, rate = self.model.coder(), self.stream.header.rate
+        size = -(-height // TILE_UNIT), -(-width // TILE_UNIT)
+        tile = coder.decode(words, *size, self.check, partial=cut, rate=rate)
         self.check = tile.check
-        return tile.y_hat.float()
+        return tile.y_hat.float() * coder.gained(rate).y_inverse
 
 
 def paint(model: CCAModel, header: Header, rows: TileRows, sink: Sink) -> None:
