@@ -5,6 +5,7 @@ Legend: B pictures, S' side of the crops that arrive, S side of those that leave
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,8 @@ class Augment:
     Attributes:
         crop: S, the side of what leaves; S' must be at least S / downscale.
         downscale: the smallest scale; one is drawn uniformly from [downscale, 1] and antialiased.
-            It hides the artefacts of pictures that were compressed before. 1: none.
+            It hides the artefacts of pictures that were compressed before. A picture with a side
+            below S / scale is scaled by less, so that no mirrored edge comes in. 1: none.
         flip: the probability of mirroring left to right.
         colour: brightness, contrast and saturation are each multiplied by a factor drawn uniformly
             from [1 - colour, 1 + colour], and hue turned by up to colour / 10 of a circle. 0: none.
@@ -50,7 +52,14 @@ class Augment:
         """Return the smallest S', in pixels."""
         return max(self._side(self.downscale), self.crop)
 
-    def __call__(self, images: Tensor, seed: int, epoch: int, positions: list[int]) -> Tensor:
+    def __call__(
+        self,
+        images: Tensor,
+        seed: int,
+        epoch: int,
+        positions: Sequence[int],
+        extents: Sequence[tuple[int, int]] = (),
+    ) -> Tensor:
         """Return the pictures at `positions` of `epoch` augmented, float32 (B, 3, S, S) in [0, 1].
 
         Args:
@@ -58,17 +67,23 @@ class Augment:
             seed: the stream's.
             epoch: the epoch that the positions count in.
             positions: B positions.
+            extents: height and width of what is not mirrored in each, as `Batch` has them; by
+                default all of it.
         """
         keys = [hashed(seed, epoch, position, AUGMENT) for position in positions]
-        cut = [self._cut(image, key) for image, key in zip(images, keys, strict=True)]
+        extents = extents or [(images.shape[-2], images.shape[-1])] * len(positions)
+        cut = [self._cut(*one) for one in zip(images, keys, extents, strict=True)]
         out = torch.stack(cut)
         return self._colours(out, keys) if self.colour else out
 
-    def _cut(self, image: Tensor, key: int) -> Tensor:
+    def _cut(self, image: Tensor, key: int, extent: tuple[int, int]) -> Tensor:
         """Return one picture cropped, downscaled and flipped: (3, S', S') to (3, S, S)."""
         side = self._side(self.downscale + _uniform(key, 0) * (1 - self.downscale))
-        top = hashed(key, 1) % (image.shape[-2] - side + 1)
-        left = hashed(key, 2) % (image.shape[-1] - side + 1)
+        side = min(side, max(min(extent), self.crop))
+        top, left = (
+            hashed(key, draw) % (max(size, side) - side + 1)
+            for draw, size in zip((1, 2), extent, strict=True)
+        )
         part = image[:, top : top + side, left : left + side].to(torch.float32) / 255
         if side != self.crop:
             size = (self.crop, self.crop)

@@ -16,7 +16,7 @@ from shards.errors import ShardsError, ShardsRuntimeError
 from shards.order import SUBSTITUTE, hashed
 from shards.reading import turbo
 from shards.reading.corpus import Corpus
-from shards.reading.decode import BrokenPictureError, CropDraw, Pixels, decode_crop
+from shards.reading.decode import BrokenPictureError, CropDraw, Pixels, decode_crop, filled
 from shards.stream_mixture import MixedOrder
 
 # A broken sample's substitute comes from this many positions after it: shards at hand have it.
@@ -43,6 +43,8 @@ class Batch:
         epoch: the epoch that the positions count in.
         state: where a stream continues after this batch, `{"epoch", "samples_seen"}`.
         skipped: broken samples whose positions others took.
+        extents: height and width in pixels of what each crop shows of its picture, from the upper
+            left on: less than S where the picture is smaller; the rest mirrors it.
     """
 
     images: Tensor
@@ -51,6 +53,7 @@ class Batch:
     epoch: int
     state: dict[str, int]
     skipped: tuple[Skipped, ...] = ()
+    extents: tuple[tuple[int, int], ...] = ()
 
     def pin_memory(self) -> Batch:
         """Return the batch with its images in pinned memory: a DataLoader calls this."""
@@ -127,12 +130,16 @@ class BatchSource:
         images = np.empty((self.batch_size, 3, self.crop, self.crop), dtype=np.uint8)
         keys: list[str] = []
         skipped: list[Skipped] = []
+        extents: list[tuple[int, int]] = []
         for row, position in enumerate(positions):
             key, pixels = self._picture(epoch, position, skipped)
             keys.append(key)
-            images[row] = pixels.transpose(2, 0, 1)
+            extents.append((pixels.shape[0], pixels.shape[1]))
+            images[row] = filled(pixels, self.crop).transpose(2, 0, 1)
         state = {"epoch": epoch, "samples_seen": seen + self.global_batch}
-        return Batch(torch.from_numpy(images), keys, positions, epoch, state, tuple(skipped))
+        return Batch(
+            torch.from_numpy(images), keys, positions, epoch, state, tuple(skipped), tuple(extents)
+        )
 
     def close(self) -> None:
         """Close files; making a batch opens them again."""
@@ -149,7 +156,7 @@ class BatchSource:
                 corpus.expect(shards)
 
     def _picture(self, epoch: int, position: int, skipped: list[Skipped]) -> tuple[str, Pixels]:
-        """Return key and crop (S, S, 3) for a position, noting what had to be skipped for it."""
+        """Return key and crop, S at most, for a position, noting what had to be skipped for it."""
         draw = CropDraw.at(self.seed, epoch, position, self.flip)
         place = position
         for attempt in range(self.max_broken):

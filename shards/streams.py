@@ -194,7 +194,9 @@ class Stream(IterableDataset[Batch]):
 
     def _augmented(self, batch: Batch) -> Tensor:
         assert self.augment is not None
-        return self.augment(batch.images, self._source.seed, batch.epoch, batch.positions)
+        return self.augment(
+            batch.images, self._source.seed, batch.epoch, batch.positions, batch.extents
+        )
 
     def _made(self) -> Iterator[Batch]:
         """Make batches in this process: all of them, or a DataLoader worker's share."""

@@ -67,9 +67,9 @@ def decode(data: bytes) -> Pixels:
 
 
 def decode_crop(data: bytes, side: int, draw: CropDraw) -> Pixels:
-    """Return the crop that `draw` places, uint8 (S, S, 3), not yet flipped.
+    """Return the crop that `draw` places, uint8 (h, w, 3), not yet flipped.
 
-    A picture smaller than the crop is mirrored at its right and lower edges until it fills it.
+    h and w are S, or the picture's own where that is smaller.
 
     Raises:
         BrokenPictureError: as `decode`.
@@ -79,7 +79,7 @@ def decode_crop(data: bytes, side: int, draw: CropDraw) -> Pixels:
         whole = decode(data)
         top, left = draw.corner(whole.shape[0], whole.shape[1], side)
         pixels = whole[top : top + side, left : left + side]
-    return filled(pixels, side)
+    return pixels
 
 
 def filled(pixels: Pixels, side: int) -> Pixels:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from shards import Augment, ShardsError, Stream
-from tests.shards.made import numbered, photo, write_split
+from tests.shards.made import encoded, numbered, photo, write_split
 
 EVERYTHING = Augment(crop=16, downscale=0.5, flip=0.5, colour=0.3)
 
@@ -78,6 +78,29 @@ def test_downscaling_averages_what_it_leaves_out():
     small = out.std(dim=(1, 2, 3))
     assert small.min() < 0.12  # taken at full scale the noise's deviation is 0.29
     assert small.max() > 0.15
+
+
+def test_small_pictures_are_scaled_by_less_and_show_no_mirrored_edge():
+    ramp = torch.arange(24, dtype=torch.uint8).expand(3, 20, 24) * 10  # grows from left to right
+    mirrored = torch.zeros(40, 3, 32, 32, dtype=torch.uint8)
+    mirrored[:, :, :20, :24] = ramp
+    augment = Augment(crop=16, downscale=0.5, flip=0)
+    out = augment(mirrored, 0, 0, [*range(40)], [(20, 24)] * 40)
+    assert out.diff(dim=-1).min() > 0.03  # a black edge or a turn would fall
+    steps = out[:, 0, 0].diff(dim=-1).mean(dim=-1)
+    assert steps.max() > 1.2 * steps.min()  # scales differ where there is room
+
+
+def test_a_stream_tells_what_is_mirrored(tmp_path):
+    pictures = [(f"{i}", encoded(photo(i, 20 + 8 * i, 24), "PNG")) for i in range(4)]
+    write_split(tmp_path, [4], pictures)
+    batch = next(iter(Stream(tmp_path, batch_size=4, crop=32)))
+    assert dict(zip(batch.keys, batch.extents, strict=True)) == {
+        "0": (20, 24),
+        "1": (28, 24),
+        "2": (32, 24),
+        "3": (32, 24),
+    }
 
 
 def test_colour_changes_are_mild_and_leave_shapes(images):
