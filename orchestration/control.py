@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from orchestration import store
 from orchestration.build import TRAIN_SCRIPT, build_jobs
@@ -17,7 +19,7 @@ from orchestration.engines.base import Engine
 from orchestration.engines.kubernetes import Kubernetes
 from orchestration.engines.local import Local
 from orchestration.engines.slurm import Slurm, find_folder
-from orchestration.errors import EngineError, OrchestrationError
+from orchestration.errors import EngineError, OrchestrationError, UnansweredError
 from orchestration.load import load_profile, profile_from
 from orchestration.plan import Job, Plan, is_done
 from orchestration.profile import AnyProfile, KubernetesProfile, LocalProfile
@@ -25,11 +27,18 @@ from orchestration.states import JobStatus, State, blocked_by
 from recipes.load import load_recipe
 
 LAST_BYTES = 16384
+# A scheduler's controller may restart, which is no reason to stop watching.
+PATIENCE_SECONDS = 600.0
+PAUSE_SECONDS = 10.0
 ERROR = re.compile(r"([A-Za-z_][\w.]*(Error|Exception|Interrupt)\b|[a-z]+: )")
 LAUNCHERS = re.compile(
     r"srun: |slurmstepd|Terminated|[EW][0-9]{4} "
     r"|subprocess\.CalledProcessError|torch\.distributed\."
 )
+
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,7 @@ def find(plan_id: str) -> tuple[Plan, Path]:
     elsewhere = find_folder(plan_id)
     if elsewhere is not None:
         return store.read(elsewhere), elsewhere
-    known = [folder.name for folder in store.folders(Path.cwd())]
+    known = [folder.name for _, folder in plans()]
     raise OrchestrationError(
         f"there is no plan {plan_id} in {Path.cwd() / store.FOLDER}"
         f" (there are: {', '.join(known) or 'none'}); type this in the plan's working folder"
@@ -113,8 +122,8 @@ def find(plan_id: str) -> tuple[Plan, Path]:
 
 
 def plans() -> list[tuple[Plan, Path]]:
-    """Return the plans that were scheduled from the working folder, oldest first."""
-    return [(store.read(folder), folder) for folder in store.folders(Path.cwd())]
+    """Return the plans of the working folder, oldest first."""
+    return store.plans(Path.cwd())
 
 
 def engine_of(profile: AnyProfile) -> Engine:
@@ -165,7 +174,7 @@ def logs(
     seen: dict[Path, int] = {}
     while True:
         # The state is asked for first: what the job wrote before it ended is then read below.
-        known = engine.statuses(plan, folder).get(name) if follow else None
+        known = _patiently(engine.statuses, plan, folder).get(name) if follow else None
         files = engine.log_files(plan, folder, name)
         for path in files:
             text = _after(path, seen)
@@ -183,11 +192,24 @@ def wait(
 ) -> bool:
     """Report the status now and then until nothing is active; return whether all is done."""
     while True:
-        found = status(plan, folder)
+        found = _patiently(status, plan, folder)
         report(found)
         if not any(one.state.active for one in found):
             return all(one.state == State.DONE for one in found)
         time.sleep(poll)
+
+
+def _patiently(ask: Callable[[Plan, Path], T], plan: Plan, folder: Path) -> T:
+    """Ask again for some minutes when the scheduler does not answer."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return ask(plan, folder)
+        except UnansweredError as error:
+            if time.monotonic() > end:
+                raise
+            log.warning("%s; asking again", error)
+            time.sleep(PAUSE_SECONDS)
 
 
 def _engine(plan: Plan) -> Engine:
@@ -211,8 +233,9 @@ def _copy_of(recipe: Path, folder: Path) -> str:
 
 
 def _refuse_second(plan: Plan, folder: Path) -> None:
-    for other, place in plans():
-        if other.out != plan.out or place == folder:
+    out = Path(plan.workdir, plan.out).resolve()
+    for other, place in store.plans(Path(plan.workdir)):
+        if Path(other.workdir, other.out).resolve() != out or place == folder:
             continue
         try:
             known = _engine(other).statuses(other, place)

@@ -9,3 +9,7 @@ class OrchestrationError(ValueError):
 
 class EngineError(RuntimeError):
     """The scheduler refused or could not be reached; the message holds its own words."""
+
+
+class UnansweredError(EngineError):
+    """A scheduler's command that failed; it may succeed when the controller is back."""

@@ -21,7 +21,9 @@ def rows(plan: Plan) -> list[dict[str, str]]:
             "needs": ", ".join(job.needs),
             "resources": resources(job),
             "done": "yes" if is_done(job, plan.workdir) else "no",
+            "inputs": ", ".join(job.inputs),
             "outputs": ", ".join(job.outputs),
+            "done when": job.done,
             "command": job.shell(),
         }
         for job in plan.jobs

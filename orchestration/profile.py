@@ -10,7 +10,24 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 KINDS = ("shard", "train", "evaluate", "register", "promote")
-SECRET = re.compile(r"PASSWORD|PASSWD|TOKEN|SECRET|CREDENTIAL|ACCESS_KEY", re.IGNORECASE)
+SECRET = re.compile(
+    r"\w*(?:PASSWORD|PASSWD|TOKEN(?!IZER)|SECRET|CREDENTIAL|ACCESS_KEY|API_?KEY)\w*", re.IGNORECASE
+)
+# In a line of shell: a value that is written there, not read from elsewhere.
+SECRET_SET = re.compile(rf"({SECRET.pattern})=[\"']?(?![\"'$`])\S", re.IGNORECASE)
+SECRET_IN_URL = re.compile(r"://[^/@\s:]+:[^/@\s]+@")
+OUR_POD = {
+    "containers",
+    "nodeSelector",
+    "restartPolicy",
+    "subdomain",
+    "terminationGracePeriodSeconds",
+    "volumes",
+}
+ELSEWHERE = (
+    "export it in the shell that submits (or name a Kubernetes secret), a profile is kept and"
+    " printed"
+)
 
 
 class Part(BaseModel):
@@ -96,13 +113,20 @@ class Profile(Part):
     @field_validator("env")
     @classmethod
     def _no_secrets(cls, env: dict[str, str]) -> dict[str, str]:
-        secret = [name for name in env if SECRET.search(name)]
+        secret = [name for name in env if SECRET.search(name) or SECRET_IN_URL.search(env[name])]
         if secret:
-            raise ValueError(
-                f"{', '.join(secret)} looks like a credential: export it in the shell that submits"
-                " (or name a Kubernetes secret), a profile is kept and printed"
-            )
+            raise ValueError(f"{', '.join(secret)} looks like a credential: {ELSEWHERE}")
         return env
+
+    @field_validator("setup")
+    @classmethod
+    def _no_secrets_set_up(cls, setup: list[str]) -> list[str]:
+        for line in setup:
+            named = SECRET_SET.search(line)
+            if named or SECRET_IN_URL.search(line):
+                what = named[1] if named else "a URL"
+                raise ValueError(f"{what} looks like it holds a credential: {ELSEWHERE}")
+        return setup
 
     @model_validator(mode="after")
     def _resources_fit(self) -> Self:
@@ -156,6 +180,10 @@ class SlurmProfile(Profile):
     """Quality of service; default: the account's."""
     signal_seconds: Positive = 300
     """How long before the time limit training is told to checkpoint and stop."""
+    gpu_option: Annotated[str, Field(pattern=r"^--[^{}]*\{gpus\}[^{}]*$")] = (
+        "--gpus-per-node={gpus}"
+    )
+    """How sbatch is asked for GPUs, such as `--gres=gpu:a100:{gpus}`."""
     container: list[str] = []
     """Words before each command, such as [apptainer, exec, --nv, /images/cca.sif]."""
     sbatch: list[str] = []
@@ -199,8 +227,18 @@ class KubernetesProfile(Profile):
     """What the cluster calls a GPU."""
     node_selector: dict[str, str] = {}
     """Labels that nodes must have."""
+    pod: dict[str, Any] = {}
+    """More fields of each pod's spec, such as tolerations or a priorityClassName."""
     grace_seconds: Positive = 300
     """How long a pod that must go has for its checkpoint."""
+
+    @field_validator("pod")
+    @classmethod
+    def _not_ours(cls, pod: dict[str, Any]) -> dict[str, Any]:
+        ours = [name for name in pod if name in OUR_POD]
+        if ours:
+            raise ValueError(f"{', '.join(ours)} can't be set here: the plan says that itself")
+        return pod
 
 
 AnyProfile = LocalProfile | SlurmProfile | KubernetesProfile

@@ -10,14 +10,25 @@ from orchestration.profile import Profile
 # EX_TEMPFAIL of sysexits.h: stopped by a signal after a checkpoint, start me again.
 AGAIN = 75
 
+# `wait` returns at once when a signal comes, and must then be called again; 127 means that the
+# child's code was read before.
+WAITING = """\
+while :; do
+  wait "$child"; status=$?
+  [ "$status" = 127 ] || code=$status
+  [ "$caught" = 1 ] || break
+  caught=0
+done"""
+
 
 def preamble(plan: Plan, job: Job, profile: Profile) -> list[str]:
     """Return the lines before the command: folder, environment, and the test for work done."""
     lines = [f"cd {shlex.quote(plan.workdir)} || exit 1"]
-    if profile.environment:
-        lines.append(f"export PATH={shlex.quote(profile.environment + '/bin')}:$PATH")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in profile.env.items()]
     lines += profile.setup
+    if profile.environment:
+        # After the set-up: a module that is loaded there may bring a Python of its own.
+        lines.append(f"export PATH={shlex.quote(profile.environment + '/bin')}:$PATH")
     lines += [
         "set -eo pipefail",
         f"if {job.done}; then",
@@ -26,6 +37,11 @@ def preamble(plan: Plan, job: Job, profile: Profile) -> list[str]:
         "fi",
     ]
     return lines
+
+
+def title(plan: Plan, job: Job) -> str:
+    """Return a comment of one line that says what the script is of."""
+    return f"# {job.name} of plan {plan.id}: {' '.join(job.shell().splitlines())}"
 
 
 def command(job: Job, container: list[str] | None = None, **known: str) -> str:

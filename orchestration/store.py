@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,13 +14,16 @@ from orchestration.errors import OrchestrationError
 from orchestration.plan import Plan
 
 FOLDER = "plans"
+# Schedulers limit what they call a job, and Kubernetes a label to 63 characters.
+LONGEST_NAME = 40
+log = logging.getLogger(__name__)
 FILE = "plan.json"
 
 
 def new_id(name: str) -> str:
     """Return an id for a plan of recipe `name`: readable, sorted by time, and used once."""
     day = datetime.now(UTC).strftime("%y%m%d-%H%M")
-    return f"{name}-{day}-{secrets.token_hex(2)}"
+    return f"{name[:LONGEST_NAME]}-{day}-{secrets.token_hex(2)}"
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -52,7 +55,15 @@ def read(folder: Path) -> Plan:
         ) from error
 
 
-def folders(place: Path) -> Iterator[Path]:
-    """Yield the folders of the plans under the working folder `place`, oldest first."""
-    found = [path.parent for path in (place / FOLDER).glob(f"*/{FILE}")]
-    yield from sorted(found, key=lambda folder: (read(folder).created, folder.name))
+def plans(place: Path) -> list[tuple[Plan, Path]]:
+    """Return the plans under the working folder `place` and their folders, oldest first.
+
+    One that can't be read, as another version wrote it, is told of and left out.
+    """
+    found = []
+    for path in (place / FOLDER).glob(f"*/{FILE}"):
+        try:
+            found.append((read(path.parent), path.parent))
+        except OrchestrationError as error:
+            log.warning("%s", error)
+    return sorted(found, key=lambda pair: (pair[0].created, pair[0].id))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestration.engines.commands import output_of
 from orchestration.engines.manifest import CONTAINER, JOB_LABEL, PLAN_LABEL, jobset
-from orchestration.errors import EngineError
+from orchestration.errors import EngineError, UnansweredError
 from orchestration.plan import Job, Plan
 from orchestration.profile import KubernetesProfile
 from orchestration.states import JobStatus, State
 from orchestration.store import write_whole
 
 FILE = "jobset-{turn}.json"
+log = logging.getLogger(__name__)
 
 
 class Kubernetes:
@@ -59,7 +61,13 @@ class Kubernetes:
         for pod in pods:
             pod_name = pod["metadata"]["name"]
             path = folder / "logs" / f"{pod_name}.log"
-            write_whole(path, self._kubectl("logs", pod_name, "--container", CONTAINER))
+            try:
+                written = self._kubectl("logs", pod_name, "--container", CONTAINER)
+            except UnansweredError as error:
+                # A pod that waits for a node or its image has none.
+                log.info("no log of %s: %s", pod_name, error)
+                continue
+            write_whole(path, written)
             paths.append(path)
         return paths
 

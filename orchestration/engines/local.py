@@ -23,7 +23,7 @@ from pathlib import Path
 from orchestration.errors import EngineError
 from orchestration.plan import Job, Plan
 from orchestration.profile import LocalProfile
-from orchestration.script import command, preamble
+from orchestration.script import command, preamble, title
 from orchestration.states import JobStatus, State, blocked_by, gathered
 
 SPOOL = "local"
@@ -44,7 +44,7 @@ class Local:
         return {f"{job.name}.sh": self._script(plan, job) for job in plan.jobs}
 
     def _script(self, plan: Plan, job: Job) -> str:
-        lines = ["#!/bin/bash", f"# {job.name} of plan {plan.id}: {job.shell()}"]
+        lines = ["#!/bin/bash", title(plan, job)]
         if job.parts > 1:
             lines.append(f"# PART is the number of the part, from 0 to {job.parts - 1}.")
         return "\n".join([*lines, *preamble(plan, job, self.profile), command(job)]) + "\n"

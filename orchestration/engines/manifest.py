@@ -10,7 +10,7 @@ from typing import Any
 from orchestration.launch import rendezvous
 from orchestration.plan import Job, Plan
 from orchestration.profile import KubernetesProfile
-from orchestration.script import AGAIN, command, preamble
+from orchestration.script import AGAIN, WAITING, command, preamble
 
 PLAN_LABEL = "cca-pipeline/plan"
 JOB_LABEL = "cca-pipeline/job"
@@ -18,8 +18,8 @@ CONTAINER = "main"
 PORT = 29500
 # JobSet takes at most so many dependencies of one job; more go through a job that only waits.
 MOST_NEEDS = 5
-# Names of pods hold the set's, the job's and two indices, and must fit a DNS label.
-LONGEST_NAME = 28
+# Names of pods hold the set's, the job's and two indices, and must fit a DNS label (63).
+LONGEST_SET, LONGEST_JOB = 23, 24
 
 # The pod is told to go (SIGTERM): its ranks are, their launcher must outlive them (see slurm).
 STOPPING = """\
@@ -32,12 +32,7 @@ trap stop TERM USR1
 set +e
 setsid bash -c {command} &
 child=$!
-while :; do
-  wait "$child"; status=$?
-  [ "$status" = 127 ] || code=$status
-  [ "$caught" = 1 ] || break
-  caught=0
-done
+{waiting}
 [ "$code" = 0 ] || [ "$stopping" = 0 ] || code={again}
 exit "$code\""""
 
@@ -51,8 +46,11 @@ def jobset(
     where every job that is done ends at once by its own test.
     """
     chosen = [job for job in plan.jobs if job.name in names]
-    entry = {job.name: f"{_slug(job.name)}-{index}" for index, job in enumerate(plan.jobs)}
-    set_name = f"{_slug(plan.id)}-{turn}"
+    entry = {
+        job.name: f"{_slug(job.name)[:LONGEST_JOB].strip('-')}-{index}"
+        for index, job in enumerate(plan.jobs)
+    }
+    set_name = f"{_set_slug(plan.id)}-{turn}"
     replicated: list[dict[str, Any]] = []
     for job in chosen:
         needs = [entry[need] for need in job.needs if need in names]
@@ -154,6 +152,7 @@ def _pod_spec(profile: KubernetesProfile, container: dict[str, Any]) -> dict[str
     # Loader workers hand batches over in /dev/shm, of which a container has 64 MB by default.
     shm = {"name": "shm", "emptyDir": {"medium": "Memory"}}
     return {
+        **profile.pod,
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": profile.grace_seconds,
         **({"nodeSelector": profile.node_selector} if profile.node_selector else {}),
@@ -180,7 +179,7 @@ def _script(plan: Plan, job: Job, profile: KubernetesProfile, head: str) -> str:
     if job.resumable:
         meet = rendezvous('"$JOB_COMPLETION_INDEX"', head, str(PORT))
         inner = f'trap "" USR1 TERM; exec {command(job, rendezvous=meet)}'
-        lines.append(STOPPING.format(command=shlex.quote(inner), again=AGAIN))
+        lines.append(STOPPING.format(command=shlex.quote(inner), waiting=WAITING, again=AGAIN))
     else:
         lines.append(command(job, part='"$JOB_COMPLETION_INDEX"'))
     return "\n".join(lines) + "\n"
@@ -191,4 +190,15 @@ def _labels(plan: Plan, name: str) -> dict[str, str]:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:LONGEST_NAME].strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _set_slug(plan_id: str) -> str:
+    """Return a name for the set, which is a Service's name too: that begins with a letter.
+
+    The end of a plan's id is what no other plan has, so it is the middle that goes.
+    """
+    name = _slug(plan_id)
+    name = name if name[0].isalpha() else f"p{name}"
+    start, end = name[: LONGEST_SET - 5], name[-5:]
+    return name if len(name) <= LONGEST_SET else f"{start.strip('-')}{end}"

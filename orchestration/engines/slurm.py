@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,6 +48,8 @@ QUEUE = (
     "RestartCnt",
 )
 ACCOUNTING = ("JobID", "JobName", "State", "Reason", "Elapsed", "NodeList", "ExitCode")
+# Variables that say which cluster is meant, not what a job is given.
+ABOUT_CLUSTER = {"SLURM_CONF", "SLURM_CLUSTERS"}
 UNINTERESTING = {"None", "NonZeroExitCode", "(null)", "Dependency"}
 
 
@@ -70,15 +73,13 @@ class Slurm:
             for name, status in self.statuses(plan, folder).items()
             if status.state.active
         }
-        submitted: list[str] = []
         try:
             for job in plan.jobs:
                 if job.name in names:
                     known[job.name] = self._sbatch(folder, job, known)
-                    submitted.append(known[job.name])
         except BaseException:
-            if submitted:
-                output_of(["scancel", *submitted])
+            # By name: a controller that did not answer in time may have taken a job all the same.
+            self._cancel(plan, names)
             raise
 
     def _sbatch(self, folder: Path, job: Job, known: Mapping[str, str]) -> str:
@@ -86,7 +87,8 @@ class Slurm:
         needs = [known[need] for need in job.needs if need in known]
         if needs:
             words.append(f"--dependency=afterok:{':'.join(needs)}")
-        return output_of([*words, str(folder / f"{job.name}.sh")]).strip().partition(";")[0]
+        words.append(str(folder / f"{job.name}.sh"))
+        return output_of(words, environment=_outside_jobs()).strip().partition(";")[0]
 
     def statuses(self, plan: Plan, folder: Path) -> Mapping[str, JobStatus]:
         """Return what the queue knows, and accounting where the queue has forgotten."""
@@ -115,7 +117,10 @@ class Slurm:
 
     def cancel(self, plan: Plan, folder: Path) -> None:
         """Cancel every job of the plan that is not over."""
-        names = ",".join(job_name(plan, job) for job in plan.jobs)
+        self._cancel(plan, [job.name for job in plan.jobs])
+
+    def _cancel(self, plan: Plan, jobs: Sequence[str]) -> None:
+        names = ",".join(job_name(plan, plan.job(name)) for name in jobs)
         listed = output_of(["squeue", "--noheader", f"--name={names}", "--format=%A"])
         # scancel takes one name at most, but any number of jobs; the last ones first, so that
         # none starts because of what happens to another.
@@ -137,6 +142,19 @@ def find_folder(plan_id: str) -> Path | None:
         if name.startswith(f"{plan_id}:"):
             return Path(folder)
     return None
+
+
+def _outside_jobs() -> dict[str, str]:
+    """Return the environment without what a job that this process may run in says of itself.
+
+    Slurm hands it on, and srun would take that job's memory or cores for the new one's.
+    """
+    inside = "SLURM_JOB_ID" in os.environ
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not (inside and name.startswith("SLURM_")) or name in ABOUT_CLUSTER
+    }
 
 
 def _queue(by_name: Mapping[str, Job]) -> Iterator[tuple[str, JobStatus]]:

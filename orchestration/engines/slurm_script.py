@@ -8,7 +8,7 @@ from pathlib import Path
 from orchestration.launch import rendezvous
 from orchestration.plan import Job, Plan
 from orchestration.profile import SlurmProfile
-from orchestration.script import AGAIN, command, preamble
+from orchestration.script import AGAIN, WAITING, command, preamble, title
 
 # Nodes find each other at the first one of the job; the port keeps two jobs on a node apart.
 HEAD = '"$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"'
@@ -16,8 +16,6 @@ PORT = "$((20000 + SLURM_JOB_ID % 10000))"
 
 # What to do when the batch shell is told that time is nearly up. srun passes the signal to every
 # process of every node. It is sent again and again, for a process that still imports ignores it.
-# `wait` returns at once when a signal comes, and must then be called again; 127 means that the
-# child's code was read before.
 STOPPING = """\
 stopping=0 caught=0
 stop() {
@@ -27,34 +25,45 @@ stop() {
 trap stop USR1
 set +e"""
 
-WAITING = """\
-child=$!
-while :; do
-  wait "$child"; status=$?
-  [ "$status" = 127 ] || code=$status
-  [ "$caught" = 1 ] || break
-  caught=0
-done"""
+# The task on each node. The launcher must outlive the signal that its ranks act upon: what the
+# shell ignores, the launcher ignores too, while the training script sets a handler of its own. A
+# partition with a grace time sends SIGTERM to the tasks and nothing to the batch shell; since
+# `accelerate launch` turns every code of the script into 1, it is this shell that says "again".
+TASK = """\
+trap "" USR1 TERM
+{command} &
+child=$! asked=0 caught=0
+trap "asked=1 caught=1" USR1 TERM
+{waiting}
+[ "$code" = 0 ] || [ "$asked" = 0 ] || code={again}
+exit "$code\""""
 
 # A cancelled job must not come back: only one that Slurm still counts as running is requeued.
-# The exit code alone would not do, `accelerate launch` turns every code of the script into 1.
+# A controller that restarts does not answer for a while.
 REQUEUE = """\
+ask() {{
+  for pause in 5 10 20 40 0; do
+    "$@" && return
+    sleep "$pause"
+  done
+  return 1
+}}
 if [ "$code" != 0 ] && {{ [ "$stopping" = 1 ] || [ "$code" = {again} ]; }} &&
   [ "${{SLURM_RESTART_COUNT:-0}}" -lt {requeues} ] &&
-  [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  [ "$(ask squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
   echo "Stopped after a checkpoint; queued again."
-  scontrol requeue "$SLURM_JOB_ID" && sleep 60
+  ask scontrol requeue "$SLURM_JOB_ID" && sleep 60
 fi
 exit "$code\""""
 
 
 def batch_script(plan: Plan, job: Job, profile: SlurmProfile, folder: Path) -> str:
     """Return what `sbatch` is given for `job`; only its dependencies come on the command line."""
-    lines = ["#!/bin/bash", f"# {job.name} of plan {plan.id}: {job.shell()}"]
+    lines = ["#!/bin/bash", title(plan, job)]
     lines += [f"#SBATCH {option}" for option in _options(plan, job, profile, folder)]
     lines += ["", *preamble(plan, job, profile), ""]
     if job.resumable:
-        lines += [STOPPING, f"{_training(job, profile)} &", WAITING]
+        lines += [STOPPING, f"{_training(job, profile)} &", "child=$!", WAITING]
         lines.append(REQUEUE.format(again=AGAIN, requeues=profile.requeues))
     else:
         lines.append(command(job, profile.container, part='"$SLURM_ARRAY_TASK_ID"'))
@@ -72,14 +81,13 @@ def _options(plan: Plan, job: Job, profile: SlurmProfile, folder: Path) -> list[
     named = {
         "job-name": job_name(plan, job),
         "comment": str(folder),
-        "output": folder / "logs" / f"{job.name}.{log}.log",
+        "output": f"{str(folder).replace('%', '%%')}/logs/{job.name}.{log}.log",
         "partition": profile.partition,
         "account": profile.account,
         "qos": profile.qos,
         "nodes": wanted.nodes,
         "ntasks-per-node": 1,
         "cpus-per-task": wanted.cpus,
-        "gpus-per-node": wanted.gpus or None,
         "mem": wanted.memory,
         "time": wanted.minutes,
         "array": f"0-{job.parts - 1}" if job.parts > 1 else None,
@@ -88,6 +96,8 @@ def _options(plan: Plan, job: Job, profile: SlurmProfile, folder: Path) -> list[
     options = [
         f"--{name}={shlex.quote(str(value))}" for name, value in named.items() if value is not None
     ]
+    if wanted.gpus:
+        options.append(profile.gpu_option.format(gpus=wanted.gpus))
     # A node that dies puts the job back in the queue; its log goes on in the same file.
     options += ["--requeue", "--open-mode=append", "--kill-on-invalid-dep=yes"]
     return [*options, *profile.sbatch]
@@ -96,12 +106,11 @@ def _options(plan: Plan, job: Job, profile: SlurmProfile, folder: Path) -> list[
 def _training(job: Job, profile: SlurmProfile) -> str:
     """Return one task on each node that launches the node's ranks.
 
-    The launcher must outlive the signal that its ranks act upon: what the shell ignores, the
-    launcher ignores too, while the training script sets a handler of its own. srun does not take
-    over --cpus-per-task from the job (since Slurm 22.05).
+    srun does not take over --cpus-per-task from the job (since Slurm 22.05).
     """
     meet = rendezvous('"$SLURM_NODEID"', '"$HEAD"', f'"{PORT}"')
-    inner = f'trap "" USR1 TERM; exec {command(job, profile.container, rendezvous=meet)}'
+    launch = command(job, profile.container, rendezvous=meet)
+    inner = TASK.format(command=launch, waiting=WAITING, again=AGAIN)
     options = ["--kill-on-bad-exit=1", f"--cpus-per-task={job.resources.cpus}", *profile.srun]
     words = " ".join(shlex.quote(option) for option in options)
     head = f"export HEAD={HEAD}\n" if job.resources.nodes > 1 else ""

@@ -149,7 +149,8 @@ def _print_plan(made: Scheduled, as_json: bool) -> None:
             {"plan": made.plan.id, "jobs": table, "mermaid": picture, "scripts": made.scripts}
         )
         return
-    _print_table("Plan (nothing is submitted)", table, ("job", "needs", "resources", "done"))
+    columns = ("job", "needs", "resources", "outputs", "done")
+    _print_table("Plan (nothing is submitted)", table, columns)
     typer.echo("Picture (Mermaid):\n\n```mermaid\n" + picture + "```\n")
     for name, text in made.scripts.items():
         typer.echo(f"===== {name} =====\n{text}")
@@ -219,14 +220,20 @@ def _row(one: JobStatus) -> dict[str, Any]:
 
 
 def _run_id(plan: Plan, run_folder: str | None) -> str | None:
-    """Return what MLflow calls the run in `run_folder`, once training has written it there."""
+    """Return what MLflow calls the run in `run_folder`, once training has written it there.
+
+    Where the server was down at the start, only what delivers the run's records knows it.
+    """
     if run_folder is None:
         return None
-    try:
-        state = json.loads((Path(plan.workdir) / run_folder / "run.json").read_text())
-        return str(state["run_id"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    for name in ("run.json", "tracking/state.json"):
+        try:
+            state = json.loads((Path(plan.workdir) / run_folder / name).read_text())
+            if state["run_id"]:
+                return str(state["run_id"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 def _add_progress(row: dict[str, Any], run_id: str, steps: int, one: JobStatus) -> bool:

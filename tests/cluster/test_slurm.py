@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from orchestration import control
 from orchestration.errors import EngineError, OrchestrationError
 from orchestration.plan import Job
 from orchestration.profile import Resources, SlurmProfile
-from orchestration.states import State
+from orchestration.states import JobStatus, State
 from tests.cluster.conftest import Cluster
 from tests.cluster.tools import SMALL, ended, job, made_plan, states, wait_for
 
@@ -44,10 +45,12 @@ pathlib.Path("train.out").write_text(f"{step} {weights}")
 
 @pytest.fixture
 def place(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with the stand-in for training."""
-    (tmp_path / "trainer.py").write_text(TRAINER)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    """A working folder with the stand-in for training; its name has all that needs quoting."""
+    folder = tmp_path / "a lab's 100% place"
+    folder.mkdir()
+    (folder / "trainer.py").write_text(TRAINER)
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ def profile(cluster: Cluster) -> SlurmProfile:
 
 
 def trainer(**more: object) -> Job:
-    return job("train", "", kind="train", words=("python3", "trainer.py"), **more)
+    return job("train", "", **{"kind": "train", "words": ("python3", "trainer.py"), **more})
 
 
 def assert_every_step_was_made_once(place: Path) -> None:
@@ -147,10 +150,20 @@ def test_time_limit_leads_to_checkpoint_requeue_and_resume(
     assert_every_step_was_made_once(place)
 
 
+@pytest.fixture(params=[0, 60], ids=["at once", "with grace"])
+def grace(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[int]:
+    """Seconds that a preempted job is given between SIGTERM and its end."""
+    cluster.command("scontrol", "update", "PartitionName=main", f"GraceTime={request.param}")
+    yield request.param
+    cluster.command("scontrol", "update", "PartitionName=main", "GraceTime=0")
+
+
 def test_preempted_job_comes_back_and_goes_on(
-    place: Path, profile: SlurmProfile, cluster: Cluster
+    place: Path, profile: SlurmProfile, cluster: Cluster, grace: int
 ) -> None:
-    made = made_plan(place, profile, [trainer(), job("after", "true", ["train"])])
+    # A launcher turns every exit code into 1.
+    launched = trainer(words=("bash", "-c", "python3 trainer.py || exit 1"))
+    made = made_plan(place, profile, [launched, job("after", "true", ["train"])])
     control.schedule(made)
     wait_for((place / "state.txt").exists, 60, "the first step")
 
@@ -177,6 +190,27 @@ def test_signalled_again_and_again_gives_up_at_the_limit(
     assert found.state == State.FAILED
     assert found.restarts == 1
     assert found.reason == "exit code 75: once more"
+
+
+def test_plan_is_scheduled_from_inside_another_job(
+    place: Path, profile: SlurmProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What Slurm tells the processes of an interactive job, which hand it on to what they submit.
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "100")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1000")
+    made = made_plan(place, profile, [trainer(words=("bash", "-c", "exit 75"))])
+    control.schedule(made)
+
+    wait_for(lambda: only(made).restarts > 0, 60, "the requeue")
+    control.cancel(made.plan, made.folder)
+    ended(made.plan, made.folder)
+
+
+def only(made: control.Scheduled) -> JobStatus:
+    """Return the status of a plan's one job."""
+    (status,) = control.status(made.plan, made.folder)
+    return status
 
 
 def test_two_nodes_meet(place: Path, profile: SlurmProfile) -> None:

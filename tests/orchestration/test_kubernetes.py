@@ -44,6 +44,7 @@ def several_nodes(recipe: Path, profiles: Path, tmp_path: Path) -> dict[str, Any
     weights = "[0.3, 0.85, 1.8, 3.5, 7, 15]"
     recipe.write_text(recipe.read_text().replace("[0.3, 1.8]", weights))
     text = (profiles / "kubernetes.yaml").read_text().replace("nodes: 1", "nodes: 2")
+    text = text.replace("pod: {}", "pod: {tolerations: [{key: gpu, operator: Exists}]}")
     (tmp_path / "k.yaml").write_text(text + "secret: mlflow\n")
     return manifest_of(recipe, tmp_path / "k.yaml")
 
@@ -88,6 +89,21 @@ def test_jobs_wait_for_what_they_need(several_nodes: dict[str, Any]) -> None:
     assert trained <= before(evaluate)
 
 
+def test_sets_of_a_recipe_with_a_long_name_have_names_of_their_own(
+    recipe: Path, profiles: Path
+) -> None:
+    name = "2026-imagenet-with-a-very-long-name-that-goes-on-and-on-and-on"
+    long = recipe.read_text().replace("tiny", name, 1).replace("base", "base-with-a-long-name-too")
+    recipe.write_text(long)
+    made = [manifest_of(recipe, profiles / "kubernetes.yaml") for _ in range(2)]
+    names = [manifest["metadata"]["name"] for manifest in made]
+    assert len(set(names)) == 2
+    assert all(re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name) for name in names)
+    label = made[0]["metadata"]["labels"]["cca-pipeline/plan"]
+    pods = [f"{names[0]}-{job['metadata']['name']}-0-100" for job in jobs_in(made[0])]
+    assert max(map(len, [label, *pods])) <= LONGEST
+
+
 def test_pods_of_one_training_meet_and_start_again_together(several_nodes: dict[str, Any]) -> None:
     jobs = {job["metadata"]["name"]: job["spec"] for job in jobs_in(several_nodes)}
     train = next(spec for name, spec in jobs.items() if name.startswith("train-base"))
@@ -99,6 +115,8 @@ def test_pods_of_one_training_meet_and_start_again_together(several_nodes: dict[
     assert '--machine_rank "$JOB_COMPLETION_INDEX"' in script
     assert {rule["action"] for rule in train["podFailurePolicy"]["rules"]} == {"FailJob"}
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    tolerations = train["template"]["spec"]["tolerations"]
+    assert tolerations == [{"key": "gpu", "operator": "Exists"}]
     assert container["envFrom"] == [{"secretRef": {"name": "mlflow"}}]
     shard = next(spec for name, spec in jobs.items() if name.startswith("shard-0"))
     assert shard["completions"] == 8
@@ -110,13 +128,13 @@ def test_pods_of_one_training_meet_and_start_again_together(several_nodes: dict[
 def test_stopped_pod_says_again(recipe: Path, profiles: Path, tmp_path: Path) -> None:
     """Run a pod's script here: told to go, its command checkpoints, and the pod exits with 75."""
     from orchestration.engines.manifest import STOPPING
-    from orchestration.script import AGAIN
+    from orchestration.script import AGAIN, WAITING
 
     trainer = (
         "trap 'echo kept; exit 1' USR1; touch started; "
         "for i in $(seq 600); do sleep 0.1; done; echo never"
     )
-    text = STOPPING.format(command=f'"{trainer}"'.replace("$", "\\$"), again=AGAIN)
+    text = STOPPING.format(command=f'"{trainer}"'.replace("$", "\\$"), waiting=WAITING, again=AGAIN)
     pod = subprocess.Popen(["bash", "-c", text], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     while not (tmp_path / "started").exists():
         assert pod.poll() is None

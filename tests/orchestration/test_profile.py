@@ -76,7 +76,15 @@ def test_all_mistakes_are_named_at_once() -> None:
         ({"engine": "pbs"}, "must be one of local, slurm, kubernetes"),
         (["engine"], "mapping"),
         ({"engine": "local", "env": {"MLFLOW_TRACKING_PASSWORD": "x"}}, "credential"),
+        ({"engine": "local", "env": {"MLFLOW_TRACKING_URI": "https://me:x@host"}}, "credential"),
+        ({"engine": "local", "setup": ["export WANDB_API_KEY=x"]}, "WANDB_API_KEY .*credential"),
+        ({"engine": "slurm", "gpu_option": "--gres=gpu:4"}, "gpu_option: .*pattern"),
         ({"engine": "local", "resources": {"train": {"nodes": 2}}}, "one machine"),
+        (
+            {"engine": "kubernetes", "workdir": "/d", "image": "i", "claim": "c", "mount": "/d"}
+            | {"pod": {"volumes": []}},
+            "pod: volumes can't be set here",
+        ),
         ({"engine": "slurm", "resources": {"evaluate": {"nodes": 2}}}, "only training"),
         ({"engine": "slurm", "resources": {"trian": {}}}, "no kind of job"),
         ({"engine": "slurm", "resources": {"train.base": {"minutes": 5}}}, "signal_seconds"),
@@ -85,6 +93,13 @@ def test_all_mistakes_are_named_at_once() -> None:
 def test_wrong_profile_is_refused(content: object, words: str) -> None:
     with pytest.raises(OrchestrationError, match=words):
         profile_from(content, "p.yaml")
+
+
+def test_what_only_sounds_like_a_secret_is_taken() -> None:
+    env = {"TOKENIZERS_PARALLELISM": "false", "MLFLOW_TRACKING_URI": "https://host:5000"}
+    setup = ['export MLFLOW_TRACKING_TOKEN="$(cat ~/.token)"', "module load cuda"]
+    profile = profile_from({"engine": "local", "env": env, "setup": setup}, "p.yaml")
+    assert (profile.env, profile.setup) == (env, setup)
 
 
 def test_secret_is_not_repeated_in_the_error() -> None:
