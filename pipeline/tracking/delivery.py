@@ -120,8 +120,9 @@ class Delivery:
     def _send(self, sender: Sender, kind: str, group: Sequence[tuple[Record, int]]) -> None:
         """Send records of one kind and note that; records that can never be taken are set aside."""
         together = group if kind == "metrics" else group[:1]
+        delivered = [record for record, _ in together]
         try:
-            sender.send(kind, [record for record, _ in together])
+            sender.send(kind, delivered)
         except Exception as error:
             if not is_rejected(error):
                 raise
@@ -131,8 +132,9 @@ class Delivery:
             else:
                 log.error("MLflow can't take a record: %s", first_sentence(error))
                 self._spool.set_aside(together[0][0], first_sentence(error))
+                delivered = []
         self.state = self._spool.save_state(self.state, delivered=together[-1][1])
-        for record, _ in together:
+        for record in delivered:
             if "staged" in record:
                 self._spool.unstage(record["staged"])
         if len(together) < len(group):

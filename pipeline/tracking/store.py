@@ -28,6 +28,9 @@ CREDENTIALS = re.compile(r"//[^/@\s]+@")
 # Answers of a server that is there but can't serve now; anything else it says is its last word.
 PASSING = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "BAD_GATEWAY")
 REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
+# What an upload is answered with that no repetition helps, such as 413 from a proxy with a limit.
+# Not 404: that is what some say for a server that restarts.
+NEVER = (400, 413, 414, 415, 422)
 
 
 def tracking_uri(uri: str | None = None) -> str:
@@ -158,7 +161,10 @@ def is_passing(error: BaseException) -> bool:
 def is_rejected(error: BaseException) -> bool:
     """Say whether the store, up and willing, can never take what it was given."""
     from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
 
+    if isinstance(error, RequestException):
+        return error.response is not None and error.response.status_code in NEVER
     if isinstance(error, MlflowException):
         return error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
     return isinstance(error, ValueError | TypeError | KeyError | FileNotFoundError)

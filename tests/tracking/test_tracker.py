@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 
 from pipeline.tracking import Tracker, TrackingError, run_progress
 from pipeline.tracking.store import client
@@ -225,6 +226,26 @@ def _wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_a_file_too_large_for_the_server_holds_nothing_up_and_is_kept(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        answer = requests.Response()
+        answer.status_code = 413
+        answer.raise_for_status()
+
+    monkeypatch.setattr("mlflow.MlflowClient.log_artifact", refuse)
+    tracker = start(workdir / "run")
+    tracker.log_text("much", "large.txt")
+    tracker.log({"loss": 1}, 1)
+    assert tracker.finish()
+    assert history(tracker.run_id, "loss") == [(1, 1)]
+    rejected = (workdir / "run/tracking/rejected.jsonl").read_text().splitlines()
+    (record,) = [line for line in map(json.loads, rejected) if "large" in line["staged"]]
+    assert "413" in record["why"]
+    assert (workdir / "run/tracking/files" / record["staged"]).read_text() == "much"
 
 
 def test_a_record_that_mlflow_rejects_is_set_aside_and_the_rest_arrives(workdir: Path) -> None:
