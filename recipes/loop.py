@@ -228,6 +228,8 @@ class Trainer:
             self._save()
         if stop and not (last or self.memory.ended):
             self.writer.wait()
+            # Launchers kill the processes that remain when the first one has ended.
+            self.session.accelerator.wait_for_everyone()
             raise Interrupted(f"{self.run.id}: stopped at step {step} as asked, state kept")
 
     def _evaluate(self) -> bool:
