@@ -2,37 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from recipes.noise import address
-from recipes.schema import RecipeError, Run
-from shards import Batch, Manifest, ShardsError, Stream
+from recipes.schema import Data, RecipeError, Run
+from shards import Augment, Batch, Cache, Manifest, ShardsError, Stream, open_corpus
 from shards.run import default_workers
+
+BLOCK = 8
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """What a run is trained on: by where each corpus lies, its manifest and its weight."""
+
+    manifests: Mapping[str, Manifest]
+    weights: Mapping[str, float]
+
+    @classmethod
+    def of(cls, data: Data) -> Corpora:
+        """Open the corpora that a recipe names; raises `ShardsError`."""
+        cache, block = _cache(data), data.block or BLOCK
+        opened = {place: open_corpus(place, data.split, cache, block) for place in data.corpora}
+        return cls({place: one.manifest for place, one in opened.items()}, data.corpora)
+
+    @property
+    def samples(self) -> int:
+        """Pictures in all of them."""
+        return sum(one.samples for one in self.manifests.values())
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of what they hold, wherever they lie: of one corpus, its manifest's own."""
+        if len(self.manifests) == 1:
+            return next(iter(self.manifests.values())).digest
+        total = sum(self.weights.values())
+        mixed = [[one.digest, self.weights[place] / total] for place, one in self.manifests.items()]
+        return hashlib.sha256(json.dumps(mixed).encode()).hexdigest()
+
+    def named(self, split: str) -> Iterator[tuple[str, str, Manifest]]:
+        """Yield name, place and manifest of each; one alone has the name of its split."""
+        for number, (place, one) in enumerate(self.manifests.items()):
+            yield f"{split}-{number}" if len(self.manifests) > 1 else split, place, one
 
 
 class Feed:
-    """Batches of a run for one process of `world_size`, from any step on."""
+    """Batches of a run for one process of `world_size`, on its device, from any step on."""
 
-    def __init__(self, run: Run, rank: int, world_size: int) -> None:
+    def __init__(self, run: Run, rank: int, world_size: int, device: torch.device) -> None:
         """Open the run's shards; raises `ShardsError` or `RecipeError`."""
         data, stage = run.recipe.data, run.stage
         check_batch(run, world_size)
         self.batch = stage.batch
         self.local = stage.batch // world_size
         self.first = rank * self.local
-        self.manifest = Manifest.read(data.train, data.split)
+        self.corpora = Corpora.of(data)
+        augment = _augment(data, stage.crop)
         self._stream = Stream(
-            data.train,
+            data.corpora,
             split=data.split,
             batch_size=self.local,
-            crop=stage.crop,
+            crop=augment.needed() if augment else stage.crop,
             seed=address(run.recipe.seed, "order", stage.name),
             rank=rank,
             world_size=world_size,
             # More would wait for each other; what a step sees doesn't depend on their number.
             workers=min(data.workers, default_workers()),
+            block=data.block or BLOCK,
             flip=data.flip,
+            cache=_cache(data),
+            device=device,
+            augment=augment,
         )
 
     def from_step(self, step: int) -> Iterator[Batch]:
@@ -61,13 +107,13 @@ def check_shards(run: Run) -> None:
     """Raise `RecipeError` unless the run's shards are there and hold a batch."""
     data = run.recipe.data
     try:
-        manifest = Manifest.read(data.train, data.split)
+        samples = Corpora.of(data).samples
     except ShardsError as error:
         raise RecipeError(f"data.train: {error}") from error
-    if manifest.samples < run.stage.batch:
+    if samples < run.stage.batch:
         raise RecipeError(
             f"stage {run.stage.name}: a batch of {run.stage.batch} needs as many pictures, but"
-            f" {data.train} has {manifest.samples}: make batch smaller or shard more pictures"
+            f" {', '.join(data.corpora)} has {samples}: make batch smaller or shard more pictures"
         )
 
 
@@ -83,3 +129,17 @@ def held_out(run: Run) -> list[Path]:
         return find_pictures(Path(data.validation))[: data.validation_pictures]
     except EvaluationError as error:
         raise RecipeError(f"data.validation: {error}") from error
+
+
+def _cache(data: Data) -> Cache:
+    given = data.cache
+    room = round(given.gigabytes * 1e9)
+    return Cache(Path(given.folder).expanduser(), room) if given.folder else Cache(limit=room)
+
+
+def _augment(data: Data, crop: int) -> Augment | None:
+    """Return what is done on the device; flips stay with the stream, as without it."""
+    given = data.augment
+    if given is None:
+        return None
+    return Augment(crop, downscale=given.downscale, flip=0.0, colour=given.colour)

@@ -80,7 +80,7 @@ class Trainer:
         self.run, self.session = run, session
         accelerator = session.accelerator
         self.device: torch.device = accelerator.device
-        self.feed = Feed(run, accelerator.process_index, accelerator.num_processes)
+        self.feed = Feed(run, accelerator.process_index, accelerator.num_processes, self.device)
         self.pictures = held_out(run)
         self.memory = Memory()
         self.module: TrainingModule = build(run)
@@ -100,7 +100,7 @@ class Trainer:
         self.meter = Meter(run.stage.batch)
         self.saved_at = time.monotonic()
         self.results = (
-            results.Results(run, self.feed.manifest, session.overrides) if session.main else None
+            results.Results(run, self.feed.corpora, session.overrides) if session.main else None
         )
 
     def _place(self) -> None:
@@ -117,7 +117,7 @@ class Trainer:
         if newest is None:
             return None
         kept, tensors = newest
-        check_same(self.run, kept.about, self.feed.manifest.digest)
+        check_same(self.run, kept.about, self.feed.corpora.digest)
         self.memory = Memory(**kept.about["memory"])
         self.module.load_state_dict(part(tensors, "weights"))
         if self.session.main:
@@ -192,7 +192,8 @@ class Trainer:
         """Yield the pieces of this process's batch, with the addresses of their noise."""
         size = self.feed.local // self.run.recipe.speed.accumulate
         for start in range(0, self.feed.local, size):
-            x = batch.images[start : start + size].to(self.device, non_blocking=True).float() / 255
+            x = batch.images[start : start + size]  # augmented ones are in [0, 1] already
+            x = x if x.is_floating_point() else x.float() / 255
             if self.run.recipe.speed.channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
             first = self.feed.first + start
@@ -282,7 +283,7 @@ class Trainer:
             "cost": self.memory.cost,
             "memory": dict(vars(self.memory)),
             "decisive": self.run.decisive(),
-            "data_digest": self.feed.manifest.digest,
+            "data_digest": self.feed.corpora.digest,
             "recipe_digest": self.run.recipe.digest,
         }
 

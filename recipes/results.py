@@ -15,20 +15,21 @@ from torch import Tensor
 from pipeline.codec import AuxiliaryEntropyModel, CCAModel, save_model
 from pipeline.evaluation.metrics import Picture
 from pipeline.tracking import Tracker
+from recipes.data import Corpora
 from recipes.files import write_json, write_text
 from recipes.meter import Meter, psnr
 from recipes.module import TrainingModule
 from recipes.schema import Run
 from recipes.state import part
-from shards import Batch, Manifest
+from shards import Batch
 
 
 class Results:
     """The folder and the MLflow run of one run."""
 
-    def __init__(self, run: Run, manifest: Manifest, overrides: Sequence[str] = ()) -> None:
-        self.run, self.manifest, self.overrides = run, manifest, overrides
-        self.data_digest = manifest.digest
+    def __init__(self, run: Run, corpora: Corpora, overrides: Sequence[str] = ()) -> None:
+        self.run, self.corpora, self.overrides = run, corpora, overrides
+        self.data_digest = corpora.digest
         self._tracker: Tracker | None = None
 
     def open(self) -> None:
@@ -46,8 +47,9 @@ class Results:
             parent_run_id=self._parent_run_id(),
             folder=run.folder,
         )
-        self._tracker.dataset(recipe.data.split, self.data_digest, recipe.data.train)
-        self._tracker.log_text(self.manifest.to_json(), f"{recipe.data.split}.json", "data")
+        for name, place, manifest in self.corpora.named(recipe.data.split):
+            self._tracker.dataset(name, manifest.digest, place)
+            self._tracker.log_text(manifest.to_json(), f"{name}.json", "data")
         self._tracker.log_file(run.folder / "recipe.yaml")
         self._write_run(done=False, step=int(known.get("step", 0)))
 

@@ -22,6 +22,7 @@ class RecipeError(ValueError):
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 RateWeight = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+CorpusWeight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 # MS-SSIM halves a picture four times and then lays an 11-pixel window on it.
@@ -34,13 +35,37 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class ShardCache(Part):
+    """Where each machine keeps shards that lie behind a URL."""
+
+    folder: str | None = None
+    """On a local disk, shared by the machine's processes; default: ~/.cache/cca-pipeline/shards."""
+    gigabytes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 64.0
+    """Room for shards, in 10^9 bytes; what was unused longest goes first."""
+
+
+class Augmentation(Part):
+    """What is done to crops on the device; every draw is a function of seed and position."""
+
+    downscale: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Smallest scale: one is drawn from [downscale, 1], which takes away the artefacts of pictures
+    that were compressed before. `crop` / `downscale` pixels a side are decoded for it."""
+    colour: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Largest relative change of brightness, contrast and saturation; of hue, a tenth of it."""
+
+
 class Data(Part):
     """Where pictures come from."""
 
-    train: str
-    """Folder or URL of shards, as `pipeline shard` wrote them."""
+    train: str | Annotated[dict[str, CorpusWeight], Field(min_length=1)]
+    """Folder or URL of shards, as `pipeline shard` wrote them, or a pattern of other tars that ends
+    in .tar; several with their weights: {shards/imagenet: 3, shards/flickr: 1}."""
     split: Name = "train"
     """The split of those shards to train on."""
+    block: Positive | None = None
+    """Shards that are shuffled together (docs/streaming.md has measurements); default: 8."""
+    cache: ShardCache = ShardCache()
+    augment: Augmentation | None = None
     validation: str | None = None
     """Folder of held-out pictures; without one nothing is evaluated while training."""
     validation_pictures: Positive = 24
@@ -49,6 +74,11 @@ class Data(Part):
     """Loader processes beside each training process, at most one for each core; 0: none."""
     flip: bool = True
     """Mirror half of the crops."""
+
+    @property
+    def corpora(self) -> dict[str, float]:
+        """Where the corpora lie, with their weights."""
+        return {self.train: 1.0} if isinstance(self.train, str) else dict(self.train)
 
 
 class Cca(Part):
@@ -299,6 +329,7 @@ class Run:
     def decisive(self) -> dict[str, Any]:
         """Return what decides the numbers of the run: neither places, nor speed, nor logging."""
         stage = self.stage.model_dump(mode="json", exclude={"cca", "model", "rate_weight", "steps"})
+        data = self.recipe.data
         thresholds = {"clamp_warning", "clamp_error"}
         return {
             **stage,
@@ -308,7 +339,9 @@ class Run:
             "start": self.recipe.start,
             "cca": self.cca.model_dump(mode="json", exclude=thresholds),
             "loss": self.recipe.loss.model_dump(mode="json"),
-            "flip": self.recipe.data.flip,
+            "flip": data.flip,
+            "block": data.block,
+            "augment": data.augment.model_dump(mode="json") if data.augment else None,
             "steps": self.stage.steps if self.stage.schedule != "constant" else None,
             "precision": self.recipe.speed.precision,
         }

@@ -10,6 +10,7 @@ from shards.manifest import Manifest, ShardInfo
 if TYPE_CHECKING:
     from shards.order import SampleOrder
     from shards.reading.cache import Cache
+    from shards.reading.opening import open_corpus
     from shards.stream_augment import Augment
     from shards.stream_source import Batch
     from shards.streams import Stream, pictures, stream
@@ -24,6 +25,7 @@ __all__ = [
     "ShardsError",
     "ShardsRuntimeError",
     "Stream",
+    "open_corpus",
     "pictures",
     "stream",
 ]
@@ -35,6 +37,7 @@ _LATER = {
     "Cache": "shards.reading.cache",
     "SampleOrder": "shards.order",
     "Stream": "shards.streams",
+    "open_corpus": "shards.reading.opening",
     "pictures": "shards.streams",
     "stream": "shards.streams",
 }
