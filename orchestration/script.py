@@ -24,6 +24,9 @@ done"""
 def preamble(plan: Plan, job: Job, profile: Profile) -> list[str]:
     """Return the lines before the command: folder, environment, and the test for work done."""
     lines = [f"cd {shlex.quote(plan.workdir)} || exit 1"]
+    if job.kind in ("register", "promote"):
+        # After days of training, a server that restarts must not fail the plan: 4 minutes.
+        lines.append("export MLFLOW_HTTP_REQUEST_MAX_RETRIES=7")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in profile.env.items()]
     lines += profile.setup
     if profile.environment:

@@ -15,8 +15,10 @@ from typing import Any
 
 from pipeline.tracking.store import public
 
-SECRET = re.compile(r"PASSWORD|TOKEN|SECRET|API_KEY|CREDENTIAL", re.IGNORECASE)
+SECRET = re.compile(r"PASSWORD|PASSWD|TOKEN(?!IZER|S)|SECRET|API_?KEY|CREDENTIAL", re.IGNORECASE)
 SHORTEST_SECRET = 4
+# What a switch is set to, whatever its name sounds like.
+SWITCH = {"true", "false", "none", "null", "auto"}
 LONGEST_DIFF = 5_000_000
 SLURM = (
     "SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID",
@@ -105,7 +107,7 @@ def redacted(text: str) -> str:
     secrets = {
         value
         for key, value in os.environ.items()
-        if SECRET.search(key) and len(value) >= SHORTEST_SECRET
+        if SECRET.search(key) and len(value) >= SHORTEST_SECRET and value.lower() not in SWITCH
     }
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "[redacted]")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-UP_SECONDS = 300
+UP_SECONDS = 900
 MOST_CLUSTERS = 8
 
 

@@ -16,7 +16,7 @@ from orchestration.states import JobStatus, State
 from tests.cluster.conftest import Cluster
 from tests.cluster.tools import SMALL, ended, job, made_plan, states, wait_for
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 # Counts steps into a file, whole, and adds up what it did as a stand-in for weights. It goes on
 # until it is asked to stop, and then ends with code 75; started again, it makes ten steps more.
@@ -70,9 +70,14 @@ def assert_every_step_was_made_once(place: Path) -> None:
     assert weights == expected
 
 
-def test_plan_runs_in_order_and_ends_done(place: Path, profile: SlurmProfile) -> None:
+def test_plan_runs_in_order_and_ends_done(
+    place: Path, profile: SlurmProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Jobs have what the shell has that submits, and nothing writes it down.
+    password = "correct-horse-battery-staple"
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
     jobs = [
-        job("first", "echo one"),
+        job("first", "test ${#MLFLOW_TRACKING_PASSWORD} = 28 && echo one"),
         job("part", 'test -e first.out; echo "part $0"', ["first"], parts=3),
         job("last", "test $(ls part.out first.out | wc -l) = 2", ["part"]),
     ]
@@ -85,6 +90,8 @@ def test_plan_runs_in_order_and_ends_done(place: Path, profile: SlurmProfile) ->
     assert found["part"].reason == "parts: 3 done"
     assert "".join(control.logs(made.plan, made.folder, "part")).count("==> part.") == 3
     assert control.retry(made.plan, made.folder) == []
+    written = [path.read_text() for path in place.rglob("*") if path.is_file()]
+    assert not any(password in text for text in written)
 
 
 def test_failed_job_cancels_dependants_and_retry_runs_what_is_missing(
@@ -120,7 +127,7 @@ def test_cancel_leaves_nothing_running_even_what_would_come_again(
 ) -> None:
     made = made_plan(place, profile, [trainer(), job("after", "true", ["train"])])
     control.schedule(made)
-    wait_for((place / "state.txt").exists, 60, "the first step")
+    wait_for((place / "state.txt").exists, "the first step")
 
     control.cancel(made.plan, made.folder)
     found = ended(made.plan, made.folder)
@@ -165,7 +172,7 @@ def test_preempted_job_comes_back_and_goes_on(
     launched = trainer(words=("bash", "-c", "python3 trainer.py || exit 1"))
     made = made_plan(place, profile, [launched, job("after", "true", ["train"])])
     control.schedule(made)
-    wait_for((place / "state.txt").exists, 60, "the first step")
+    wait_for((place / "state.txt").exists, "the first step")
 
     # A job of a partition with priority that wants both nodes for itself.
     words = ("--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null")
@@ -202,7 +209,7 @@ def test_plan_is_scheduled_from_inside_another_job(
     made = made_plan(place, profile, [trainer(words=("bash", "-c", "exit 75"))])
     control.schedule(made)
 
-    wait_for(lambda: only(made).restarts > 0, 60, "the requeue")
+    wait_for(lambda: only(made).restarts > 0, "the requeue")
     control.cancel(made.plan, made.folder)
     ended(made.plan, made.folder)
 
@@ -279,4 +286,4 @@ def test_plan_is_found_by_its_id_and_read_from_accounting(
     # Remove the output, so that only accounting can tell that the job was done.
     (place / "good.out").unlink()
     expected = {"good": State.DONE, "bad": State.FAILED}
-    wait_for(lambda: states(plan, folder) == expected, 30, "accounting")
+    wait_for(lambda: states(plan, folder) == expected, "accounting")

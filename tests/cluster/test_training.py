@@ -18,7 +18,7 @@ from orchestration.states import JobStatus, State
 from tests.cluster.conftest import Cluster
 from tests.cluster.tools import ended, wait_for
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 RECIPE = """
 name: tiny
@@ -42,8 +42,6 @@ resources:
 pictures: {source: [photos], parts: 2, options: [--shard-size, 200KB, --min-side, "64"]}
 evaluation: {options: [--peers, jpeg]}
 """
-
-LIMIT = 300
 
 
 @pytest.fixture(scope="session")
@@ -137,18 +135,18 @@ def test_whole_plan_survives_a_time_limit_and_a_killed_node(
         return any((place / "runs" / name / "checkpoints").glob("step-*/checkpoint.json"))
 
     # Nearly at the time limit, in the middle of the first stage.
-    wait_for(lambda: mid_stage("base"), LIMIT, "a checkpoint of the first stage")
+    wait_for(lambda: mid_stage("base"), "a checkpoint of the first stage")
     number = job_of(plan, folder, "train-base").engine_id
     cluster.command("scancel", "--batch", "--signal=USR1", number)
-    wait_for(lambda: job_of(plan, folder, "train-base").restarts == 1, LIMIT, "the requeue")
-    wait_for(lambda: progress_shown(place, plan_id).endswith(" of 60"), LIMIT, "progress")
+    wait_for(lambda: job_of(plan, folder, "train-base").restarts == 1, "the requeue")
+    wait_for(lambda: progress_shown(place, plan_id).endswith(" of 60"), "progress")
 
     # The node's power fails in the middle of the second.
-    wait_for(lambda: mid_stage("mse/w0.3"), LIMIT, "a checkpoint of the second stage")
+    wait_for(lambda: mid_stage("mse/w0.3"), "a checkpoint of the second stage")
     node = int(job_of(plan, folder, "train-mse-w0.3").nodes.removeprefix("n"))
     cluster.kill_node(node)
     try:
-        found = ended(plan, folder, LIMIT)
+        found = ended(plan, folder)
     finally:
         cluster.start_node(node)
 
@@ -185,7 +183,7 @@ def test_two_nodes_train_one_model_together(place: Path, home: Path, cluster: Cl
     assert control.schedule(made) == ["train-base"]
     # The script refuses to train with another number of processes than this.
     assert made.plan.job("train-base").words[-1] == "processes=2"
-    found = ended(made.plan, made.folder, LIMIT)["train-base"]
+    found = ended(made.plan, made.folder)["train-base"]
 
     assert found.state == State.DONE, found.reason
     assert found.nodes == "n[1-2]"

@@ -13,6 +13,8 @@ from orchestration.plan import Job, Plan, exists
 from orchestration.profile import AnyProfile, Resources
 from orchestration.states import JobStatus, State
 
+# Generous, so that only a thing that never comes fails, however busy the machine is.
+PATIENCE = 600.0
 SMALL = Resources(cpus=1, memory="200M", minutes=5)
 
 
@@ -53,15 +55,15 @@ def states(plan: Plan, folder: Path) -> dict[str, State]:
     return {one.name: one.state for one in control.status(plan, folder)}
 
 
-def wait_for(reached: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait until `reached`; generous limits, so that only a thing that never comes fails."""
-    end = time.monotonic() + seconds
+def wait_for(reached: Callable[[], bool], what: str) -> None:
+    """Wait until `reached`."""
+    end = time.monotonic() + PATIENCE
     while not reached():
-        assert time.monotonic() < end, f"{what}: not within {seconds:g} s"
+        assert time.monotonic() < end, f"{what}: not within {PATIENCE:g} s"
         time.sleep(0.2)
 
 
-def ended(plan: Plan, folder: Path, seconds: float = 120) -> dict[str, JobStatus]:
+def ended(plan: Plan, folder: Path) -> dict[str, JobStatus]:
     """Wait until nothing of the plan is active, and return the last status of each job."""
     found: list[JobStatus] = []
 
@@ -69,5 +71,5 @@ def ended(plan: Plan, folder: Path, seconds: float = 120) -> dict[str, JobStatus
         found[:] = control.status(plan, folder)
         return not any(one.state.active for one in found)
 
-    wait_for(over, seconds, f"the end of plan {plan.id}")
+    wait_for(over, f"the end of plan {plan.id}")
     return {one.name: one for one in found}

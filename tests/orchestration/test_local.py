@@ -114,7 +114,7 @@ def test_cancel_stops_everything_and_retry_goes_on(place: Path) -> None:
     slow = "echo $$ > pid; test -e quick || sleep 600"
     made = made_plan(place, local(), [job("slow", slow), job("after", "true", ["slow"])])
     control.schedule(made)
-    wait_for((place / "pid").exists, 30, "the start of the job")
+    wait_for((place / "pid").exists, "the start of the job")
     assert states(made.plan, made.folder) == {"slow": State.RUNNING, "after": State.WAITING}
 
     control.cancel(made.plan, made.folder)
@@ -134,12 +134,12 @@ def test_plan_survives_the_death_of_everything(place: Path) -> None:
         [job("a", "true"), job("b", "touch begun; test -e quick || sleep 600", ["a"])],
     )
     control.schedule(made)
-    wait_for((place / "begun").exists, 30, "the start of the job")
+    wait_for((place / "begun").exists, "the start of the job")
     supervisor = int((made.folder / "local" / "supervisor.pid").read_text())
     group = int((made.folder / "local" / "b.pid").read_text())
     os.kill(supervisor, signal.SIGKILL)
     os.killpg(group, signal.SIGKILL)
-    wait_for(lambda: gone(group) and gone(supervisor), 30, "death")
+    wait_for(lambda: gone(group) and gone(supervisor), "death")
 
     plan, folder = control.find(made.plan.id)
     found = ended(plan, folder)
@@ -156,11 +156,11 @@ def test_job_that_outlived_its_supervisor_counts_as_running_and_can_be_cancelled
 ) -> None:
     made = made_plan(place, local(), [job("a", "touch begun; sleep 600"), job("b", "true", ["a"])])
     control.schedule(made)
-    wait_for((place / "begun").exists, 30, "the start of the job")
+    wait_for((place / "begun").exists, "the start of the job")
     supervisor = int((made.folder / "local" / "supervisor.pid").read_text())
     os.kill(supervisor, signal.SIGKILL)
     expected = {"a": State.RUNNING, "b": State.UNKNOWN}
-    wait_for(lambda: states(made.plan, made.folder) == expected, 30, "death")
+    wait_for(lambda: states(made.plan, made.folder) == expected, "death")
 
     with pytest.raises(EngineError, match="cancel"):
         control.retry(made.plan, made.folder)
@@ -172,7 +172,7 @@ def test_logs_follow_until_the_end(place: Path) -> None:
     talk = "echo one; while ! test -e go; do sleep 0.05; done; echo two"
     made = made_plan(place, local(), [job("talk", talk)])
     control.schedule(made)
-    wait_for(lambda: (made.folder / "logs" / "talk.log").exists(), 30, "the log")
+    wait_for(lambda: (made.folder / "logs" / "talk.log").exists(), "the log")
     pieces = []
     for piece in control.logs(made.plan, made.folder, "talk", follow=True, poll=0.05):
         pieces.append(piece)
