@@ -30,6 +30,8 @@ LAST_BYTES = 16384
 # A scheduler's controller may restart, which is no reason to stop watching.
 PATIENCE_SECONDS = 600.0
 PAUSE_SECONDS = 10.0
+# Between two looks at a log that is followed.
+READ_SECONDS = 1.0
 ERROR = re.compile(r"([A-Za-z_][\w.]*(Error|Exception|Interrupt)\b|[a-z]+: )")
 LAUNCHERS = re.compile(
     r"srun: |slurmstepd|Terminated|[EW][0-9]{4} "
@@ -162,9 +164,7 @@ def retry(plan: Plan, folder: Path) -> list[str]:
     return names
 
 
-def logs(
-    plan: Plan, folder: Path, name: str, follow: bool = False, poll: float = 1.0
-) -> Iterator[str]:
+def logs(plan: Plan, folder: Path, name: str, follow: bool = False) -> Iterator[str]:
     """Yield the log of the job `name`, in pieces; with `follow`, until the job has ended.
 
     The parts of an array come one after another, each under its file's name.
@@ -172,9 +172,13 @@ def logs(
     job = plan.job(name)
     engine = _engine(plan)
     seen: dict[Path, int] = {}
+    known: JobStatus | None = None
+    due = 0.0
     while True:
         # The state is asked for first: what the job wrote before it ended is then read below.
-        known = _patiently(engine.statuses, plan, folder).get(name) if follow else None
+        if follow and time.monotonic() >= due:
+            known = _patiently(engine.statuses, plan, folder).get(name)
+            due = time.monotonic() + engine.pause
         files = engine.log_files(plan, folder, name)
         for path in files:
             text = _after(path, seen)
@@ -182,21 +186,19 @@ def logs(
                 yield f"==> {path.name} <==\n{text}" if job.parts > 1 else text
         if known is None or not known.state.active:
             break
-        time.sleep(poll)
+        time.sleep(min(READ_SECONDS, engine.pause))
     if not seen:
         raise OrchestrationError(f"job {name} of plan {plan.id} has not written a log yet")
 
 
-def wait(
-    plan: Plan, folder: Path, report: Callable[[Sequence[JobStatus]], None], poll: float
-) -> bool:
+def wait(plan: Plan, folder: Path, report: Callable[[Sequence[JobStatus]], None]) -> bool:
     """Report the status now and then until nothing is active; return whether all is done."""
     while True:
         found = _patiently(status, plan, folder)
         report(found)
         if not any(one.state.active for one in found):
             return all(one.state == State.DONE for one in found)
-        time.sleep(poll)
+        time.sleep(_engine(plan).pause)
 
 
 def _patiently(ask: Callable[[Plan, Path], T], plan: Plan, folder: Path) -> T:

@@ -13,6 +13,9 @@ from orchestration.states import JobStatus
 class Engine(Protocol):
     """Hands jobs to a scheduler and reads back what became of them; keeps nothing itself."""
 
+    pause: float
+    """Seconds to leave between two questions: a controller serves a whole cluster."""
+
     def scripts(self, plan: Plan, folder: Path) -> dict[str, str]:
         """Return the files that the engine is given, by name; `folder` is the plan's own."""
         ...

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 class Kubernetes:
     """Plans on a Kubernetes cluster; the cluster's objects carry the plan's id as a label."""
 
+    pause = 5.0
+
     def __init__(self, profile: KubernetesProfile) -> None:
         self.profile = profile
 

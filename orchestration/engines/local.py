@@ -36,6 +36,8 @@ STOP_SECONDS = 60.0
 class Local:
     """Plans on this machine."""
 
+    pause = 0.5
+
     def __init__(self, profile: LocalProfile) -> None:
         self.profile = profile
 

@@ -56,6 +56,8 @@ UNINTERESTING = {"None", "NonZeroExitCode", "(null)", "Dependency"}
 class Slurm:
     """Plans on a Slurm cluster. Jobs are found again by their names, which hold the plan's id."""
 
+    pause = 10.0
+
     def __init__(self, profile: SlurmProfile) -> None:
         self.profile = profile
 

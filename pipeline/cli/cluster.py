@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from orchestration.plan import Plan
     from orchestration.states import JobStatus
 
-POLL_SECONDS = 2.0
 PIPE_COLUMNS = 250
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 PlanId = Annotated[str, typer.Argument(metavar="PLAN", help="Id that `schedule` printed.")]
@@ -48,15 +47,16 @@ def schedule(
     Example: pipeline schedule recipes/imagenet.yaml --on orchestration/profiles/slurm.yaml
     """
     from orchestration import control
+    from recipes.shipped import shipped
 
-    made = control.make_plan(recipe, on, overrides or [])
+    made = control.make_plan(shipped(recipe), shipped(on), overrides or [])
     if dry_run:
         _print_plan(made, as_json)
         return
     names = control.schedule(made)
     left_out = len(made.plan.jobs) - len(names)
     typer.echo(f"{len(names)} jobs handed over, {left_out} done already", err=True)
-    if wait and names and not control.wait(made.plan, made.folder, _reporter(), POLL_SECONDS):
+    if wait and names and not control.wait(made.plan, made.folder, _reporter()):
         failed = [one for one in control.status(made.plan, made.folder) if one.state == "failed"]
         _fail_because_of(made.plan, failed)
     if as_json:

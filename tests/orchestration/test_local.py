@@ -174,7 +174,7 @@ def test_logs_follow_until_the_end(place: Path) -> None:
     control.schedule(made)
     wait_for(lambda: (made.folder / "logs" / "talk.log").exists(), "the log")
     pieces = []
-    for piece in control.logs(made.plan, made.folder, "talk", follow=True, poll=0.05):
+    for piece in control.logs(made.plan, made.folder, "talk", follow=True):
         pieces.append(piece)
         (place / "go").touch()
     assert "".join(pieces) == "one\ntwo\n"
@@ -202,5 +202,5 @@ def test_wait_reports_and_tells_success(place: Path) -> None:
     made = made_plan(place, local(), [job("a", "true"), job("b", "false", ["a"])])
     control.schedule(made)
     seen: list[int] = []
-    assert not control.wait(made.plan, made.folder, lambda found: seen.append(len(found)), 0.05)
+    assert not control.wait(made.plan, made.folder, lambda found: seen.append(len(found)))
     assert set(seen) == {2}
