@@ -23,7 +23,8 @@ def build_jobs(
     """Return the jobs of `recipe`, whose file the jobs find at `path`, as `profile` runs them.
 
     What a job needs comes before it. Raises `OrchestrationError` when models are to be measured
-    or promoted and no pictures are named for that.
+    or promoted and no pictures are named for that, or the profile has pictures to shard and the
+    recipe several corpora.
     """
     jobs = [*_shard_jobs(recipe, profile)]
     made = jobs[-1].name if jobs else None
@@ -52,9 +53,15 @@ def _shard_jobs(recipe: Recipe, profile: Profile) -> Iterator[Job]:
     pictures = profile.pictures
     if not pictures.source:
         return
-    words = ["pipeline", "shard", *pictures.source, "--out", recipe.data.train]
+    out, *others = recipe.data.corpora
+    if others:
+        raise OrchestrationError(
+            f"the profile's pictures make one corpus, and the recipe trains on {1 + len(others)}: "
+            "leave out `pictures`, and shard each corpus first"
+        )
+    words = ["pipeline", "shard", *pictures.source, "--out", out]
     words += ["--split", recipe.data.split, *pictures.options]
-    manifest = f"{recipe.data.train.rstrip('/')}/{recipe.data.split}.json"
+    manifest = f"{out.rstrip('/')}/{recipe.data.split}.json"
     whole = Job(
         name=SHARD,
         kind="shard",
@@ -68,7 +75,7 @@ def _shard_jobs(recipe: Recipe, profile: Profile) -> Iterator[Job]:
         yield whole
         return
     part = ("--part", f"{PART}/{pictures.parts}")
-    array = {"words": (*words, *part), "parts": pictures.parts, "outputs": (recipe.data.train,)}
+    array = {"words": (*words, *part), "parts": pictures.parts, "outputs": (out,)}
     yield whole.model_copy(update=array)
     yield whole.model_copy(update={"name": FINISH, "needs": (SHARD,)})
 
@@ -95,7 +102,7 @@ def _train_job(
         words=(*launch_words(resources, profile.launch), *script),
         resources=resources,
         needs=(before,) if before else (),
-        inputs=(_model(run.parent) if run.parent else run.recipe.data.train,),
+        inputs=(_model(run.parent),) if run.parent else tuple(run.recipe.data.corpora),
         outputs=(_model(run),),
         done=f"grep -qs '\"done\": *true' {shlex.quote(f'{folder}/run.json')}",
         run_folder=folder,
