@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -50,6 +51,7 @@ QUEUE = (
 ACCOUNTING = ("JobID", "JobName", "State", "Reason", "Elapsed", "NodeList", "ExitCode")
 # Variables that say which cluster is meant, not what a job is given.
 ABOUT_CLUSTER = {"SLURM_CONF", "SLURM_CLUSTERS"}
+SECONDS_TO_REQUEUE = 1.0
 UNINTERESTING = {"None", "NonZeroExitCode", "(null)", "Dependency"}
 
 
@@ -119,9 +121,14 @@ class Slurm:
 
     def cancel(self, plan: Plan, folder: Path) -> None:
         """Cancel every job of the plan that is not over."""
-        self._cancel(plan, [job.name for job in plan.jobs])
+        names = [job.name for job in plan.jobs]
+        if self._cancel(plan, names):
+            # One that was putting itself back in the queue at that moment is there again now.
+            time.sleep(SECONDS_TO_REQUEUE)
+            self._cancel(plan, names)
 
-    def _cancel(self, plan: Plan, jobs: Sequence[str]) -> None:
+    def _cancel(self, plan: Plan, jobs: Sequence[str]) -> bool:
+        """Cancel what the queue has of these jobs; return whether that was anything."""
         names = ",".join(job_name(plan, plan.job(name)) for name in jobs)
         listed = output_of(["squeue", "--noheader", f"--name={names}", "--format=%A"])
         # scancel takes one name at most, but any number of jobs; the last ones first, so that
@@ -129,6 +136,7 @@ class Slurm:
         numbers = sorted({int(line) for line in listed.split()}, reverse=True)
         if numbers:
             output_of(["scancel", *map(str, numbers)])
+        return bool(numbers)
 
 
 def find_folder(plan_id: str) -> Path | None:
