@@ -19,6 +19,7 @@ from orchestration.load import profile_from
 from orchestration.picture import mermaid, rows
 from orchestration.plan import Job, is_done
 from orchestration.profile import AnyProfile, Resources
+from orchestration.script import preamble
 from recipes.load import load_recipe
 from recipes.schema import Recipe
 
@@ -179,6 +180,23 @@ def test_receipt_is_there_only_after_success(tmp_path: Path) -> None:
         assert ran.returncode == code
         assert ran.stdout == b"version 3\n"
         assert (tmp_path / "kept" / "r.json").exists() == there
+
+
+def test_environment_wins_over_what_the_set_up_loads(
+    recipe: Path, profiles: Path, tmp_path: Path
+) -> None:
+    for place in ("module", "own"):
+        tool = tmp_path / place / "bin" / "tool"
+        tool.parent.mkdir(parents=True)
+        tool.write_text(f"#!/bin/sh\necho {place}\n")
+        tool.chmod(0o755)
+    profile = profile_of(
+        environment=str(tmp_path / "own"), setup=[f"PATH={tmp_path / 'module' / 'bin'}:$PATH"]
+    )
+    plan = make_plan(recipe, profiles / "local.yaml").plan
+    text = "\n".join([*preamble(plan, plan.job("train-base"), profile), "tool"])
+    ran = subprocess.run(["bash", "-c", text], check=True, capture_output=True, text=True)
+    assert ran.stdout == "own\n"
 
 
 def test_words_are_quoted_for_the_shell() -> None:
