@@ -222,10 +222,11 @@ def _at_home(profile: AnyProfile) -> AnyProfile:
     """Fill in what defaults to this process's own place: its folder and Python environment."""
     if isinstance(profile, KubernetesProfile):
         return profile
-    environment = None if getattr(profile, "container", None) else sys.prefix
+    own = None if getattr(profile, "container", None) else sys.prefix
+    named = profile.environment
     filled = {
-        "workdir": str(Path(profile.workdir or ".").absolute()),
-        "environment": profile.environment or environment,
+        "workdir": str(Path(profile.workdir or ".").expanduser().absolute()),
+        "environment": str(Path(named).expanduser()) if named else own,
     }
     return profile.model_copy(update=filled)
 

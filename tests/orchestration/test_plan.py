@@ -199,6 +199,17 @@ def test_environment_wins_over_what_the_set_up_loads(
     assert ran.stdout == "own\n"
 
 
+def test_home_is_known_in_the_profile(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    profile = Path("home.yaml")
+    profile.write_text("engine: local\nworkdir: ~/cca\nenvironment: ~/cca/.venv\n")
+    made = make_plan(recipe, profile)
+    assert made.plan.workdir == str(tmp_path / "me" / "cca")
+    assert f"export PATH={tmp_path}/me/cca/.venv/bin:$PATH" in made.scripts["train-base.sh"]
+
+
 def test_words_are_quoted_for_the_shell() -> None:
     job = Job(
         name="j",
