@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.codec import CCAConfig, CodecError
 from recipes.data import check_batch, check_shards, held_out
-from recipes.module import model_config
+from recipes.module import can_start_from, model_config
 from recipes.schema import RecipeError, Run
 
 
@@ -14,10 +14,10 @@ def before_work(runs: Sequence[Run]) -> None:
     """Raise `RecipeError` for what no run could get past; needs no processes."""
     for run in runs:
         config = _config(run)
-        if run.parent is not None and _config(run.parent) != config:
+        if run.parent is not None and not can_start_from(config, _config(run.parent)):
             raise RecipeError(
                 f"{run.id} starts from {run.parent.id}, which has another architecture: give both"
-                " stages the same `model`"
+                " stages the same `model` (and `variable_rate`, if the parent has one)"
             )
         if run.parent is not None and run.parent not in runs and not run.parent.complete:
             raise RecipeError(
@@ -36,6 +36,6 @@ def for_processes(runs: Sequence[Run], world_size: int) -> None:
 
 def _config(run: Run) -> CCAConfig:
     try:
-        return model_config(run.model)
+        return model_config(run.model, run.variable_rate)
     except CodecError as error:
         raise RecipeError(f"stage {run.stage.name}: model: {error}") from error

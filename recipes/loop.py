@@ -23,10 +23,10 @@ from recipes import checkpoint, launch, results, speed
 from recipes.console import Report
 from recipes.data import Feed, held_out
 from recipes.health import Watch
-from recipes.losses import Weights
+from recipes.losses import weights_at
 from recipes.meter import Meter
 from recipes.module import METRICS, TrainingModule, build
-from recipes.noise import address, draw_noise
+from recipes.noise import address, draw_noise, draw_rates
 from recipes.optim import NonFiniteError, make_optimizer, set_learning_rate
 from recipes.schema import RecipeError, Run
 from recipes.sharded import holding
@@ -170,14 +170,14 @@ class Trainer:
         """Do one optimizer step; return its metrics and what the processes agreed on."""
         step, accelerator = self.memory.step, self.session.accelerator
         rate = set_learning_rate(self.optimizer, self.run.stage, step)
-        weights = Weights.at(step, self.run.rate_weight, self.run.cca)
         parts = self.run.recipe.speed.accumulate
         totals = torch.zeros(len(METRICS), device=self.device)
         agreed: dict[str, float] = {}
         for number, (x, noise_at) in enumerate(self._parts(batch, step)):
             noise = draw_noise(self.config, self.run.stage.crop, noise_at, self.device)
+            rates = draw_rates(self.config, noise_at, self.device)
             with accelerator.accumulate(self.wrapped):
-                loss, metrics = self.wrapped(x, noise, weights)
+                loss, metrics = self.wrapped(x, noise, weights_at(step, self.run, rates), rates)
                 totals += metrics / parts
                 if number == parts - 1:
                     agreed = self._agree(totals)

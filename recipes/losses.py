@@ -9,6 +9,7 @@ w_A the weights of the two halves of the CCA term:
     published:    D + w_R (R_y + R_z) + w_M (R_y - R_aux) + L_aux, L_aux the cross-entropy of the
                   auxiliary likelihoods against the factorised density; nothing is detached
 
+Each is the mean over the batch's samples, whose weights may differ (one model for several rates).
 Source: Han et al., arXiv 2410.04847; the gradient reversal is Ganin and Lempitsky's (2015).
 """
 
@@ -23,12 +24,15 @@ from torch import Tensor
 
 from pipeline.codec import AuxiliaryEntropyModel, CCAOutput, HyperOutput, Noise
 from pipeline.codec.densities import LIKELIHOOD_BOUND
-from recipes.schema import Cca, Loss
+from recipes.schema import Cca, Loss, Run
+
+# One number for all samples of a batch, or a tensor (N,) with one for each.
+Weight = float | Tensor
 
 
 class _Reverse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Weight) -> Tensor:
         ctx.weight = weight
         return x.view_as(x)
 
@@ -37,8 +41,10 @@ class _Reverse(torch.autograd.Function):
         return grads[0] * -ctx.weight, None
 
 
-def reverse_gradient(x: Tensor, weight: float) -> Tensor:
+def reverse_gradient(x: Tensor, weight: Weight) -> Tensor:
     """Return x; its gradient is multiplied by -`weight` on the way back."""
+    if isinstance(weight, Tensor):
+        weight = weight.view(-1, *[1] * (x.ndim - 1))
     reversed_: Tensor = _Reverse.apply(x, weight)  # type: ignore[no-untyped-call]
     return reversed_
 
@@ -47,17 +53,40 @@ def reverse_gradient(x: Tensor, weight: float) -> Tensor:
 class Weights:
     """The weights that hold at a step: of the rate, and of the two halves of the CCA term."""
 
-    rate: float
-    main: float
-    auxiliary: float
+    rate: Weight
+    main: Weight
+    auxiliary: Weight
 
     @classmethod
-    def at(cls, step: int, rate_weight: float, cca: Cca) -> Weights:
+    def at(cls, step: int, rate_weight: Weight, cca: Cca) -> Weights:
         """Return the weights of step `step`, the first being 0."""
         grown = min(1.0, (step + 1) / cca.warmup) if cca.warmup else 1.0
         scale = grown * (rate_weight if cca.proportional else 1.0)
         auxiliary = cca.weight if cca.auxiliary_weight is None else cca.auxiliary_weight
         return cls(rate_weight, cca.weight * scale, auxiliary * scale)
+
+
+def weights_at(step: int, run: Run, rates: Tensor | None) -> Weights:
+    """Return the weights of step `step` for samples at `rates`, (N,) numbers of a run's weights.
+
+    None: the run has a single rate weight.
+    """
+    if rates is None:
+        assert run.rate_weight is not None
+        return Weights.at(step, run.rate_weight, run.cca)
+    known = torch.tensor(run.variable_rate, device=rates.device)
+    return Weights.at(step, known[rates.long()], run.cca)
+
+
+def final_weight(run: Run, rate_weight: float) -> float:
+    """Return what the rate of y weighs at the end of a run, the CCA term's half included."""
+    final = Weights.at(run.stage.steps, rate_weight, run.cca)
+    return float(final.rate + (0.0 if run.cca.mode == "off" else final.main))
+
+
+def sample_bits(likelihoods: Tensor) -> Tensor:
+    """Return the bits of each sample, (N,), of `likelihoods` (N, C, h, w)."""
+    return -likelihoods.log2().sum((1, 2, 3))
 
 
 def bits_per_pixel(likelihoods: Tensor, pixels: int) -> Tensor:
@@ -71,35 +100,34 @@ def clamp_share(likelihoods: Tensor) -> Tensor:
 
 
 def distortion(x: Tensor, x_hat: Tensor, kind: str, loss: Loss) -> tuple[Tensor, Tensor]:
-    """Return the weighted distortion and the mean squared error of x_hat, both (N, 3, H, W)."""
-    error = (x - x_hat).square().mean()
+    """Return weighted distortion and mean squared error of each sample, (N,), of (N, 3, H, W)."""
+    error = (x - x_hat).square().mean((1, 2, 3))
     if kind == "mse":
         return loss.mse_weight * 255**2 * error, error.detach()
-    return loss.ms_ssim_weight * (1 - ms_ssim(x_hat, x, data_range=1.0)), error.detach()
+    similarity = ms_ssim(x_hat, x, data_range=1.0, size_average=False)
+    return loss.ms_ssim_weight * (1 - similarity), error.detach()
 
 
 def auxiliary_terms(
     auxiliary: AuxiliaryEntropyModel, output: CCAOutput, noise: Noise, cca: Cca, weights: Weights
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return what the CCA term adds to the loss beyond the rate of y, and its metrics.
-
-    The batch's pictures are counted by the shape of y: 16 x 16 pixels to a position.
-    """
-    pixels = output.x_hat.shape[0] * output.x_hat.shape[2] * output.x_hat.shape[3]
+    """Return what the CCA term adds to the loss beyond the rate of y, (N,), and its metrics."""
+    pixels = output.x_hat.shape[2] * output.x_hat.shape[3]
     published = cca.mode == "published"
     y, hyper = output.y, output.hyper
     if not published:
         y, hyper = _turned(y, hyper, cca, weights.auxiliary)
     result = auxiliary(y, hyper, noise, factorized=published)
-    rate = bits_per_pixel(result.likelihoods_y, pixels)
+    rate = sample_bits(result.likelihoods_y) / pixels
     metrics = {"r_aux": rate, "clamp_share": clamp_share(result.likelihoods_y)}
     if not published:
         return rate, metrics
-    cross = -(result.likelihoods_y * result.likelihoods_factorized.log2()).sum() / pixels
+    weighted = result.likelihoods_y * result.likelihoods_factorized.log2()
+    cross = -weighted.sum((1, 2, 3)) / pixels
     return cross - weights.main * rate, metrics | {"l_aux": cross}
 
 
-def _turned(y: Tensor, hyper: HyperOutput, cca: Cca, weight: float) -> tuple[Tensor, HyperOutput]:
+def _turned(y: Tensor, hyper: HyperOutput, cca: Cca, weight: Weight) -> tuple[Tensor, HyperOutput]:
     """Return what enters the auxiliary model, with the gradient that leaves it turned round."""
     y = reverse_gradient(y, weight)
     if cca.hyper == "detached":

@@ -6,7 +6,8 @@ of what they wrap.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
 
@@ -22,7 +23,14 @@ from pipeline.codec import (
     load_model,
     start_as_pyramid,
 )
-from recipes.losses import Weights, auxiliary_terms, bits_per_pixel, clamp_share, distortion
+from recipes.losses import (
+    Weights,
+    auxiliary_terms,
+    clamp_share,
+    distortion,
+    final_weight,
+    sample_bits,
+)
 from recipes.schema import RecipeError, Run
 
 # What every training pass reports, in this order: processes add their vectors up.
@@ -42,14 +50,23 @@ METRICS = (
 )
 
 
-def model_config(model: str | Mapping[str, Any]) -> CCAConfig:
-    """Return the architecture that a recipe's `model` names; raises `CodecError`."""
-    if model == "paper":
-        return CCAConfig()
-    if model == "tiny":
-        return CCAConfig.tiny()
-    assert isinstance(model, Mapping)
-    return CCAConfig.from_mapping(dict(model))
+def model_config(model: str | Mapping[str, Any], variable_rate: Sequence[float] = ()) -> CCAConfig:
+    """Return the architecture that a recipe's `model` names, with gains for `variable_rate`.
+
+    Raises `CodecError` when there is no such architecture.
+    """
+    if isinstance(model, Mapping):
+        if "rate_weights" in model:
+            raise RecipeError("model: rate_weights are a stage's: name them as its variable_rate")
+        config = CCAConfig.from_mapping(dict(model))
+    else:
+        config = {"paper": CCAConfig, "tiny": CCAConfig.tiny}[model]()
+    return replace(config, rate_weights=tuple(variable_rate))
+
+
+def can_start_from(config: CCAConfig, parent: CCAConfig) -> bool:
+    """Tell whether a model can take the weights of `parent`: all, or all but its gains."""
+    return parent in (config, replace(config, rate_weights=()))
 
 
 class TrainingModule(nn.Module):
@@ -62,13 +79,19 @@ class TrainingModule(nn.Module):
         self.run = run
         freeze(self, run)
 
-    def forward(self, x: Tensor, noise: Noise, weights: Weights) -> tuple[Tensor, Tensor]:
-        """Return the loss of pictures x, (N, 3, H, W) in [0, 1], and the `METRICS` as a vector."""
-        run, output = self.run, self.model(x, noise)
-        pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    def forward(
+        self, x: Tensor, noise: Noise, weights: Weights, rates: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss of pictures x, (N, 3, H, W) in [0, 1], and the `METRICS` as a vector.
+
+        `rates` (N,) are those of the pictures where the model has several. The loss is the mean of
+        the pictures', each under its own `weights`.
+        """
+        run, output = self.run, self.model(x, noise, rates)
+        pixels = x.shape[2] * x.shape[3]
         distorted, error = distortion(x, output.x_hat, run.stage.distortion, run.recipe.loss)
-        r_main = bits_per_pixel(output.likelihoods["y"], pixels)
-        r_z = bits_per_pixel(output.likelihoods["z"], pixels)
+        r_main = sample_bits(output.likelihoods["y"]) / pixels
+        r_z = sample_bits(output.likelihoods["z"]) / pixels
         cost = distorted + weights.rate * (r_main + r_z)
         loss, quantiles = cost, self.model.quantile_loss()
         found = {
@@ -86,8 +109,9 @@ class TrainingModule(nn.Module):
                 quantiles = quantiles + self.auxiliary.quantile_loss()
             found |= more | {"gap": more["r_aux"] - r_main}
         found |= {"loss": loss, "cost": cost}
-        zero = loss.new_zeros(())
-        return loss + quantiles, torch.stack([found.get(name, zero).detach() for name in METRICS])
+        zero = x.new_zeros(())
+        metrics = torch.stack([found.get(name, zero).detach().mean() for name in METRICS])
+        return loss.mean() + quantiles, metrics
 
     def groups(self) -> Iterator[dict[str, Any]]:
         """Yield the groups of trained parameters: weights of each model, and the quantiles."""
@@ -116,15 +140,25 @@ def build(run: Run) -> TrainingModule:
     It has its parent's weights, or random ones that the recipe's seed decides. Raises
     `RecipeError` when the parent has not been trained or has another architecture.
     """
-    config = model_config(run.model)
+    config = model_config(run.model, run.variable_rate)
     torch.manual_seed(run.recipe.seed)
     model: CCAModel = CCAModel(config)
     if run.recipe.start == "pyramid":
         start_as_pyramid(model)
+    if model.gains is not None:
+        weights = [final_weight(run, weight) for weight in run.variable_rate]
+        model.gains.start(weights, _reference(run.parent))
     auxiliary = None if run.cca.mode == "off" else AuxiliaryEntropyModel(config)
     if run.parent is not None:
         _inherit(run, run.parent, model, auxiliary)
     return TrainingModule(run, model, auxiliary)
+
+
+def _reference(parent: Run | None) -> float | None:
+    """Return the weight at which an inherited model's gain is 1: the one it was trained at."""
+    if parent is None or parent.rate_weight is None:
+        return None
+    return final_weight(parent, parent.rate_weight)
 
 
 def _inherit(
@@ -136,12 +170,13 @@ def _inherit(
             f" train stage {parent.stage.name} first"
         )
     trained = load_model(parent.folder)
-    if trained.config != model.config:
+    if not can_start_from(model.config, trained.config):
         raise RecipeError(
             f"{run.id} starts from {parent.id}, whose model in {parent.folder} has another"
             f" architecture: give both the same `model`"
         )
-    model.load_state_dict(trained.state_dict())
+    # A parent with a single rate has no gains: those stay as they start.
+    model.load_state_dict(model.state_dict() | trained.state_dict())
     inherited = load_auxiliary(parent.folder)
     if auxiliary is not None and inherited is not None:
         auxiliary.load_state_dict(inherited.state_dict())

@@ -40,6 +40,18 @@ def draw_noise(
     return Noise(y=parts[0], z=parts[1], aux_y=parts[2], aux_factorized=parts[3])
 
 
+def draw_rates(config: CCAConfig, addresses: Sequence[int], device: torch.device) -> Tensor | None:
+    """Return the rates (N,) of a training pass, whole numbers from 0 to K - 1, equally likely.
+
+    Sample n of the batch has the rate of `addresses[n]`. None: the model has a single rate.
+    """
+    if not config.rate_weights:
+        return None
+    count = len(config.rate_weights)
+    drawn = [float(address(seed, "rate") % count) for seed in addresses]
+    return torch.tensor(drawn, device=device)
+
+
 def _uniform(count: int, seed: int, device: torch.device) -> Tensor:
     generator = torch.Generator(device).manual_seed(seed)
     return torch.rand(count, generator=generator, device=device) - 0.5

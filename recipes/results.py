@@ -102,6 +102,7 @@ class Results:
             "recipe": run.recipe.name,
             "stage": run.stage.name,
             "rate_weight": run.rate_weight,
+            "variable_rate": run.stage.variable_rate,
             "distortion": run.stage.distortion,
             "step": step,
             "recipe_digest": run.recipe.digest,

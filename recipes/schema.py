@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 
 class RecipeError(ValueError):
@@ -183,8 +190,14 @@ class Stage(Part):
     """How runs, folders and other stages refer to it."""
     init: Name | None = None
     """The stage whose weights this one starts from; without one, random weights."""
-    rate_weight: RateWeight | Annotated[list[RateWeight], Field(min_length=1)]
-    """Weight of the rate in the loss; a list makes one run for each."""
+    variable_rate: Annotated[list[RateWeight], Field(min_length=2, max_length=64)] | None = None
+    """In place of `rate_weight`: one run, whose model serves all of these weights and the rates
+    between them. Each sample of a batch is trained at one of them, drawn at random."""
+    rate_weight: Annotated[
+        RateWeight | Annotated[list[RateWeight], Field(min_length=1)] | None,
+        Field(validate_default=True),
+    ] = None
+    """Weight of the rate in the loss; a list makes one run, and one model, for each."""
     distortion: Literal["mse", "ms-ssim"] = "mse"
     """What distortion is."""
     steps: Positive
@@ -214,6 +227,27 @@ class Stage(Part):
     model: Literal["paper", "tiny"] | dict[str, Any] | None = None
     """In place of the recipe's `model`."""
 
+    @field_validator("variable_rate")
+    @classmethod
+    def _falling(cls, weights: list[float] | None) -> list[float] | None:
+        if weights is not None and len(set(weights)) != len(weights):
+            raise ValueError("names the same weight twice")
+        # The order of a model's rates, whatever the recipe's is.
+        return weights and sorted(weights, reverse=True)
+
+    @field_validator("rate_weight")
+    @classmethod
+    def _one_of_two(
+        cls, weight: float | list[float] | None, info: ValidationInfo
+    ) -> float | list[float] | None:
+        # A variable_rate that is wrong itself is not there.
+        several = info.data.get("variable_rate", []) is not None
+        if weight is None and not several:
+            raise ValueError("is missing (or variable_rate, for one model at several weights)")
+        if weight is not None and info.data.get("variable_rate"):
+            raise ValueError("must be left out where variable_rate is given: that has one run")
+        return weight
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.distortion == "ms-ssim" and self.crop < MS_SSIM_CROP:
@@ -226,8 +260,8 @@ class Stage(Part):
         return self
 
     @property
-    def weights(self) -> list[float]:
-        """The stage's rate weights, one for each of its runs."""
+    def weights(self) -> Sequence[float | None]:
+        """The rate weight of each of the stage's runs; None: that of a model for several."""
         return self.rate_weight if isinstance(self.rate_weight, list) else [self.rate_weight]
 
 
@@ -289,7 +323,7 @@ class Recipe(Part):
             ]
         return [run for runs in made.values() for run in runs]
 
-    def _run(self, stage: Stage, weight: float, parents: list[Run]) -> Run:
+    def _run(self, stage: Stage, weight: float | None, parents: list[Run]) -> Run:
         fans_out = isinstance(stage.rate_weight, list)
         identity = f"{stage.name}/w{weight:g}" if fans_out else stage.name
         folder = Path(self.out) / identity
@@ -298,11 +332,11 @@ class Recipe(Part):
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: a stage at one rate weight."""
+    """One training run: a stage at one rate weight, or (None) at all of its `variable_rate`."""
 
     recipe: Recipe
     stage: Stage
-    rate_weight: float
+    rate_weight: float | None
     id: str
     folder: Path
     parent: Run | None
@@ -310,6 +344,11 @@ class Run:
     @property
     def cca(self) -> Cca:
         """The CCA term that holds for this run."""
+    @property
+    def variable_rate(self) -> tuple[float, ...]:
+        """The rate weights of a model for several rates, falling; () for a single rate."""
+        return tuple(self.stage.variable_rate or ())
+
         return self.stage.cca or self.recipe.cca
 
     @property
@@ -347,7 +386,7 @@ class Run:
         }
 
 
-def _parent(stage: Stage, weight: float, parents: list[Run]) -> Run | None:
+def _parent(stage: Stage, weight: float | None, parents: list[Run]) -> Run | None:
     if stage.init is None:
         return None
     if len(parents) == 1:
@@ -359,6 +398,11 @@ def _parent(stage: Stage, weight: float, parents: list[Run]) -> Run | None:
     raise RecipeError(
         f"stage {stage.name} at rate_weight {weight:g} starts from stage {stage.init}, which has"
         f" runs at {known}: give {stage.init} the weight {weight:g}, or {stage.name} one of those"
+    if weight is None:
+        raise RecipeError(
+            f"stage {stage.name} trains one model and starts from stage {stage.init}, which has"
+            f" one at each of {known}: start from a stage with one run"
+        )
     )
 
 

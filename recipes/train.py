@@ -66,7 +66,8 @@ def choose(runs: Sequence[Run], stage: str | None, rate_weight: float | None) ->
     if rate_weight is not None:
         chosen = [run for run in chosen if run.rate_weight == rate_weight]
     if not chosen:
-        known = ", ".join(f"{run.stage.name} {run.rate_weight:g}" for run in runs)
+        weights = ["" if run.rate_weight is None else f" {run.rate_weight:g}" for run in runs]
+        known = ", ".join(run.stage.name + w for run, w in zip(runs, weights, strict=True))
         asked = [f"--stage {stage}"] if stage is not None else []
         asked += [f"--rate-weight {rate_weight:g}"] if rate_weight is not None else []
         raise RecipeError(f"no run is of {' '.join(asked)} (there are: {known})")

@@ -30,37 +30,57 @@ def evaluate(
 ) -> dict[str, float]:
     """Return the mean over `pictures` of `NAMES`, the same on all processes.
 
-    Process r takes every world_size-th picture from r on. All do as many passes, because a
+    Of a model for several rates it is the mean over these too, with `rate_K/bpp` and so on for
+    each. Process r takes every world_size-th picture from r on. All do as many passes, because a
     sharded model needs all of them for each: a process without a picture left repeats its last.
     """
     world, rank = accelerator.num_processes, accelerator.process_index
-    totals = torch.zeros(len(NAMES) + 2, dtype=torch.float64, device=accelerator.device)
+    points = rate_points(run)
+    totals = torch.zeros(
+        len(points), len(NAMES) + 2, dtype=torch.float64, device=accelerator.device
+    )
     training = model.training
     model.eval()
     for first in range(0, len(pictures), world):
         number = first + rank
-        counts = number < len(pictures)
-        found = measure(model, run, read_picture(pictures[min(number, len(pictures) - 1)]))
-        if counts:
+        picture = read_picture(pictures[min(number, len(pictures) - 1)])
+        found = [measure(model, run, picture, *point) for point in points]
+        if number < len(pictures):
             totals += torch.tensor(found, dtype=torch.float64, device=totals.device)
     model.train(training)
-    sums: list[float] = accelerator.reduce(totals, reduction="sum").tolist()
+    sums = accelerator.reduce(totals, reduction="sum").cpu()
+    means = _means(sums.sum(0).tolist())
+    for rate, of_rate in enumerate(sums.tolist() if len(points) > 1 else []):
+        means |= {f"rate_{rate}/{name}": mean for name, mean in _means(of_rate).items()}
+    return means
+
+
+def rate_points(run: Run) -> list[tuple[float | None, float]]:
+    """Return the rates that a run is evaluated at (None: its single one), and their weights."""
+    if run.rate_weight is not None:
+        return [(None, run.rate_weight)]
+    return [(float(rate), weight) for rate, weight in enumerate(run.variable_rate)]
+
+
+def _means(sums: Sequence[float]) -> dict[str, float]:
     cost, bpp, decibels, similarity, similar, count = sums
     means = {"cost": cost / count, "bpp": bpp / count, "psnr": decibels / count}
     return means | ({"ms_ssim": similarity / similar} if similar else {})
 
 
 @torch.no_grad()
-def measure(model: CCAModel, run: Run, picture: Picture) -> list[float]:
+def measure(
+    model: CCAModel, run: Run, picture: Picture, rate: float | None, rate_weight: float
+) -> list[float]:
     """Return cost, bpp, PSNR, MS-SSIM (0 where undefined), whether that is defined, and 1."""
-    decoded, bpp = reconstruct(model, picture)
+    decoded, bpp = reconstruct(model, picture, rate)
     decibels, similarity = psnr(picture, decoded), ms_ssim(picture, decoded)
     if run.stage.distortion == "mse":
         error = np.square(picture.astype(np.float64) - decoded).mean()
         distorted = run.recipe.loss.mse_weight * float(error)
     else:
         distorted = run.recipe.loss.ms_ssim_weight * (1 - (similarity or 0.0))
-    cost = distorted + run.rate_weight * bpp
+    cost = distorted + rate_weight * bpp
     return [cost, bpp, decibels, similarity or 0.0, float(similarity is not None), 1.0]
 
 
@@ -80,15 +100,19 @@ def look(model: CCAModel, picture: Picture) -> Picture:
     return np.concatenate([picture, to_picture(x_hat), np.stack([large] * 3, axis=2)], axis=1)
 
 
-def reconstruct(model: CCAModel, picture: Picture) -> tuple[Picture, float]:
+def reconstruct(
+    model: CCAModel, picture: Picture, rate: float | None = None
+) -> tuple[Picture, float]:
     """Return what the model makes of a picture, (H, W, 3) uint8, and its estimated bpp."""
-    x_hat, likelihoods = _code(model, picture)
+    x_hat, likelihoods = _code(model, picture, rate)
     pixels = picture.shape[0] * picture.shape[1]
     bpp = sum(float(bits_per_pixel(part, pixels)) for part in likelihoods.values())
     return to_picture(x_hat), bpp
 
 
 @torch.no_grad()
-def _code(model: CCAModel, picture: Picture) -> tuple[Tensor, dict[str, Tensor]]:
-    output = model(to_tensor(picture, next(model.parameters()).device))
+def _code(
+    model: CCAModel, picture: Picture, rate: float | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    output = model(to_tensor(picture, next(model.parameters()).device), rate=rate)
     return output.x_hat, output.likelihoods
