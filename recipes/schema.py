@@ -342,9 +342,6 @@ class Run:
     parent: Run | None
 
     @property
-    def cca(self) -> Cca:
-        """The CCA term that holds for this run."""
-    @property
     def variable_rate(self) -> tuple[float, ...]:
         """The rate weights of a model for several rates, falling; () for a single rate."""
         return tuple(self.stage.variable_rate or ())
@@ -395,9 +392,6 @@ def _parent(stage: Stage, weight: float | None, parents: list[Run]) -> Run | Non
         if parent.rate_weight == weight:
             return parent
     known = ", ".join(f"{parent.rate_weight:g}" for parent in parents)
-    raise RecipeError(
-        f"stage {stage.name} at rate_weight {weight:g} starts from stage {stage.init}, which has"
-        f" runs at {known}: give {stage.init} the weight {weight:g}, or {stage.name} one of those"
     if weight is None:
         raise RecipeError(
             f"stage {stage.name} trains one model and starts from stage {stage.init}, which has"
