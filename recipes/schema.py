@@ -346,6 +346,9 @@ class Run:
         """The rate weights of a model for several rates, falling; () for a single rate."""
         return tuple(self.stage.variable_rate or ())
 
+    @property
+    def cca(self) -> Cca:
+        """The CCA term that holds for this run."""
         return self.stage.cca or self.recipe.cca
 
     @property
@@ -397,6 +400,9 @@ def _parent(stage: Stage, weight: float | None, parents: list[Run]) -> Run | Non
             f"stage {stage.name} trains one model and starts from stage {stage.init}, which has"
             f" one at each of {known}: start from a stage with one run"
         )
+    raise RecipeError(
+        f"stage {stage.name} at rate_weight {weight:g} starts from stage {stage.init}, which has"
+        f" runs at {known}: give {stage.init} the weight {weight:g}, or {stage.name} one of those"
     )
 
 
