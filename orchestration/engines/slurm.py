@@ -98,7 +98,11 @@ class Slurm:
         """Return what the queue knows, and accounting where the queue has forgotten."""
         by_name = {job_name(plan, job): job for job in plan.jobs}
         parts: dict[str, dict[str, JobStatus]] = {}
-        for name, status in (*_accounting(plan, by_name), *_queue(by_name)):
+        queued = list(_queue(by_name))
+        there = {name for name, _ in queued}
+        forgotten = {name: job for name, job in by_name.items() if job.name not in there}
+        kept = _accounting(plan, forgotten) if forgotten else ()
+        for name, status in (*kept, *queued):
             # Of several submissions of a job the newest counts: the one with the highest number.
             newest = parts.setdefault(name, {})
             mine = _number(status.engine_id)

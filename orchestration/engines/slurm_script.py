@@ -25,20 +25,9 @@ stop() {
 trap stop USR1
 set +e"""
 
-# The task on each node. The launcher must outlive the signal that its ranks act upon: what the
-# shell ignores, the launcher ignores too, while the training script sets a handler of its own. A
-# partition with a grace time sends SIGTERM to the tasks and nothing to the batch shell; since
-# `accelerate launch` turns every code of the script into 1, it is this shell that says "again".
-TASK = """\
-trap "" USR1 TERM
-{command} &
-child=$! asked=0 caught=0
-trap "asked=1 caught=1" USR1 TERM
-{waiting}
-[ "$code" = 0 ] || [ "$asked" = 0 ] || code={again}
-exit "$code\""""
-
 # A cancelled job must not come back: only one that Slurm still counts as running is requeued.
+# The exit code alone would not do, `accelerate launch` turns every code of the script into 1. Of
+# a partition with a grace time only the tasks get a signal, the batch shell hears nothing.
 # A controller that restarts does not answer for a while.
 REQUEUE = """\
 ask() {{
@@ -48,7 +37,10 @@ ask() {{
   done
   return 1
 }}
-if [ "$code" != 0 ] && {{ [ "$stopping" = 1 ] || [ "$code" = {again} ]; }} &&
+preempted() {{
+  ask scontrol show job "$SLURM_JOB_ID" | grep "[[:space:]]PreemptTime=[0-9]" >/dev/null
+}}
+if [ "$code" != 0 ] && {{ [ "$stopping" = 1 ] || [ "$code" = {again} ] || preempted; }} &&
   [ "${{SLURM_RESTART_COUNT:-0}}" -lt {requeues} ] &&
   [ "$(ask squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
   echo "Stopped after a checkpoint; queued again."
@@ -106,11 +98,12 @@ def _options(plan: Plan, job: Job, profile: SlurmProfile, folder: Path) -> list[
 def _training(job: Job, profile: SlurmProfile) -> str:
     """Return one task on each node that launches the node's ranks.
 
-    srun does not take over --cpus-per-task from the job (since Slurm 22.05).
+    The launcher must outlive the signal that its ranks act upon: what the shell ignores, the
+    launcher ignores too, while the training script sets a handler of its own. srun does not take
+    over --cpus-per-task from the job (since Slurm 22.05).
     """
     meet = rendezvous('"$SLURM_NODEID"', '"$HEAD"', f'"{PORT}"')
-    launch = command(job, profile.container, rendezvous=meet)
-    inner = TASK.format(command=launch, waiting=WAITING, again=AGAIN)
+    inner = f'trap "" USR1 TERM; exec {command(job, profile.container, rendezvous=meet)}'
     options = ["--kill-on-bad-exit=1", f"--cpus-per-task={job.resources.cpus}", *profile.srun]
     words = " ".join(shlex.quote(option) for option in options)
     head = f"export HEAD={HEAD}\n" if job.resources.nodes > 1 else ""

@@ -238,6 +238,21 @@ def test_two_nodes_meet(place: Path, profile: SlurmProfile) -> None:
     assert heads.pop().startswith("n1 --main_process_port 2")
 
 
+def test_training_that_fails_on_one_of_two_nodes_has_failed(
+    place: Path, profile: SlurmProfile
+) -> None:
+    # Slurm ends the other node's task, which must not be taken for a request to come back.
+    words = ("bash", "-c", "[ $SLURM_NODEID = 1 ] && exit 1; exec sleep 600")
+    pair = trainer(words=words)
+    pair = pair.model_copy(update={"resources": SMALL.model_copy(update={"nodes": 2})})
+    made = made_plan(place, profile, [pair])
+    control.schedule(made)
+
+    found = ended(made.plan, made.folder)["train"]
+
+    assert (found.state, found.restarts) == (State.FAILED, 0)
+
+
 def test_refused_job_leaves_no_others_behind(
     place: Path, profile: SlurmProfile, cluster: Cluster
 ) -> None:

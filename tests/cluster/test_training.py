@@ -160,6 +160,22 @@ def test_whole_plan_survives_a_time_limit_and_a_killed_node(
     assert [version["rate_weight"] for version in versions] == [0.3, 15]
     assert [alias for version in versions for alias in version["aliases"]].count("champion") == 1
     assert control.retry(plan, folder) == []
+    assert "tiny had no champion" in "".join(control.logs(plan, folder, "promote-mse"))
+    assert_way_back_to_the_photos()
+
+
+def assert_way_back_to_the_photos() -> None:
+    """From the champion through the stages that Slurm ran to what the shards were made of."""
+    from pipeline.tracking import lineage
+
+    way = lineage("models:/tiny@champion")
+    assert way.gap is None
+    assert [step.tags["stage"] for step in way.steps] == ["mse", "base"]
+    assert all(step.tags["slurm.job_id"].isdecimal() for step in way.steps)
+    assert way.steps[-1].tags["slurm.restart_count"] == "1"
+    manifest = way.steps[-1].data[0].manifest
+    assert manifest is not None
+    assert [Path(source).name for source in manifest["created_with"]["sources"]] == ["photos"]
 
 
 def progress_shown(place: Path, plan_id: str) -> str:
