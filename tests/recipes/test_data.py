@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
+import yaml
 
 from recipes.data import Feed
 from recipes.load import load_recipe
+from recipes.schema import Data
 from recipes.train import main
 from shards import Batch, Manifest
 from shards.options import Options
@@ -133,6 +136,15 @@ def test_tars_that_others_made(write_recipe, photo_shards: Path, tmp_path: Path)
     path = write_recipe()
     batches = taken(feed(path, f"data.train={tmp_path}/train-*.tar"), 0, 3)
     assert [len(batch.keys) for batch in batches] == [4, 4, 4]
+
+
+def test_the_pages_example_is_a_recipes_part(root: Path) -> None:
+    text = (root / "docs" / "training.md").read_text()
+    shown = yaml.safe_load(re.findall(r"```yaml\n(data:.*?)```", text, re.DOTALL)[0])
+    data = Data(**shown["data"])
+    assert list(data.corpora.values()) == [3, 1, 2]
+    assert data.augment is not None
+    assert data.augment.downscale == 0.5
 
 
 @pytest.mark.parametrize(
