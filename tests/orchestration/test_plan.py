@@ -33,6 +33,13 @@ def jobs_of(recipe: Path, **fields: Any) -> dict[str, Job]:
     return {job.name: job for job in jobs}
 
 
+def test_several_corpora_are_sharded_beforehand(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text().replace("train: shards", "train: {photos: 3, scans: 1}"))
+    assert jobs_of(recipe)["train-base"].inputs == ("photos", "scans")
+    with pytest.raises(OrchestrationError, match="the recipe trains on 2"):
+        jobs_of(recipe, pictures={"source": ["photos"]})
+
+
 def test_whole_plan_in_order(recipe: Path) -> None:
     jobs = jobs_of(recipe, pictures={"source": ["photos"], "parts": 3, "options": ["--seed", "1"]})
 
