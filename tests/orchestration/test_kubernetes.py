@@ -237,3 +237,25 @@ def test_states_logs_and_cancel_go_through_kubectl(
         'patch jobset set- --type merge --patch {"spec":{"suspend":true}}'
         in (tmp_path / "calls").read_text()
     )
+
+
+RESTARTING = """#!/bin/bash
+[ -e restarted ] || { touch restarted; echo 'connection refused' >&2; exit 1; }
+echo '{"items": []}'
+"""
+
+
+def test_watching_goes_on_when_the_controller_was_away(
+    recipe: Path, profiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kubectl").write_text(RESTARTING)
+    (tmp_path / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(control, "PAUSE_SECONDS", 0.0)
+    text = (profiles / "kubernetes.yaml").read_text() + "context: lab\n"
+    (tmp_path / "k.yaml").write_text(text)
+    made = control.make_plan(recipe, tmp_path / "k.yaml")
+
+    seen: list[int] = []
+    assert not control.wait(made.plan, made.folder, lambda found: seen.append(len(found)))
+    assert seen == [len(made.plan.jobs)]
