@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.cli.progress import progress
+
 if TYPE_CHECKING:
     from pipeline.codec import CCAModel
-    from pipeline.codec.folders import Task
+    from pipeline.codec.folders import Folder, Task
 
 MODEL_HELP = "A file or folder of a model, runs:/ID, models:/NAME/VERSION or models:/NAME@ALIAS."
 Model = Annotated[str, typer.Option(help=MODEL_HELP)]
@@ -20,6 +22,14 @@ Device = Annotated[str, typer.Option(help="Where the networks run: cpu, cuda, cu
 Memory = Annotated[
     str,
     typer.Option(help="What the networks may take, as 500MB or 4GB; less makes smaller tiles."),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="How many files of a folder at once, each with up to --max-memory. Default: as many "
+        "as there are cores and memory; on a GPU, one.",
+        min=1,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -51,7 +61,7 @@ def compress(
         bool, typer.Option("--verify", help="Decode every stream before it is written.")
     ] = False,
     max_memory: Memory = "4GB",
-    workers: Annotated[int, typer.Option(help="Processes for a folder.", min=1)] = 1,
+    workers: Workers = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -67,13 +77,17 @@ def compress(
 
     memory = _bytes(max_memory)
     if source.is_dir():
-        from pipeline.codec.folders import Task
+        from pipeline.codec.folders import compress_folder
 
-        task = Task(_path(model), target, profile, verify, memory, device, rate)
-        _compress_folder(source, task, workers, as_json)
+        task = _task(model, target, memory, workers, device)
+        with progress("Compressing", "pictures") as report:
+            done = compress_folder(source, task, profile, verify, rate, report)
+        _show_folder(as_json, target, done)
         return
     picture = read_picture(source, profile=profile)
-    result = compress_file(_load(model, device), picture, target, verify, memory, rate)
+    loaded = _load(model, device)
+    with _tiles("Compressing") as tiles:
+        result = compress_file(loaded, picture, target, verify, memory, rate, tiles)
     _show(
         as_json,
         {"file": str(target), **result},
@@ -83,8 +97,10 @@ def compress(
 
 
 def decompress(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A .cca file.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The picture to write, as .png.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A .cca file, or a folder of them.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The picture to write, as .png, or the folder.")
+    ],
     model: Annotated[
         str | None,
         typer.Option(help=f"{MODEL_HELP} Default: found by the fingerprint in the file."),
@@ -96,20 +112,25 @@ def decompress(
         bool, typer.Option("--deep", help="Write 16 bits where the source was 16-bit grey.")
     ] = False,
     max_memory: Memory = "4GB",
+    workers: Workers = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Decompress a .cca file to a picture.
+    """Decompress a .cca file, or every one in a folder, to pictures.
 
     Example: pipeline decompress photo.cca photo.png --model models:/cca@champion
     """
     from pipeline.codec.files import decompress_file, read_file
 
+    memory = _bytes(max_memory)
+    if source.is_dir():
+        _decompress_folder(source, target, model, preview, deep, memory, workers, device, as_json)
+        return
     data = read_file(source)
     loaded = _load(model, device) if model is not None else None
-    with _about(source):
+    with _about(source), _tiles("Decompressing") as tiles:
         loaded = loaded or _find(data, source, device)
-        result = decompress_file(loaded, data, target, preview, deep, _bytes(max_memory))
+        result = decompress_file(loaded, data, target, preview, deep, memory, progress=tiles)
     _show(
         as_json,
         {"file": str(target), **result},
@@ -144,17 +165,46 @@ def import_published(
     )
 
 
-def _compress_folder(source: Path, task: Task, workers: int, as_json: bool) -> None:
-    from pipeline.cli.progress import progress
-    from pipeline.codec.folders import compress_folder
+def _decompress_folder(
+    source: Path,
+    target: Path,
+    model: str | None,
+    preview: bool,
+    deep: bool,
+    memory: int,
+    workers: int | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    from pipeline.codec.folders import decompress_folder
 
-    with progress("Compressing", unit="pictures") as report:
-        result = compress_folder(source, task, workers, report)
-    _show(
-        as_json,
-        {"folder": str(task.target), **result},
-        f"{task.target}: {result['written']} written, {result['kept']} there already",
-    )
+    if model is None:
+        raise typer.BadParameter("a folder of .cca files needs --model")
+    if preview:
+        raise typer.BadParameter("--preview is for one file, not for a folder")
+    task = _task(model, target, memory, workers, device)
+    with progress("Decompressing", "files") as report:
+        done = decompress_folder(source, task, deep, report)
+    _show_folder(as_json, target, done)
+
+
+def _task(model: str, target: Path, memory: int, workers: int | None, device: str) -> Task:
+    from pipeline.codec.folders import Task, default_workers
+
+    workers = workers or (default_workers(memory) if device == "cpu" else 1)
+    return Task(_load(model, device), target, memory, workers)
+
+
+@contextmanager
+def _tiles(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield what shows how many tiles of one picture are done."""
+    with progress(title, "tiles") as report:
+        yield lambda done, of: report(done, of, "")
+
+
+def _show_folder(as_json: bool, target: Path, done: Folder) -> None:
+    sentence = f"{target}: {done['written']} written, {done['kept']} there already"
+    _show(as_json, {"folder": str(target), **done}, sentence)
 
 
 def _show(as_json: bool, result: dict[str, Any], sentence: str) -> None:

@@ -29,7 +29,7 @@ from pipeline.codec.bitstream import (
 )
 from pipeline.codec.config import LATENT_STRIDE, CCAConfig
 from pipeline.codec.errors import CodecError, MismatchError
-from pipeline.codec.tiles import MARGIN, Sink, TileRows, paint
+from pipeline.codec.tiles import MARGIN, MISMATCH, Sink, TileRows, TilesDone, paint
 
 if TYPE_CHECKING:
     from pipeline.codec.model import CCAModel
@@ -81,6 +81,7 @@ def compress(
     side: dict[str, bytes] | None = None,
     max_memory: int = MAX_MEMORY,
     rate: float | None = None,
+    progress: TilesDone | None = None,
 ) -> bytes:
     """Return the stream of the picture `source`.
 
@@ -101,12 +102,15 @@ def compress(
     )
     gained = model.coder().gained(header.rate)
     check, tiles = 0, []
-    for box in header.tiles():
+    boxes = header.tiles()
+    for done, box in enumerate(boxes, 1):
         y = _analyse(model, source, *box) * gained.y
         z = model.hyper_analysis(y) * gained.z
         tile = model.coder().encode(y, z, check, header.rate)
         check = tile.check
         tiles.append(tile.words)
+        if progress is not None:
+            progress(done, len(boxes))
     return write_stream(header, side or {}, tiles, check)
 
 
@@ -141,7 +145,11 @@ def check_model(model: CCAModel, header: Header) -> None:
 
 @torch.no_grad()
 def decode_stream(
-    model: CCAModel, stream: Stream, sink: Sink, max_memory: int = MAX_MEMORY
+    model: CCAModel,
+    stream: Stream,
+    sink: Sink,
+    max_memory: int = MAX_MEMORY,
+    progress: TilesDone | None = None,
 ) -> None:
     """Give the picture of a parsed stream of this model to `sink`, from top to bottom.
 
@@ -156,13 +164,10 @@ def decode_stream(
             f"decoding takes about {needed >> 20} MiB for the tiles that the file was made with, "
             f"more than the limit of {max_memory >> 20} MiB; raise --max-memory"
         )
-    rows = TileRows(model, stream)
+    rows = TileRows(model, stream, progress)
     paint(model, header, rows, sink)
     if stream.complete and rows.check != stream.symbol_check:
-        raise MismatchError(
-            "the file decodes to other symbols than were encoded: the arithmetic here differs "
-            "from the encoder's; the picture would be broken, so none is given"
-        )
+        raise MismatchError(MISMATCH)
 
 
 def tile_size(config: CCAConfig, height: int, width: int, max_memory: int) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
-from math import isfinite
 from struct import pack, unpack
 from typing import Any
 
@@ -15,6 +14,8 @@ from pipeline.codec.errors import CodecError
 LATENT_STRIDE = 16
 HYPER_STRIDE = 64
 _LARGEST = 65_536
+# What powers of the largest number of slices a float still holds.
+_STEEPEST = 50
 _MOST_RATES = 64
 
 
@@ -61,8 +62,10 @@ class CCAConfig:
         if any(width % 2 for width in self.transform_channels):
             raise CodecError(f"transform_channels must be even, not {self.transform_channels}")
         exponent = self.slice_exponent
-        if not isinstance(exponent, int | float) or not (isfinite(exponent) and exponent >= 0):
-            raise CodecError(f"slice_exponent must be a number from 0 up, not {exponent!r}")
+        if not isinstance(exponent, int | float) or not 0 <= exponent <= _STEEPEST:
+            raise CodecError(
+                f"slice_exponent must be a number from 0 to {_STEEPEST}, not {exponent!r}"
+            )
         if min(self.slice_sizes) < 1:
             raise CodecError(
                 f"{self.slices} slices of {self.latent_channels} latent channels with exponent "

@@ -156,7 +156,7 @@ class _ExactNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C, H, W), float64."""
         x = snap(x)
-        count = x.shape[1]
+        count = _number(x.shape[1], x)
         coarse = (x * _COARSE).round_().mul_(1 / _COARSE)
         mean = x.sum(1, keepdim=True) / count
         coarse_mean = coarse.sum(1, keepdim=True) / count
@@ -171,7 +171,12 @@ class _ExactMean(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, C, 1, 1) of (N, C, H, W), float64."""
-        return snap(x).sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3])
+        return snap(x).sum((2, 3), keepdim=True) / _number(x.shape[2] * x.shape[3], x)
+
+
+def _number(value: int, like: Tensor) -> Tensor:
+    """Return `value` where `like` is: CUDA divides by a plain number as times its reciprocal."""
+    return torch.full((), value, dtype=like.dtype, device=like.device)
 
 
 class _Table(nn.Module):

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, TypedDict
 from pipeline.codec.bitstream import MAX_PIXELS, read_header, read_stream
 from pipeline.codec.coding import MAX_MEMORY, check_model, compress, decode_stream
 from pipeline.codec.errors import CodecError
-from pipeline.codec.picture import Canvas, Picture, write_image
+from pipeline.codec.picture import Canvas, Picture, picture_format, write_image
 from pipeline.codec.storage import stored_fingerprint
+from pipeline.codec.tiles import TilesDone
 
 if TYPE_CHECKING:
     from pipeline.codec.model import CCAModel
@@ -41,15 +42,22 @@ def compress_file(
     verify: bool = False,
     max_memory: int = MAX_MEMORY,
     rate: float | None = None,
+    progress: TilesDone | None = None,
 ) -> Compressed:
     """Write `picture` to the .cca file `target`; with `verify`, only if it decodes again.
 
     `rate` as in `CCAModel.compress`. Raises `MismatchError` when verification fails; nothing is
     then written.
     """
-    data = compress(model, picture, picture.header(), picture.side(), max_memory, rate)
+    check_place(target)
+    told = progress or (lambda done, of: None)
+    encoded: TilesDone = (lambda done, of: told(done, 2 * of)) if verify else told
+    data = compress(model, picture, picture.header(), picture.side(), max_memory, rate, encoded)
     if verify:
-        decode_stream(model, read_stream(data), lambda top, block: None, max_memory)
+        decode_stream(
+            model, read_stream(data), lambda top, block: None, max_memory,
+            lambda done, of: told(of + done, 2 * of),
+        )  # fmt: skip
     _write(data, target)
     height, width = picture.size
     return Compressed(
@@ -65,20 +73,31 @@ def decompress_file(
     deep: bool = False,
     max_memory: int = MAX_MEMORY,
     max_pixels: int = MAX_PIXELS,
+    progress: TilesDone | None = None,
 ) -> Decompressed:
     """Write the picture of the stream `data` to `target`.
 
     `preview` takes a file whose end is missing; `deep` keeps 16-bit grey. Raises `CodecError`
-    and `MismatchError` as `CCAModel.decompress` does.
+    and `MismatchError` as `CCAModel.decompress` does; of `target` before anything is decoded.
     """
+    check_place(target)
+    picture_format(target)
     stream = read_stream(data, max_pixels, partial=preview)
     check_model(model, stream.header)
     canvas = Canvas(stream.header, deep)
-    decode_stream(model, stream, canvas.paint, max_memory)
+    decode_stream(model, stream, canvas.paint, max_memory, progress)
     write_image(canvas.image(stream.side), target)
     return Decompressed(
         width=stream.header.width, height=stream.header.height, complete=stream.complete
     )
+
+
+def check_place(target: Path) -> None:
+    """Raise `CodecError` unless a file can be made at `target`: before the work, not after it."""
+    if target.is_dir():
+        raise CodecError(f"{target} is a folder: name the file to write")
+    if not target.parent.is_dir():
+        raise CodecError(f"there is no folder {target.parent} to write {target.name} into")
 
 
 def read_file(path: Path) -> bytes:

@@ -1,43 +1,49 @@
-"""A folder of pictures to a folder of `.cca` files: in parallel, and resumable."""
+"""Folders of pictures to folders of `.cca` files and back: in parallel, and resumable.
+
+Files are shared out among threads of this process, each with one of torch's threads: torch works
+outside Python's lock, so that they are as quick as processes; the weights are in memory once; and
+there is no worker that could die apart. What comes out does not depend on their number.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TypedDict
 
 import torch
 from PIL import Image
 
-from pipeline.codec.bitstream import read_stream
-from pipeline.codec.errors import CodecError
-from pipeline.codec.files import compress_file
+from pipeline.codec.bitstream import Header, read_stream
+from pipeline.codec.coding import MAX_MEMORY
+from pipeline.codec.errors import CodecError, MismatchError
+from pipeline.codec.files import compress_file, decompress_file, read_file
 from pipeline.codec.model import CCAModel
 from pipeline.codec.picture import read_picture
-from pipeline.codec.storage import load_model
 
 Progress = Callable[[int, int | None, str], None]
+# A file and what is to be made of it; working on one returns the bytes of the stream.
+Job = tuple[Path, Path]
+Work = Callable[[Path, Path], int]
 
 
 @dataclass(frozen=True)
 class Task:
-    """How to compress each picture: all of it can be sent to another process."""
+    """How to code each picture; `max_memory`, in bytes, is what each worker may take."""
 
-    model: Path
+    model: CCAModel
     target: Path
-    profile: bool
-    verify: bool
-    max_memory: int
-    device: str
-    rate: float | None = None
+    max_memory: int = MAX_MEMORY
+    workers: int = 1
 
 
 class Folder(TypedDict):
-    """What compressing a folder came to."""
+    """What going through a folder came to; `bytes` are those of the streams worked on."""
 
     written: int
     kept: int
@@ -45,85 +51,181 @@ class Folder(TypedDict):
 
 
 def compress_folder(
-    source: Path, task: Task, workers: int = 1, progress: Progress | None = None
+    source: Path,
+    task: Task,
+    profile: bool = True,
+    verify: bool = False,
+    rate: float | None = None,
+    progress: Progress | None = None,
 ) -> Folder:
     """Compress every picture under `source` to the same place under `task.target`, plus .cca.
 
-    A file that is there already, whole and of the same model and rate, is kept. All pictures are
-    tried; if some can't be, a `CodecError` then names the first and their number.
+    A stream that is there already is kept if it is whole, no older than its picture, and of the
+    same model, rate and `profile`. All pictures are tried; if some can't be compressed, the error
+    raised then names the first and their number: a `CodecError` where all were bad input, else
+    what went wrong at run time.
     """
-    pictures = sorted(_pictures(source))
-    if not pictures:
-        raise CodecError(f"there are no pictures in {source}")
-    model = load_model(task.model)
-    rate = model.config.check_rate(task.rate)
-    names = {picture: _target(source, picture, task.target) for picture in pictures}
-    kept = [picture for picture in pictures if _is_done(names[picture], model, rate)]
-    todo = [(p, names[p]) for p in pictures if p not in set(kept)]
-    errors: list[str] = []
-    size, done = 0, len(kept)
-    for outcome in _run(todo, task, workers):
-        done += 1
-        if isinstance(outcome, str):
+    rate = task.model.config.check_rate(rate)
+
+    def is_done(picture: Path, stream: Path) -> bool:
+        header = _header(stream, picture)
+        mark = task.model.fingerprint[:16], rate
+        return (
+            header is not None
+            and (header.fingerprint, header.rate) == mark
+            and profile >= header.profile
+        )
+
+    def work(picture: Path, stream: Path) -> int:
+        content = read_picture(picture, profile=profile)
+        return compress_file(task.model, content, stream, verify, task.max_memory, rate)["bytes"]
+
+    suffixes = Image.registered_extensions()
+    found = _files(source, lambda path: path.suffix.lower() in suffixes)
+    # The whole name stays, so that a.png and a.jpg don't meet in a.cca.
+    jobs = [(file, _beside(file, source, task.target, ".cca")) for file in found]
+    return _go_through(jobs, f"there are no pictures in {source}", task, is_done, work, progress)
+
+
+def decompress_folder(
+    source: Path, task: Task, deep: bool = False, progress: Progress | None = None
+) -> Folder:
+    """Decompress every .cca file under `source` to a PNG at the same place under `task.target`.
+
+    a.png.cca and a.cca become a.png, a.jpg.cca becomes a.jpg.png. A picture that is no older than
+    its stream is kept. Errors are raised as in `compress_folder`.
+    """
+
+    def is_done(stream: Path, picture: Path) -> bool:
+        return picture.is_file() and _is_newer(picture, stream)
+
+    def work(stream: Path, picture: Path) -> int:
+        data = read_file(stream)
+        decompress_file(task.model, data, picture, deep=deep, max_memory=task.max_memory)
+        return len(data)
+
+    jobs = []
+    for file in _files(source, lambda path: path.suffix.lower() == ".cca"):
+        name = file.with_suffix("")
+        plain = name.with_suffix("") if name.suffix.lower() == ".png" else name
+        jobs.append((file, _beside(plain, source, task.target, ".png")))
+    return _go_through(jobs, f"there are no .cca files in {source}", task, is_done, work, progress)
+
+
+def default_workers(max_memory: int) -> int:
+    """Return as many workers as this process has cores, and memory at `max_memory` bytes each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(cores or 1, memory // max(1, max_memory)))
+
+
+def _files(source: Path, wanted: Callable[[Path], bool]) -> list[Path]:
+    return sorted(
+        path
+        for path in source.rglob("*")
+        if wanted(path) and path.is_file() and not path.name.startswith(".")
+    )
+
+
+def _beside(file: Path, source: Path, target: Path, suffix: str) -> Path:
+    relative = file.relative_to(source)
+    return target / relative.with_name(relative.name + suffix)
+
+
+def _is_newer(file: Path, than: Path) -> bool:
+    return file.stat().st_mtime >= than.stat().st_mtime
+
+
+def _header(stream: Path, picture: Path) -> Header | None:
+    """Return the header of a stream that is whole and no older than its picture, else None."""
+    try:
+        return read_stream(stream.read_bytes()).header if _is_newer(stream, picture) else None
+    except (OSError, CodecError):
+        return None
+
+
+def _go_through(
+    jobs: Sequence[Job],
+    nothing: str,
+    task: Task,
+    is_done: Callable[[Path, Path], bool],
+    work: Work,
+    progress: Progress | None,
+) -> Folder:
+    if not jobs:
+        raise CodecError(nothing)
+    todo = [job for job in jobs if not is_done(*job)]
+    kept = len(jobs) - len(todo)
+    size = 0
+    errors: list[Exception] = []
+    task.model.coder()  # Made before there are threads, that each doesn't make its own.
+    for done, outcome in enumerate(_share_out(todo, work, task), kept + 1):
+        if isinstance(outcome, Exception):
             errors.append(outcome)
         else:
             size += outcome
         if progress is not None:
-            progress(done, len(pictures), f"{len(errors)} refused" if errors else "")
+            progress(done, len(jobs), f"{len(errors)} failed" if errors else "")
     if errors:
-        raise CodecError(f"{len(errors)} of {len(pictures)} pictures were refused: {errors[0]}")
-    return Folder(written=len(todo), kept=len(kept), bytes=size)
+        # The worst first: a whole file that decodes to something else, then what the system said.
+        worst = max(errors, key=lambda e: (isinstance(e, MismatchError), isinstance(e, OSError)))
+        kind = OSError if isinstance(worst, OSError) else type(worst)
+        raise kind(f"{len(errors)} of {len(jobs)} failed, the others are there: {worst}")
+    return Folder(written=len(todo), kept=kept, bytes=size)
 
 
-def _pictures(source: Path) -> Iterator[Path]:
-    suffixes = Image.registered_extensions()
-    for path in source.rglob("*"):
-        if path.suffix.lower() in suffixes and path.is_file() and not path.name.startswith("."):
-            yield path
+def _share_out(todo: Sequence[Job], work: Work, task: Task) -> Iterator[int | Exception]:
+    """Yield for each job, as it is done, its bytes or why there are none."""
 
-
-def _target(source: Path, picture: Path, target: Path) -> Path:
-    # The whole name stays, so that a.png and a.jpg don't meet in a.cca.
-    relative = picture.relative_to(source)
-    return target / relative.with_name(relative.name + ".cca")
-
-
-def _is_done(file: Path, model: CCAModel, rate: float | None) -> bool:
-    try:
-        header = read_stream(file.read_bytes()).header
-    except (OSError, CodecError):
-        return False
-    return (header.fingerprint, header.rate) == (model.fingerprint[:16], rate)
-
-
-def _run(todo: list[tuple[Path, Path]], task: Task, workers: int) -> Iterator[int | str]:
-    """Yield for each picture its bytes, or the sentence that says why it was refused."""
-    if workers == 1:
-        yield from (_one(picture, target, task) for picture, target in todo)
-        return
-    # Spawned, for a forked process can't use torch's threads.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads,
-                             initargs=(1,)) as pool:  # fmt: skip
-        futures: list[Future[int | str]] = [pool.submit(_one, p, t, task) for p, t in todo]
+    def one(job: Job) -> int | Exception:
         try:
-            for future in as_completed(futures):
+            job[1].parent.mkdir(parents=True, exist_ok=True)
+            return work(*job)
+        except (CodecError, MismatchError, OSError) as error:
+            named = str(job[0]) in str(error)
+            return error if named else _of_same_kind(error, f"{job[0]}: {error}")
+
+    with _one_thread_each(), _stoppable(task.model) as stop:
+        pool = ThreadPoolExecutor(task.workers)
+        try:
+            for future in as_completed([pool.submit(one, job) for job in todo]):
                 yield future.result()
         finally:
+            # After Ctrl-C this waits for a layer, not for a picture.
+            stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _one(picture: Path, target: Path, task: Task) -> int | str:
+def _of_same_kind(error: Exception, sentence: str) -> Exception:
+    return OSError(sentence) if isinstance(error, OSError) else type(error)(sentence)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        model = _model(task.model, task.device)
-        content = read_picture(picture, profile=task.profile)
-        result = compress_file(model, content, target, task.verify, task.max_memory, task.rate)
-    except (ValueError, OSError) as error:
-        return str(error)
-    return result["bytes"]
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-@cache
-def _model(path: Path, device: str) -> CCAModel:
-    return load_model(path, device=device)
+class _Stopped(Exception):  # noqa: N818 - no error
+    """A thread was told to leave its picture."""
+
+
+@contextmanager
+def _stoppable(model: CCAModel) -> Iterator[threading.Event]:
+    """Yield an event after which the model's layers refuse to work."""
+    stop = threading.Event()
+
+    def check(*_: object) -> None:
+        if stop.is_set():
+            raise _Stopped
+
+    handles = [module.register_forward_pre_hook(check) for module in model.modules()]
+    try:
+        yield stop
+    finally:
+        for handle in handles:
+            handle.remove()

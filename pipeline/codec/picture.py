@@ -23,6 +23,11 @@ Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _GREY_MODES = ("1", "L", "LA", "La", *_DEEP_MODES)
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+# Formats that lose by default what the codec has kept.
+_BEST: dict[str, dict[str, Any]] = {
+    "WEBP": {"lossless": True},
+    "JPEG": {"quality": 95, "subsampling": 0},
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,8 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS, profile: bool = True)
     """Read any picture that Pillow can; `profile` keeps its ICC profile.
 
     EXIF orientation is applied to the pixels; 16-bit grey keeps its 16 bits, 16-bit colour is
-    read as 8 bits. Raises `CodecError` when the file is no picture or has too many pixels.
+    read as 8 bits; of several frames the first is taken. Raises `CodecError` when the file is no
+    picture, has too many pixels, or samples without a known range.
     """
     try:
         with warnings.catch_warnings(), Image.open(path) as image:
@@ -102,6 +108,7 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS, profile: bool = True)
                     f"{max_pixels}"
                 )
             image.load()
+            _check_range(image, path)
             icc = image.info.get("icc_profile") if profile else None
             return _picture(ImageOps.exif_transpose(image), icc)
     except FileNotFoundError as error:
@@ -111,6 +118,16 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS, profile: bool = True)
     # Decoders of broken files raise whatever comes: struct.error, SyntaxError, IndexError, ...
     except Exception as error:
         raise CodecError(f"{path} is not a picture that can be read: {error}") from error
+
+
+def _check_range(image: Image.Image, path: Path) -> None:
+    """Refuse samples of which nobody knows what is white: they would come out black or clipped."""
+    extremes: Any = image.getextrema() if image.mode == "I" else (0, 0)
+    if image.mode == "F" or min(extremes) < 0 or max(extremes) > 65535:
+        raise CodecError(
+            f"{path} has samples of 32 bits ({image.mode}), whose range isn't known: convert it to "
+            "8 or 16 bits"
+        )
 
 
 def _picture(image: Image.Image, icc: Any) -> Picture:
@@ -158,14 +175,19 @@ class Canvas:
         return image
 
 
-def write_image(image: Image.Image, path: Path) -> None:
-    """Write `image` to `path`, in the format of its suffix, whole or not at all."""
-    known = Image.registered_extensions()
-    kind = known.get(path.suffix.lower())
+def picture_format(path: Path) -> str:
+    """Return Pillow's name for the format of `path`'s suffix; `CodecError` where it writes none."""
+    kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None or kind not in Image.SAVE:
         raise CodecError(f"{path.name} has no suffix of a picture format; take .png, say")
+    return kind
+
+
+def write_image(image: Image.Image, path: Path) -> None:
+    """Write `image` to `path`, in the format of its suffix, whole or not at all."""
+    kind = picture_format(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    options = {"lossless": True} if kind == "WEBP" else {}
+    options = _BEST.get(kind, {})
     profile = image.info.get("icc_profile")
     try:
         with partial.open("wb") as file:

@@ -127,7 +127,10 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise CodecError(f"there is no checkpoint {path}")
     try:
+        _check_unpacked(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except CodecError:
+        raise
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError,
             IndexError, TypeError, AttributeError, AssertionError, zipfile.BadZipFile,
             MemoryError, OverflowError, RecursionError) as error:  # fmt: skip
@@ -140,9 +143,26 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
     if not isinstance(state, dict) or not state:
         raise CodecError(f"{path} has no `state_dict` of parameters")
     for name, tensor in state.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+        plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided
+        if not isinstance(name, str) or not plain or tensor.is_meta:
             raise CodecError(f"{path} has a `state_dict` with something that is no tensor: {name}")
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    if claimed > path.stat().st_size:
+        # Views that repeat a few bytes: copied, they would take any amount of memory.
+        raise CodecError(
+            f"{path} claims weights of {claimed} bytes, and is {path.stat().st_size} long"
+        )
     return state
+
+
+def _check_unpacked(path: Path) -> None:
+    """Refuse an archive that would unpack to more than it has bytes: torch's are not packed."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise CodecError(f"{path} would unpack to {unpacked} bytes: that is no checkpoint of torch")
 
 
 def _config_of(weights: Mapping[str, Tensor], where: str) -> CCAConfig:

@@ -65,7 +65,7 @@ def save_model(
 def load_model(path: str | Path, device: str = "cpu") -> CCAModel:
     """Read the model in `path` (a file, or a folder with a `model.safetensors`) for evaluation.
 
-    Raises `CodecError` when there is none, or when it isn't one of ours.
+    Raises `CodecError` when there is none, when it isn't one of ours, or without such a device.
     """
     file = model_file(path)
     config, info = _read_header(file)
@@ -73,7 +73,10 @@ def load_model(path: str | Path, device: str = "cpu") -> CCAModel:
         model = CCAModel(config)
     _fill(model, file, "model")
     model.info = info
-    return model.to(device).eval()
+    try:
+        return model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise CodecError(f"no device {device!r} here: {str(error).splitlines()[0]}") from error
 
 
 def load_auxiliary(path: str | Path, device: str = "cpu") -> AuxiliaryEntropyModel | None:
@@ -87,6 +90,11 @@ def load_auxiliary(path: str | Path, device: str = "cpu") -> AuxiliaryEntropyMod
         auxiliary = AuxiliaryEntropyModel(config)
     _fill(auxiliary, file, "auxiliary")
     return auxiliary.to(device).eval()
+
+
+def load_config(path: str | Path) -> CCAConfig:
+    """Read what the model in `path` is, without its weights; raises as `load_model` does."""
+    return _read_header(model_file(path))[0]
 
 
 def model_file(path: str | Path) -> Path:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.codec.bitstream import TILE_UNIT, Header, Stream
 from pipeline.codec.config import LATENT_STRIDE
+from pipeline.codec.errors import CodecError, MismatchError
 from pipeline.codec.symbols import Words
 
 if TYPE_CHECKING:
@@ -28,6 +29,13 @@ BLEND = 32
 
 # Takes the row at which a block begins and the block, (3, rows, W) in [0, 1].
 Sink = Callable[[int, Tensor], None]
+# Told how many tiles are done, and of how many.
+TilesDone = Callable[[int, int], None]
+
+MISMATCH = (
+    "the file decodes to other symbols than were encoded: the arithmetic here differs from the "
+    "encoder's; the picture would be broken, so none is given"
+)
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,8 @@ class _Row:
 class TileRows:
     """Decodes tiles in order; `check` is that of the symbols decoded so far."""
 
-    def __init__(self, model: CCAModel, stream: Stream) -> None:
-        self.model, self.stream = model, stream
+    def __init__(self, model: CCAModel, stream: Stream, progress: TilesDone | None = None) -> None:
+        self.model, self.stream, self.progress = model, stream, progress
         self.check = 0
 
     def __iter__(self) -> Iterator[_Row]:
@@ -51,6 +59,8 @@ class TileRows:
         row: list[Tensor] = []
         for number, (top, _, height, width) in enumerate(tiles):
             row.append(self._decode(number, height, width))
+            if self.progress is not None:
+                self.progress(number + 1, len(tiles))
             if number + 1 == len(tiles) or tiles[number + 1][0] != top:
                 yield _Row(top, height, torch.cat(row, dim=3))
                 row = []
@@ -61,7 +71,13 @@ class TileRows:
         cut = number >= len(arrived) or (self.stream.cut_tile and number + 1 == len(arrived))
         coder, rate = self.model.coder(), self.stream.header.rate
         size = -(-height // TILE_UNIT), -(-width // TILE_UNIT)
-        tile = coder.decode(words, *size, self.check, partial=cut, rate=rate)
+        try:
+            tile = coder.decode(words, *size, self.check, partial=cut, rate=rate)
+        except CodecError as error:
+            # Of a whole file, whose checksums fit, no word is damaged.
+            if self.stream.complete:
+                raise MismatchError(MISMATCH) from error
+            raise
         self.check = tile.check
         return tile.y_hat.float() * coder.gained(rate).y_inverse
 

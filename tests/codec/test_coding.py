@@ -76,6 +76,19 @@ def test_other_symbols_than_were_encoded_are_noticed() -> None:
         MODEL.decompress(forged)
 
 
+def test_other_arithmetic_in_the_decoder_is_a_mismatch_and_never_damage() -> None:
+    """However the decoder goes astray: some drifts end in words that mean nothing."""
+    model = make_model(SMALL)
+    generator = torch.Generator().manual_seed(0)
+    streams = [model.compress(torch.rand(1, 3, 40, 56, generator=generator)) for _ in range(20)]
+    for name, bias in model.coder()._context.named_buffers():
+        if name.startswith("scale_heads") and name.endswith("bias"):
+            bias += 0.02 * torch.randn(bias.shape, generator=generator, dtype=bias.dtype)
+    for data in streams:
+        with pytest.raises(MismatchError, match="other symbols"):
+            model.decompress(data)
+
+
 def test_new_weights_are_used_at_once() -> None:
     model = make_model(SMALL)
     x = torch.rand(1, 3, 64, 64)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from pipeline.codec import CodecError
+from pipeline.codec import CodecError, MismatchError
 from pipeline.codec.files import compress_file, decompress_file
-from pipeline.codec.folders import Task, compress_folder
+from pipeline.codec.folders import Task, compress_folder, decompress_folder
 from pipeline.codec.picture import read_picture, write_image
 from tests.codec.conftest import SMALL, make_model
 
@@ -93,6 +96,13 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
         read_picture(file, max_pixels=1000)
 
 
+def test_samples_without_a_known_range_are_refused(tmp_path: Path) -> None:
+    for samples in (np.ones((4, 5), np.float32), np.full((4, 5), 70_000, np.int32)):
+        Image.fromarray(samples).save(tmp_path / "x.tif")
+        with pytest.raises(CodecError, match=r"x\.tif has samples of 32 bits"):
+            read_picture(tmp_path / "x.tif")
+
+
 def test_targets_that_are_no_pictures_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CodecError, match="suffix"):
         write_image(_image("RGB"), tmp_path / "out.doc")
@@ -103,24 +113,47 @@ def test_targets_that_are_no_pictures_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_folders_are_compressed_in_parallel_and_resumed(tmp_path: Path) -> None:
-    from pipeline.codec import save_model
-
     source, target = tmp_path / "in", tmp_path / "out"
     (source / "deeper").mkdir(parents=True)
     for name in ("a.png", "a.jpg", "deeper/b.png"):
         _image("RGB").save(source / name)
-    model = save_model(MODEL, tmp_path / "model")
-    task = Task(model, target, True, False, 2**30, "cpu")
-    first = compress_folder(source, task, workers=2)
+    task = Task(MODEL, target, workers=2)
+    first = compress_folder(source, task)
     assert (first["written"], first["kept"]) == (3, 0)
     files = {file: file.read_bytes() for file in target.rglob("*") if file.is_file()}
     assert {str(file.relative_to(target)) for file in files} == {
         "a.png.cca", "a.jpg.cca", "deeper/b.png.cca"
     }  # fmt: skip
     (target / "a.png.cca").write_bytes(b"cut")
-    again = compress_folder(source, task)
+    again = compress_folder(source, replace(task, workers=1))
     assert (again["written"], again["kept"]) == (1, 2)
     assert {file: file.read_bytes() for file in files} == files
     (source / "bad.png").write_bytes(b"no picture")
     with pytest.raises(CodecError, match=r"1 of 4 .*bad\.png"):
         compress_folder(source, task)
+    (source / "bad.png").unlink()
+    _image("L").save(source / "a.png")
+    os.utime(source / "a.png", (time.time() + 60,) * 2)
+    assert compress_folder(source, task)["written"] == 1, "a newer picture is compressed again"
+    assert compress_folder(source, task, profile=False)["written"] == 1
+    back = decompress_folder(target, replace(task, target=tmp_path / "back"))
+    assert back["written"] == 3
+    found = {str(file.relative_to(tmp_path / "back")) for file in (tmp_path / "back").rglob("*.*")}
+    assert found == {"a.png", "a.jpg.png", "deeper/b.png"}
+    assert decompress_folder(target, replace(task, target=tmp_path / "back"))["kept"] == 3
+
+
+def test_what_fails_at_run_time_is_told_before_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    _image("RGB").save(tmp_path / "in" / "good.png")
+    (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
+
+    def fail(*_: object) -> None:
+        raise MismatchError("the file decodes to other symbols")
+
+    monkeypatch.setattr("pipeline.codec.files.decode_stream", fail)
+    with pytest.raises(MismatchError, match=r"2 of 2 .*good\.png"):
+        compress_folder(tmp_path / "in", Task(MODEL, tmp_path / "out"), verify=True)
+    assert not list((tmp_path / "out").rglob("*.cca"))

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import tempfile
+import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -153,6 +154,26 @@ def test_malformed_checkpoints_give_one_clear_error(model: CCAModel, tmp_path: P
         torch.save(content, good)
         with pytest.raises(CodecError):
             read_published(good)
+
+
+def test_no_more_memory_is_taken_than_the_file_has_bytes(model: CCAModel, tmp_path: Path) -> None:
+    """A few bytes that are repeated, nothing at all, or zeros packed a thousandfold."""
+    state = _state(model)
+    first, file = next(iter(state)), tmp_path / "large.pth.tar"
+    for weight in (
+        torch.zeros(1).expand(10**9),
+        torch.zeros(3).to_sparse(),
+        torch.zeros(3, device="meta"),
+    ):
+        torch.save({"state_dict": state | {first: weight}}, file)
+        with pytest.raises(CodecError, match=r"claims weights|no tensor"):
+            read_published(file)
+    torch.save({"state_dict": {"a": torch.zeros(10**6)}}, tmp_path / "plain")
+    with zipfile.ZipFile(tmp_path / "plain") as plain, zipfile.ZipFile(file, "w", 8) as packed:
+        for entry in plain.infolist():
+            packed.writestr(entry.filename, plain.read(entry))
+    with pytest.raises(CodecError, match="unpack"):
+        read_published(file)
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8))
