@@ -12,6 +12,7 @@ import torch
 
 from recipes.noise import address
 from recipes.schema import Data, RecipeError, Run
+from recipes.shipped import shipped
 from shards import Augment, Batch, Cache, Manifest, ShardsError, Stream, open_corpus
 from shards.run import default_workers
 
@@ -126,7 +127,7 @@ def held_out(run: Run) -> list[Path]:
     if data.validation is None:
         return []
     try:
-        return find_pictures(Path(data.validation))[: data.validation_pictures]
+        return find_pictures(shipped(Path(data.validation)))[: data.validation_pictures]
     except EvaluationError as error:
         raise RecipeError(f"data.validation: {error}") from error
 

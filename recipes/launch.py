@@ -10,6 +10,10 @@ from typing import Any
 import yaml
 
 from recipes.schema import Recipe, RecipeError
+from recipes.shipped import shipped
+
+# What a launcher is told to run: a path or, after -m, a module.
+SCRIPT = ("train.py", "recipes.train")
 
 
 def start(recipe: Recipe) -> Any:
@@ -21,6 +25,7 @@ def start(recipe: Recipe) -> Any:
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
+    _find_deepspeed_file()
     cpu = not torch.cuda.is_available()
     sharded = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     settings: dict[str, Any] = {}
@@ -44,11 +49,24 @@ def sharded(accelerator: Any) -> bool:
     return str(accelerator.distributed_type.value) == "DEEPSPEED"
 
 
+def zero_stage(accelerator: Any) -> int:
+    """Return the stage of DeepSpeed ZeRO, 0 without DeepSpeed."""
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    return 0 if plugin is None else int(plugin.zero_stage)
+
+
 def prepare_for(accelerator: Any, pictures: int) -> None:
     """Tell DeepSpeed, if it is there, how many `pictures` a process takes at a time."""
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is not None:
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = pictures
+
+
+def _find_deepspeed_file() -> None:
+    """Let the DeepSpeed file that a launch file of this project names be found from any folder."""
+    path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    if path is not None:
+        os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = shipped(path)
 
 
 def _without_compiled_communication() -> None:
@@ -83,7 +101,7 @@ def processes_asked(command: Sequence[str]) -> int | None:
     words = list(command)
     if not any("accelerate" in word for word in words) or "launch" not in " ".join(words):
         return None
-    script = next((i for i, word in enumerate(words) if word.endswith("train.py")), len(words))
+    script = next((i for i, word in enumerate(words) if word.endswith(SCRIPT)), len(words))
     options = _options(words[:script])
     if "num_processes" in options:
         return _number(options["num_processes"])

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from recipes.schema import Recipe, RecipeError
+from recipes.shipped import shipped
 
 # A step into a recipe: the name of a field, or the number of a list's item.
 Path_ = tuple[str | int, ...]
@@ -23,9 +24,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     An override is `key=value`, the key dotted, a stage by number or by name
     (`stages.0.steps=200`, `stages.base.lr=1e-4`), the value as YAML would read it.
+    A recipe of this project is found by its name, `recipes/demo.yaml`, from any folder.
     Raises `RecipeError` with every mistake of the file and the overrides in one message.
     """
-    content = _read(Path(path))
+    content = _read(shipped(Path(path)))
     mistakes: list[str] = []
     for override in overrides:
         try:
@@ -43,7 +45,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except FileNotFoundError:
-        raise RecipeError(f"{path}: there is no such recipe") from None
+        raise RecipeError(
+            f"{path}: there is no such recipe (`pipeline recipes` lists those of the project)"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: can't be read as a recipe ({error})") from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:

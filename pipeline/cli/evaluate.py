@@ -51,12 +51,13 @@ def evaluate(
     from pipeline.evaluation import evaluate as run
     from pipeline.evaluation import find_pictures
 
-    pictures = find_pictures(data)
+    pictures = find_pictures(shipped(data))
     specs = [_spec(model) for model in models]
     names = [name.strip() for name in peers.split(",") if name.strip()]
     with progress("Evaluating", unit="steps") as report:
         found = run(
             specs, pictures, out, names, report,
+    from recipes.shipped import shipped
             device=device, cache=cache or _default_cache(), workers=workers,
         )  # fmt: skip
     typer.echo(json.dumps(_summary(found, out), indent=1) if as_json else _text(found, out))

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from pipeline.cli import cluster, codec, doctor, evaluate, models, shard, train
+from pipeline.cli import cluster, codec, doctor, evaluate, models, recipes, shard, train
 
 # Exit codes: bad usage or input, a failure at run time, Ctrl-C, and what typer reports itself.
 USAGE, FAILURE, INTERRUPTED, PASS = 2, 1, 130, -1
@@ -48,7 +48,7 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    for room in (shard, train, evaluate, codec, models, cluster, doctor):
+    for room in (shard, train, evaluate, codec, models, cluster, recipes, doctor):
         room.add_to(app)
     return app
 

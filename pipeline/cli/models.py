@@ -89,9 +89,10 @@ def promote(
     Example: pipeline promote cca --data kodak
     """
     from pipeline.cli.contest import contest
+    from recipes.shipped import shipped
 
     with tempfile.TemporaryDirectory() as folder:
-        decision = contest(name, data, out or Path(folder, "evaluation"), device)
+        decision = contest(name, shipped(data), out or Path(folder, "evaluation"), device)
     if as_json:
         typer.echo(json.dumps(decision.to_dict(), indent=2))
     else:

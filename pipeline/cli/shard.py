@@ -76,6 +76,7 @@ def shard(
     Example:  pipeline shard imagenet/train --out shards-out --workers 8
     """
     from pipeline.cli.progress import progress
+    from recipes.shipped import shipped
     from shards.errors import ShardsError
     from shards.options import Options, augment_options, parse_part, parse_size
     from shards.run import finish_splits
@@ -91,7 +92,7 @@ def shard(
         check=check,
         dedupe=dedupe,
         labels=labels,
-        augment=augment_options(augment, device) if augment else None,
+        augment=augment_options(shipped(augment), device) if augment else None,
     )
     if finish:
         if source:
@@ -100,7 +101,7 @@ def shard(
     else:
         with progress("Sharding", unit="images") as report:
             summaries = make_shards(
-                source or [],
+                [shipped(one) for one in source or []],
                 out,
                 options,
                 workers=workers,

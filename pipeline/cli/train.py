@@ -51,13 +51,14 @@ def train(
     Example: pipeline train recipes/imagenet.yaml data.train=shards-out model=tiny
     """
     from recipes.load import load_recipe
+    from recipes.shipped import shipped
 
     loaded = load_recipe(recipe, overrides or [])
     selection = [] if stage is None else ["--stage", stage]
     selection += [] if rate_weight is None else ["--rate-weight", str(rate_weight)]
     selection += ["--dry-run"] if dry_run else []
     script = Path(sys.modules["recipes"].__path__[0]) / "train.py"
-    how, environment = launch_options(loaded, accelerate)
+    how, environment = launch_options(loaded, accelerate and shipped(accelerate))
     command = [sys.executable, "-m", "recipes.launcher", *how, str(script), str(recipe)]
     code = run([*command, *(overrides or []), *selection], environment)
     if code:

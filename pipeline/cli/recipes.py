@@ -1,0 +1,46 @@
+"""`pipeline recipes`: the recipes, launch files and profiles that come with the project."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from typing import Annotated
+
+import typer
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add `recipes` to `app`."""
+    app.command()(recipes)
+
+
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="Print this file, to be changed.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print names and places as one JSON document.")
+    ] = False,
+) -> None:
+    """List the recipes, launch files and profiles that come with the project, or print one.
+
+    Every command finds them by these names from any folder; a file of that name in the working
+    folder comes first.
+
+    Example: pipeline recipes recipes/imagenet.yaml > mine.yaml
+    """
+    from recipes.shipped import listed, purpose
+
+    known = dict(listed())
+    if name is not None and name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+        hint = f"did you mean {close[0]}?" if close else "`pipeline recipes` lists them"
+        raise typer.BadParameter(f"no {name} comes with the project; {hint}")
+    if as_json:
+        typer.echo(json.dumps({one: str(path) for one, path in known.items()}))
+    elif name is not None:
+        typer.echo(known[name].read_text(), nl=False)
+    else:
+        width = max(len(one) for one in known)
+        for one, path in known.items():
+            typer.echo(f"{one:<{width}}  {purpose(path)}".rstrip())
