@@ -81,5 +81,7 @@ def _gain(report: Report, old: Sequence[Version], new: Sequence[Version]) -> Gai
 def _curve(report: Report, versions: Sequence[Version], quality: str) -> PictureCurve:
     from pipeline.evaluation.bootstrap import by_picture
 
-    points = {model.name: model.point for model in report.models}
-    return by_picture([points[version.uri] for version in versions], quality)
+    # A version with several rates was measured at each.
+    ours = {version.fingerprint for version in versions}
+    points = [model.point for model in report.models if model.fingerprint in ours]
+    return by_picture(points, quality)

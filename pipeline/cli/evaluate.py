@@ -33,6 +33,13 @@ def evaluate(
     peers: Annotated[
         str, typer.Option(help="Classical codecs to run beside, by commas; '' for none.")
     ] = PEERS,
+    rates: Annotated[
+        str | None,
+        typer.Option(
+            help="Of models with several rates, those to measure, by commas, as 0,0.5,1 "
+            "(default: those of their training)."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Classical codecs at once (default: the cores).")
@@ -50,17 +57,25 @@ def evaluate(
     from pipeline.cli.progress import progress
     from pipeline.evaluation import evaluate as run
     from pipeline.evaluation import find_pictures
+    from recipes.shipped import shipped
 
     pictures = find_pictures(shipped(data))
     specs = [_spec(model) for model in models]
+    chosen = None if rates is None else _numbers(rates)
     names = [name.strip() for name in peers.split(",") if name.strip()]
     with progress("Evaluating", unit="steps") as report:
         found = run(
             specs, pictures, out, names, report,
-    from recipes.shipped import shipped
-            device=device, cache=cache or _default_cache(), workers=workers,
+            device=device, cache=cache or _default_cache(), workers=workers, rates=chosen,
         )  # fmt: skip
     typer.echo(json.dumps(_summary(found, out), indent=1) if as_json else _text(found, out))
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text} are no rates: write them as 0,0.5,1") from None
 
 
 def _spec(model: str) -> ModelSpec:

@@ -160,14 +160,19 @@ def _cells(version: Version) -> list[str]:
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
+    def measured(key: str, value: float | None, form: str) -> str:
+        ends = version.ranges.get(key, (value,))
+        return " to ".join(number(end, form) for end in ends)
+
+    weights = version.rate_weights[:: len(version.rate_weights) - 1] if version.rate_weights else ()
     return [
         str(version.version),
         " ".join(f"@{alias}" for alias in version.aliases),
         " ".join(part for part in (version.stage, version.distortion) if part) or "-",
-        number(version.rate_weight, "g"),
-        number(version.bpp, ".4f"),
-        number(version.psnr, ".2f"),
-        number(version.ms_ssim, ".4f"),
+        " to ".join(f"{w:g}" for w in weights) or number(version.rate_weight, "g"),
+        measured("bpp", version.bpp, ".4f"),
+        measured("psnr", version.psnr, ".2f"),
+        measured("ms_ssim", version.ms_ssim, ".4f"),
         number(version.bd_rate.get("jpeg.psnr"), "+.1f"),
         number(version.step, "d"),
         version.measured_on or "-",

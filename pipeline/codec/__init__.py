@@ -8,7 +8,7 @@ from pipeline.codec.context import HyperOutput
 from pipeline.codec.errors import CodecError, MismatchError
 from pipeline.codec.model import CCAModel, CCAOutput, Noise
 from pipeline.codec.start import start_as_pyramid
-from pipeline.codec.storage import load_auxiliary, load_model, save_model
+from pipeline.codec.storage import load_auxiliary, load_config, load_model, save_model
 
 __all__ = [
     "AuxiliaryEntropyModel",
@@ -21,6 +21,7 @@ __all__ = [
     "MismatchError",
     "Noise",
     "load_auxiliary",
+    "load_config",
     "load_model",
     "save_model",
     "start_as_pyramid",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.codec import CCAModel, load_model
+from pipeline.codec import CCAModel, CodecError, load_config, load_model
 from pipeline.evaluation import memory
 from pipeline.evaluation.classical import measure
 from pipeline.evaluation.complexity import count_parameters, parts_table
@@ -26,10 +26,34 @@ from pipeline.evaluation.results import Measurement, ModelResult, Point
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model to evaluate: what the report calls it, and its file or folder."""
+    """A model to evaluate: what the report calls it, its file or folder, and one of its rates."""
 
     name: str
     path: Path
+    rate: float | None = None
+
+
+def at_rates(specs: Sequence[ModelSpec], rates: Sequence[float] | None) -> list[ModelSpec]:
+    """Return a spec for each rate of the models that have several, and the others as they are.
+
+    `rates` None: those that a model was trained for. Raises EvaluationError where a model lacks one
+    of `rates`, or where none has several, and CodecError where there is no model.
+    """
+    found: list[ModelSpec] = []
+    configs = [load_config(spec.path) for spec in specs]
+    if rates is not None and not any(config.rates for config in configs):
+        raise EvaluationError("no model here has several rates: leave the rates out")
+    for spec, config in zip(specs, configs, strict=True):
+        if config.rates is None or spec.rate is not None:
+            found.append(spec)
+            continue
+        for rate in range(len(config.rate_weights)) if rates is None else rates:
+            try:
+                known = config.check_rate(rate)
+            except CodecError as error:
+                raise EvaluationError(f"{spec.name}: {error}") from error
+            found.append(replace(spec, name=f"{spec.name} rate {rate:g}", rate=known))
+    return found
 
 
 def to_tensor(picture: Picture, device: torch.device) -> Tensor:
@@ -58,12 +82,12 @@ def measure_model(
     """
     model = load_model(spec.path, device=str(device))
     streams.mkdir(parents=True)
-    _round_trip(model, read_picture(sources[0].path), streams / ".warm-up", device)
+    _round_trip(model, spec.rate, read_picture(sources[0].path), streams / ".warm-up", device)
     (streams / ".warm-up").unlink()
     memory.reset_peak(device)
     found = []
     for source in sources:
-        found.append(_measure_picture(model, source, streams, device))
+        found.append(_measure_picture(model, spec.rate, source, streams, device))
         meter.step(f"{spec.name}, {found[-1].bpp:.3f} bpp")
     return _result(spec, model, tuple(found), memory.peak_bytes(device))
 
@@ -79,23 +103,23 @@ def folder_name(text: str) -> str:
 
 
 def _measure_picture(
-    model: CCAModel, source: Source, streams: Path, device: torch.device
+    model: CCAModel, rate: float | None, source: Source, streams: Path, device: torch.device
 ) -> Measurement:
     original = read_picture(source.path)
     path = streams / stream_name(source)
     try:
-        decoded, seconds = _round_trip(model, original, path, device)
+        decoded, seconds = _round_trip(model, rate, original, path, device)
     except RuntimeError as error:
         raise MeasurementError(f"coding {source.path} failed: {error}") from error
     return measure(source.name, original, decoded, path.stat().st_size, seconds)
 
 
 def _round_trip(
-    model: CCAModel, picture: Picture, path: Path, device: torch.device
+    model: CCAModel, rate: float | None, picture: Picture, path: Path, device: torch.device
 ) -> tuple[Picture, tuple[float, float]]:
     """Write `picture`'s stream to `path`, read it back, decode; seconds without the disk."""
     x = to_tensor(picture, device)
-    data, encoding = _timed(lambda: model.compress(x), device)
+    data, encoding = _timed(lambda: model.compress(x, rate), device)
     path.write_bytes(data)
     written = path.read_bytes()
     x_hat, decoding = _timed(lambda: model.decompress(written), device)
@@ -122,6 +146,8 @@ def _result(
 ) -> ModelResult:
     info = {key: value for key, value in dict(model.info).items() if _plain(value)}
     weight = info.get("rate_weight")
+    if spec.rate is not None:
+        weight = model.config.rate_weight_at(spec.rate)
     distortion = info.get("distortion")
     total, parts = parts_table(model)
     return ModelResult(
@@ -129,6 +155,7 @@ def _result(
         curve=curve_name(info),
         path=str(spec.path),
         fingerprint=model.fingerprint,
+        rate=spec.rate,
         rate_weight=float(weight) if isinstance(weight, int | float) else None,
         distortion=str(distortion) if distortion else None,
         point=Point("" if weight is None else f"rate weight {weight:g}", found),

@@ -27,13 +27,13 @@ class RateMap:
     z_bits: float
 
 
-def rate_map(model: CCAModel, x: Tensor) -> RateMap:
-    """Return where the bits of picture `x` (1, 3, H, W) in [0, 1] go.
+def rate_map(model: CCAModel, x: Tensor, rate: float | None = None) -> RateMap:
+    """Return where the bits of picture `x` (1, 3, H, W) in [0, 1] go, at one of the model's rates.
 
     The model pads below and to the right; what is spent there is in the sums, not on the map.
     """
     with torch.inference_mode():
-        likelihoods = model(x).likelihoods
+        likelihoods = model(x, rate=rate).likelihoods
     bits = {name: -torch.log2(p.double()) for name, p in likelihoods.items()}
     height, width = (-(-side // LATENT_STRIDE) for side in x.shape[2:])
     slices = torch.split(bits["y"], list(model.config.slice_sizes), dim=1)

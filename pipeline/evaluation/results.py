@@ -74,13 +74,15 @@ class ModelResult:
     peak_memory_bytes: int
     parts: tuple[dict[str, Any], ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
+    # Of a model that has several, the one that was measured.
+    rate: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         data = {
             key: getattr(self, key)
             for key in (
-                "name", "curve", "path", "fingerprint", "rate_weight", "distortion",
+                "name", "curve", "path", "fingerprint", "rate", "rate_weight", "distortion",
                 "parameters", "kmac_per_pixel", "peak_memory_bytes", "info",
             )
         }  # fmt: skip

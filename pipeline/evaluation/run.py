@@ -20,6 +20,7 @@ from pipeline.evaluation.compare import compare
 from pipeline.evaluation.errors import EvaluationError
 from pipeline.evaluation.learned import (
     ModelSpec,
+    at_rates,
     folder_name,
     measure_model,
     pick_device,
@@ -49,12 +50,14 @@ def evaluate(
     device: str = "auto",
     cache: Path | None = None,
     workers: int | None = None,
+    rates: Sequence[float] | None = None,
 ) -> Report:
     """Measure `models` and the classical codecs `peers` on `pictures`; write all of it to `out`.
 
     `out` gets results.json, results.csv, rd-curve.png and .svg, report.html and every stream under
     streams/, whole or not at all; an earlier evaluation there is replaced. `cache`: a folder that
     remembers what classical codecs gave on a picture. `workers`: how many of them run at once.
+    `rates`: those that models with several are measured at; by default those of their training.
     Raises EvaluationError on bad input, MeasurementError when a model fails.
     """
     if not models:
@@ -63,7 +66,7 @@ def evaluate(
         raise EvaluationError("no pictures to evaluate on: name at least one")
     check_folder(out)
     target = pick_device(device)
-    specs = unique_specs(models)
+    specs = unique_specs(at_rates(unique_specs(models), rates))
     here, absent = choose_peers(list(peers))
     sources = read_sources(pictures)
     meter = Meter(progress)

@@ -74,16 +74,16 @@ def make_scenes(
     worst = min(range(len(sources)), key=lambda i: shown.point.pictures[i].psnr)
     drafts = [_Draft("crop", i, box) for i, box in crop_windows(sources, worst)]
     drafts.append(_Draft("worst", worst, None))
-    paths = {spec.name: spec.path for spec in specs}
+    known = {spec.name: spec for spec in specs}
     for result in sorted(report.models, key=lambda model: model.point.mean("bpp") or 0.0):
-        model = load_model(paths[result.name], device=str(device))
+        model = load_model(known[result.name].path, device=str(device))
         folder = streams / folder_name(result.name)
         for draft in drafts:
             if draft.kind == "crop" or result is shown:
                 _add_model(draft, result, model, sources[draft.index], folder)
             if result is shown:
                 picture = read_picture(sources[draft.index].path)
-                draft.rates = rate_map(model, to_tensor(picture, device))
+                draft.rates = rate_map(model, to_tensor(picture, device), result.rate)
     for draft in drafts:
         target = shown.point.pictures[draft.index].bpp
         for peer in report.peers if draft.kind == "crop" else ():

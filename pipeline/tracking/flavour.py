@@ -56,13 +56,14 @@ def written(model: CCAModel, logged: LoggedModel) -> Iterator[Path]:
 
 
 def signature() -> ModelSignature:
-    """Return what goes in and comes out: a column `data` of bytes, and the operation."""
+    """Return what goes in and comes out: a column `data` of bytes, the operation, the rate."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
     data = Schema([ColSpec(DataType.binary, "data")])
     operation = ParamSpec("operation", DataType.string, default="compress")
-    return ModelSignature(inputs=data, outputs=data, params=ParamSchema([operation]))
+    rate = ParamSpec("rate", DataType.double, default=None)
+    return ModelSignature(inputs=data, outputs=data, params=ParamSchema([operation, rate]))
 
 
 def _code(folder: Path) -> Path:

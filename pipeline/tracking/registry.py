@@ -26,6 +26,8 @@ INFO = (
     "run_id", "parent", "source",
 )  # fmt: skip
 MEASURED = ("bpp", "psnr", "ms_ssim", "ms_ssim_db")
+# How the tag of a metric that spans a codec's several rates is called, and written.
+RANGE, TO = "_range", " to "
 PARENT = "mlflow.parentRunId"
 NAME = re.compile(r"[\w\-. ]{1,250}")
 UNTRACKED = "untracked models"
@@ -53,6 +55,9 @@ class Version:
     measured_on: str | None
     bd_rate: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    # Of a codec with several rates: their weights, and from where to where the measured ones reach.
+    rate_weights: tuple[float, ...] = ()
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def uri(self) -> str:
@@ -127,21 +132,26 @@ def measured(results: Path, fingerprint: str) -> dict[str, float | str]:
     """Return `measurements` of the codec with these weights."""
     try:
         content = json.loads(results.read_text())
-        models = {model["fingerprint"]: model for model in content["models"]}
+        models = content["models"]
+        ours = [model for model in models if model["fingerprint"] == fingerprint]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrackingError(
             f"{results} is not a results.json of `pipeline evaluate` ({error})"
         ) from error
-    if fingerprint not in models:
-        known = ", ".join(str(model.get("name")) for model in models.values())
+    if not ours:
+        known = ", ".join(str(model.get("name")) for model in models)
         raise TrackingError(
             f"{results} has no measurement of this model (fingerprint {fingerprint[:12]}), only "
             f"of {known}: evaluate it first"
         )
-    model = models[fingerprint]
-    found: dict[str, float | str] = {k: model[k] for k in MEASURED if model.get(k) is not None}
-    found["measured_on"] = _set_name(content)
-    for anchor, qualities in content.get("bd_rate", {}).get(model.get("curve"), {}).items():
+    found: dict[str, float | str] = {"measured_on": _set_name(content)}
+    for key in MEASURED:
+        values = [model[key] for model in ours if model.get(key) is not None]
+        if len(ours) == 1 and values:
+            found[key] = values[0]
+        elif values:
+            found[f"{key}{RANGE}"] = f"{min(values):g}{TO}{max(values):g}"
+    for anchor, qualities in content.get("bd_rate", {}).get(ours[0].get("curve"), {}).items():
         for quality, entry in qualities.items():
             if entry.get("value") is not None:
                 found[f"bd_rate.{anchor}.{quality}"] = entry["value"]
@@ -175,7 +185,14 @@ def as_version(found: ModelVersion, aliases: Mapping[str, str]) -> Version:
             if key.startswith("bd_rate.")
         },
         tags=tags,
+        rate_weights=tuple(float(weight) for weight in tags.get("rate_weights", "").split()),
+        ranges={key.removesuffix(RANGE): _ends(tags[key]) for key in tags if key.endswith(RANGE)},
     )
+
+
+def _ends(text: str) -> tuple[float, float]:
+    low, _, high = text.partition(TO)
+    return float(low), float(high)
 
 
 def _create(
@@ -233,6 +250,8 @@ def _ensure_name(where: MlflowClient, name: str) -> None:
 
 def _tags(model: CCAModel, metrics: Mapping[str, float | str]) -> dict[str, str]:
     known = {key: model.info[key] for key in INFO if model.info.get(key) not in (None, "")}
+    if model.config.rate_weights:
+        known["rate_weights"] = " ".join(f"{weight:g}" for weight in model.config.rate_weights)
     return {k: str(v) for k, v in {**known, "fingerprint": model.fingerprint, **metrics}.items()}
 
 

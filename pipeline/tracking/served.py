@@ -1,12 +1,14 @@
 """The served codec: MLflow runs this file, a copy of which travels with every registered version.
 
 Bytes in, bytes out. `operation` says which way: "compress" takes an encoded picture (PNG, JPEG,
-...) and gives a `.cca` stream, "decompress" takes such a stream and gives a PNG.
+...) and gives a `.cca` stream, "decompress" takes such a stream and gives a PNG. `rate`, of a codec
+with several, is the one to compress at (default: the middle).
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,14 @@ class ServedCodec(PythonModel):
         """Return a row for each row: column `data`, bytes, compressed or decompressed.
 
         Raises MlflowException, which the server answers with 400, for what is no picture, no
-        stream, or no operation.
+        stream, no operation, or no rate of the codec.
         """
-        operation = (params or {}).get("operation", "compress")
-        work = {"compress": self._compress, "decompress": self._decompress}
+        given = params or {}
+        operation = given.get("operation", "compress")
+        work: dict[str, Callable[[bytes], bytes]] = {
+            "compress": lambda data: self._compress(data, given.get("rate")),
+            "decompress": self._decompress,
+        }
         if operation not in work:
             raise _bad(f"operation is compress or decompress, not {operation}")
         try:
@@ -45,14 +51,14 @@ class ServedCodec(PythonModel):
         except ValueError as error:  # a CodecError: one sentence on what is wrong with the bytes
             raise _bad(str(error)) from error
 
-    def _compress(self, data: bytes) -> bytes:
+    def _compress(self, data: bytes, rate: float | None) -> bytes:
         from pipeline.codec.files import compress_file
         from pipeline.codec.picture import read_picture
 
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder, "picture"), Path(folder, "picture.cca")
             source.write_bytes(data)
-            compress_file(self.codec, read_picture(source), target)
+            compress_file(self.codec, read_picture(source), target, rate=rate)
             return target.read_bytes()
 
     def _decompress(self, data: bytes) -> bytes:
