@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from pipeline.codec import CCAConfig, CodecError
+from recipes import launch
 from recipes.data import check_batch, check_shards, held_out
 from recipes.module import can_start_from, model_config
 from recipes.schema import RecipeError, Run
@@ -28,10 +30,15 @@ def before_work(runs: Sequence[Run]) -> None:
         held_out(run)
 
 
-def for_processes(runs: Sequence[Run], world_size: int) -> None:
-    """Raise `RecipeError` when the processes can't share a batch."""
+def for_processes(runs: Sequence[Run], accelerator: Any) -> None:
+    """Raise `RecipeError` when the processes can't share a batch, or hold what the recipe asks."""
     for run in runs:
-        check_batch(run, world_size)
+        check_batch(run, accelerator.num_processes)
+        if run.recipe.ema and launch.zero_stage(accelerator) == 3:
+            raise RecipeError(
+                "ema needs whole weights on each process, and ZeRO-3 has parts: use ZeRO-2, or"
+                " leave ema out"
+            )
 
 
 def _config(run: Run) -> CCAConfig:

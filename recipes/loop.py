@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipeline.evaluation.pictures import read_picture
 from recipes import checkpoint, launch, results, speed
 from recipes.console import Report
 from recipes.data import Feed, held_out
+from recipes.ema import Average
 from recipes.health import Watch
 from recipes.losses import weights_at
 from recipes.meter import Meter
@@ -93,8 +95,11 @@ class Trainer:
         launch.prepare_for(accelerator, self.feed.local // run.recipe.speed.accumulate)
         self.wrapped, self.stepper = accelerator.prepare(self.module, self.optimizer)
         self.holding = holding(accelerator, self.wrapped, self.optimizer)
+        self.average = Average(self.module, run.recipe.ema) if run.recipe.ema else None
         if state is not None:
             self.holding.restore(self.module, self.optimizer, state, self.memory.step)
+            if self.average is not None:
+                self.average.restore(state)
         self.writer = checkpoint.Writer(run.recipe.checkpoint.background)
         self.watch = Watch(run)
         self.meter = Meter(run.stage.batch)
@@ -185,6 +190,8 @@ class Trainer:
                 self.stepper.step()
                 self.stepper.zero_grad()
         self.holding.check()
+        if self.average is not None:
+            self.average.update(step + 1)
         norms = {f"gradient_{name}": norm for name, norm in self.optimizer.norms.items()}
         return agreed | norms | {"lr": rate}
 
@@ -238,8 +245,9 @@ class Trainer:
         if not self.pictures:
             return False
         model = self.module.model
-        means = evaluate(model, self.run, self.pictures, self.session.accelerator)
-        self._show(model)
+        with self.average.in_place() if self.average is not None else nullcontext():
+            means = evaluate(model, self.run, self.pictures, self.session.accelerator)
+            self._show(model)
         memory, plateau = self.memory, self.run.stage.plateau
         memory.cost = means["cost"]
         if self.results is not None:
@@ -262,10 +270,15 @@ class Trainer:
             if self.results is not None:
                 self.results.show(f"pictures/{path.stem}", shown, self.memory.step)
 
+    def _gather(self) -> dict[str, Tensor]:
+        """Return the whole state on the CPU; all processes call this together."""
+        state = self.holding.gather(self.module, self.optimizer)
+        return state | (self.average.gather() if self.average is not None else {})
+
     def _save(self) -> None:
         """Copy the state; the first process writes it, in the background if so wanted."""
         self.writer.wait()
-        tensors = self.holding.gather(self.module, self.optimizer)
+        tensors = self._gather()
         self.saved_at = time.monotonic()
         if self.results is None:
             return
@@ -288,7 +301,7 @@ class Trainer:
         }
 
     def _finish(self) -> None:
-        tensors = self.holding.gather(self.module, self.optimizer)
+        tensors = self._gather()
         self.writer.wait()
         if self.results is not None:
             self.results.finish(self.module, tensors, self.memory.step)
@@ -297,7 +310,7 @@ class Trainer:
     def _broken(self, batch: Batch, error: NonFiniteError) -> TrainingError:
         """Keep what reproduces a step that can't be taken; return the error that says so."""
         folder = self.run.folder / f"failure-step-{self.memory.step:08d}"
-        tensors = self.holding.gather(self.module, self.optimizer)
+        tensors = self._gather()
         if self.results is not None:
             self.results.keep_failure(folder, tensors, self._about())
         rank = self.session.accelerator.process_index

@@ -147,8 +147,8 @@ class Results:
 def export(
     module: TrainingModule, tensors: Mapping[str, Tensor], folder: Path, info: Mapping[str, Any]
 ) -> Path:
-    """Write `folder`/model.safetensors with the weights of a gathered state; return it."""
-    weights = part(tensors, "weights")
+    """Write `folder`/model.safetensors of a gathered state, averaged if it is; return the path."""
+    weights = part(tensors, "weights") | part(tensors, "ema")
     config = module.model.config
     model = CCAModel(config)
     model.load_state_dict(part(weights, "model"))

@@ -287,6 +287,9 @@ class Recipe(Part):
     stages: Annotated[list[Stage], Field(min_length=1)]
     evaluate_every: Positive = 5000
     """Steps between evaluations on the held-out pictures; there is always one at the end."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the weights, 0.999 say, which is what evaluations measure and
+    what the final model, and a stage that starts from it, has. Default: the weights themselves."""
     checkpoint: Checkpoint = Checkpoint()
     tracking: Tracking = Tracking()
     speed: Speed = Speed()
@@ -381,6 +384,7 @@ class Run:
             "flip": data.flip,
             "block": data.block,
             "augment": data.augment.model_dump(mode="json") if data.augment else None,
+            "ema": self.recipe.ema,
             "steps": self.stage.steps if self.stage.schedule != "constant" else None,
             "precision": self.recipe.speed.precision,
         }

@@ -81,7 +81,7 @@ def train(runs: Sequence[Run], stop: StopRequest, overrides: Sequence[str]) -> i
 
     check.before_work(runs)
     accelerator = launch.start(runs[0].recipe)
-    check.for_processes(runs, accelerator.num_processes)
+    check.for_processes(runs, accelerator)
     for number, run in enumerate(runs, 1):
         if run.complete:
             log.info("%s: is trained already", run.id)
@@ -106,7 +106,7 @@ def dry_run(runs: Sequence[Run], stop: StopRequest, overrides: Sequence[str]) ->
 
     check.before_work(runs)
     accelerator = launch.start(runs[0].recipe)
-    check.for_processes(runs, accelerator.num_processes)
+    check.for_processes(runs, accelerator)
     session = Session(accelerator, stop, console.silent, overrides)
     for line in dry.describe(runs, Trainer(runs[0], session)):
         if session.main:
