@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from shards import Manifest, ShardsError
 from shards.options import Options
 from shards.run import shard
+from shards.write import header
 from tests.shards.making import SMALL, checksums, corpus, encoded, jpeg, make, rejects, rows
 
 
@@ -55,6 +58,16 @@ def test_offsets_point_at_the_pictures_inside_plain_tars(dest: Path) -> None:
                 with Image.open(io.BytesIO(data[row["offset"] :])) as image:
                     assert image.size == (row["width"], row["height"])
                     assert image.format == row["format"].upper()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(min_size=1, max_size=120), st.integers(0, 8**12))
+@example("a" * 100, 8**11 - 1)
+@example("a" * 101, 8**11)
+def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    assert header(member.name, size) == member.tobuf(tarfile.GNU_FORMAT)
 
 
 def test_the_manifest_counts_and_sums(dest: Path) -> None:
