@@ -13,6 +13,11 @@ from pathlib import Path
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>.+?) -->\n)?```console\n(?P<text>.*?)```", re.DOTALL
 )
+# A command in an indented block or in the comment at the top of a YAML file.
+MENTIONED = re.compile(
+    r"(    |# )(\w+=\S+ )*"
+    r"(pipeline [a-z]|accelerate launch |make [a-z]|python -m |pytest -|mlflow [a-z])"
+)
 TRAINING = ("accelerate launch", "pipeline train")
 # What makes a recipe of days one of seconds, without touching what the command is about.
 SHORTER = ("model=tiny", "data.workers=0")
@@ -36,6 +41,15 @@ def commands(page: Path) -> list[Command]:
                 found.append(
                     Command(tuple(shlex.split(line[2:], comments=True)), block["reason"] or "")
                 )
+    return found
+
+
+def mentioned(page: Path) -> list[tuple[str, ...]]:
+    """Return every command that a page or a YAML file shows: in console blocks, indented, noted."""
+    found = [command.words for command in commands(page)]
+    for line in page.read_text().replace("\\\n", " ").splitlines():
+        if MENTIONED.match(line):
+            found.append(tuple(shlex.split(line.strip("# \n"), comments=True)))
     return found
 
 
