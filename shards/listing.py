@@ -4,7 +4,7 @@ Each key has a hash of 128 bits. Half of it places the sample in its split; the 
 with the seed, places it in the order. So the order depends on the keys and the seed alone, not on
 how the corpus is stored, and it is an external sort:
 
-    sources -> batches -> runs of 400,000 rows, each sorted, in files that vanish with the process
+    sources -> batches -> runs of 200,000 rows, each sorted, in files that vanish with the process
             -> ranges of the order, each small enough to sort in memory -> the plan
 """
 
@@ -15,7 +15,7 @@ import json
 import mmap
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 
 from shards.sources.base import LISTING, Listed, Rows, Source
 
-RUN_ROWS = 400_000
+RUN_ROWS = 200_000
 # The listing with what the hash of each key decides.
 ORDERED = LISTING.append(pa.field("order", pa.uint64())).append(pa.field("lot", pa.uint64()))
 Hashes = npt.NDArray[np.uint64]
@@ -41,6 +41,7 @@ class Corpus:
         digest: SHA-256-sized sum over all rows and captions: what the corpus holds, by name and
             size, in whatever order.
         stamp: the same with the times of change.
+        maps: the memory that the runs are mapped to.
     """
 
     runs: list[pa.Table]
@@ -49,6 +50,7 @@ class Corpus:
     rows: int
     digest: str
     stamp: str
+    maps: list[mmap.mmap] = field(default_factory=list)
 
     @property
     def ignored(self) -> int:
@@ -56,7 +58,7 @@ class Corpus:
         return sum(fact.ignored for fact in self.facts)
 
     def ranges(self) -> Iterator[pa.Table]:
-        """Yield the rows in their order, about 400,000 at a time."""
+        """Yield the rows in their order, about 200,000 at a time."""
         pieces = max(1, -(-self.rows // RUN_ROWS))
         bounds = [piece * 2**64 // pieces for piece in range(pieces)] + [2**64]
         columns = [run["order"].chunk(0).to_numpy() for run in self.runs if run.num_rows]
@@ -71,6 +73,8 @@ class Corpus:
                 slices.append(run.slice(start, stop - start))
             if slices:
                 yield _sorted(pa.concat_tables(slices))
+            for one in self.maps:  # what was read is of no more use
+                one.madvise(mmap.MADV_DONTNEED)
 
 
 def list_corpus(
@@ -102,6 +106,7 @@ def list_corpus(
         sorter.rows,
         _hex(sorter.digest) + captions,
         _hex(sorter.stamp) + captions,
+        sorter.maps,
     )
 
 
@@ -118,6 +123,7 @@ class _Sorter:
         self.scratch = scratch
         self.progress = progress
         self.runs: list[pa.Table] = []
+        self.maps: list[mmap.mmap] = []
         self.rows = 0
         self.digest: Hashes = np.zeros(2, np.uint64)
         self.stamp: Hashes = np.zeros(2, np.uint64)
@@ -147,7 +153,12 @@ class _Sorter:
         """Make a run of what was taken since the last one."""
         table = _sorted(pa.Table.from_batches(self._waiting, schema=ORDERED))
         self._waiting, self._waiting_rows = [], 0
-        self.runs.append(_spilled(table, self.scratch))
+        if table.num_rows < RUN_ROWS:  # a small corpus, or the end of a large one
+            self.runs.append(table)
+            return
+        mapped = _spilled(table, self.scratch)
+        self.maps.append(mapped)
+        self.runs.append(pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).read_all())
 
 
 def hash_keys(keys: Sequence[str]) -> Hashes:
@@ -171,17 +182,14 @@ def _sorted(table: pa.Table) -> pa.Table:
     return table.take(order).combine_chunks()
 
 
-def _spilled(table: pa.Table, scratch: Path | None) -> pa.Table:
-    """Return `table`, its memory mapped from a file without a name if it is a large one."""
-    if table.num_rows < RUN_ROWS:
-        return table
+def _spilled(table: pa.Table, scratch: Path | None) -> mmap.mmap:
+    """Return the Arrow file of `table`, mapped from a file without a name."""
     file: IO[bytes]
     with tempfile.TemporaryFile(dir=scratch) as file:
         with pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
         file.flush()
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).read_all()
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _captions_digest(facts: Sequence[Listed]) -> str:
