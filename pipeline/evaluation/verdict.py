@@ -17,8 +17,9 @@ PUBLISHED_MILLIONS = 65.0
 def verdict(report: Report) -> tuple[str, ...]:
     """Return, for each curve of models, where it stands against JPEG and against the others."""
     sentences: list[str] = []
-    for name, models in report.curves().items():
-        sentences += _against_jpeg(name, models, report)
+    # What was trained at several rates comes first; one model alone gets one sentence.
+    for name, models in sorted(report.curves().items(), key=lambda item: -len(item[1])):
+        sentences += _against_jpeg(name, models, report)[: None if len(models) > 1 else 1]
         sentences += _ranking(name, report)
     sizes = [sentence for models in report.curves().values() for sentence in _size(models)]
     return (*sentences, *dict.fromkeys(sizes))

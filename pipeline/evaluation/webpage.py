@@ -39,9 +39,10 @@ def render(report: Report, scenes: Sequence[Scene]) -> str:
     drawn = [_scene(scene, middle_model(report.models).name) for scene in scenes]
     return environment.get_template("report.html.j2").render(
         report=report,
-        title=_title(list(report.curves())),
+        title=_title(report),
         shown=middle_model(report.models),
         anchors=_anchors(report),
+        compared=_compared(report),
         comparisons={(c.curve, c.anchor, c.quality): c for c in report.comparisons},
         qualities=QUALITIES,
         scenes=drawn,
@@ -61,9 +62,11 @@ def peers_against_jpeg(report: Report) -> dict[str, Comparison]:
     return {name: against((name, "jpeg", "psnr"), jpeg, own) for name, own in points.items()}
 
 
-def _title(curves: Sequence[str]) -> str:
-    more = len(curves) - 1
-    return curves[0] if not more else f"{curves[0]}, and {more} more curve{'s' if more > 1 else ''}"
+def _title(report: Report) -> str:
+    """Return the name of the curve with the most models, and how many others there are."""
+    curves = report.curves()
+    first, more = max(curves, key=lambda name: len(curves[name])), len(curves) - 1
+    return first if not more else f"{first}, and {more} more curve{'s' if more > 1 else ''}"
 
 
 def _asset(name: str) -> str:
@@ -77,8 +80,18 @@ def _with_published(report: Report) -> bool:
 def _anchors(report: Report) -> list[tuple[str, str]]:
     """Return (anchor, what a reader calls it) of every codec that BD-rates are against."""
     labels = {peer.name: peer.label for peer in report.peers}
-    names = dict.fromkeys(c.anchor for c in report.comparisons)
+    names = dict.fromkeys(c.anchor for c in _told(report))
     return [(name, labels.get(name, name)) for name in names]
+
+
+def _compared(report: Report) -> list[str]:
+    """Return the curves that have a BD-rate against something: not those of one model."""
+    return list(dict.fromkeys(c.curve for c in _told(report)))
+
+
+def _told(report: Report) -> Sequence[Comparison]:
+    """Return the BD-rates that are defined; where none is, all, with their reasons."""
+    return [c for c in report.comparisons if c.value is not None] or report.comparisons
 
 
 def _series(report: Report) -> list[dict[str, Any]]:

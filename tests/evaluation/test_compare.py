@@ -65,9 +65,20 @@ def test_the_verdict_gives_praise_where_due(make_report: Make) -> None:
 
 @pytest.mark.parametrize("quality", [20.0, 40.0])
 def test_beyond_jpeg_the_verdict_says_so(make_report: Make, quality: float) -> None:
-    text = " ".join(judged(make_report({"odd": [(0.5, quality)]}, {"jpeg": JPEG})).verdict)
+    points = [(0.5, quality), (0.6, quality + 1)]
+    text = " ".join(judged(make_report({"odd": points}, {"jpeg": JPEG})).verdict)
     assert "outside the range where JPEG was measured" in text
     assert "BD-rate against JPEG is not defined" in text
+
+
+def test_one_model_alone_gets_one_sentence_after_the_curves(make_report: Make) -> None:
+    report = judged(make_report({"alone": HALF[:1], "curve": HALF}, {"jpeg": JPEG}))
+    said = [sentence for sentence in report.verdict if "alone" in sentence]
+    assert len(said) == 1
+    assert "JPEG gets there with" in said[0]
+    assert report.verdict.index(said[0]) > next(
+        i for i, sentence in enumerate(report.verdict) if "curve" in sentence
+    )
 
 
 def test_without_jpeg_the_verdict_says_so(make_report: Make) -> None:
