@@ -1,4 +1,4 @@
-"""The built wheel, installed where there is no checkout, does the whole main job."""
+"""The built wheel, installed where there is no checkout, does all that docs/quickstart.md shows."""
 
 from __future__ import annotations
 
@@ -13,37 +13,35 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.docs.commands import commands
+
 ROOMS = ("pipeline", "shards", "recipes", "orchestration")
 # One process, for each start of Python with torch and MLflow takes seconds.
 RUN_ALL = """
 import json, sys
 from pipeline.cli.main import main
-for line in json.load(sys.stdin):
+for words in json.load(sys.stdin):
     try:
-        main(line.split())
+        main(words)
     except SystemExit as end:
         if end.code:
-            raise SystemExit(f"pipeline {line}: exit code {end.code}")
+            raise SystemExit(f"pipeline {words}: exit code {end.code}")
 import pipeline, shards, recipes, orchestration
 print(*(room.__file__ for room in (pipeline, shards, recipes, orchestration)), sep="\\n")
 """
-SHORT = (
-    *("data.train=shards", "out=out", "data.validation_pictures=1", "stages.base.steps=2"),
-    *("stages.base.crop=64", "stages.base.warmup=0"),
-)
-TRAINED = (
-    "evaluate out/base --data one --out report --peers jpeg",
-    "register out/base --name cca --alias challenger --metrics report/results.json",
-    "promote cca --data one",
-    "models cca",
-    "lineage models:/cca@champion",
-    "compress one/photo.png photo.cca --model models:/cca@champion",
-    "decompress photo.cca photo.png --model models:/cca@champion",
+SHORT = [
+    *("data.validation_pictures=1", "evaluate_every=100", "stages.mse.rate_weight=[0.3,3.5,15]"),
+    *("stages.base.steps=2", "stages.mse.steps=1", "stages.ms-ssim.steps=1"),
+    *("stages.base.crop=64", "stages.mse.crop=64", "stages.base.warmup=0"),
+]
+# Beside what the page shows.
+MORE = (
     "schedule recipes/demo.yaml --on orchestration/profiles/local.yaml --dry-run",
     "schedule recipes/imagenet.yaml --on orchestration/profiles/slurm.yaml --dry-run",
     "schedule recipes/cca-paper.yaml --on orchestration/profiles/kubernetes.yaml --dry-run",
-    "inspect shards --html shards.html",
+    "shard recipes/demo/pictures/train --out more --augment shards/augment/lic.yaml --dry-run",
     "recipes recipes/accelerate/zero2.yaml",
+    "doctor",
 )
 
 
@@ -81,19 +79,31 @@ def _call(words: list[str], folder: Path, text: str = "") -> str:
 
 
 @pytest.mark.slow
-def test_the_main_job_without_a_checkout(python: Path, tmp_path: Path, pictures: Path) -> None:
+def test_the_quick_start_without_a_checkout(
+    python: Path, root: Path, tmp_path: Path, pictures: Path
+) -> None:
     (tmp_path / "one").mkdir()
     with Image.open(pictures / "kodak" / "kodim23.webp") as picture:
         picture.crop((100, 100, 292, 292)).save(tmp_path / "one" / "photo.png")
+    shown = [command.words for command in commands(root / "docs" / "quickstart.md")]
+    typed = [_smaller(words[1:]) for words in shown if words[0] == "pipeline" and ">" not in words]
+    training = next(i for i, words in enumerate(typed) if words[0] == "train")
     pipeline = str(python.parent / "pipeline")
-    words = ["shard", "recipes/demo/pictures/train", "--out", "shards"]
-    _call([pipeline, *words, "--augment", "shards/augment/lic.yaml", "--min-side", "64"], tmp_path)
-    launch = [str(python), "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu"]
-    train = ["-m", "recipes.train", "recipes/demo.yaml", *SHORT, "--stage", "base"]
-    _call([*launch, *train], tmp_path)
-    # A launch by the command finds the work done.
-    _call([pipeline, "train", *train[2:]], tmp_path)
-    said = _call([str(python), "-c", RUN_ALL], tmp_path, json.dumps(TRAINED))
+    _call([str(python), "-c", RUN_ALL], tmp_path, json.dumps(typed[:training]))
+    _call([pipeline, *typed[training]], tmp_path)
+    # The other way to launch finds all trained.
+    launch = [str(python), "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "-m"]
+    _call([*launch, "recipes.train", *typed[training][1:]], tmp_path)
+    rest = [*typed[training + 1 :], *(line.split() for line in MORE)]
+    said = _call([str(python), "-c", RUN_ALL], tmp_path, json.dumps(rest))
     places = [Path(line) for line in said.splitlines()[-len(ROOMS) :]]
     assert all(place.is_relative_to(python.parents[1]) for place in places)
-    assert (tmp_path / "photo.png").is_file()
+    with Image.open(tmp_path / "photo.png") as decoded:
+        assert decoded.size == (192, 192)
+
+
+def _smaller(words: tuple[str, ...]) -> list[str]:
+    """Return a command of the page made short: few steps, and one small picture for Kodak's."""
+    kodak = "recipes/demo/pictures/kodak"
+    small = [word.replace(f"{kodak}/kodim23.webp", "one/photo.png") for word in words]
+    return [word.replace(kodak, "one") for word in small] + (SHORT if words[0] == "train" else [])
