@@ -6,32 +6,28 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 
 import typer
+from packaging.requirements import Requirement
 
-NEEDED = (
-    "torch",
-    "accelerate",
-    "deepspeed",
-    "webdataset",
-    "datasets",
-    "mlflow",
-    "pillow",
-    "kornia",
-    "constriction",
-    "simplejpeg",
-)
-# Package and what is missing without it.
-OPTIONAL = {
-    "pillow-jxl-plugin": "JPEG XL in reports: pip install 'cca-pipeline[peers]'",
-    "pillow-heif": "HEIC in reports: pip install 'cca-pipeline[peers]'",
-    "imageio-ffmpeg": "VVC in reports: pip install 'cca-pipeline[peers]'",
-    "s3fs": "s3:// shards: pip install 'cca-pipeline[s3]'",
+PROJECT = "cca-pipeline"
+# What is missing without an extra.
+EXTRAS = {
+    "peers": "HEIC, JPEG XL and VVC in reports",
+    "s3": "shards on s3://",
+    "turbo": "decoding of a JPEG's crop alone (a system's libturbojpeg 3 serves as well)",
 }
-PROGRAMS = {"sbatch": "schedule on Slurm", "kubectl": "apply Kubernetes manifests"}
+PROGRAMS = {
+    "sbatch": "schedule on Slurm",
+    "kubectl": "apply Kubernetes manifests",
+    "git": "note the commit in runs",
+}
+# What a launcher sets for its processes; left in a shell, it makes a lone process wait for others.
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ def add_to(app: typer.Typer) -> None:
         Example:
             pipeline doctor
         """
-        findings = [*_packages(), *_device(), *_programs(), *_launches()]
+        findings = [*_packages(), *_programs(), *_devices()]
         if as_json:
             typer.echo(json.dumps([asdict(finding) for finding in findings]))
         else:
@@ -69,27 +65,42 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _packages() -> Iterator[Finding]:
+    """Compare what is installed with what the project's own metadata asks for."""
     yield Finding("ok", "python", platform.python_version())
-    for name in NEEDED:
-        version = _version(name)
-        yield Finding("ok" if version else "missing", name, version or f"pip install {name}")
-    for name, without in OPTIONAL.items():
-        version = _version(name)
-        yield Finding("ok" if version else "optional", name, version or f"without it no {without}")
-
-
-def _version(name: str) -> str | None:
     try:
-        return metadata.version(name)
+        version, asked = metadata.version(PROJECT), metadata.requires(PROJECT) or []
     except metadata.PackageNotFoundError:
-        return None
-
-
-def _device() -> Iterator[Finding]:
-    if _version("torch") is None:
+        yield Finding("missing", PROJECT, "not installed: pip install -e . in the checkout")
         return
-    import torch
+    yield Finding("ok", PROJECT, f"{version}, in {Path(__file__).parents[2]}")
+    needed = [one for text in asked if (one := Requirement(text)) and _applies(one)]
+    for one in needed:
+        yield _package(one, "missing", f"pip install '{one.name}{one.specifier}'")
+    for extra, use in EXTRAS.items():
+        for one in map(Requirement, asked):
+            if _applies(one, extra) and not _applies(one):
+                yield _package(one, "optional", f"{use}: pip install '{PROJECT}[{extra}]'")
 
+
+def _applies(requirement: Requirement, extra: str = "") -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+
+def _package(requirement: Requirement, otherwise: str, advice: str) -> Finding:
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return Finding(otherwise, requirement.name, advice)
+    if requirement.specifier.contains(version, prereleases=True):
+        return Finding("ok", requirement.name, version)
+    return Finding(otherwise, requirement.name, f"{version} does not do: {advice}")
+
+
+def _devices() -> Iterator[Finding]:
+    try:
+        import torch
+    except ImportError:
+        return
     count = torch.cuda.device_count()
     for index in range(count):
         memory = torch.cuda.get_device_properties(index).total_memory / 2**30
@@ -101,29 +112,41 @@ def _device() -> Iterator[Finding]:
         yield Finding(
             "missing", "cuda", "there is an NVIDIA driver, but this torch has no CUDA: make setup"
         )
+    yield from launches(os.environ, count)
 
 
 def _programs() -> Iterator[Finding]:
     for program, use in PROGRAMS.items():
         path = shutil.which(program)
         yield Finding("ok" if path else "optional", program, path or f"needed only to {use}")
+    told = "MLFLOW_TRACKING_URI" if "MLFLOW_TRACKING_URI" in os.environ else "mlflow.db here"
+    yield Finding("note", "tracking", told)
 
 
-def _launches() -> Iterator[Finding]:
-    """Say which ways of launching several processes train apart without a word."""
-    if _version("torch") is None:
-        return
-    import torch
-
-    if torch.cuda.device_count():
-        return
-    yield Finding(
-        "note",
-        "accelerate launch",
-        "on CPUs `--cpu --num_processes 2` starts one process and `--multi_gpu` alone two that "
-        "know nothing of each other: set ACCELERATE_USE_CPU=true and keep --multi_gpu",
-    )
-    if os.environ.get("ACCELERATE_USE_CPU"):
+def launches(environment: Mapping[str, str], gpus: int) -> Iterator[Finding]:
+    """Yield the ways of launching that go wrong on this machine without a word."""
+    if not gpus:
+        yield Finding(
+            "note",
+            "accelerate launch",
+            "on CPUs `--cpu --num_processes 2` starts one process and `--multi_gpu` alone two that "
+            "know nothing of each other: set ACCELERATE_USE_CPU=true and keep --multi_gpu",
+        )
+    if environment.get("ACCELERATE_USE_CPU"):
         yield Finding(
             "note", "deepspeed", "ACCELERATE_USE_CPU is set, which turns DeepSpeed off: unset it"
         )
+    left = [name for name in LAUNCHED if environment.get(name)]
+    if left:
+        yield Finding(
+            "note",
+            ", ".join(left),
+            "left from another launch: a training started here would wait for its other processes",
+        )
+    cache = environment.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    for name in ("default_config.yaml", "default_config.json"):
+        file = Path(cache, "accelerate", name)
+        if file.is_file():
+            yield Finding(
+                "note", str(file), "`accelerate launch` reads it where no --config_file is given"
+            )

@@ -8,6 +8,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from pipeline.cli.doctor import launches
+
 PIPELINE = Path(sys.executable).parent / "pipeline"
 
 
@@ -32,3 +34,14 @@ def test_doctor_fails_when_a_package_is_missing(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert "missing  torch" in done.stdout
+
+
+def test_doctor_names_what_makes_launches_go_wrong(tmp_path: Path) -> None:
+    clean = {"HF_HOME": str(tmp_path)}
+    assert list(launches(clean, gpus=1)) == []
+    (tmp_path / "accelerate").mkdir()
+    (tmp_path / "accelerate" / "default_config.yaml").write_text("use_cpu: true\n")
+    left = {"WORLD_SIZE": "2", "RANK": "0", "ACCELERATE_USE_CPU": "true"}
+    told = " ".join(f"{one.what} {one.detail}" for one in launches({**clean, **left}, gpus=0))
+    for words in ("default_config.yaml", "RANK, WORLD_SIZE", "turns DeepSpeed off", "--multi_gpu"):
+        assert words in told
