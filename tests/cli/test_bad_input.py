@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import typer.main
 
-from pipeline.cli.main import main
+from pipeline.cli.main import build, main
 
 # What is typed ({} is replaced by the folder of the fixture) and words that the answer must hold.
 WRONG = [
@@ -17,6 +18,9 @@ WRONG = [
     ("shard {}/pictures --out {}/out --part 3/2", ("3/2",)),
     ("shard {}/pictures --out {}/shards --seed 7", ("seed",)),
     ("shard {}/others --out {}/shards", ("{}/shards",)),
+    ("shard {}/pictures --out {}/out --augment {}/nowhere.yaml", ("nowhere.yaml",)),
+    ("shard {}/pictures --out {}/out --augment {}/broken.yaml", ("broken.yaml",)),
+    ("shard {}/pictures --out {}/out --split train=0.9,val=0.9", ("1.8",)),
     ("verify {}/empty", ("empty",)),
     ("inspect {}/nowhere", ("nowhere",)),
     ("train {}/nowhere.yaml", ("nowhere.yaml",)),
@@ -26,6 +30,10 @@ WRONG = [
     ("train {}/recipe.yaml --stage base --rate-weight 9", ("9",)),
     ("train {}/broken.yaml", ("broken.yaml",)),
     ("train {}/words.txt", ("words.txt",)),
+    ("train {}/recipe.yaml --accelerate {}/nowhere.yaml", ("nowhere.yaml",)),
+    ("train {}/recipe.yaml stages.base.variable_rate=[1,2]", ("variable_rate",)),
+    ("train {}/recipe.yaml stages.base.distortion=lpips", ("distortion",)),
+    ("export {}/empty --out {}/out", ("empty",)),
     ("evaluate {}/nowhere --data {}/pictures --out {}/out", ("nowhere",)),
     ("evaluate {}/model.safetensors --data {}/empty --out {}/out", ("empty",)),
     ("evaluate {}/words.txt --data {}/pictures --out {}/out", ("words.txt",)),
@@ -33,10 +41,23 @@ WRONG = [
         "evaluate {}/model.safetensors --data {}/pictures --out {}/out --peers jpg",
         ("jpg", "jpeg"),
     ),
+    ("evaluate {}/model.safetensors --data {}/pictures --out {}/out --rates low", ("low",)),
+    (
+        "evaluate {}/model.safetensors --data {}/pictures --out {}/out --device tpu",
+        ("tpu",),
+    ),
     ("compress {}/words.txt {}/out.cca --model {}/model.safetensors", ("words.txt",)),
     ("compress {}/nowhere.png {}/out.cca --model {}/model.safetensors", ("nowhere.png",)),
     ("compress {}/picture.jpg {}/out.cca --model {}/nowhere", ("nowhere",)),
     ("compress {}/picture.jpg {}/out.cca --model {}/foreign.safetensors", ("foreign",)),
+    (
+        "compress {}/picture.jpg {}/out.cca --model {}/model.safetensors --rate 0.5",
+        ("rate",),
+    ),
+    (
+        "compress {}/picture.jpg {}/out.cca --model {}/model.safetensors --max-memory 3QB",
+        ("3QB",),
+    ),
     ("decompress {}/words.txt {}/out.png --model {}/model.safetensors", ("words.txt",)),
     ("decompress {}/short.cca {}/out.png --model {}/model.safetensors", ("short.cca",)),
     ("decompress {}/picture.cca {}/out.png --model {}/other.safetensors", ("model",)),
@@ -44,10 +65,20 @@ WRONG = [
     ("import {}/model.safetensors --out {}/out", ("model.safetensors",)),
     ("register {}/nowhere --name cca", ("nowhere",)),
     ("register {}/model.safetensors --name a/b", ("a/b",)),
+    ("register {}/model.safetensors --name cca --metrics {}/words.txt", ("words.txt",)),
     ("models nothing-of-the-kind", ("nothing-of-the-kind",)),
+    ("promote nothing-of-the-kind --data {}/pictures", ("nothing-of-the-kind",)),
+    ("lineage models:/nothing/1", ("nothing",)),
+    ("lineage {}/nowhere", ("nowhere",)),
+    ("deliver {}/empty", ("empty",)),
     ("schedule {}/nowhere.yaml --on {}/recipe.yaml --dry-run", ("nowhere.yaml",)),
     ("schedule {}/recipe.yaml --on {}/recipe.yaml --dry-run", ("recipe.yaml",)),
     ("status no-such-plan", ("no-such-plan",)),
+    ("logs no-such-plan train-base", ("no-such-plan",)),
+    ("cancel no-such-plan", ("no-such-plan",)),
+    ("retry no-such-plan", ("no-such-plan",)),
+    ("recipes recipes/imagnet.yaml", ("recipes/imagenet.yaml",)),
+    ("doctor --jsn", ("--json",)),
 ]
 
 
@@ -84,6 +115,11 @@ def world(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
         assert not stopped.value.code
     (folder / "short.cca").write_bytes((folder / "picture.cca").read_bytes()[:-9])
     return folder
+
+
+def test_no_command_is_left_out() -> None:
+    commands = set(typer.main.get_command(build()).commands)
+    assert {line.split()[0] for line, _ in WRONG} == commands
 
 
 @pytest.mark.parametrize(("line", "words"), WRONG, ids=[line for line, _ in WRONG])
