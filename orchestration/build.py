@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from orchestration.errors import OrchestrationError
 from orchestration.launch import launch_words
 from orchestration.plan import PART, Job, exists, newer
-from orchestration.profile import Profile
+from orchestration.profile import KubernetesProfile, Profile
 from recipes.schema import Recipe, Run, Stage
 
 SHARD, FINISH = "shard", "shard-finish"
-TRAIN_SCRIPT = "recipes/train.py"
+TRAIN_SCRIPT, TRAIN_MODULE = "recipes/train.py", "recipes.train"
 
 
 def build_jobs(
@@ -89,7 +89,7 @@ def _train_job(
     run: Run, profile: Profile, path: str, overrides: Sequence[str], made: str | None
 ) -> Job:
     resources = profile.resources_of(f"train.{run.stage.name}")
-    script = [TRAIN_SCRIPT, path, "--stage", run.stage.name]
+    script = [*_training_words(profile), path, "--stage", run.stage.name]
     if isinstance(run.stage.rate_weight, list):
         script += ["--rate-weight", f"{run.rate_weight:g}"]
     # The number of ranks goes along so that the script refuses a launch that came out otherwise.
@@ -108,6 +108,15 @@ def _train_job(
         run_folder=folder,
         steps=run.stage.steps,
     )
+
+
+def _training_words(profile: Profile) -> list[str]:
+    """Return what is launched: a checkout's own script, or the installed module without one."""
+    # What is in the pods can't be seen from here.
+    pods = isinstance(profile, KubernetesProfile)
+    if pods or Path(profile.workdir or ".", TRAIN_SCRIPT).exists():
+        return [TRAIN_SCRIPT]
+    return ["-m", TRAIN_MODULE]
 
 
 def _after_training(

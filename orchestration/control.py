@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from orchestration import store
-from orchestration.build import TRAIN_SCRIPT, build_jobs
+from orchestration.build import build_jobs
 from orchestration.engines.base import Engine
 from orchestration.engines.kubernetes import Kubernetes
 from orchestration.engines.local import Local
@@ -90,7 +90,6 @@ def schedule(made: Scheduled) -> list[str]:
     plan, folder = made.plan, made.folder
     _refuse_second(plan, folder)
     names = [job.name for job in plan.jobs if not _done_here(plan, job)]
-    _refuse_without_checkout(plan, names)
     for name, text in made.scripts.items():
         store.write_whole(folder / name, text)
     recipe = Path(plan.recipe)
@@ -250,16 +249,6 @@ def _refuse_second(plan: Plan, folder: Path) -> None:
                 f"plan {other.id} is at work in {plan.out}: wait for it, or type"
                 f" `pipeline cancel {other.id}` first"
             )
-
-
-def _refuse_without_checkout(plan: Plan, names: Sequence[str]) -> None:
-    script = Path(plan.workdir) / TRAIN_SCRIPT
-    trains = any(TRAIN_SCRIPT in plan.job(name).words for name in names)
-    if trains and plan.profile["engine"] != "kubernetes" and not script.exists():
-        raise OrchestrationError(
-            f"there is no {TRAIN_SCRIPT} in {plan.workdir}: schedule from the checkout, or name it"
-            " as workdir in the profile"
-        )
 
 
 def _done_here(plan: Plan, job: Job) -> bool:

@@ -1,4 +1,4 @@
-"""The words before `recipes/train.py`: how `accelerate launch` starts the ranks on each machine."""
+"""The words before the training script: how `accelerate launch` starts the ranks."""
 
 from __future__ import annotations
 

@@ -73,8 +73,8 @@ def test_finished_work_needs_no_job(recipe: Path, local: Path) -> None:
 
 
 @pytest.mark.slow
-def test_failing_plan_says_why_in_one_sentence(recipe: Path, local: Path, root: Path) -> None:
-    Path("recipes").symlink_to(root / "recipes")
+def test_failing_plan_says_why_in_one_sentence(recipe: Path, local: Path) -> None:
+    # Without a checkout here the installed module trains.
     done = run("schedule", str(recipe), "--on", str(local), "--wait")
     assert done.returncode == 1
     (last,) = [line for line in done.stderr.splitlines() if line.startswith("pipeline: ")]
@@ -94,7 +94,6 @@ def test_failing_plan_says_why_in_one_sentence(recipe: Path, local: Path, root: 
         (["schedule", "tiny.yaml", "--on", "none.yaml"], "there is no such profile"),
         (["schedule", "tiny.yaml", "--on", "wrong.yaml"], "unknown key gpuz"),
         (["schedule", "tiny.yaml", "--on", "local.yaml", "sed=1"], "unknown key sed"),
-        (["schedule", "tiny.yaml", "--on", "local.yaml"], "there is no recipes/train.py"),
         (["status", "nope"], "there is no plan nope"),
         (["logs", "nope", "job"], "there is no plan nope"),
         (["cancel", "nope"], "there is no plan nope"),

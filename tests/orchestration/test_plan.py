@@ -61,7 +61,7 @@ def test_whole_plan_in_order(recipe: Path) -> None:
     assert (
         jobs["train-mse-w0.3"]
         .shell()
-        .endswith("recipes/train.py tiny.yaml --stage mse --rate-weight 0.3 processes=1")
+        .endswith("-m recipes.train tiny.yaml --stage mse --rate-weight 0.3 processes=1")
     )
     assert jobs["evaluate-mse"].shell() == (
         "pipeline evaluate runs/mse/w0.3 runs/mse/w1.8 --data held-out --out runs/reports/mse"
