@@ -85,6 +85,9 @@ def bare_decoder(source: Path, dest: Path) -> None:
     """Decode on all cores."""
     paths = sorted(source.rglob("*.JPEG"))
     workers = default_workers()
+    if workers == 1:
+        decode(paths)
+        return
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         list(pool.map(decode, [paths[start::workers] for start in range(workers)]))
 
