@@ -28,7 +28,6 @@ from pipeline.tracking.system import SystemSampler
 
 if TYPE_CHECKING:
     import numpy as np
-    from matplotlib.figure import Figure
 
 SYSTEM = "system/"
 NAME = re.compile(r"[\w.\-/: ]{1,250}")
@@ -156,16 +155,6 @@ class Tracker:
         Image.fromarray(array).save(data, "PNG", compress_level=1)
         staged = self._spool.stage(data.getvalue(), "image.png")
         self._spool.append(_record("image", staged=staged, name=name, step=step))
-
-    def log_figure(self, figure: Figure, name: str) -> None:
-        """Keep a Matplotlib figure with the run as the file `name` (`curves.png`, say)."""
-        from io import BytesIO
-
-        data = BytesIO()
-        figure.savefig(data, format=Path(name).suffix[1:] or "png")
-        staged = self._spool.stage(data.getvalue(), Path(name).name)
-        folder = "" if str(Path(name).parent) == "." else str(Path(name).parent)
-        self._spool.append(_record("file", staged=staged, folder=folder))
 
     def dataset(self, name: str, digest: str, source: str) -> None:
         """Record what the run is trained on: the shard manifest's digest and where it lies."""
