@@ -1,0 +1,41 @@
+"""The codec's page: its commands work as shown, in order, in one folder."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.cli.main import main
+from pipeline.codec.published import published_names
+from tests.codec.conftest import SMALL, make_model
+from tests.docs.commands import commands
+
+
+def test_the_codec_s_page_works_as_shown(
+    root: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = make_model(SMALL)
+    state = {published_names(model)[name]: p.detach() for name, p in model.named_parameters()}
+    torch.save({"state_dict": state}, "published.pth.tar")
+    Path("pictures").mkdir()
+    with Image.open(pictures / "kodak" / "kodim23.webp") as picture:
+        small = picture.convert("RGB").crop((100, 100, 228, 228))
+    for file in ("photo.png", "pictures/a.png", "pictures/b.jpg"):
+        small.save(file)
+    shown = commands(root / "docs" / "codec.md")
+    assert len(shown) >= 7
+    for command in shown:
+        if command.words[0] == "pipeline":
+            with pytest.raises(SystemExit) as ended:
+                main(command.words[1:])
+            assert not ended.value.code, command.words
+        else:
+            subprocess.run(" ".join(command.words), shell=True, check=True)
+    assert {file.name for file in Path("decoded").iterdir()} == {"a.png", "b.jpg.png"}
+    with Image.open("preview.png") as preview:
+        assert preview.size == small.size
