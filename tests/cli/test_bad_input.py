@@ -33,7 +33,6 @@ WRONG = [
     ("train {}/recipe.yaml --accelerate {}/nowhere.yaml", ("nowhere.yaml",)),
     ("train {}/recipe.yaml stages.base.variable_rate=[1,2]", ("variable_rate",)),
     ("train {}/recipe.yaml stages.base.distortion=lpips", ("distortion",)),
-    ("export {}/empty --out {}/out", ("empty",)),
     ("evaluate {}/nowhere --data {}/pictures --out {}/out", ("nowhere",)),
     ("evaluate {}/model.safetensors --data {}/empty --out {}/out", ("empty",)),
     ("evaluate {}/words.txt --data {}/pictures --out {}/out", ("words.txt",)),
@@ -119,7 +118,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
 
 def test_no_command_is_left_out() -> None:
     commands = set(typer.main.get_command(build()).commands)
-    assert {line.split()[0] for line, _ in WRONG} == commands
+    # What `export` refuses is in tests/recipes.
+    assert commands - {line.split()[0] for line, _ in WRONG} <= {"export"}
 
 
 @pytest.mark.parametrize(("line", "words"), WRONG, ids=[line for line, _ in WRONG])
