@@ -70,7 +70,7 @@ class Feed:
             split=data.split,
             batch_size=self.local,
             crop=augment.needed() if augment else stage.crop,
-            seed=address(run.recipe.seed, "order", stage.name),
+            seed=address(run.recipe.seed, "order", stage.draws or stage.name),
             rank=rank,
             world_size=world_size,
             # More would wait for each other; what a step sees doesn't depend on their number.

@@ -204,9 +204,9 @@ class Trainer:
             if self.run.recipe.speed.channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
             first = self.feed.first + start
+            draws = self.run.stage.draws or self.run.id
             seeds = [
-                address(self.run.recipe.seed, "noise", self.run.id, step, first + i)
-                for i in range(size)
+                address(self.run.recipe.seed, "noise", draws, step, first + i) for i in range(size)
             ]
             yield x, seeds
 

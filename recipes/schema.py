@@ -226,6 +226,9 @@ class Stage(Part):
     """In place of the recipe's `cca`."""
     model: Literal["paper", "tiny"] | dict[str, Any] | None = None
     """In place of the recipe's `model`."""
+    draws: Name | None = None
+    """Stages of one seed that say the same here see the same pictures, crops and noise, at every
+    rate: to compare them. Default: each stage its own pictures, each run its own noise."""
 
     @field_validator("variable_rate")
     @classmethod

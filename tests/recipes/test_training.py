@@ -107,6 +107,21 @@ def test_loader_processes_and_parts_do_not_change_what_is_seen(write_recipe) -> 
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-3)
 
 
+def test_stages_with_the_same_draws_see_the_same(write_recipe) -> None:
+    stage = {"rate_weight": 0.3, "steps": 2, "batch": 4, "crop": 64}
+    stages = [
+        {"name": "one", "draws": "shared", **stage},
+        {"name": "other", "draws": "shared", **stage},
+        {"name": "alone", **stage},
+    ]
+    path = write_recipe(stages=stages)
+    assert main([str(path)]) == 0
+    out = path.parent / "runs"
+    assert_same(out / "one", out / "other")
+    one, alone = weights(out / "one"), weights(out / "alone")
+    assert any(not torch.equal(one[name], alone[name]) for name in one)
+
+
 def test_checkpoints_are_pruned(write_recipe) -> None:
     path = write_recipe()
     assert main([str(path), "checkpoint.every_steps=1", "checkpoint.background=false"]) == 0
