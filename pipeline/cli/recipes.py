@@ -15,9 +15,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def recipes(
-    name: Annotated[
-        str | None, typer.Argument(help="Print this file, to be changed.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="Print this file, to be changed.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print names and places as one JSON document.")
     ] = False,
