@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.codec import CCAConfig, CodecError
-from recipes import launch
-from recipes.data import check_batch, check_shards, held_out
+from recipes import checkpoint, launch
+from recipes.data import check_batch, check_same, check_shards, held_out
 from recipes.module import can_start_from, model_config
 from recipes.schema import RecipeError, Run
 
@@ -26,8 +26,12 @@ def before_work(runs: Sequence[Run]) -> None:
                 f"{run.id} starts from {run.parent.id}, which is not trained yet:"
                 f" train stage {run.parent.stage.name} first"
             )
-        check_shards(run)
+        corpora = check_shards(run)
         held_out(run)
+        begun = checkpoint.found(run.folder)
+        if begun:
+            # What is trained is skipped, whatever shards its children train on.
+            check_same(run, begun[-1].about, None if run.complete else corpora)
 
 
 def for_processes(runs: Sequence[Run], accelerator: Any) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -104,17 +105,39 @@ def check_batch(run: Run, world_size: int) -> None:
         )
 
 
-def check_shards(run: Run) -> None:
-    """Raise `RecipeError` unless the run's shards are there and hold a batch."""
+def check_shards(run: Run) -> Corpora:
+    """Return the run's corpora; raises `RecipeError` unless they are there and hold a batch."""
     data = run.recipe.data
     try:
-        samples = Corpora.of(data).samples
+        corpora = Corpora.of(data)
     except ShardsError as error:
         raise RecipeError(f"data.train: {error}") from error
+    samples = corpora.samples
     if samples < run.stage.batch:
         raise RecipeError(
             f"stage {run.stage.name}: a batch of {run.stage.batch} needs as many pictures, but"
             f" {', '.join(data.corpora)} has {samples}: make batch smaller or shard more pictures"
+        )
+    return corpora
+
+
+def check_same(run: Run, about: Mapping[str, Any], corpora: Corpora | None) -> None:
+    """Raise `RecipeError` when a checkpoint was made under other settings or from other shards.
+
+    Without `corpora` the shards are not looked at.
+    """
+    now, then = json.loads(json.dumps(run.decisive())), about["decisive"]
+    changed = [key for key in now if now[key] != then.get(key)]
+    if changed:
+        differences = ", ".join(f"{key} was {then.get(key)} and is {now[key]}" for key in changed)
+        raise RecipeError(
+            f"{run.folder} was begun with other settings ({differences}): restore them, or give"
+            " another out="
+        )
+    if corpora is not None and about["data_digest"] != corpora.digest:
+        raise RecipeError(
+            f"the shards in {run.recipe.data.train} have changed since {run.folder} was begun:"
+            " restore them, or give another out="
         )
 
 

@@ -19,12 +19,13 @@ SCRIPT = ("train.py", "recipes.train")
 def start(recipe: Recipe) -> Any:
     """Return an `Accelerator` for the way this process was launched.
 
-    Raises `RecipeError` when fewer processes train together than were asked for.
+    Raises `RecipeError` when fewer processes train together than were asked for, or with FSDP.
     """
     import torch
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
+    refuse_fsdp(os.environ)
     _find_deepspeed_file()
     cpu = not torch.cuda.is_available()
     sharded = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
@@ -42,6 +43,15 @@ def start(recipe: Recipe) -> Any:
     )
     check_together(accelerator.num_processes, recipe.processes, os.environ, parent_command())
     return accelerator
+
+
+def refuse_fsdp(environment: Mapping[str, str]) -> None:
+    """Raise `RecipeError` for a launch with FSDP, whose state `recipes.sharded` doesn't know."""
+    if environment.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise RecipeError(
+            "FSDP is not supported: use recipes/accelerate/multi-gpu.yaml, or zero1.yaml to share"
+            " out the optimizer's state"
+        )
 
 
 def sharded(accelerator: Any) -> bool:

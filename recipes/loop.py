@@ -6,12 +6,11 @@ that is not finite) is agreed on once a step, with the metrics. Only the first p
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +21,7 @@ from pipeline.codec import CCAModel
 from pipeline.evaluation.pictures import read_picture
 from recipes import checkpoint, launch, results, speed
 from recipes.console import Report
-from recipes.data import Feed, held_out
+from recipes.data import Feed, check_same, held_out
 from recipes.ema import Average
 from recipes.health import Watch
 from recipes.losses import weights_at
@@ -30,7 +29,8 @@ from recipes.meter import Meter
 from recipes.module import METRICS, TrainingModule, build
 from recipes.noise import address, draw_noise, draw_rates
 from recipes.optim import NonFiniteError, make_optimizer, set_learning_rate
-from recipes.schema import RecipeError, Run
+from recipes.profiling import recording
+from recipes.schema import Run
 from recipes.sharded import holding
 from recipes.signals import StopRequest
 from recipes.state import part
@@ -56,6 +56,7 @@ class Session:
     stop: StopRequest
     report: Report
     overrides: Sequence[str] = ()
+    profile: bool = False
 
     @property
     def main(self) -> bool:
@@ -122,7 +123,7 @@ class Trainer:
         if newest is None:
             return None
         kept, tensors = newest
-        check_same(self.run, kept.about, self.feed.corpora.digest)
+        check_same(self.run, kept.about, self.feed.corpora)
         self.memory = Memory(**kept.about["memory"])
         self.module.load_state_dict(part(tensors, "weights"))
         if self.session.main:
@@ -134,7 +135,8 @@ class Trainer:
         self._open()
         status = "FAILED"
         try:
-            self._steps()
+            with self._profiled() as after_step:
+                self._steps(after_step)
             self._finish()
             status = "FINISHED"
         except (Interrupted, KeyboardInterrupt):
@@ -157,7 +159,14 @@ class Trainer:
         self.session.accelerator.wait_for_everyone()
         self.saved_at = time.monotonic()
 
-    def _steps(self) -> None:
+    def _profiled(self) -> AbstractContextManager[Callable[[], None]]:
+        """Return what records some steps, if that is wanted: on each process its own."""
+        if not self.session.profile:
+            return nullcontext(lambda: None)
+        name = f"step-{self.memory.step:08d}-rank-{self.session.accelerator.process_index}"
+        return recording(self.run.folder / "profile", name)
+
+    def _steps(self, after_step: Callable[[], None]) -> None:
         total = self.run.stage.steps
         batches = self.feed.from_step(self.memory.step)
         while self.memory.step < total and not self.memory.ended:
@@ -170,6 +179,7 @@ class Trainer:
             self.memory.step += 1
             self.memory.cost = None
             self._after_step(asked)
+            after_step()
 
     def _step(self, batch: Batch) -> Mapping[str, float]:
         """Do one optimizer step; return its metrics and what the processes agreed on."""
@@ -298,13 +308,16 @@ class Trainer:
             "decisive": self.run.decisive(),
             "data_digest": self.feed.corpora.digest,
             "recipe_digest": self.run.recipe.digest,
+            "run": self.results.info(self.memory.step) if self.results is not None else {},
+            "recipe": self.run.recipe.model_dump(mode="json"),
+            "config": self.config.to_dict(),
         }
 
     def _finish(self) -> None:
         tensors = self._gather()
         self.writer.wait()
         if self.results is not None:
-            self.results.finish(self.module, tensors, self.memory.step)
+            self.results.finish(self.config, tensors, self.memory.step)
         self.session.accelerator.wait_for_everyone()
 
     def _broken(self, batch: Batch, error: NonFiniteError) -> TrainingError:
@@ -318,21 +331,4 @@ class Trainer:
         return TrainingError(
             f"{self.run.id}: {error} at step {self.memory.step}, on {', '.join(batch.keys)};"
             f" nothing was stepped, the state and the batch are in {folder}"
-        )
-
-
-def check_same(run: Run, about: Mapping[str, Any], data_digest: str) -> None:
-    """Raise `RecipeError` when a checkpoint was made under other settings or from other shards."""
-    now, then = json.loads(json.dumps(run.decisive())), about["decisive"]
-    changed = [key for key in now if now[key] != then.get(key)]
-    if changed:
-        differences = ", ".join(f"{key} was {then.get(key)} and is {now[key]}" for key in changed)
-        raise RecipeError(
-            f"{run.folder} was begun with other settings ({differences}): restore them, or give"
-            " another out="
-        )
-    if about["data_digest"] != data_digest:
-        raise RecipeError(
-            f"the shards in {run.recipe.data.train} have changed since {run.folder} was begun:"
-            " restore them, or give another out="
         )

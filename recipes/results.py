@@ -12,13 +12,12 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.codec import AuxiliaryEntropyModel, CCAModel, save_model
+from pipeline.codec import AuxiliaryEntropyModel, CCAConfig, CCAModel, save_model
 from pipeline.evaluation.metrics import Picture
 from pipeline.tracking import Tracker
 from recipes.data import Corpora
 from recipes.files import write_json, write_text
 from recipes.meter import Meter, psnr
-from recipes.module import TrainingModule
 from recipes.schema import Run
 from recipes.state import part
 from shards import Batch
@@ -68,10 +67,10 @@ class Results:
         """Show a picture (H, W, 3) uint8 in MLflow."""
         self.tracker.log_image(picture, name, step)
 
-    def finish(self, module: TrainingModule, tensors: Mapping[str, Tensor], step: int) -> None:
+    def finish(self, config: CCAConfig, tensors: Mapping[str, Tensor], step: int) -> None:
         """Write the model of the state `tensors`, then say that the run is done."""
         self._write_run(done=False, step=step)
-        path = export(module, tensors, self.run.folder, self.info(step))
+        path = export(config, tensors, self.run.folder, self.info(step))
         self.tracker.log_file(path, "model")
         self._write_run(done=True, step=step)
 
@@ -145,18 +144,17 @@ class Results:
 
 
 def export(
-    module: TrainingModule, tensors: Mapping[str, Tensor], folder: Path, info: Mapping[str, Any]
+    config: CCAConfig, tensors: Mapping[str, Tensor], out: Path, info: Mapping[str, Any]
 ) -> Path:
-    """Write `folder`/model.safetensors of a gathered state, averaged if it is; return the path."""
+    """Write the model of a gathered state to `out`, averaged if the state is; return the file."""
     weights = part(tensors, "weights") | part(tensors, "ema")
-    config = module.model.config
     model = CCAModel(config)
     model.load_state_dict(part(weights, "model"))
     auxiliary = None
-    if module.auxiliary is not None:
+    if part(weights, "auxiliary"):
         auxiliary = AuxiliaryEntropyModel(config)
         auxiliary.load_state_dict(part(weights, "auxiliary"))
-    return save_model(model, folder, info, auxiliary)
+    return save_model(model, out, info, auxiliary)
 
 
 def keep_batch(path: Path, batch: Batch) -> None:

@@ -287,12 +287,12 @@ class Recipe(Part):
     data: Data
     cca: Cca = Cca()
     loss: Loss = Loss()
-    stages: Annotated[list[Stage], Field(min_length=1)]
-    evaluate_every: Positive = 5000
-    """Steps between evaluations on the held-out pictures; there is always one at the end."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a moving average of the weights, 0.999 say, which is what evaluations measure and
     what the final model, and a stage that starts from it, has. Default: the weights themselves."""
+    stages: Annotated[list[Stage], Field(min_length=1)]
+    evaluate_every: Positive = 5000
+    """Steps between evaluations on the held-out pictures; there is always one at the end."""
     checkpoint: Checkpoint = Checkpoint()
     tracking: Tracking = Tracking()
     speed: Speed = Speed()
@@ -364,12 +364,14 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Whether the run has been trained to its end, in its folder."""
+        """Whether the run has been trained to its end, in its folder: to as many steps as now."""
         try:
             state = json.loads((self.folder / "run.json").read_text())
         except (OSError, ValueError):
             return False
-        return isinstance(state, dict) and state.get("done") is True
+        if not isinstance(state, dict) or state.get("done") is not True:
+            return False
+        return bool(state.get("steps", self.stage.steps) >= self.stage.steps)
 
     def decisive(self) -> dict[str, Any]:
         """Return what decides the numbers of the run: neither places, nor speed, nor logging."""
@@ -384,10 +386,10 @@ class Run:
             "start": self.recipe.start,
             "cca": self.cca.model_dump(mode="json", exclude=thresholds),
             "loss": self.recipe.loss.model_dump(mode="json"),
+            "ema": self.recipe.ema,
             "flip": data.flip,
             "block": data.block,
             "augment": data.augment.model_dump(mode="json") if data.augment else None,
-            "ema": self.recipe.ema,
             "steps": self.stage.steps if self.stage.schedule != "constant" else None,
             "precision": self.recipe.speed.precision,
         }

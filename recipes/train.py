@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         recipe = load_recipe(given.recipe, given.overrides)
         runs = choose(recipe.runs(), given.stage, given.rate_weight)
-        return (dry_run if given.dry_run else train)(runs, stop, given.overrides)
+        if given.dry_run:
+            return dry_run(runs, stop, given.overrides)
+        return train(runs, stop, given.overrides, profile=given.profile)
     except KeyboardInterrupt:
         return 130
     except ValueError as error:
@@ -56,6 +58,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--stage", help="only the runs of this stage")
     parser.add_argument("--rate-weight", type=float, help="of these, only the one at this weight")
     parser.add_argument("--dry-run", action="store_true", help="describe, try one step, stop")
+    parser.add_argument(
+        "--profile", action="store_true", help="record a few steps of each run by torch's profiler"
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_intermixed_args(arguments)
 
@@ -74,7 +79,9 @@ def choose(runs: Sequence[Run], stage: str | None, rate_weight: float | None) ->
     return chosen
 
 
-def train(runs: Sequence[Run], stop: StopRequest, overrides: Sequence[str]) -> int:
+def train(
+    runs: Sequence[Run], stop: StopRequest, overrides: Sequence[str], *, profile: bool = False
+) -> int:
     """Train `runs` one after another; return the exit code."""
     from recipes import check, console, launch
     from recipes.loop import Interrupted, Session, Trainer
@@ -90,7 +97,7 @@ def train(runs: Sequence[Run], stop: StopRequest, overrides: Sequence[str]) -> i
         with console.steps(title) as report:
             shown = report if accelerator.is_main_process else console.silent
             try:
-                Trainer(run, Session(accelerator, stop, shown, overrides)).train()
+                Trainer(run, Session(accelerator, stop, shown, overrides, profile)).train()
             except Interrupted as error:
                 stop.ignore()
                 log.info("train: %s", error)

@@ -1,4 +1,4 @@
-"""`pipeline train`: all stages of a recipe on this machine, through `accelerate launch`."""
+"""`pipeline train` and `export`: a recipe's stages on this machine; models of checkpoints."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ SECONDS_BETWEEN_SIGNALS = 2.0
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add `train` to `app`."""
+    """Add `train` and `export` to `app`."""
     app.command()(train)
+    app.command()(export)
 
 
 def train(
@@ -43,6 +44,10 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Describe the runs, try one step, write nothing.")
     ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Record a few steps of each run: RUN/profile/*.json.gz."),
+    ] = False,
 ) -> None:
     """Train the stages of a recipe in order; run again to go on after a stop.
 
@@ -57,12 +62,34 @@ def train(
     selection = [] if stage is None else ["--stage", stage]
     selection += [] if rate_weight is None else ["--rate-weight", str(rate_weight)]
     selection += ["--dry-run"] if dry_run else []
+    selection += ["--profile"] if profile else []
     script = Path(sys.modules["recipes"].__path__[0]) / "train.py"
     how, environment = launch_options(loaded, accelerate and shipped(accelerate))
     command = [sys.executable, "-m", "recipes.launcher", *how, str(script), str(recipe)]
     code = run([*command, *(overrides or []), *selection], environment)
     if code:
         raise typer.Exit(code)
+
+
+def export(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN-or-CHECKPOINT", help="A run's folder, or a checkpoint's.")
+    ],
+    out: Annotated[Path, typer.Option(help="The model: a folder, or a .safetensors file.")],
+    best: Annotated[
+        bool, typer.Option("--best", help="Of a run: the lowest held-out cost, not the newest.")
+    ] = False,
+) -> None:
+    """Turn a checkpoint into a model, while its run goes on or after it was cut.
+
+    All launches alike, ZeRO among them. A run that is done has its model already.
+
+    Example: pipeline export runs/cca-paper/base-high --best --out base-so-far
+    """
+    from recipes.export import export_checkpoint
+
+    file, checkpoint = export_checkpoint(source, out, best=best)
+    typer.echo(f"{file}: step {checkpoint.step} of {checkpoint.about['run'].get('name', source)}")
 
 
 def launch_options(recipe: Recipe, config: Path | None) -> tuple[list[str], dict[str, str]]:

@@ -1,7 +1,8 @@
-"""What a training step costs: `python -m tests.benchmarks.train [--size S] [--crop C] [--runs N]`.
+"""What a training step costs: `python -m tests.benchmarks.train --size tiny --crop 128 --runs 7`.
 
-Prints samples a second and CPU seconds of one thread for a step of the adversarial loss: by a
-straightforward float32 eager loop of the same model (written below), and by the recipe's settings.
+Prints samples a second, CPU seconds of one thread and the activations kept for a step of the
+adversarial loss: by a straightforward float32 eager loop of the same model (written below), and by
+the recipe's settings, one changed at a time; with `--compile` those of torch.compile too.
 Ways take turns, so that what else runs on the machine hits them alike; the median and spread of the
 ratios of neighbouring runs are what counts. On a CUDA device it is wall time, synchronised.
 """
@@ -9,27 +10,45 @@ ratios of neighbouring runs are what counts. On a CUDA device it is wall time, s
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
 from pipeline.codec import HyperOutput, Noise
 from recipes import speed
+from recipes.dry import Kept
 from recipes.load import load_recipe
 from recipes.losses import Weights, bits_per_pixel, reverse_gradient
-from recipes.module import TrainingModule, build
+from recipes.module import METRICS, TrainingModule, build
 from recipes.noise import draw_noise
 from recipes.optim import make_optimizer
-from recipes.schema import Run
+from recipes.schema import Run, Speed
 
 WEIGHTS = Weights(rate=0.3, main=1.0, auxiliary=1.0)
 # kMAC a pixel of a forward pass at the published size, without the auxiliary model.
 PAPER_KMAC = 557 + 557 + 122 + 14
 # Pictures in the published schedule: two bases of 56 epochs, six rates of 9, 300,000 each.
 PAPER_PICTURES = (2 * 56 + 6 * 9) * 300_000
+
+# Peak TFLOP/s of dense bf16 products, from the makers' data sheets.
+DENSE_BF16 = {"H100 PCIe": 756.0, "H100": 989.4, "H200": 989.4, "A100": 312.0}
+# What a recipe's `speed` says, one change at a time, then together.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "recipe, float32": {},
+    "accumulate: 2": {"accumulate": 2},
+    "activation_checkpointing": {"activation_checkpointing": True},
+    "channels_last: false": {"channels_last": False},
+    "fused: false": {"fused": False},
+    "bf16": {"precision": "bf16"},
+}
+COMPILED: dict[str, dict[str, Any]] = {
+    "compile": {"compile": True},
+    "bf16, compile": {"precision": "bf16", "compile": True},
+}
 
 Step = Callable[[], object]
 
@@ -69,23 +88,38 @@ def plain_step(run: Run, x: torch.Tensor) -> Step:
     return step
 
 
-def recipe_step(run: Run, x: torch.Tensor, settings: speed.Speed) -> Step:
+def recipe_step(run: Run, x: torch.Tensor, settings: Speed) -> Step:
     """Return a step as the training loop does it, under `settings`."""
-    module: TrainingModule = build(run).to(x.device, memory_format=torch.channels_last).train()
+    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+    module: TrainingModule = build(run).to(x.device, memory_format=layout).train()
     speed.apply(module, settings)
     optimizer = make_optimizer(module.groups(), run.stage, fused=settings.fused)
-    x = x.contiguous(memory_format=torch.channels_last)
-    size = run.stage.crop
+    parts = settings.accumulate
+    size = x.shape[0] // parts
 
     def step() -> None:
-        noise = draw_noise(module.model.config, size, range(x.shape[0]), x.device)
-        loss, metrics = module(x, noise, WEIGHTS)
-        metrics.tolist()
-        loss.backward()
+        totals = torch.zeros(len(METRICS), device=x.device)
+        for first in range(0, x.shape[0], size):
+            piece = x[first : first + size].contiguous(memory_format=layout)
+            addresses = range(first, first + size)
+            noise = draw_noise(module.model.config, run.stage.crop, addresses, x.device)
+            loss, metrics = module(piece, noise, WEIGHTS)
+            totals += metrics / parts
+            if first + size == x.shape[0]:
+                totals.tolist()
+            (loss / parts).backward()
         optimizer.step()
         optimizer.zero_grad()
 
     return step
+
+
+def activations(step: Step) -> int:
+    """Return the bytes that one step keeps for its backward pass."""
+    kept = Kept(())
+    with saved_tensors_hooks(kept.pack, kept.unpack):
+        step()
+    return kept.peak
 
 
 def seconds(step: Step, device: torch.device) -> float:
@@ -108,27 +142,30 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--compile", action="store_true", help="compile too (minutes on a CPU)")
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
     run = run_of(given.size, given.crop, given.batch)
     x = torch.rand(given.batch, 3, given.crop, given.crop, device=device)
-    compiled = device.type == "cuda"
-    ways: dict[str, Step] = {
-        "plain float32": plain_step(run, x),
-        "recipe, float32": recipe_step(run, x, speed.Speed()),
-        "recipe, bf16": recipe_step(run, x, speed.Speed(precision="bf16", compile=compiled)),
-    }
-    for step in ways.values():
+    settings = SETTINGS | (COMPILED if given.compile else {})
+    ways: dict[str, Step] = {"plain float32": plain_step(run, x)}
+    ways |= {name: recipe_step(run, x, Speed(**keys)) for name, keys in settings.items()}
+    kept = {}
+    for name, step in ways.items():
         step()
+        # Compiled code keeps what it keeps out of autograd's sight.
+        kept[name] = None if "compile" in name else activations(step)
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(given.runs):
         for name, step in ways.items():
             taken[name].append(seconds(step, device))
-    report(taken, given.batch, given.size, given.crop)
+    report(taken, kept, given.batch, given.size, given.crop)
 
 
-def report(taken: dict[str, list[float]], batch: int, size: str, crop: int) -> None:
+def report(
+    taken: dict[str, list[float]], kept: dict[str, int | None], batch: int, size: str, crop: int
+) -> None:
     """Print a line for each way of doing a step."""
     plain = taken["plain float32"]
     print(f"{size}, {batch} crops of {crop}; torch {torch.__version__}")
@@ -136,16 +173,25 @@ def report(taken: dict[str, list[float]], batch: int, size: str, crop: int) -> N
         ratios = sorted(a / b for a, b in zip(plain, times, strict=True))
         median = statistics.median(times)
         flops = 6000 * PAPER_KMAC * batch * crop**2 / median / 1e12
-        extra = f", {flops:.1f} TFLOP/s" if size == "paper" else ""
+        extra = f", {flops:.2f} TFLOP/s{_utilisation(flops)}" if size == "paper" else ""
         print(
-            f"{name:16} {median:.3f} s a step, {batch / median:7.2f} samples/s{extra}, ratio"
-            f" {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            f"{name:32} {median:.3f} s a step, {batch / median:7.2f} samples/s{extra}, ratio"
+            f" {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}),"
+            f" activations {_gib(kept[name])}"
         )
         if size == "paper" and crop == 256:
             hours = PAPER_PICTURES * median / batch / 3600
             print(f"{'':16} the published schedule at this rate: {hours:,.0f} device hours")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak memory of all together: {peak:.2f} GiB")
+
+
+def _utilisation(teraflops: float) -> str:
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    known = [peak for model, peak in DENSE_BF16.items() if model in name]
+    return f" ({teraflops / known[0]:.1%} of the dense bf16 peak)" if known else ""
+
+
+def _gib(count: int | None) -> str:
+    return "not seen" if count is None else f"{count / 2**30:.2f} GiB"
 
 
 if __name__ == "__main__":

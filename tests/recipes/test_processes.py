@@ -172,6 +172,12 @@ def test_world_sizes_that_differ_are_refused() -> None:
             check_together(1, recipe, environment, [])
 
 
+def test_fsdp_is_refused_with_what_to_use(write_recipe, monkeypatch, caplog) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert main([str(write_recipe())]) == 2
+    assert "FSDP is not supported: use recipes/accelerate/multi-gpu.yaml" in caplog.text
+
+
 def further(folder: Path, process: subprocess.Popen[bytes]) -> Callable[[], bool]:
     """Return whether the run has a newer checkpoint than now, or has ended."""
     before = newest_step(folder)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,9 @@ from safetensors.torch import load_file
 
 from pipeline.codec import load_auxiliary, load_model
 from recipes.checkpoint import found
+from recipes.export import export_checkpoint
+from recipes.profiling import STEPS
+from recipes.schema import RecipeError
 from recipes.train import main
 
 STAGES = [
@@ -155,17 +160,45 @@ def test_bad_input_is_refused_before_any_work(
 
 
 def test_other_settings_or_shards_since_the_checkpoint(write_recipe, pictures, caplog) -> None:
-    path = write_recipe()
-    assert main([str(path)]) == 0
-    (path.parent / "runs" / "base" / "run.json").unlink()
+    path = write_recipe(stages=STAGES[:2])
+    assert main([str(path), "--stage", "base"]) == 0
+    # A trained run is no exception, and a later stage's is found before an earlier one trains.
     assert main([str(path), "stages.0.lr=1e-5"]) == 2
     assert "begun with other settings (lr was 0.001 and is 1e-05)" in caplog.text
+    (path.parent / "runs" / "base" / "run.json").unlink()
+    early = {"name": "early", "rate_weight": 1.0, "steps": 2, "batch": 4, "crop": 64}
+    path = write_recipe(stages=[early, *STAGES[:2]])
     from shards.options import Options
     from shards.run import shard
 
     shard([str(pictures / "kodak")], path.parent / "other", Options(split="train"), workers=1)
     assert main([str(path), f"data.train={path.parent / 'other'}"]) == 2
     assert "have changed since" in caplog.text
+    assert not (path.parent / "runs" / "early").exists()
+
+
+def test_a_profile_leaves_a_trace_and_more_steps_go_on(write_recipe) -> None:
+    path = write_recipe()
+    folder = path.parent / "runs" / "base"
+    assert main([str(path)]) == 0
+    assert main([str(path), "--profile", f"stages.0.steps={6 + STEPS}"]) == 0
+    (trace,) = (folder / "profile").glob("*.json.gz")
+    assert trace.name == "step-00000006-rank-0.json.gz"
+    with gzip.open(trace) as file:
+        names = {event.get("name") for event in json.load(file)["traceEvents"]}
+    assert "aten::convolution_backward" in names
+    assert "aten::convolution" in trace.with_name("step-00000006-rank-0.txt").read_text()
+    whole = path.parent / "whole"
+    assert main([str(path), f"out={whole}", f"stages.0.steps={6 + STEPS}"]) == 0
+    assert_same(whole / "base", folder)
+    exported, checkpoint = export_checkpoint(folder, path.parent / "exported")
+    assert checkpoint.step == 6 + STEPS
+    assert load_model(exported).fingerprint == load_model(folder).fingerprint
+    with pytest.raises(RecipeError, match="no complete checkpoint with a held-out cost"):
+        export_checkpoint(folder, path.parent / "best", best=True)
+    about = found(folder)[-1].about
+    assert about["run"]["run_id"] == json.loads((folder / "run.json").read_text())["run_id"]
+    assert about["recipe"]["name"] == "trial"
 
 
 def test_a_stage_alone_needs_its_parent(write_recipe, caplog) -> None:
@@ -185,6 +218,12 @@ def test_dry_run_describes_and_writes_nothing(write_recipe, capsys) -> None:
     assert main([str(path), "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "run mse/w3.5: 2 steps of 4 from base -> " in out
-    assert "kMAC a pixel" in out
+    assert re.search(r"analysis +[\d,]+ parameters +[\d.]+ kMAC a pixel", out)
+    assert re.search(r"auxiliary +[\d,]+ parameters", out)
+    flops = re.search(r"([\d.]+) kFLOP a pixel", out)
+    forward = sum(float(cost) for cost in re.findall(r"([\d.]+) kMAC a pixel", out))
+    # Both ways, 2 FLOPs a MAC, and the auxiliary model's context beside the model.
+    assert 1.5 * 2 * forward < float(flops[1]) < 6 * 2 * forward
+    assert "GiB of activations kept for the backward pass" in out
     assert "one step: " in out
     assert not (path.parent / "runs").exists()

@@ -1,0 +1,45 @@
+"""A model out of a checkpoint: of any setting, for checkpoints don't depend on it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pipeline.codec import CCAConfig
+from recipes import results
+from recipes.checkpoint import ABOUT, Checkpoint, found
+from recipes.schema import RecipeError
+
+
+def export_checkpoint(source: Path, out: Path, *, best: bool = False) -> tuple[Path, Checkpoint]:
+    """Write the model of a checkpoint to `out`; return its file and the checkpoint.
+
+    `source` is a checkpoint's folder, or a run's, of which the newest is taken, or, if `best`, the
+    one with the lowest held-out cost. Raises `RecipeError` when there is no such checkpoint, and
+    `CheckpointError` when it is damaged.
+    """
+    chosen = _choose(source, best)
+    about = chosen.about
+    if "config" not in about:
+        raise RecipeError(f"{chosen.folder} doesn't say what its model is: it is of an old version")
+    config = CCAConfig.from_mapping(about["config"])
+    return results.export(config, chosen.tensors(), out, about["run"]), chosen
+
+
+def _choose(source: Path, best: bool) -> Checkpoint:
+    if (source / ABOUT).is_file():
+        return Checkpoint(source, json.loads((source / ABOUT).read_text()))
+    checkpoints = found(source)
+    if best:
+        checkpoints = sorted(
+            (one for one in checkpoints if one.cost is not None),
+            key=lambda one: one.cost or 0.0,
+            reverse=True,
+        )
+    if not checkpoints:
+        kind = "with a held-out cost " if best else ""
+        raise RecipeError(
+            f"{source} has no complete checkpoint {kind}: give a run's folder, or one of its"
+            " checkpoints/step-..."
+        )
+    return checkpoints[-1]
