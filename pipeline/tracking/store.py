@@ -140,6 +140,11 @@ def explained(uri: str) -> Iterator[None]:
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN "
                 f"({sentence})"
             ) from error
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise StoreError(
+                f"the tracking store {public(uri)} shows a certificate that this machine does not "
+                "trust: set MLFLOW_TRACKING_SERVER_CERT_PATH to the file of its authority"
+            ) from error
         if is_passing(error):
             raise StoreError(
                 f"the tracking store {public(uri)} can't be used now: {sentence}"

@@ -22,7 +22,7 @@ from pipeline.tracking import (
 )
 from pipeline.tracking.store import client
 from tests.tracking.conftest import PASSWORD
-from tests.tracking.servers import Server
+from tests.tracking.servers import Server, with_tls
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 Checkpoint = Callable[..., Path]
@@ -65,7 +65,7 @@ def test_a_server_killed_in_the_middle_of_a_run_and_the_run_killed_too(
     run_id = process.stdout.readline().strip()
     assert len(run_id) == 32
     remote.kill()
-    process.communicate("go\n", timeout=120)  # nothing answers, and nothing waits for an answer
+    process.communicate("go\n", timeout=300)  # nothing answers, and nothing waits for an answer
     assert run_progress(run_id) is None
     remote.start()
     assert deliver(workdir / "run", seconds=PATIENCE)
@@ -93,6 +93,21 @@ def test_wrong_credentials_are_refused_at_once_and_told(
     assert "wrong" not in str(refusal.value)
     with pytest.raises(TrackingError, match="MLFLOW_TRACKING_PASSWORD"):
         list_versions()
+
+
+def test_a_certificate_of_ones_own_is_trusted_where_mlflow_is_told_so(
+    remote: Server, tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with with_tls(remote, tmp_path) as (uri, certificate):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        with pytest.raises(StoreError, match="MLFLOW_TRACKING_SERVER_CERT_PATH"):
+            list_versions()
+        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
+        register_model(str(checkpoint()), "trusted", "champion")
+        assert resolve_model("models:/trusted@champion").is_file()
+        tracker = Tracker.start("tests", "tls", params={}, tags={}, folder=tmp_path / "run")
+        assert tracker.finish(seconds=PATIENCE)
 
 
 def test_no_secret_reaches_runs_artifacts_or_files(
@@ -159,7 +174,7 @@ def test_a_version_codes_on_another_machine(
         cwd=elsewhere,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

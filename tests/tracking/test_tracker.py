@@ -17,6 +17,7 @@ import requests
 
 from pipeline.tracking import Tracker, TrackingError, run_progress
 from pipeline.tracking.store import client
+from pipeline.tracking.tracker import START_SECONDS
 
 
 def start(folder: Path | None = None, **more: object) -> Tracker:
@@ -94,7 +95,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_kill_9_loses_nothing_and_doubles_nothing(workdir: Path) -> None:
-    subprocess.run([sys.executable, "-c", KILLED], check=False, timeout=120)
+    subprocess.run([sys.executable, "-c", KILLED], check=False, timeout=300)
     tracker = Tracker.start("tests", "killed", params={}, tags={}, folder=workdir / "run")
     for step in range(2990, 3010):
         tracker.log({"loss": step}, step)
@@ -131,7 +132,7 @@ def test_two_processes_start_on_an_empty_folder_at_once(
         )
         for i in range(2)
     ]
-    ids = [run.communicate(timeout=120)[0].split()[-1] for run in runs]
+    ids = [run.communicate(timeout=300)[0].split()[-1] for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
     monkeypatch.chdir(tmp_path)
     assert all(len(history(run_id, "loss")) == 200 for run_id in ids)
@@ -145,7 +146,7 @@ def test_an_unreachable_store_delays_nothing_but_the_sight_of_it(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     before = time.monotonic()
     first = start(workdir / "run", parent_run_id="0" * 32)
-    assert time.monotonic() - before < 25  # two retries of MLflow's client
+    assert time.monotonic() - before < 2 * START_SECONDS
     assert first.run_id == ""
     first.log({"loss": 1}, 1)
     assert not first.finish(seconds=0.1)
@@ -188,6 +189,16 @@ def test_progress_is_told_while_a_run_runs_and_none_for_an_unknown_run(workdir: 
     assert (progress.step, progress.status) == (30, "KILLED")
     assert 0 < (progress.seconds_per_step or 0) < 1
     assert run_progress("0" * 32) is None
+
+
+def test_settings_of_tools_are_no_secrets(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "true")
+    monkeypatch.setenv("HF_TOKEN", "hf_abc")
+    tracker = start(params={"flip": False, "fused": True, "source": "hf_abc@hub"})
+    tracker.finish()
+    params = client().get_run(tracker.run_id).data.params
+    assert params == {"flip": "false", "fused": "true", "source": "[redacted]@hub"}
 
 
 def test_what_a_run_was_made_with_is_recorded(
