@@ -40,6 +40,7 @@ def test_the_average_follows_the_weights_and_gives_them_back() -> None:
     assert average.gather().keys() == {"ema.weight"}
 
 
+@pytest.mark.slow
 def test_a_run_with_an_average_resumes_to_the_bit_and_exports_it(
     write_recipe, pictures: Path
 ) -> None:

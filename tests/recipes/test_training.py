@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.codec import load_auxiliary, load_model
+from recipes import profiling
 from recipes.checkpoint import found
 from recipes.export import export_checkpoint
-from recipes.profiling import STEPS
 from recipes.schema import RecipeError
 from recipes.train import main
 
@@ -159,6 +159,7 @@ def test_bad_input_is_refused_before_any_work(
     assert not (path.parent / "runs").exists()
 
 
+@pytest.mark.slow
 def test_other_settings_or_shards_since_the_checkpoint(write_recipe, pictures, caplog) -> None:
     path = write_recipe(stages=STAGES[:2])
     assert main([str(path), "--stage", "base"]) == 0
@@ -177,22 +178,24 @@ def test_other_settings_or_shards_since_the_checkpoint(write_recipe, pictures, c
     assert not (path.parent / "runs" / "early").exists()
 
 
-def test_a_profile_leaves_a_trace_and_more_steps_go_on(write_recipe) -> None:
+@pytest.mark.slow
+def test_a_profile_leaves_a_trace_and_more_steps_go_on(write_recipe, monkeypatch) -> None:
+    # One step that is recorded instead of three: reading events is slow.
+    monkeypatch.setattr(profiling, "SKIPPED", 0)
+    monkeypatch.setattr(profiling, "WARMING", 1)
+    monkeypatch.setattr(profiling, "RECORDED", 1)
     path = write_recipe()
     folder = path.parent / "runs" / "base"
-    assert main([str(path)]) == 0
-    assert main([str(path), "--profile", f"stages.0.steps={6 + STEPS}"]) == 0
+    assert main([str(path), "stages.0.steps=2"]) == 0
+    assert main([str(path), "--profile", "stages.0.steps=5"]) == 0
     (trace,) = (folder / "profile").glob("*.json.gz")
-    assert trace.name == "step-00000006-rank-0.json.gz"
+    assert trace.name == "step-00000002-rank-0.json.gz"
     with gzip.open(trace) as file:
         names = {event.get("name") for event in json.load(file)["traceEvents"]}
     assert "aten::convolution_backward" in names
-    assert "aten::convolution" in trace.with_name("step-00000006-rank-0.txt").read_text()
-    whole = path.parent / "whole"
-    assert main([str(path), f"out={whole}", f"stages.0.steps={6 + STEPS}"]) == 0
-    assert_same(whole / "base", folder)
+    assert "aten::convolution" in trace.with_name("step-00000002-rank-0.txt").read_text()
     exported, checkpoint = export_checkpoint(folder, path.parent / "exported")
-    assert checkpoint.step == 6 + STEPS
+    assert checkpoint.step == 5
     assert load_model(exported).fingerprint == load_model(folder).fingerprint
     with pytest.raises(RecipeError, match="no complete checkpoint with a held-out cost"):
         export_checkpoint(folder, path.parent / "best", best=True)
