@@ -67,12 +67,14 @@ def test_promotion_compares_all_points_of_a_version(workdir: Path, ranged: Path)
 
 
 @pytest.mark.slow
-def test_it_is_served_at_any_rate(workdir: Path, ranged: Path) -> None:
+def test_it_is_served_at_any_rate(
+    workdir: Path, ranged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mlflow
     from mlflow.exceptions import MlflowException
 
     register_model(str(ranged), "cca", "champion")
-    mlflow.set_tracking_uri(f"sqlite:///{workdir}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workdir}/mlflow.db")
     served = mlflow.pyfunc.load_model("models:/cca@champion")
     png = io.BytesIO()
     Image.effect_noise((53, 37), 60).convert("RGB").save(png, "PNG")
