@@ -85,10 +85,17 @@ def schedule(made: Scheduled) -> list[str]:
     """Write the plan and hand its jobs to the engine; return the names of those handed over.
 
     Jobs whose work is there already are left out. Raises `OrchestrationError` when another plan
-    is at work in the same folder of runs, `EngineError` when the scheduler refuses.
+    is at work in the same folder of runs or has the same id, `EngineError` when the scheduler
+    refuses.
     """
     plan, folder = made.plan, made.folder
     _refuse_second(plan, folder)
+    try:
+        folder.mkdir(parents=True)  # ours alone: it is removed when the scheduler refuses
+    except FileExistsError as error:
+        raise OrchestrationError(
+            f"there is a plan {plan.id} already: type the command again, for another id"
+        ) from error
     names = [job.name for job in plan.jobs if not _done_here(plan, job)]
     for name, text in made.scripts.items():
         store.write_whole(folder / name, text)

@@ -188,6 +188,14 @@ def test_second_plan_in_the_same_folder_is_refused(place: Path) -> None:
     control.cancel(first.plan, first.folder)
 
 
+def test_a_plan_of_the_same_id_is_refused_and_the_first_stays(place: Path) -> None:
+    made = made_plan(place, local(), [job("a", "true")])
+    control.schedule(made)
+    with pytest.raises(OrchestrationError, match=f"there is a plan {made.plan.id} already"):
+        control.schedule(made)
+    assert {one.state for one in ended(made.plan, made.folder).values()} == {State.DONE}
+
+
 def test_unknown_plan_or_job_is_one_sentence(place: Path) -> None:
     with pytest.raises(OrchestrationError, match="there is no plan nope"):
         control.find("nope")
