@@ -189,13 +189,18 @@ esac
 """
 
 
+def stand_in(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `script` what is found as kubectl."""
+    (folder / "kubectl").write_text(script)
+    (folder / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
 def test_states_logs_and_cancel_go_through_kubectl(
     recipe: Path, profiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stand-in for kubectl notes what it is asked and answers as a cluster would."""
-    (tmp_path / "kubectl").write_text(KUBECTL)
-    (tmp_path / "kubectl").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    stand_in(KUBECTL, tmp_path, monkeypatch)
     text = (profiles / "kubernetes.yaml").read_text() + "context: lab\n"
     (tmp_path / "k.yaml").write_text(text)
 
@@ -248,9 +253,7 @@ echo '{"items": []}'
 def test_watching_goes_on_when_the_controller_was_away(
     recipe: Path, profiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "kubectl").write_text(RESTARTING)
-    (tmp_path / "kubectl").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    stand_in(RESTARTING, tmp_path, monkeypatch)
     monkeypatch.setattr(control, "PAUSE_SECONDS", 0.0)
     text = (profiles / "kubernetes.yaml").read_text() + "context: lab\n"
     (tmp_path / "k.yaml").write_text(text)
