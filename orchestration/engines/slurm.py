@@ -51,7 +51,9 @@ QUEUE = (
 ACCOUNTING = ("JobID", "JobName", "State", "Reason", "Elapsed", "NodeList", "ExitCode")
 # Variables that say which cluster is meant, not what a job is given.
 ABOUT_CLUSTER = {"SLURM_CONF", "SLURM_CLUSTERS"}
-SECONDS_TO_REQUEUE = 1.0
+SECONDS_BETWEEN_LOOKS = 1.0
+# A cluster gives the processes of a cancelled job KillWait to end, 30 s by default.
+SECONDS_TO_END = 300.0
 UNINTERESTING = {"None", "NonZeroExitCode", "(null)", "Dependency"}
 
 
@@ -124,23 +126,33 @@ class Slurm:
         return sorted((path for path in found if numbers[path] == newest), key=_part)
 
     def cancel(self, plan: Plan, folder: Path) -> None:
-        """Cancel every job of the plan that is not over."""
-        names = [job.name for job in plan.jobs]
-        if self._cancel(plan, names):
-            # One that was putting itself back in the queue at that moment is there again now.
-            time.sleep(SECONDS_TO_REQUEUE)
-            self._cancel(plan, names)
+        """Cancel every job of the plan that is not over, and wait until they have ended.
 
-    def _cancel(self, plan: Plan, jobs: Sequence[str]) -> bool:
-        """Cancel what the queue has of these jobs; return whether that was anything."""
+        Whatever is submitted before that would wait for a cancelled job, and be cancelled too.
+        """
+        names = [job.name for job in plan.jobs]
+        end = time.monotonic() + SECONDS_TO_END
+        # Again and again: one that was putting itself back in the queue is there again.
+        while there := self._cancel(plan, names):
+            if time.monotonic() > end:
+                raise EngineError(
+                    f"jobs {', '.join(map(str, there))} of plan {plan.id} were cancelled"
+                    f" {SECONDS_TO_END:g} s ago and do not end: ask `squeue` why"
+                )
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def _cancel(self, plan: Plan, jobs: Sequence[str]) -> list[int]:
+        """Cancel what the queue has of these jobs; return the numbers of what is not over."""
         names = ",".join(job_name(plan, plan.job(name)) for name in jobs)
-        listed = output_of(["squeue", "--noheader", f"--name={names}", "--format=%A"])
+        listed = output_of(["squeue", "--noheader", f"--name={names}", "--format=%A %T"])
+        lines = [line.split() for line in listed.splitlines()]
         # scancel takes one name at most, but any number of jobs; the last ones first, so that
         # none starts because of what happens to another.
-        numbers = sorted({int(line) for line in listed.split()}, reverse=True)
-        if numbers:
-            output_of(["scancel", *map(str, numbers)])
-        return bool(numbers)
+        numbers = sorted({int(number) for number, _ in lines}, reverse=True)
+        lively = {int(number) for number, state in lines if state != "COMPLETING"}
+        if lively:
+            output_of(["scancel", *(str(number) for number in numbers if number in lively)])
+        return numbers
 
 
 def find_folder(plan_id: str) -> Path | None:

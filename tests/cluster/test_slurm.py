@@ -122,7 +122,7 @@ def test_failed_job_cancels_dependants_and_retry_runs_what_is_missing(
     assert (place / "after.count").read_text() == "ran\n"
 
 
-def test_cancel_leaves_nothing_running_even_what_would_come_again(
+def test_cancel_leaves_nothing_running_and_retry_goes_on_at_once(
     place: Path, profile: SlurmProfile, cluster: Cluster
 ) -> None:
     made = made_plan(place, profile, [trainer(), job("after", "true", ["train"])])
@@ -130,13 +130,16 @@ def test_cancel_leaves_nothing_running_even_what_would_come_again(
     wait_for((place / "state.txt").exists, "the first step")
 
     control.cancel(made.plan, made.folder)
-    found = ended(made.plan, made.folder)
 
-    assert {one.state for one in found.values()} == {State.CANCELLED}
     assert cluster.command("squeue", "--noheader") == ""
+    assert set(states(made.plan, made.folder).values()) == {State.CANCELLED}
     # The trainer was asked to stop and kept its state; it must not be queued again for that.
     log = "".join(control.logs(made.plan, made.folder, "train"))
     assert "queued again" not in log
+
+    assert control.retry(made.plan, made.folder) == ["train", "after"]
+    assert {one.state for one in ended(made.plan, made.folder).values()} == {State.DONE}
+    assert_every_step_was_made_once(place)
 
 
 def test_time_limit_leads_to_checkpoint_requeue_and_resume(
