@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -133,6 +134,26 @@ def test_asked_to_stop_it_keeps_its_state_and_says_again(
     (kept,) = found(folder)
     assert 0 < kept.step < 4000
     kept.tensors()
+
+
+@pytest.mark.slow
+def test_all_ranks_end_together_when_one_is_asked_to_stop(write_recipe, launch) -> None:
+    import psutil
+
+    path = write_recipe()
+    process = launch([path, "stages.0.steps=5000"], *TWO, ACCELERATE_USE_CPU="true")
+    folder = path.parent / "runs" / "base"
+    wait_for(lambda: (folder / "run.json").exists() or process.poll() is not None)
+    ranks = [one for one in psutil.Process(process.pid).children() if "RANK" in one.environ()]
+    (other,) = [one for one in ranks if one.environ()["RANK"] == "1"]
+    other.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=300)
+    assert len(ranks) == 2
+    assert not any(one.is_running() for one in ranks)
+    # Each rank says at which step it left, and that step's state is the newest.
+    left = re.findall(r"stopped at step (\d+) as asked, state kept", output)
+    assert left == [str(newest_step(folder))] * 2, output
+    assert set(re.findall(r"exitcode +: (\S+)", output)) == {str(AGAIN)}, output
 
 
 @pytest.mark.slow
