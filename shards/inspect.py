@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from shards.errors import ShardsError
 from shards.manifest import Manifest, splits
 from shards.store import Store
+from shards.tables import read_rows
 from shards.write import SIDECAR
 
 COLUMNS = ["key", "offset", "size", "width", "height", "format", "mode"]
@@ -102,7 +102,7 @@ def _tables(store: Store, manifest: Manifest) -> Iterator[pa.Table]:
     for number, info in enumerate(manifest.shards):
         try:
             with store.open(info.sidecar) as stream:
-                table = pq.read_table(stream, columns=COLUMNS)
+                table = read_rows(stream, COLUMNS)
             shard = pa.array(np.full(table.num_rows, number, np.int32))
             yield table.append_column("shard", shard)
         except (FileNotFoundError, pa.ArrowException) as error:

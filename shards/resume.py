@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import IO, Any
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from shards.errors import ShardsError
 from shards.manifest import Manifest, shard_name
@@ -16,6 +15,7 @@ from shards.options import Options
 from shards.plan import Plan, PlanRows
 from shards.sources import Entry, Source, UnreadableError
 from shards.store import Store
+from shards.tables import read_rows
 
 SHOWN = 3
 WAYS_OUT = "give the same as before, another --out, or --fresh to start anew"
@@ -123,7 +123,7 @@ def _rows(rows: PlanRows, number: int) -> Iterator[dict[str, Any]]:
 def _hashes(store: Store, name: str) -> dict[str, str]:
     file: IO[bytes]
     with store.open(f"{name}.parquet") as file:
-        table = pq.read_table(file, columns=["key", "sha256", "origin_sha256"])
+        table = read_rows(file, ["key", "sha256", "origin_sha256"])
     hashes = pc.coalesce(table["origin_sha256"], table["sha256"])
     return dict(zip(table["key"].to_pylist(), hashes.to_pylist(), strict=True))
 

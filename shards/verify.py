@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from shards.check import RejectedError, examine
 from shards.crew import Tell, work_in_processes
@@ -23,6 +22,7 @@ from shards.finish import read_sidecar, rejects_name
 from shards.manifest import Manifest, ShardInfo, splits
 from shards.options import Options, crops_of
 from shards.store import Store
+from shards.tables import read_rows
 
 CHUNK = 1 << 20
 
@@ -132,7 +132,7 @@ def _rejects_problems(store: Store, manifest: Manifest) -> Iterator[Problem]:
     file = rejects_name(manifest.split)
     try:
         with store.open(file) as stream:
-            reasons = Counter(pq.read_table(stream, columns=["reason"])["reason"].to_pylist())
+            reasons = Counter(read_rows(stream, ["reason"])["reason"].to_pylist())
     except FileNotFoundError:
         yield Problem(file, "is missing")
     except (pa.ArrowException, OSError) as error:
@@ -180,7 +180,7 @@ def check_shard(store: Store, info: ShardInfo, options: Options) -> list[Problem
     try:
         said, _ = read_sidecar(store, info.name)
         with store.open(info.sidecar) as stream:
-            rows = pq.read_table(stream).to_pylist()
+            rows = read_rows(stream).to_pylist()
     except FileNotFoundError:
         return [*_missing_tar(store, info), Problem(info.sidecar, "is missing")]
     except (ShardsError, pa.ArrowException, OSError, ValueError):
