@@ -19,11 +19,11 @@ from kornia.augmentation import IntensityAugmentationBase2D
 from kornia.geometry.transform import resize
 from torch import Tensor
 
-from shards.augment.spec import Operation, Spec
+from shards.augment.spec import OWN, Operation, Spec
 from shards.errors import ShardsError
 
-# Kornia's geometric operations that keep a picture's size and draw nothing but whether to act.
-FLIPS = ("RandomHorizontalFlip", "RandomVerticalFlip")
+# Kornia's operations of geometry that are taken: such as keep a picture's size.
+GEOMETRIC = ("RandomHorizontalFlip", "RandomVerticalFlip")
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,15 @@ class Picture:
 
 
 class Augmenter:
-    """Applies a specification to batches of pictures."""
+    """Applies a specification to batches of pictures.
+
+    Raises `ShardsError`, naming every operation that there is not or that can't be what was asked.
+    """
 
     def __init__(self, spec: Spec, seed: int, device: str = "cpu") -> None:
         self.spec = spec
         self.device = torch.device(device)
-        self._steps = [
-            _step(one, _Draws(seed, number)) for number, one in enumerate(spec.operations)
-        ]
+        self._steps = _steps(spec.operations, seed)
 
     def __call__(
         self, pictures: Iterable[tuple[str, np.ndarray[Any, np.dtype[np.uint8]]]]
@@ -88,24 +89,46 @@ class _Draws:
 Step = Callable[[Sequence[Picture]], list[Picture]]
 
 
-def _step(operation: Operation, draws: _Draws) -> Step:
-    given = operation.parameters
-    if operation.name == "Resize":
-        return lambda batch: _resized(batch, lambda one: _shorter(one.size, given["shorter"]))
-    if operation.name == "RandomDownscale":
-        low, high = given["scale"]
-        least = given.get("min_side", 1)
+def _steps(operations: Sequence[Operation], seed: int) -> list[Step]:
+    steps, mistakes = [], []
+    for number, one in enumerate(operations):
+        try:
+            steps.append(STEPS.get(one.name, _kornia_step)(one, _Draws(seed, number)))
+        except ShardsError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ShardsError("; ".join(mistakes))
+    return steps
 
-        def target(one: Picture) -> tuple[int, int]:
-            scale = draws.of(one).uniform(low, high)
-            scale = min(max(scale, least / min(one.size)), 1.0)
-            return round(one.size[0] * scale), round(one.size[1] * scale)
 
-        return lambda batch: _resized(batch, target)
-    if operation.name == "RandomCrop":
-        side, count = given["size"], given.get("count", 1)
-        return lambda batch: [cut for one in batch for cut in _cuts(one, side, count, draws)]
-    return _kornia_step(operation, draws)
+def _resize_step(operation: Operation, draws: _Draws) -> Step:
+    side = operation.parameters["shorter"]
+    return lambda batch: _resized(batch, lambda one: _shorter(one.size, side))
+
+
+def _downscale_step(operation: Operation, draws: _Draws) -> Step:
+    low, high = operation.parameters["scale"]
+    least = operation.parameters.get("min_side", 1)
+
+    def target(one: Picture) -> tuple[int, int]:
+        scale = draws.of(one).uniform(low, high)
+        scale = min(max(scale, least / min(one.size)), 1.0)
+        return round(one.size[0] * scale), round(one.size[1] * scale)
+
+    return lambda batch: _resized(batch, target)
+
+
+def _crop_step(operation: Operation, draws: _Draws) -> Step:
+    side, count = operation.parameters["size"], operation.parameters.get("count", 1)
+    return lambda batch: [cut for one in batch for cut in _cuts(one, side, count, draws)]
+
+
+# Our own operations, those of `OWN`.
+STEPS: dict[str, Callable[[Operation, _Draws], Step]] = {
+    "Resize": _resize_step,
+    "RandomDownscale": _downscale_step,
+    "RandomCrop": _crop_step,
+}
 
 
 def _resized(
@@ -147,15 +170,17 @@ def _kornia_step(operation: Operation, draws: _Draws) -> Step:
     """
     kind: Any = getattr(kornia.augmentation, operation.name, None)
     given = dict(operation.parameters)
-    chance = float(given.pop("p", 0.5))
+    chance = given.pop("p", 0.5)
     fits = isinstance(kind, type) and (
-        operation.name in FLIPS or issubclass(kind, IntensityAugmentationBase2D)
+        operation.name in GEOMETRIC or issubclass(kind, IntensityAugmentationBase2D)
     )
     if not fits:
         raise ShardsError(
-            f"operation {operation.name} is neither Resize, RandomDownscale, RandomCrop, a flip, "
+            f"operation {operation.name} is neither {', '.join((*OWN, *GEOMETRIC))}, "
             "nor one of Kornia's augmentations of intensity and colour"
         )
+    if not (isinstance(chance, int | float) and 0 <= chance <= 1):
+        raise ShardsError(f"operation {operation.name}: p is {chance!r}, no probability in [0, 1]")
     try:
         augmentation: Any = kind(**given, p=1.0)
         augmentation.forward_parameters(torch.Size([1, 3, 8, 8]))

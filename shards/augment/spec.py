@@ -11,7 +11,7 @@ import yaml
 from shards.errors import ShardsError
 
 FORMATS = ("png", "webp")
-# Our own operations, each with its parameters: name -> (allowed, required).
+# Our own operations, each with its parameters: name -> (allowed, required). `STEPS` does them.
 OWN = {
     "Resize": ({"shorter"}, {"shorter"}),
     "RandomDownscale": ({"scale", "min_side"}, {"scale"}),

@@ -160,6 +160,9 @@ def test_the_ready_specification(root: Path, tmp_path: Path, pictures: Path) -> 
         ("operations:\n  - RandomSomething: {}", "neither Resize, RandomDownscale"),
         ("operations:\n  - RandomRotation: {degrees: 3}", "neither Resize, RandomDownscale"),
         ("operations:\n  - ColorJiggle: {brightnes: 3}", "operation ColorJiggle: .*brightnes"),
+        ("operations:\n  - RandomGrayscale: {p: often}", "RandomGrayscale: p is 'often', no prob"),
+        ("operations:\n  - RandomHorizontalFlip: {p: 7}", "p is 7, no probability"),
+        ("operations:\n  - RandomThing: {}\n  - RandomOther: {}", "RandomThing .*RandomOther "),
         ("operations:\n  - Resize\n", "is not of the form"),
     ],
 )
