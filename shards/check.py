@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import simplejpeg
 from PIL import Image
 
-from shards.options import Options
+from shards.jpeg import jpeg_header
+from shards.options import MAX_AREA, Options
 
 # What libjpeg says of files that are odd but whole, or of kinds it was not built for.
 HARMLESS = ("extraneous bytes", "Invalid SOS parameters", "nsupported")
@@ -69,21 +70,38 @@ def examine(data: bytes, options: Options, ending: str = "") -> Facts:
     Raises:
         RejectedError: it is not a picture, is damaged, or is outside the limits of `options`.
     """
+    facts = _quick_facts(data)
+    if facts is not None:
+        _within(facts, options)
+        if options.check != "full" or _jpeg_is_sound(data, facts.mode):
+            return facts
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large pictures; our own limit decides
-        try:
-            image = Image.open(io.BytesIO(data))
-        except Image.DecompressionBombError as error:
-            raise RejectedError(TOO_LARGE, _first_line(error)) from None
-        except Exception as error:
-            if options.check == "none":
-                return Facts(ending or "bin")
-            raise RejectedError(NOT_A_PICTURE, _first_line(error)) from None
-        facts = _facts(image)
-        _within(facts, options)
-        if options.check == "full":
-            _decode(data, image, facts)
-        return facts
+        return _examine_by_pillow(data, options, ending)
+
+
+def _quick_facts(data: bytes) -> Facts | None:
+    """Return what an ordinary JPEG is, or None where Pillow must be asked."""
+    header = jpeg_header(data)
+    if header is None or header[0] * header[1] > MAX_AREA:
+        return None
+    return Facts("jpeg", *header)
+
+
+def _examine_by_pillow(data: bytes, options: Options, ending: str) -> Facts:
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise RejectedError(TOO_LARGE, _first_line(error)) from None
+    except Exception as error:
+        if options.check == "none":
+            return Facts(ending or "bin")
+        raise RejectedError(NOT_A_PICTURE, _first_line(error)) from None
+    facts = _facts(image)
+    _within(facts, options)
+    if options.check == "full":
+        _decode(data, image, facts)
+    return facts
 
 
 def _facts(image: Image.Image) -> Facts:
