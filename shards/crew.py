@@ -2,20 +2,23 @@
 
 Each has a pipe of its own and none shares a lock, so at whatever instant one dies, its pipe ends
 and nothing else does. (A `ProcessPoolExecutor` of Python 3.11 waits for ever when a worker is
-killed while another one starts.)
+killed while another one starts.) A worker is an interpreter that imports what its tasks need: not,
+as with `multiprocessing`, the main module again, which takes the longer part of its start.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
+import subprocess
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from multiprocessing import get_context, parent_process, resource_tracker
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection, Pipe, wait
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
@@ -29,6 +32,7 @@ Start = Callable[[Tell], Callable[[T], R]]
 
 SECONDS_TO_LEAVE = 10.0
 PIPE_ENDED = (EOFError, OSError)  # OSError: also in the middle of a message
+PROGRAM = "from shards.crew import serve; serve({})"
 _NOTE, _RESULT, _ERROR = "note", "result", "error"
 
 
@@ -66,13 +70,17 @@ class _Member(Generic[T, R]):
     """A worker as its parent sees it: the process, its pipe, and what it is doing."""
 
     def __init__(self) -> None:
-        context = get_context("spawn")
-        self.pipe, theirs = context.Pipe()
+        self.pipe, theirs = Pipe()
         self.tasks: list[T] = []  # the one it has, or none
-        # What starts a process must be small: a child that dies while it is sent is waited for.
-        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         with theirs:
-            self.process.start()
+            place = theirs.fileno()
+            self.process = subprocess.Popen(
+                # -P: modules come from where this process has them, not from the working folder.
+                [sys.executable, "-P", "-c", PROGRAM.format(place)],
+                pass_fds=[place],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            )
 
     def send(self, what: object) -> None:
         """Give the worker what it starts with, or a task."""
@@ -128,7 +136,6 @@ def _handed_out(
 @contextlib.contextmanager
 def _ctrl_c_is_ours() -> Iterator[None]:
     """Start processes that Ctrl-C does not reach: it comes to all, and the parent decides."""
-    resource_tracker.ensure_running()  # starting it undoes a mask
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -139,20 +146,24 @@ def _ctrl_c_is_ours() -> Iterator[None]:
 def _dismiss(members: list[_Member[T, R]]) -> None:
     """End the workers: those at work at once, the others as soon as they see their pipe closed."""
     for member in members:
-        member.pipe.close()
         if member.tasks:
-            member.process.terminate()
+            member.process.terminate()  # with its pipe open, since it may have files to remove
+        else:
+            member.pipe.close()
     for member in members:
-        member.process.join(SECONDS_TO_LEAVE)
-        if member.process.is_alive():
+        try:
+            member.process.wait(SECONDS_TO_LEAVE)
+        except subprocess.TimeoutExpired:
             member.process.kill()
-            member.process.join()
+            member.process.wait()
+        member.pipe.close()
 
 
-def _serve(pipe: Connection) -> None:
-    """Do what the parent sends, until it closes the pipe."""
+def serve(place: int) -> None:
+    """Do what the parent sends through the pipe with descriptor `place`, until it closes it."""
     signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    pipe = Connection(place)
+    threading.Thread(target=_end_with_parent, args=(place,), daemon=True).start()
     with contextlib.suppress(*PIPE_ENDED):
         kind, work = _outcome(pipe.recv(), lambda note: pipe.send((_NOTE, note)))
         if kind == _ERROR:
@@ -174,8 +185,9 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(1)
 
 
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+def _end_with_parent(place: int) -> None:
+    """End this process when the other end of the pipe is closed: by the parent, or its death."""
+    watch = select.poll()
+    watch.register(place, 0)
+    watch.poll()
+    os._exit(1)

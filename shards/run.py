@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from shards.duplicates import find_duplicates
 from shards.errors import ShardsError
 from shards.finish import finish, missing_shards
 from shards.listing import Corpus, list_corpus
@@ -193,6 +192,8 @@ class _Run:
         kind = self.options.dedupe
         if kind == "none":
             return {}
+        from shards.duplicates import find_duplicates  # needs SciPy, which takes long to import
+
         return find_duplicates(corpus, self.sources, kind, self.workers, self.progress)
 
     def _check_same(self, before: Plan, corpus: Corpus, path: Path) -> None:

@@ -131,7 +131,7 @@ def workers() -> list[int]:
     found = []
     for child in psutil.Process().children():
         try:
-            if any("spawn_main" in word for word in child.cmdline()):
+            if any("shards.crew" in word for word in child.cmdline()):
                 found.append(child.pid)
         except psutil.Error:
             continue
