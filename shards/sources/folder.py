@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 from shards.errors import ShardsError
 from shards.sources.base import (
@@ -25,6 +26,8 @@ from shards.sources.captions import is_description, read_descriptions
 from shards.sources.files import Found, add_files
 
 THREADS = 8
+TOGETHER = 32  # folders that a thread lists in one go
+Scanned = tuple[list[Found], list[str]]  # files, and paths of folders
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class FolderSource:
         return Path(self.root).resolve().name
 
     def collect(self, rows: Rows) -> Listed:
-        """Add the pictures under the root, folder by folder."""
+        """Add the pictures under the root."""
         classes, left, ignored = ClassFolders(), [], 0
         for files in scan(Path(self.root)):
             others = add_files(rows, files, classes)
@@ -89,34 +92,43 @@ def changed(path: str, how: str) -> str:
 
 
 def scan(root: Path) -> Iterator[list[Found]]:
-    """Yield the files under `root`, a list a folder, in any order.
+    """Yield the files under `root`, those of some folders at a time, in any order.
 
     Links to files are followed; links to folders too, but never to a folder above.
 
     Raises:
         ShardsError: a folder cannot be read.
     """
+    ready: SimpleQueue[Future[Scanned]] = SimpleQueue()
+    waiting, busy = [""], 0
     with ThreadPoolExecutor(THREADS) as pool:
-        waiting: set[Future[tuple[list[Found], list[str]]]] = {pool.submit(_scan_one, root, "")}
-        while waiting:
-            ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in ready:
-                files, folders = future.result()
-                waiting |= {pool.submit(_scan_one, root, name) for name in folders}
-                yield files
+        while waiting or busy:
+            while waiting and busy < 2 * THREADS:  # more would only fill the memory
+                some = waiting[-TOGETHER:]
+                del waiting[-TOGETHER:]
+                pool.submit(_scan_some, root, some).add_done_callback(ready.put)
+                busy += 1
+            files, folders = ready.get().result()
+            busy -= 1
+            waiting += folders
+            yield files
 
 
-def _scan_one(root: Path, folder: str) -> tuple[list[Found], list[str]]:
-    try:
-        with os.scandir(root / folder) as entries:
-            return _sort_out(root, f"{folder}/" if folder else "", entries)
-    except OSError as error:
-        raise ShardsError(f"cannot read folder {root / folder}: {error.strerror}") from error
+def _scan_some(root: Path, folders: Sequence[str]) -> Scanned:
+    files: list[Found] = []
+    below: list[str] = []
+    for folder in folders:
+        try:
+            with os.scandir(root / folder) as entries:
+                found, more = _sort_out(root, f"{folder}/" if folder else "", entries)
+        except OSError as error:
+            raise ShardsError(f"cannot read folder {root / folder}: {error.strerror}") from error
+        files += found
+        below += more
+    return files, below
 
 
-def _sort_out(
-    root: Path, prefix: str, entries: Iterable[os.DirEntry[str]]
-) -> tuple[list[Found], list[str]]:
+def _sort_out(root: Path, prefix: str, entries: Iterable[os.DirEntry[str]]) -> Scanned:
     files: list[Found] = []
     folders: list[str] = []
     for entry in entries:

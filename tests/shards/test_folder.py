@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -217,6 +219,34 @@ def test_parts_make_together_what_one_makes(source: Path, dest: Path, tmp_path: 
     assert not (tmp_path / "d" / "train.json").exists()
     assert make(source, tmp_path / "d", part=(1, 3)).complete
     assert checksums(tmp_path / "d") == checksums(dest)
+
+
+def test_pictures_are_found_in_folders_many_and_deep(tmp_path: Path) -> None:
+    picture = jpeg()
+    folders = [Path(f"{number}") for number in range(70)]
+    folders += [Path(*map(str, range(depth))) / "x" for depth in range(40)]
+    for folder in folders:
+        (tmp_path / "corpus" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "corpus" / folder / "a.jpg").write_bytes(picture)
+    make(tmp_path / "corpus", tmp_path / "dest")
+    found = sorted(str(row["key"]) for row in rows(tmp_path / "dest"))
+    assert found == sorted(f"{folder}/a" for folder in folders)
+
+
+def test_a_script_needs_no_guard_around_its_main_part(source: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from shards.options import Options\n"
+        "from shards.run import shard\n"
+        "options = Options(shard_size=50_000, min_side=32)\n"
+        f"shard([{str(source)!r}], {str(tmp_path / 'dest')!r}, options, workers=2)\n"
+    )
+    # A worker takes modules from where the script has them, not from the folder it is run in.
+    (tmp_path / "json.py").write_text("raise SystemExit('not the real one')")
+    there = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-P", str(script)]
+    subprocess.run(command, cwd=tmp_path, env=there, check=True)
+    assert (tmp_path / "dest" / "train.json").exists()
 
 
 def test_running_again_does_nothing(source: Path, dest: Path) -> None:
