@@ -88,11 +88,15 @@ class Store:
         finally:
             partial.unlink(missing_ok=True)
 
-    def settle(self, path: Path, name: str) -> None:
-        """Move the complete, flushed local file `path` to `name`; `path` is gone afterwards."""
+    def settle(self, path: Path, name: str, more_follows: bool = False) -> None:
+        """Move the complete, flushed local file `path` to `name`; `path` is gone afterwards.
+
+        Its name lasts through a power cut from the next call on without `more_follows`.
+        """
         if self.folder is not None:
             path.replace(self.folder / name)
-            _flush_folder(self.folder)
+            if not more_follows:
+                _flush_folder(self.folder)
             return
         _retried(lambda: self._upload(name, lambda target: self._remote().put_file(path, target)))
         path.unlink()

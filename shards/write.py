@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from shards import check
 from shards.check import Facts, RejectedError, examine
 from shards.manifest import ShardInfo, shard_name
 from shards.options import Options
-from shards.partial import partial_file, settle
+from shards.partial import partial_file, settle, start_writing
 from shards.sources import Entry, Reader, Sample, Source, UnreadableError
 from shards.sources.base import decode_path, stem_and_ending
 from shards.store import Store
@@ -31,6 +32,7 @@ R = TypeVar("R")
 BLOCK, RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 # A header's name field, and what its size field can say: beyond them, `tarfile` writes longer ones.
 NAME_BYTES, LARGEST = 100, 8**11 - 1
+AHEAD = 4 << 20  # bytes after which the disk is set to work
 EMPTY_HEADER = tarfile.TarInfo("").tobuf(tarfile.GNU_FORMAT)
 
 SIDECAR = pa.schema(
@@ -115,7 +117,7 @@ class ShardMaker:
                     rejects.append(result)
                     self.on_sample(result["size"], True)
             info = tar.finish(name, len(table))
-            settle(self.context.store, file, path, info.tar)
+            settle(self.context.store, file, path, info.tar, more_follows=True)
         self._write_sidecar(info, table, rejects)
         return info
 
@@ -151,8 +153,8 @@ class ShardMaker:
     def _prepare(self, row: dict[str, Any]) -> Ready | dict[str, Any]:
         """Return the sample of a row of the plan, or the row of its reject."""
         entry = Entry.from_row(row)
-        source = self.context.sources[row["source"]]
-        origin = f"{source.name}/{decode_path(row['location']).encode(errors='replace').decode()}"
+        place = decode_path(row["location"]).encode(errors="replace").decode()
+        origin = f"{self._names[row['source']]}/{place}"
         try:
             if row["duplicate"] is not None:
                 kind, _, first = row["duplicate"].partition(" ")
@@ -188,6 +190,10 @@ class ShardMaker:
         others.pop(facts.ending, None)
         return Ready(member, facts.ending, sample.data, others)
 
+    @cached_property
+    def _names(self) -> list[str]:
+        return [source.name for source in self.context.sources]
+
     def _reader(self, number: int) -> Reader:
         reader = self._readers.get(number)
         if reader is None:
@@ -202,7 +208,7 @@ class TarFile:
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._hash = hashlib.sha256()
-        self._position = 0
+        self._position = self._started = 0
 
     def add(self, sample: Ready) -> dict[str, Any]:
         """Write the sample's members, the picture first; return its row of the sidecar."""
@@ -211,6 +217,9 @@ class TarFile:
         offset = self._add(member, sample.picture)
         for ending in sorted(sample.others):
             self._add(f"{key}.{ending}", sample.others[ending])
+        if self._position - self._started > AHEAD:
+            start_writing(self._file, self._started, self._position)
+            self._started = self._position
         return {**sample.row, "member": member, "offset": offset}
 
     def finish(self, name: str, samples: int) -> ShardInfo:
