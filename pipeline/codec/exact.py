@@ -37,16 +37,18 @@ _TABLE_GRID = 2.0**20
 
 
 def exact_copy(module: nn.Module) -> Any:
-    """Return a float64 copy of `module` whose results don't depend on the order of sums.
+    """Return a float64 copy of `module`, where it is, whose results don't depend on sums' order.
 
     Knows convolutions, transposed convolutions, `ChannelNorm`, `GlobalMean`, GELU and tanh.
     Raises `CodecError` when a weight is not finite.
     """
-    module = copy.deepcopy(module).double().requires_grad_(False).eval()
+    device = next(module.parameters()).device
+    # Made on the CPU: the grids of weights come from sums in floating point.
+    module = copy.deepcopy(module).cpu().double().requires_grad_(False).eval()
     if any(not tensor.isfinite().all() for tensor in module.state_dict().values()):
         raise CodecError("the model has weights that are not finite numbers; it can't be used")
     _replace(module)
-    return module
+    return module.to(device)
 
 
 def snap(x: Tensor) -> Tensor:
