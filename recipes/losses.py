@@ -15,6 +15,7 @@ Source: Han et al., arXiv 2410.04847; the gradient reversal is Ganin and Lempits
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from pipeline.codec import AuxiliaryEntropyModel, CCAOutput, HyperOutput, Noise
 from pipeline.codec.densities import LIKELIHOOD_BOUND
+from pipeline.evaluation.metrics import MS_SSIM_SIDE
 from recipes.schema import Cca, Loss, Run
 
 # One number for all samples of a batch, or a tensor (N,) with one for each.
@@ -99,13 +101,33 @@ def clamp_share(likelihoods: Tensor) -> Tensor:
     return (likelihoods <= LIKELIHOOD_BOUND).float().mean()
 
 
-def distortion(x: Tensor, x_hat: Tensor, kind: str, loss: Loss) -> tuple[Tensor, Tensor]:
-    """Return weighted distortion and mean squared error of each sample, (N,), of (N, 3, H, W)."""
-    error = (x - x_hat).square().mean((1, 2, 3))
-    if kind == "mse":
-        return loss.mse_weight * 255**2 * error, error.detach()
-    similarity = ms_ssim(x_hat, x, data_range=1.0, size_average=False)
-    return loss.ms_ssim_weight * (1 - similarity), error.detach()
+def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
+    """Return the mean squared error of each sample, (N,), of (N, 3, H, W)."""
+    return (x - x_hat).square().mean((1, 2, 3))
+
+
+def _mse(x: Tensor, x_hat: Tensor, loss: Loss) -> Tensor:
+    return loss.mse_weight * 255**2 * squared_error(x, x_hat)
+
+
+def _ms_ssim(x: Tensor, x_hat: Tensor, loss: Loss) -> Tensor:
+    if min(x.shape[2:]) < MS_SSIM_SIDE:
+        # Of a held-out picture; crops are never so small. It then tells one model from no other.
+        return x.new_full((len(x),), loss.ms_ssim_weight)
+    similarity: Tensor = ms_ssim(x_hat, x, data_range=1.0, size_average=False)
+    return loss.ms_ssim_weight * (1 - similarity)
+
+
+# What a stage's `distortion` may be: of pictures (N, 3, H, W) in [0, 1] and weights to (N,).
+DISTORTIONS: dict[str, Callable[[Tensor, Tensor, Loss], Tensor]] = {
+    "mse": _mse,
+    "ms-ssim": _ms_ssim,
+}
+
+
+def distortion(x: Tensor, x_hat: Tensor, kind: str, loss: Loss) -> Tensor:
+    """Return the weighted distortion of each sample, (N,), of (N, 3, H, W) in [0, 1]."""
+    return DISTORTIONS[kind](x, x_hat, loss)
 
 
 def auxiliary_terms(

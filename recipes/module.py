@@ -30,6 +30,7 @@ from recipes.losses import (
     distortion,
     final_weight,
     sample_bits,
+    squared_error,
 )
 from recipes.schema import RecipeError, Run
 
@@ -89,14 +90,14 @@ class TrainingModule(nn.Module):
         """
         run, output = self.run, self.model(x, noise, rates)
         pixels = x.shape[2] * x.shape[3]
-        distorted, error = distortion(x, output.x_hat, run.stage.distortion, run.recipe.loss)
+        distorted = distortion(x, output.x_hat, run.stage.distortion, run.recipe.loss)
         r_main = sample_bits(output.likelihoods["y"]) / pixels
         r_z = sample_bits(output.likelihoods["z"]) / pixels
         cost = distorted + weights.rate * (r_main + r_z)
         loss, quantiles = cost, self.model.quantile_loss()
         found = {
             "distortion": distorted,
-            "mse": error,
+            "mse": squared_error(x, output.x_hat.detach()),
             "bpp": r_main + r_z,
             "r_main": r_main,
             "r_z": r_z,

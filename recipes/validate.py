@@ -19,7 +19,7 @@ from pipeline.codec.config import LATENT_STRIDE
 from pipeline.evaluation.learned import to_picture, to_tensor
 from pipeline.evaluation.metrics import Picture, ms_ssim, psnr
 from pipeline.evaluation.pictures import read_picture
-from recipes.losses import bits_per_pixel
+from recipes.losses import bits_per_pixel, distortion
 from recipes.schema import Run
 
 NAMES = ("cost", "bpp", "psnr", "ms_ssim")
@@ -75,11 +75,9 @@ def measure(
     """Return cost, bpp, PSNR, MS-SSIM (0 where undefined), whether that is defined, and 1."""
     decoded, bpp = reconstruct(model, picture, rate)
     decibels, similarity = psnr(picture, decoded), ms_ssim(picture, decoded)
-    if run.stage.distortion == "mse":
-        error = np.square(picture.astype(np.float64) - decoded).mean()
-        distorted = run.recipe.loss.mse_weight * float(error)
-    else:
-        distorted = run.recipe.loss.ms_ssim_weight * (1 - (similarity or 0.0))
+    # On the CPU: a GPU may convolve with less than float32, which is too coarse for a metric.
+    x, x_hat = (to_tensor(one, torch.device("cpu")) for one in (picture, decoded))
+    distorted = float(distortion(x, x_hat, run.stage.distortion, run.recipe.loss))
     cost = distorted + rate_weight * bpp
     return [cost, bpp, decibels, similarity or 0.0, float(similarity is not None), 1.0]
 

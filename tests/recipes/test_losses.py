@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -109,11 +110,23 @@ def test_ms_ssim_distortion_falls_to_zero_for_equal_pictures(write_recipe) -> No
     from recipes.schema import Loss
 
     x = torch.rand(1, 3, 192, 192)
-    value, error = distortion(x, x, "ms-ssim", Loss())
+    value = distortion(x, x, "ms-ssim", Loss())
     assert value == pytest.approx(0, abs=1e-4)
-    assert error == 0
-    worse, _ = distortion(x, 1 - x, "ms-ssim", Loss(ms_ssim_weight=10))
+    worse = distortion(x, 1 - x, "ms-ssim", Loss(ms_ssim_weight=10))
     assert 0 < float(worse) <= 10.5
+
+
+def test_every_distortion_of_a_recipe_can_be_computed() -> None:
+    from recipes.losses import DISTORTIONS, distortion
+    from recipes.schema import Loss, Stage
+
+    assert set(DISTORTIONS) == set(get_args(Stage.model_fields["distortion"].annotation))
+    x = torch.rand(2, 3, 192, 192)
+    for kind in DISTORTIONS:
+        assert torch.isfinite(distortion(x, x.flip(-1), kind, Loss())).tolist() == [True, True]
+        # A held-out picture may be of any size.
+        small = x[:1, :, :8, :8]
+        assert torch.isfinite(distortion(small, 1 - small, kind, Loss())).tolist() == [True]
 
 
 def test_weights_warm_up_and_follow_the_rate() -> None:
