@@ -9,14 +9,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+from PIL import Image
 
 from orchestration import control
 from orchestration.plan import Plan
 from orchestration.states import JobStatus, State
 from tests.cluster.conftest import Cluster
 from tests.cluster.tools import ended, wait_for
+from tests.tracking.pages import Pages, found_browser
+from tests.tracking.servers import Server
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(2400)]
 
@@ -27,7 +31,7 @@ model: tiny
 data: {train: data/shards, validation: held-out, validation_pictures: 1, workers: 0}
 evaluate_every: 1000
 checkpoint: {every_steps: 5, background: false}
-tracking: {experiment: tiny, every_steps: 2, pictures: 0}
+tracking: {experiment: tiny, every_steps: 2, pictures: 1}
 stages:
   - {name: base, rate_weight: 1.8, steps: 60, batch: 2, crop: 64, lr: 1e-3}
   - {name: mse, init: base, rate_weight: [0.3, 15], steps: 40, batch: 2, crop: 64}
@@ -42,6 +46,10 @@ resources:
 pictures: {source: [photos], parts: 2, options: [--shard-size, 200KB, --min-side, "64"]}
 evaluation: {options: [--peers, jpeg]}
 """
+
+# Of a half of the held-out picture, to find it again on a page, and how much of it at least.
+COLOUR = (200, 30, 120)
+PIXELS = 5000
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +77,9 @@ def _make(place: Path, root: Path, pictures: Path) -> None:
     photos = sorted((pictures / "train").glob("*.jpg"))
     for photo in photos[:6]:
         shutil.copy(photo, place / "photos")
-    shutil.copy(photos[6], place / "held-out")
+    with Image.open(photos[6]) as photo:
+        photo.paste(COLOUR, (0, 0, photo.width, photo.height // 2))
+        photo.save(place / "held-out" / "one.png")
     (place / "recipes").symlink_to(root / "recipes")
     (place / "tiny.yaml").write_text(RECIPE)
     (place / "slurm.yaml").write_text(PROFILE)
@@ -162,6 +172,7 @@ def test_whole_plan_survives_a_time_limit_and_a_killed_node(
     assert control.retry(plan, folder) == []
     assert "tiny had no champion" in "".join(control.logs(plan, folder, "promote-mse"))
     assert_way_back_to_the_photos()
+    assert_seen_in_a_browser(place)
 
 
 def assert_way_back_to_the_photos() -> None:
@@ -176,6 +187,46 @@ def assert_way_back_to_the_photos() -> None:
     manifest = way.steps[-1].data[0].manifest
     assert manifest is not None
     assert [Path(source).name for source in manifest["created_with"]["sources"]] == ["photos"]
+
+
+def assert_seen_in_a_browser(place: Path) -> None:
+    """MLflow's own pages show the plan's runs, their pictures and the versions."""
+    browser = found_browser()
+    if browser is None:
+        _without_browser()
+    # As docs/tracking.md has it.
+    words = ["ui", "--backend-store-uri", "sqlite:///mlflow.db", "--workers", "1"]
+    server = Server(words, place, "/health")
+    server.start()
+    try:
+        pages = Pages(browser, server.uri, place)
+        pages.assert_shown("experiments/1/runs", "tiny/base", "3 matching runs")
+        for name in ("base", "mse/w15"):
+            run = f"experiments/1/runs/{run_id_of(place / 'runs' / name)}"
+            pages.assert_shown(f"{run}/model-metrics", f"tiny/{name}", "train (", "pictures (1)")
+            picture = pictures_of(place / "runs" / name)[-1]
+            pages.assert_shown(f"{run}/artifacts/{picture}", colour=COLOUR, pixels=PIXELS)
+        pages.assert_shown("models/tiny", "Version 1", "Version 2", "champion", "rate_weight")
+    finally:
+        server.kill()
+
+
+def run_id_of(folder: Path) -> str:
+    return str(json.loads((folder / "run.json").read_text())["run_id"])
+
+
+def pictures_of(folder: Path) -> list[str]:
+    """Return what the store calls the pictures of the run in `folder`."""
+    from mlflow import MlflowClient
+
+    listed = MlflowClient("sqlite:///mlflow.db").list_artifacts(run_id_of(folder), "images")
+    return sorted(one.path for one in listed if one.path.endswith(".png"))
+
+
+def _without_browser() -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail("no browser, and CI must have one: apt-get install chromium")
+    pytest.skip("all but MLflow's pages was seen: that needs a browser, apt-get install chromium")
 
 
 def progress_shown(place: Path, plan_id: str) -> str:
