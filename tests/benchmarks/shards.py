@@ -2,10 +2,12 @@
 
     python -m tests.benchmarks.shards PICTURES [--copies 4] [--repeats 3] [--entries 2000000]
 
-PICTURES is a folder of JPEGs, listed `--copies` times under other names. Every rate is taken in one
-run, the contenders in turn, `--repeats` times; the table shows the median and the spread, and the
-ratio that is asked for. CPU time, of all processes together, stands beside the rate: what else the
-machine does changes it less. Writers of other projects that are not installed are left out.
+PICTURES is a folder of JPEGs, copied `--copies` times into as many folders, and four times that
+for the contenders that do not decode. Every rate is taken in one run, the contenders in turn,
+`--repeats` times; the table shows the median and the spread, and the ratio that is asked for. CPU
+time, of all processes together, stands beside the rate: what else the machine does changes it
+less. Copies and results go to the system's temporary folder, or to TMPDIR. Writers of other
+projects that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ from shards.run import default_workers, shard
 from shards.sources import Listed, Reader, Rows
 from shards.sources.base import Part
 
-SHARD = 16_000_000
+Contender = Callable[[Path, Path], None]  # takes a source and a destination
+SHARDS = 28  # of any corpus: the share of each worker is whole
+MORE = 4  # times as many copies for contenders that do not decode
 
 
 @dataclass(frozen=True)
@@ -92,14 +96,20 @@ def bare_decoder(source: Path, dest: Path) -> None:
         list(pool.map(decode, [paths[start::workers] for start in range(workers)]))
 
 
-def ours(check: str) -> Callable[[Path, Path], None]:
+def ours(check: str) -> Contender:
     """Return `pipeline shard` with the check given."""
 
     def run(source: Path, dest: Path) -> None:
-        options = Options(shard_size=SHARD, min_side=0, check=check)
+        size = shard_size(source)
+        options = Options(shard_size=size, min_side=0, check=check, labels=False)
         shard([str(source)], dest, options)
 
     return run
+
+
+def shard_size(source: Path) -> int:
+    """Return the bytes that a shard has so that there are `SHARDS` of them."""
+    return sum(path.stat().st_size for path in source.rglob("*.JPEG")) // SHARDS
 
 
 def tar(source: Path, dest: Path) -> None:
@@ -108,12 +118,20 @@ def tar(source: Path, dest: Path) -> None:
     subprocess.run(["tar", "cf", dest / "all.tar", "-C", source, "."], check=True)
 
 
+def flushed_tar(source: Path, dest: Path) -> None:
+    """Run `tar cf`, and wait until the disk has it all, as `pipeline shard` does."""
+    tar(source, dest)
+    with (dest / "all.tar").open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def shard_writer(source: Path, dest: Path) -> None:
     """Write with webdataset's ShardWriter in one process, each JPEG decoded as a check."""
     import webdataset
 
     dest.mkdir()
-    with webdataset.ShardWriter(f"{dest}/%06d.tar", maxsize=SHARD, verbose=0) as writer:
+    pattern = f"{dest}/%06d.tar"
+    with webdataset.ShardWriter(pattern, maxsize=shard_size(source), verbose=0) as writer:
         for path in sorted(source.rglob("*.JPEG")):
             data = path.read_bytes()
             simplejpeg.decode_jpeg(data)
@@ -125,7 +143,7 @@ def mds_writer(source: Path, dest: Path) -> None:
     from streaming import MDSWriter
 
     columns = {"key": "str", "jpg": "bytes"}
-    with MDSWriter(out=str(dest), columns=columns, size_limit=SHARD) as writer:
+    with MDSWriter(out=str(dest), columns=columns, size_limit=shard_size(source)) as writer:
         for path in sorted(source.rglob("*.JPEG")):
             writer.write({"key": path.stem, "jpg": _checked(str(path))["jpg"]})
 
@@ -140,7 +158,7 @@ def litdata_optimize(source: Path, dest: Path) -> None:
             _checked,
             paths,
             str(dest),
-            chunk_bytes=SHARD,
+            chunk_bytes=shard_size(source),
             num_workers=default_workers(),
             verbose=False,
         )
@@ -152,20 +170,23 @@ def _checked(path: str) -> dict[str, bytes]:
     return {"jpg": data}
 
 
-CONTENDERS: dict[str, Callable[[Path, Path], None]] = {
+DECODING: dict[str, Contender] = {
     "bare JPEG decoder, all cores": bare_decoder,
     "pipeline shard, full check": ours("full"),
-    "pipeline shard, header check": ours("header"),
-    "pipeline shard, no check": ours("none"),
-    "tar cf": tar,
     "webdataset ShardWriter, 1 process, decoding": shard_writer,
     "mosaicml-streaming MDSWriter, 1 process, decoding": mds_writer,
     "litdata optimize, all cores, decoding": litdata_optimize,
 }
+COPYING: dict[str, Contender] = {
+    "pipeline shard, header check": ours("header"),
+    "pipeline shard, no check": ours("none"),
+    "tar cf": tar,
+    "tar cf, flushed to the disk": flushed_tar,
+}
 ASKED = [
     ("pipeline shard, full check", "bare JPEG decoder, all cores", 0.85),
-    ("pipeline shard, no check", "tar cf", 0.5),
     ("pipeline shard, full check", "webdataset ShardWriter, 1 process, decoding", 1.7),
+    ("pipeline shard, no check", "tar cf", 0.5),
 ]
 
 
@@ -177,12 +198,14 @@ class Taken:
     work: float
 
 
-def measure(source: Path, scratch: Path, repeats: int) -> dict[str, list[Taken]]:
+def measure(
+    contenders: dict[str, Contender], source: Path, scratch: Path, repeats: int
+) -> dict[str, list[Taken]]:
     """Return what every contender took, each in turn."""
     count = len(list(source.rglob("*.JPEG")))
-    found: dict[str, list[Taken]] = {name: [] for name in CONTENDERS}
+    found: dict[str, list[Taken]] = {name: [] for name in contenders}
     for _ in range(repeats):
-        for name, contender in CONTENDERS.items():
+        for name, contender in contenders.items():
             dest = scratch / "dest"
             start, work = time.perf_counter(), _cpu()
             try:
@@ -204,8 +227,8 @@ def _cpu() -> float:
 
 def peak_memory(source: Path, dest: Path) -> float:
     """Return the peak of the memory (PSS, MB) of `pipeline shard` and its workers together."""
-    words = ["shard", str(source), "--out", str(dest), "--shard-size", str(SHARD)]
-    process = subprocess.Popen([sys.executable, "-m", "pipeline.cli.main", *words])
+    words = ["shard", source, "--out", dest, "--shard-size", shard_size(source)]
+    process = subprocess.Popen([sys.executable, "-m", "pipeline.cli.main", *map(str, words)])
     peak = 0.0
     while process.poll() is None:
         listed = subprocess.run(
@@ -225,15 +248,12 @@ def _pss(process: int) -> float:
 
 
 def copies(pictures: Path, folder: Path, times: int) -> Path:
-    """Return a folder with the pictures linked `times` times."""
+    """Return a folder with `times` copies of the pictures, as read lately as can be."""
     for path in _pictures(pictures):
         for number in range(times):
-            target = folder / str(number) / path.parent.name / f"{path.stem}.JPEG"
+            target = folder / str(number) / f"{path.parent.name}_{path.stem}.JPEG"
             target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(path, target)
-            except OSError:
-                shutil.copy(path, target)
+            shutil.copy(path, target)  # of links, `tar` would write the first alone
     return folder
 
 
@@ -255,18 +275,21 @@ def main() -> None:
     told = f"{seconds:.1f} s, {work:.1f} s of CPU | {memory:.0f} MB"
     print(f"| plan {asked.entries} entries | {told} |", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        source = copies(asked.pictures, Path(folder) / "source", asked.copies)
-        memory = peak_memory(source, Path(folder) / "memory")
+        scratch = Path(folder)
+        source = copies(asked.pictures, scratch / "source", asked.copies)
+        memory = peak_memory(source, scratch / "memory")
         print(f"| peak memory, {default_workers()} workers | {memory:.0f} MB | |", flush=True)
-        found = measure(source, Path(folder), asked.repeats)
+        found = measure(DECODING, source, scratch, asked.repeats)
+        copies(asked.pictures, source, MORE * asked.copies)
+        found |= measure(COPYING, source, scratch, asked.repeats)
     for name, taken in found.items():
         rates = shown([one.rate for one in taken], 0)
         print(f"| {name} | {rates} | {shown([one.work for one in taken], 2)} |")
     for name, peer, wanted in ASKED:
         pairs = list(zip(found[name], found[peer], strict=True))
         rates = shown([one.rate / other.rate for one, other in pairs], 2)
-        work = shown([other.work / one.work for one, other in pairs], 2)
-        print(f"| {name} / {peer} (goal {wanted}) | {rates} | {work} |")
+        works = shown([other.work / one.work for one, other in pairs], 2)
+        print(f"| {name} / {peer} (goal {wanted}) | {rates} | {works} |")
 
 
 def shown(values: list[float], digits: int) -> str:
