@@ -33,9 +33,10 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/vulture
 
-# Two workers on two cores: threads on top of them would only wait for each other.
+# Threads on top of the workers would only wait for each other. Two cores are kept busy by three
+# workers: tests of Slurm, servers and kills wait for a good part of their time.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist worksteal
 
 test-fast: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not slow and not slurm and not browser and not gpu'
