@@ -37,6 +37,8 @@ LAUNCHERS = re.compile(
     r"srun: |slurmstepd|Terminated|[EW][0-9]{4} "
     r"|subprocess\.CalledProcessError|torch\.distributed\."
 )
+# What launchers say of a process that could say nothing itself.
+KILLED = re.compile(r"died with <Signals\.(SIG\w+)|Signal \d+ \((SIG\w+)\) received by PID")
 
 
 log = logging.getLogger(__name__)
@@ -292,8 +294,8 @@ def _explained(one: JobStatus, blocking: JobStatus | None) -> JobStatus:
 def _last_words(plan: Plan, folder: Path, job: Job) -> str:
     """Return the line of a job's log that says what went wrong, as far as one can tell.
 
-    That is the last line of an error, before what launchers say about the end of their processes;
-    without one, the last line at all.
+    That is the last line of an error, before what launchers say about the end of their processes,
+    or that a process was killed; without one, the last line at all.
     """
     try:
         paths = _engine(plan).log_files(plan, folder, job.name)
@@ -304,11 +306,24 @@ def _last_words(plan: Plan, folder: Path, job: Job) -> str:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - LAST_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
-        said = [line.strip() for line in lines if line.strip() and not LAUNCHERS.match(line)]
-        errors = [line for line in said if ERROR.match(line)]
-        if said:
-            return (errors or said)[-1]
+        found = _error(lines)
+        if found:
+            return found
     return ""
+
+
+def _error(lines: Sequence[str]) -> str:
+    """Return the line that says what went wrong, empty if there are none."""
+    last, error = "", ""
+    for line in lines:
+        killed = KILLED.search(line)
+        if killed:
+            error = f"its process was killed by {killed[1] or killed[2]}"
+            error += " (out of memory?)" if "SIGKILL" in error else ""
+        elif line.strip() and not LAUNCHERS.match(line):
+            last = line.strip()
+            error = last if ERROR.match(last) else error
+    return error or last
 
 
 def _after(path: Path, seen: dict[Path, int]) -> str:

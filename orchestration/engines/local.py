@@ -31,6 +31,8 @@ SUPERVISOR = "supervisor"
 # What is written in place of an exit code when `cancel` ended the job.
 CANCELLED = "cancelled"
 STOP_SECONDS = 60.0
+# Training that is asked to stop ends its step and writes its state first.
+CHECKPOINT_SECONDS = 300.0
 
 
 class Local:
@@ -98,7 +100,8 @@ class Local:
         if held(lock):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int((spool / f"{SUPERVISOR}.pid").read_text()), signal.SIGTERM)
-            _until(lambda: not held(lock))
+            # It stops its jobs itself, one after another.
+            _until(lambda: not held(lock), CHECKPOINT_SECONDS * len(plan.jobs))
         for job in plan.jobs:
             for label in labels(job):
                 stop_group(spool, label)
@@ -126,12 +129,25 @@ def stop_group(spool: Path, label: str) -> None:
     lock, pid = spool / f"{label}.lock", spool / f"{label}.pid"
     if not held(lock) or not pid.exists():
         return
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    group = int(pid.read_text())
+    for number, seconds in ((signal.SIGTERM, CHECKPOINT_SECONDS), (signal.SIGKILL, STOP_SECONDS)):
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(int(pid.read_text()), number)
-        if _until(lambda: not held(lock)):
+            os.killpg(group, number)
+        # Launchers end at once and keep the lock to themselves; training writes a checkpoint.
+        if _until(lambda: not held(lock) and not _lives(group), seconds):
             return
-    raise EngineError(f"the processes of {label} do not end (process group {pid.read_text()})")
+    raise EngineError(f"the processes of {label} do not end (process group {group})")
+
+
+def _lives(group: int) -> bool:
+    """Return whether a process of the process group runs; one that nobody waits for does not."""
+    import psutil  # type: ignore[import-untyped]
+
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def _until(reached: Callable[[], bool], seconds: float = STOP_SECONDS) -> bool:

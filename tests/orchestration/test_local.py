@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,42 @@ def test_cancel_stops_everything_and_retry_goes_on(place: Path) -> None:
     (place / "quick").touch()
     assert control.retry(made.plan, made.folder) == ["slow", "after"]
     assert {one.state for one in ended(made.plan, made.folder).values()} == {State.DONE}
+
+
+def test_cancel_waits_for_what_a_launcher_has_left_behind(place: Path) -> None:
+    # Like `accelerate launch`: it holds no more than its own files open for what it starts, and
+    # dies at once when it is told to, while training still writes its state.
+    (place / "training.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        "def stop(*_):\n    time.sleep(1); pathlib.Path('state').touch(); sys.exit()\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "pathlib.Path('begun').touch()\n"
+        "time.sleep(600)\n"
+    )
+    start = "import subprocess, sys; subprocess.run([sys.executable, 'training.py'])"
+    launcher = job("train", "", words=(sys.executable, "-c", start))
+    made = made_plan(place, local(), [launcher])
+    control.schedule(made)
+    wait_for((place / "begun").exists, "the start of training")
+
+    control.cancel(made.plan, made.folder)
+
+    assert (place / "state").exists()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "subprocess.CalledProcessError: Command '['python']' died with <Signals.SIGKILL: 9>.",
+        "  traceback : Signal 9 (SIGKILL) received by PID 30",
+    ],
+)
+def test_a_killed_process_is_told(place: Path, said: str) -> None:
+    shell = f"echo base: step 3 >&2; echo {shlex.quote(said)} >&2; false"
+    made = made_plan(place, local(), [job("train", shell)])
+    control.schedule(made)
+    found = ended(made.plan, made.folder)["train"]
+    assert found.reason == "exit code 1: its process was killed by SIGKILL (out of memory?)"
 
 
 def test_plan_survives_the_death_of_everything(place: Path) -> None:
