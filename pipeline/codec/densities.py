@@ -80,7 +80,7 @@ class FactorizedDensity(nn.Module):
         )
         self.factors = nn.ParameterList(torch.zeros(channels, after, 1) for _, after in pairs[:-1])
         spread = torch.tensor([-_INITIAL_SCALE, 0.0, _INITIAL_SCALE])
-        self.quantiles = nn.Parameter(spread.expand(channels, 1, 3).clone())
+        self.quantiles = nn.Parameter(torch.empty(channels, 1, 3).copy_(spread))
 
     @property
     def medians(self) -> Tensor:
@@ -118,5 +118,6 @@ class FactorizedDensity(nn.Module):
         """Return the sum of |logit(quantile) - t|, t = (-T, 0, T), T = ln(2 / 1e-9 - 1)."""
         tail = math.log(2 / LIKELIHOOD_BOUND - 1)
         with torch.autocast(self.quantiles.device.type, enabled=False):
-            target = self.quantiles.new_tensor([-tail, 0.0, tail])
+            # Made on the device: a list of numbers would be copied there, and waited for.
+            target = tail * torch.arange(-1.0, 2.0, device=self.quantiles.device)
             return (self.logits(self.quantiles.float(), detach=True) - target).abs().sum()
