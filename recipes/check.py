@@ -43,6 +43,13 @@ def for_processes(runs: Sequence[Run], accelerator: Any) -> None:
                 "ema needs whole weights on each process, and ZeRO-3 has parts: use ZeRO-2, or"
                 " leave ema out"
             )
+        if run.recipe.speed.cuda_graphs and (
+            launch.sharded(accelerator) or accelerator.device.type != "cuda"
+        ):
+            raise RecipeError(
+                "speed.cuda_graphs needs a CUDA device, and weights that DeepSpeed doesn't move:"
+                " leave one of them out"
+            )
 
 
 def _config(run: Run) -> CCAConfig:

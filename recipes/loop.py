@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.codec import CCAModel
 from pipeline.evaluation.pictures import read_picture
-from recipes import checkpoint, launch, results, speed
+from recipes import checkpoint, graphs, launch, results, speed
 from recipes.console import Report
 from recipes.data import Feed, check_same, held_out
 from recipes.ema import Average
@@ -116,6 +116,8 @@ class Trainer:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.module.train()
         speed.apply(self.module, self.run.recipe.speed)
+        if self.run.recipe.speed.cuda_graphs:
+            graphs.capture(self.module, self.feed.local)
 
     def _read(self) -> dict[str, Tensor] | None:
         """Read the newest checkpoint, if there is one; take up its weights."""

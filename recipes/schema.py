@@ -174,13 +174,24 @@ class Speed(Part):
     accumulate: Positive = 1
     """Parts a global batch is cut into, one after another on each process."""
     compile: bool = False
-    """torch.compile the transforms."""
+    """torch.compile the blocks of the transforms and supports."""
+    cuda_graphs: bool = False
+    """Replay the costly parts as CUDA graphs: a GPU with a small batch then waits for no Python."""
     channels_last: bool = True
     """Keep feature maps in NHWC order."""
     activation_checkpointing: bool = False
     """Recompute the transforms' activations in the backward pass: less memory, more time."""
     fused: bool = True
     """One kernel for Adam over all parameters; the same numbers on the same device."""
+
+    @model_validator(mode="after")
+    def _graphs_alone(self) -> Speed:
+        # A second pass would write its gradients over those of the first.
+        if self.cuda_graphs and (self.accumulate > 1 or self.activation_checkpointing):
+            raise ValueError(
+                "cuda_graphs goes with neither accumulate nor activation_checkpointing"
+            )
+        return self
 
 
 class Stage(Part):

@@ -21,6 +21,7 @@ from pipeline.evaluation.metrics import Picture, ms_ssim, psnr
 from pipeline.evaluation.pictures import read_picture
 from recipes.losses import bits_per_pixel, distortion
 from recipes.schema import Run
+from recipes.speed import uncompiled
 
 NAMES = ("cost", "bpp", "psnr", "ms_ssim")
 
@@ -112,5 +113,6 @@ def reconstruct(
 def _code(
     model: CCAModel, picture: Picture, rate: float | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    output = model(to_tensor(picture, next(model.parameters()).device), rate=rate)
+    with uncompiled():
+        output = model(to_tensor(picture, next(model.parameters()).device), rate=rate)
     return output.x_hat, output.likelihoods

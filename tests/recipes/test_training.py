@@ -142,6 +142,11 @@ def test_checkpoints_are_pruned(write_recipe) -> None:
         (["data.train=nowhere"], "data.train: "),
         (["data.validation=nowhere"], "data.validation: "),
         (["speed.accumulate=3"], "can't be shared by 1 processes in 3 parts"),
+        (["speed.cuda_graphs=true"], "speed.cuda_graphs needs a CUDA device"),
+        (
+            ["speed.cuda_graphs=true", "speed.accumulate=2"],
+            "cuda_graphs goes with neither accumulate",
+        ),
         (["model.slices=1"], "model: slices must be"),
         (["model.slicez=1"], "a model has no slicez"),
         (["stages.0.frozen=[nothing]"], "frozen names nothing"),

@@ -1,0 +1,100 @@
+"""Training on a CUDA device: every setting of `speed` and ZeRO give the same losses to rounding."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from pipeline.codec import load_model
+from recipes.results import read_run
+from recipes.train import main
+from tests.recipes.test_processes import losses
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+SETTINGS = [
+    ("speed.channels_last=false", 1e-3),
+    ("speed.fused=false", 1e-3),
+    ("speed.accumulate=2", 1e-3),
+    ("speed.activation_checkpointing=true", 1e-3),
+    ("speed.compile=true", 1e-3),
+    ("speed.cuda_graphs=true", 1e-3),
+    ("speed.precision=bf16", 3e-2),
+]
+
+
+@pytest.fixture
+def plain(write_recipe, store: str) -> tuple[Path, list[float]]:
+    """A recipe, and the losses of a run of it under no setting."""
+    path = write_recipe()
+    assert main([str(path), "out=plain"]) == 0
+    return path, losses(store, path.parent / "plain" / "base")
+
+
+@pytest.mark.parametrize(("setting", "tolerance"), SETTINGS)
+def test_a_setting_changes_no_loss(plain, store: str, setting: str, tolerance: float) -> None:
+    path, expected = plain
+    assert main([str(path), "out=other", setting]) == 0
+    assert losses(store, path.parent / "other" / "base") == pytest.approx(expected, rel=tolerance)
+
+
+def test_all_together_and_evaluated(write_recipe, pictures: Path, store: str) -> None:
+    path = write_recipe(evaluate_every=3)
+    held_out = [f"data.validation={pictures / 'kodak'}", "data.validation_pictures=2"]
+    fast = ["speed.precision=bf16", "speed.compile=true", "speed.cuda_graphs=true"]
+    assert main([str(path), "out=plain", *held_out]) == 0
+    assert main([str(path), "out=fast", *held_out, *fast]) == 0
+    one, other = (losses(store, path.parent / name / "base") for name in ("plain", "fast"))
+    assert other == pytest.approx(one, rel=3e-2)
+
+
+def test_a_run_goes_on_where_it_was_cut(plain) -> None:
+    path, _ = plain
+    assert main([str(path), "out=cut", "stages.0.steps=3"]) == 0
+    (path.parent / "cut" / "base" / "run.json").unlink()
+    assert main([str(path), "out=cut"]) == 0
+    one = load_file(path.parent / "plain" / "base" / "model.safetensors")
+    other = load_file(path.parent / "cut" / "base" / "model.safetensors")
+    for name, tensor in one.items():
+        # Adam moves a weight by at most the learning rate a step, however its gradient rounds.
+        assert torch.allclose(tensor, other[name], atol=6e-3), name
+
+
+@pytest.mark.slow
+def test_the_launch_file_for_one_gpu(plain, launch, root: Path, store: str) -> None:
+    path, expected = plain
+    process = launch(
+        [path, "out=launched"], "--config_file", str(root / "recipes/accelerate/gpu.yaml")
+    )
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    found = losses(store, path.parent / "launched" / "base")
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_trains_the_same_model(plain, launch, store: str, root: Path, stage: int) -> None:
+    path, expected = plain
+    config = yaml.safe_load((root / f"recipes/accelerate/zero{stage}.yaml").read_text())
+    file = root / f"recipes/deepspeed/zero{stage}.json"
+    config["deepspeed_config"]["deepspeed_config_file"] = str(file)
+    (path.parent / "zero.yaml").write_text(yaml.safe_dump(config))
+    options = ["--config_file", "zero.yaml", "--num_processes", "1"]
+    process = launch([path, "out=zero", "stages.0.steps=4"], *options)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    folder = path.parent / "zero" / "base"
+    load_model(folder)
+    # What ZeRO has kept goes on without it.
+    (folder / "run.json").write_text(json.dumps({**read_run(folder), "done": False}))
+    assert main([str(path), "out=zero"]) == 0
+    assert losses(store, folder) == pytest.approx(expected, rel=3e-3)
