@@ -2,7 +2,8 @@
 
 Prints samples a second, CPU seconds of one thread and the activations kept for a step of the
 adversarial loss: by a straightforward float32 eager loop of the same model (written below), and by
-the recipe's settings, one changed at a time; with `--compile` those of torch.compile too.
+the recipe's settings, one changed at a time; with `--compile` those of torch.compile too, on a
+CUDA device also those of CUDA graphs.
 Ways take turns, so that what else runs on the machine hits them alike; the median and spread of the
 ratios of neighbouring runs are what counts. On a CUDA device it is wall time, synchronised.
 """
@@ -19,7 +20,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from pipeline.codec import HyperOutput, Noise
-from recipes import speed
+from recipes import graphs, speed
 from recipes.dry import Kept
 from recipes.load import load_recipe
 from recipes.losses import Weights, bits_per_pixel, reverse_gradient
@@ -49,6 +50,11 @@ COMPILED: dict[str, dict[str, Any]] = {
     "compile": {"compile": True},
     "bf16, compile": {"precision": "bf16", "compile": True},
 }
+GRAPHED: dict[str, dict[str, Any]] = {
+    "cuda_graphs": {"cuda_graphs": True},
+    "bf16, cuda_graphs": {"precision": "bf16", "cuda_graphs": True},
+}
+BEST = {"bf16, compile, cuda_graphs": {"precision": "bf16", "compile": True, "cuda_graphs": True}}
 
 Step = Callable[[], object]
 
@@ -67,7 +73,7 @@ def plain_step(run: Run, x: torch.Tensor) -> Step:
     quantiles = {id(p) for p in model.quantiles()}
     weights = [p for p in module.parameters() if p.requires_grad and id(p) not in quantiles]
     groups = [{"params": weights, "lr": 1e-4}, {"params": model.quantiles(), "lr": 1e-3}]
-    optimizer = torch.optim.Adam(groups, foreach=False)
+    optimizer = torch.optim.Adam(groups)
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
 
     def step() -> None:
@@ -93,6 +99,8 @@ def recipe_step(run: Run, x: torch.Tensor, settings: Speed) -> Step:
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     module: TrainingModule = build(run).to(x.device, memory_format=layout).train()
     speed.apply(module, settings)
+    if settings.cuda_graphs:
+        graphs.capture(module, x.shape[0])
     optimizer = make_optimizer(module.groups(), run.stage, fused=settings.fused)
     parts = settings.accumulate
     size = x.shape[0] // parts
@@ -148,14 +156,17 @@ def main() -> None:
     torch.set_num_threads(1)
     run = run_of(given.size, given.crop, given.batch)
     x = torch.rand(given.batch, 3, given.crop, given.crop, device=device)
-    settings = SETTINGS | (COMPILED if given.compile else {})
+    on_gpu = device.type == "cuda"
+    settings = SETTINGS | (COMPILED if given.compile else {}) | (GRAPHED if on_gpu else {})
+    settings |= BEST if on_gpu and given.compile else {}
     ways: dict[str, Step] = {"plain float32": plain_step(run, x)}
     ways |= {name: recipe_step(run, x, Speed(**keys)) for name, keys in settings.items()}
     kept = {}
     for name, step in ways.items():
         step()
-        # Compiled code keeps what it keeps out of autograd's sight.
-        kept[name] = None if "compile" in name else activations(step)
+        # Compiled code and graphs keep what they keep out of autograd's sight.
+        hidden = "compile" in name or "graphs" in name
+        kept[name] = None if hidden else activations(step)
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(given.runs):
         for name, step in ways.items():
