@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from orchestration.errors import OrchestrationError
 from orchestration.launch import launch_words
 from orchestration.plan import PART, Job, exists, newer
-from orchestration.profile import KubernetesProfile, Profile
+from orchestration.profile import Profile
 from recipes.schema import Recipe, Run, Stage
 
 SHARD, FINISH = "shard", "shard-finish"
@@ -112,9 +112,8 @@ def _train_job(
 
 def _training_words(profile: Profile) -> list[str]:
     """Return what is launched: a checkout's own script, or the installed module without one."""
-    # What is in the pods can't be seen from here.
-    pods = isinstance(profile, KubernetesProfile)
-    if pods or Path(profile.workdir or ".", TRAIN_SCRIPT).exists():
+    # What is in pods can't be seen from here.
+    if not profile.shares_files or Path(profile.workdir or ".", TRAIN_SCRIPT).exists():
         return [TRAIN_SCRIPT]
     return ["-m", TRAIN_MODULE]
 

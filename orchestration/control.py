@@ -16,13 +16,11 @@ from typing import TypeVar
 from orchestration import store
 from orchestration.build import build_jobs
 from orchestration.engines.base import Engine
-from orchestration.engines.kubernetes import Kubernetes
-from orchestration.engines.local import Local
-from orchestration.engines.slurm import Slurm, find_folder
+from orchestration.engines.slurm import find_folder
 from orchestration.errors import EngineError, OrchestrationError, UnansweredError
-from orchestration.load import load_profile, profile_from
+from orchestration.load import ENGINES, engine_of, load_profile, profile_from
 from orchestration.plan import Job, Plan, is_done
-from orchestration.profile import AnyProfile, KubernetesProfile, LocalProfile
+from orchestration.profile import Profile
 from orchestration.states import JobStatus, State, blocked_by
 from recipes.load import load_recipe
 
@@ -66,7 +64,7 @@ def make_plan(recipe: Path, profile: Path, overrides: Sequence[str] = ()) -> Sch
     folder = workdir / store.FOLDER / store.new_id(read.name)
     # The jobs read a copy, so that an edit can't change a plan in the middle; a cluster that
     # shares no files with this machine has the recipe in its image instead.
-    path = recipe.as_posix() if isinstance(known, KubernetesProfile) else _copy_of(recipe, folder)
+    path = _copy_of(recipe, folder) if known.shares_files else recipe.as_posix()
     plan = Plan(
         id=folder.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -78,7 +76,7 @@ def make_plan(recipe: Path, profile: Path, overrides: Sequence[str] = ()) -> Sch
         jobs=build_jobs(read, known, path, overrides),
     )
     engine = engine_of(known)
-    if isinstance(known, KubernetesProfile):
+    if not known.shares_files:
         folder = Path.cwd() / store.FOLDER / folder.name
     return Scheduled(plan, folder, engine, engine.scripts(plan, folder))
 
@@ -134,15 +132,6 @@ def find(plan_id: str) -> tuple[Plan, Path]:
 def plans() -> list[tuple[Plan, Path]]:
     """Return the plans of the working folder, oldest first."""
     return store.plans(Path.cwd())
-
-
-def engine_of(profile: AnyProfile) -> Engine:
-    """Return the engine that `profile` describes."""
-    if isinstance(profile, LocalProfile):
-        return Local(profile)
-    if isinstance(profile, KubernetesProfile):
-        return Kubernetes(profile)
-    return Slurm(profile)
 
 
 def status(plan: Plan, folder: Path) -> list[JobStatus]:
@@ -226,9 +215,9 @@ def _engine(plan: Plan) -> Engine:
     return engine_of(profile_from(plan.profile, f"plan {plan.id}"))
 
 
-def _at_home(profile: AnyProfile) -> AnyProfile:
+def _at_home(profile: Profile) -> Profile:
     """Fill in what defaults to this process's own place: its folder and Python environment."""
-    if isinstance(profile, KubernetesProfile):
+    if not profile.shares_files:
         return profile
     own = None if getattr(profile, "container", None) else sys.prefix
     named = profile.environment
@@ -262,7 +251,8 @@ def _refuse_second(plan: Plan, folder: Path) -> None:
 
 def _done_here(plan: Plan, job: Job) -> bool:
     # Pods see other files than this machine; there, each job's script tests for itself.
-    return plan.profile["engine"] != "kubernetes" and is_done(job, plan.workdir)
+    kind, _ = ENGINES[plan.profile["engine"]]
+    return kind.shares_files and is_done(job, plan.workdir)
 
 
 def _status(plan: Plan, folder: Path, job: Job, known: JobStatus | None) -> JobStatus:

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from orchestration.engines.base import Engine
+from orchestration.engines.kubernetes import Kubernetes
+from orchestration.engines.local import Local
+from orchestration.engines.slurm import Slurm
 from orchestration.errors import OrchestrationError
 from orchestration.profile import (
-    AnyProfile,
     KubernetesProfile,
     LocalProfile,
+    Profile,
     Resources,
     SlurmProfile,
 )
 
-ENGINES: dict[str, type[LocalProfile] | type[SlurmProfile] | type[KubernetesProfile]] = {
-    "local": LocalProfile,
-    "slurm": SlurmProfile,
-    "kubernetes": KubernetesProfile,
+# By the name that profiles give: what such a profile may say, and the engine that is made of it.
+ENGINES: dict[str, tuple[type[Profile], Callable[[Any], Engine]]] = {
+    "local": (LocalProfile, Local),
+    "slurm": (SlurmProfile, Slurm),
+    "kubernetes": (KubernetesProfile, Kubernetes),
 }
 
 
-def load_profile(path: str | Path) -> AnyProfile:
+def engine_of(profile: Profile) -> Engine:
+    """Return the engine that `profile` describes."""
+    return ENGINES[profile.engine][1](profile)
+
+
+def load_profile(path: str | Path) -> Profile:
     """Return the profile in the YAML file `path`.
 
     Raises `OrchestrationError` with every mistake of the file in one message.
@@ -44,18 +54,19 @@ def load_profile(path: str | Path) -> AnyProfile:
     return profile_from(content, str(path))
 
 
-def profile_from(content: object, place: str) -> AnyProfile:
+def profile_from(content: object, place: str) -> Profile:
     """Return the profile that `content` describes; `place` is named in errors.
 
     Raises `OrchestrationError` with every mistake in one message.
     """
     if not isinstance(content, Mapping):
         raise OrchestrationError(f"{place}: a profile is a mapping of keys to values")
-    kind = ENGINES.get(str(content.get("engine")))
-    if kind is None:
+    name = str(content.get("engine"))
+    if name not in ENGINES:
         raise OrchestrationError(
             f"{place}: engine is {content.get('engine')!r}; it must be one of {', '.join(ENGINES)}"
         )
+    kind, _ = ENGINES[name]
     try:
         return kind.model_validate(content)
     except ValidationError as error:

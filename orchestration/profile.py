@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -92,6 +92,12 @@ class Registry(Part):
 class Profile(Part):
     """What the profiles of all engines have in common."""
 
+    shares_files: ClassVar[bool] = True
+    # Whether jobs see this machine's files: then they read a copy of the recipe in the plan's
+    # folder, and what is done already can be seen from here.
+
+    engine: str
+    """Name of the engine, one of `ENGINES` in orchestration/load.py."""
     workdir: str | None = None
     """Folder that commands run in and paths are relative to; default: where `schedule` is typed."""
     environment: str | None = None
@@ -207,6 +213,8 @@ class SlurmProfile(Profile):
 class KubernetesProfile(Profile):
     """A Kubernetes cluster with the JobSet controller (0.8 or newer)."""
 
+    shares_files: ClassVar[bool] = False
+
     engine: Literal["kubernetes"]
     """Always `kubernetes`."""
     workdir: str
@@ -239,6 +247,3 @@ class KubernetesProfile(Profile):
         if ours:
             raise ValueError(f"{', '.join(ours)} can't be set here: the plan says that itself")
         return pod
-
-
-AnyProfile = LocalProfile | SlurmProfile | KubernetesProfile

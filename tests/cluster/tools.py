@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestration import control, store
 from orchestration.plan import Job, Plan, exists
-from orchestration.profile import AnyProfile, Resources
+from orchestration.profile import Profile, Resources
 from orchestration.states import JobStatus, State
 
 # Generous, so that only a thing that never comes fails, however busy the machine is.
@@ -33,7 +33,7 @@ def job(name: str, shell: str, needs: Sequence[str] = (), **more: Any) -> Job:
     return Job(**{**fields, **more})
 
 
-def made_plan(place: Path, profile: AnyProfile, jobs: Sequence[Job]) -> control.Scheduled:
+def made_plan(place: Path, profile: Profile, jobs: Sequence[Job]) -> control.Scheduled:
     """Return a plan of `jobs` in the working folder `place`, not yet scheduled."""
     known = profile.model_copy(update={"workdir": str(place), "environment": None})
     (place / "recipe.yaml").write_text("name: by-hand\n")

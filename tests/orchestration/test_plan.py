@@ -18,13 +18,13 @@ from orchestration.launch import launch_words
 from orchestration.load import profile_from
 from orchestration.picture import mermaid, rows
 from orchestration.plan import Job, is_done
-from orchestration.profile import AnyProfile, Resources
+from orchestration.profile import Profile, Resources
 from orchestration.script import preamble
 from recipes.load import load_recipe
 from recipes.schema import Recipe
 
 
-def profile_of(**fields: Any) -> AnyProfile:
+def profile_of(**fields: Any) -> Profile:
     return profile_from({"engine": "local", **fields}, "p.yaml")
 
 

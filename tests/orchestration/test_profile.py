@@ -44,7 +44,7 @@ def test_every_field_has_a_sentence(engine: str) -> None:
             elif name != "resources" and name not in {"pictures", "evaluation", "registry"}:
                 assert (field.description or "").endswith("."), f"{model.__name__}.{name}"
 
-    described(ENGINES[engine])
+    described(ENGINES[engine][0])
     described(Resources)
 
 
