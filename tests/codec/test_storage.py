@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,20 @@ def test_model_comes_back_as_it_was(
     for name, tensor in auxiliary.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name])
     assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["model.safetensors"]
+
+
+def test_opening_a_model_does_not_wait_for_torch_s_compiler(
+    model: CCAModel, auxiliary: AuxiliaryEntropyModel, tmp_path: Path
+) -> None:
+    file = save_model(model, tmp_path / "model.safetensors", {}, auxiliary)
+    code = (
+        "import sys; from pipeline.codec import load_auxiliary, load_model;"
+        "load_model(sys.argv[1]), load_auxiliary(sys.argv[1]);"
+        "print(*({'torch._dynamo', 'sympy'} & set(sys.modules)))"
+    )
+    words = [sys.executable, "-c", code, str(file)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_a_loaded_model_can_be_trained_on(model: CCAModel, tmp_path: Path) -> None:
