@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from statistics import fmean
 from typing import Any
 
@@ -79,14 +79,8 @@ class ModelResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        data = {
-            key: getattr(self, key)
-            for key in (
-                "name", "curve", "path", "fingerprint", "rate", "rate_weight", "distortion",
-                "parameters", "kmac_per_pixel", "peak_memory_bytes", "info",
-            )
-        }  # fmt: skip
-        data["parts"] = list(self.parts)
+        own = [one.name for one in fields(self) if one.name != "point"]
+        data = {name: getattr(self, name) for name in own} | {"parts": list(self.parts)}
         return data | self.point.means() | {"pictures": [asdict(m) for m in self.point.pictures]}
 
 

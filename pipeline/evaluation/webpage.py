@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import colormaps
 from PIL import Image
 
+from pipeline.evaluation.columns import COSTS, seconds, si
 from pipeline.evaluation.compare import PUBLISHED, against
 from pipeline.evaluation.metrics import Picture
 from pipeline.evaluation.published import published_curves, published_source
@@ -45,6 +46,7 @@ def render(report: Report, scenes: Sequence[Scene]) -> str:
         compared=_compared(report),
         comparisons={(c.curve, c.anchor, c.quality): c for c in report.comparisons},
         qualities=QUALITIES,
+        costs=COSTS,
         scenes=drawn,
         scene_views=[scene["views"] for scene in drawn],
         peers_bd=peers_against_jpeg(report),
@@ -178,19 +180,6 @@ def _data_url(image: Image.Image, kind: str, **options: Any) -> str:
     image.save(buffer, format=kind, **options)
     text = base64.b64encode(buffer.getvalue()).decode()
     return f"data:image/{kind.lower()};base64,{text}"
-
-
-def si(value: float) -> str:
-    """Return a count with the unit a reader expects: 64990000 -> 65.0 M."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g}"
-
-
-def seconds(value: float) -> str:
-    """Return a duration in milliseconds below a second, else in seconds."""
-    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
 
 
 def percent(found: Comparison | None) -> str:
