@@ -21,16 +21,26 @@ MOST_NEEDS = 5
 # Names of pods hold the set's, the job's and two indices, and must fit a DNS label (63).
 LONGEST_SET, LONGEST_JOB = 23, 24
 
-# The pod is told to go (SIGTERM): its ranks are, their launcher must outlive them (see slurm).
+# The pod is told to go (SIGTERM): its ranks are, their launcher must outlive them (see slurm). Each
+# of several ranks has a session of its own, so they are found by who started them.
 STOPPING = """\
 stopping=0 caught=0
+tell() {{
+  local stat pid rest
+  for stat in /proc/[0-9]*/stat; do
+    read -r pid rest <"$stat" || continue
+    rest=(${{rest##*) }})
+    [ "${{rest[1]}}" != "$1" ] || {{ kill -USR1 "$pid"; tell "$pid"; }}
+  done
+}}
 stop() {{
-  [ "$stopping" = 1 ] || {{ while kill -USR1 -- "-$child" ; do sleep 5; done >/dev/null 2>&1 & }}
+  [ "$stopping" = 1 ] ||
+    {{ while kill -USR1 "$child"; do tell "$child"; sleep 5; done >/dev/null 2>&1 & }}
   stopping=1 caught=1
 }}
 trap stop TERM USR1
 set +e
-setsid bash -c {command} &
+bash -c {command} &
 child=$!
 {waiting}
 [ "$code" = 0 ] || [ "$stopping" = 0 ] || code={again}

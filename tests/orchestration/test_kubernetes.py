@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,21 +127,40 @@ def test_pods_of_one_training_meet_and_start_again_together(several_nodes: dict[
         assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 
 
+RANK = """
+import pathlib, signal, sys, time
+def stop(*_):
+    print("kept", flush=True)
+    sys.exit(75)
+signal.signal(signal.SIGUSR1, stop)
+pathlib.Path(f"started-{sys.argv[1]}").touch()
+time.sleep(600)
+"""
+# Gives each rank a session of its own and turns every exit code into 1, as launchers do.
+LAUNCHER = """
+import subprocess, sys
+ranks = [
+    subprocess.Popen([sys.executable, "rank.py", str(rank)], start_new_session=True)
+    for rank in range(2)
+]
+sys.exit(any([rank.wait() for rank in ranks]))
+"""
+
+
 def test_stopped_pod_says_again(recipe: Path, profiles: Path, tmp_path: Path) -> None:
-    """Run a pod's script here: told to go, its command checkpoints, and the pod exits with 75."""
+    """Run a pod's script here: told to go, its ranks checkpoint, and the pod exits with 75."""
     from orchestration.engines.manifest import STOPPING
     from orchestration.script import AGAIN, WAITING
 
-    trainer = (
-        "trap 'echo kept; exit 1' USR1; touch started; "
-        "for i in $(seq 600); do sleep 0.1; done; echo never"
-    )
-    text = STOPPING.format(command=f'"{trainer}"'.replace("$", "\\$"), waiting=WAITING, again=AGAIN)
+    (tmp_path / "rank.py").write_text(RANK)
+    (tmp_path / "launcher.py").write_text(LAUNCHER)
+    inner = f'trap "" USR1 TERM; exec {shlex.quote(sys.executable)} launcher.py'
+    text = STOPPING.format(command=shlex.quote(inner), waiting=WAITING, again=AGAIN)
     pod = subprocess.Popen(["bash", "-c", text], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    while not (tmp_path / "started").exists():
+    while len([*tmp_path.glob("started-*")]) < 2:
         assert pod.poll() is None
     pod.terminate()
-    assert pod.communicate(timeout=30)[0] == "kept\n"
+    assert pod.communicate(timeout=300)[0] == "kept\nkept\n"
     assert pod.returncode == AGAIN
 
 
