@@ -9,7 +9,8 @@ from pipeline.codec import CCAConfig, CodecError
 from recipes import checkpoint, launch
 from recipes.data import check_batch, check_same, check_shards, held_out
 from recipes.module import can_start_from, model_config
-from recipes.schema import RecipeError, Run
+from recipes.schema import Run
+from recipes.settings import RecipeError
 
 
 def before_work(runs: Sequence[Run]) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from recipes.noise import address
-from recipes.schema import Data, RecipeError, Run
+from recipes.schema import Run
+from recipes.settings import Data, RecipeError
 from recipes.shipped import shipped
 from shards import Augment, Batch, Cache, Manifest, ShardsError, Stream, open_corpus
 from shards.run import default_workers

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.codec import CCAConfig
 from recipes import results
 from recipes.checkpoint import ABOUT, Checkpoint, found
-from recipes.schema import RecipeError
+from recipes.settings import RecipeError
 
 
 def export_checkpoint(source: Path, out: Path, *, best: bool = False) -> tuple[Path, Checkpoint]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from recipes.schema import Recipe, RecipeError
+from recipes.schema import Recipe
+from recipes.settings import RecipeError
 from recipes.shipped import shipped
 
 # What a launcher is told to run: a path or, after -m, a module.

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from recipes.schema import Recipe, RecipeError
+from recipes.schema import Recipe
+from recipes.settings import RecipeError
 from recipes.shipped import shipped
 
 # A step into a recipe: the name of a field, or the number of a list's item.

@@ -26,7 +26,8 @@ from torch import Tensor
 from pipeline.codec import AuxiliaryEntropyModel, CCAOutput, HyperOutput, Noise
 from pipeline.codec.densities import LIKELIHOOD_BOUND
 from pipeline.evaluation.metrics import MS_SSIM_SIDE
-from recipes.schema import Cca, Loss, Run
+from recipes.schema import Run
+from recipes.settings import Cca, Loss
 
 # One number for all samples of a batch, or a tensor (N,) with one for each.
 Weight = float | Tensor

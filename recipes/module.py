@@ -32,7 +32,8 @@ from recipes.losses import (
     sample_bits,
     squared_error,
 )
-from recipes.schema import RecipeError, Run
+from recipes.schema import Run
+from recipes.settings import RecipeError
 
 # What every training pass reports, in this order: processes add their vectors up.
 METRICS = (

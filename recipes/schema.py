@@ -1,4 +1,4 @@
-"""What a recipe may say: every field with its meaning, its range and its default.
+"""What a recipe may say of stages and runs: every field with its meaning, range and default.
 
 No torch here: a scheduler plans from a recipe alone. Paths are relative to the working folder.
 """
@@ -12,186 +12,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from recipes.settings import (
+    Cca,
+    Checkpoint,
+    Data,
+    Loss,
+    Name,
+    Part,
+    Plateau,
+    Positive,
+    Rate,
+    RateWeight,
+    RecipeError,
+    Speed,
+    Tracking,
 )
 
-
-class RecipeError(ValueError):
-    """A recipe that can't be run as it stands; the message says where and what to do."""
-
-
-Positive = Annotated[int, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
-RateWeight = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
-CorpusWeight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 # MS-SSIM halves a picture four times and then lays an 11-pixel window on it.
 MS_SSIM_CROP = 192
-
-
-class Part(BaseModel):
-    """A part of a recipe: unknown keys are refused, nothing changes after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class ShardCache(Part):
-    """Where each machine keeps shards that lie behind a URL."""
-
-    folder: str | None = None
-    """On a local disk, shared by the machine's processes; default: ~/.cache/cca-pipeline/shards."""
-    gigabytes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 64.0
-    """Room for shards, in 10^9 bytes; what was unused longest goes first."""
-
-
-class Augmentation(Part):
-    """What is done to crops on the device; every draw is a function of seed and position."""
-
-    downscale: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Smallest scale: one is drawn from [downscale, 1], which takes away the artefacts of pictures
-    that were compressed before. `crop` / `downscale` pixels a side are decoded for it."""
-    colour: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Largest relative change of brightness, contrast and saturation; of hue, a tenth of it."""
-
-
-class Data(Part):
-    """Where pictures come from."""
-
-    train: str | Annotated[dict[str, CorpusWeight], Field(min_length=1)]
-    """Folder or URL of shards, as `pipeline shard` wrote them, or a pattern of other tars that ends
-    in .tar; several with their weights: {shards/imagenet: 3, shards/flickr: 1}."""
-    split: Name = "train"
-    """The split of those shards to train on."""
-    block: Positive | None = None
-    """Shards that are shuffled together (docs/streaming.md has measurements); default: 8."""
-    cache: ShardCache = ShardCache()
-    augment: Augmentation | None = None
-    validation: str | None = None
-    """Folder of held-out pictures; without one nothing is evaluated while training."""
-    validation_pictures: Positive = 24
-    """At most so many of them, the first by name."""
-    workers: Annotated[int, Field(ge=0)] = 2
-    """Loader processes beside each training process, at most one for each core; 0: none."""
-    flip: bool = True
-    """Mirror half of the crops."""
-
-    @property
-    def corpora(self) -> dict[str, float]:
-        """Where the corpora lie, with their weights."""
-        return {self.train: 1.0} if isinstance(self.train, str) else dict(self.train)
-
-
-class Cca(Part):
-    """The causal context adjustment term of the loss (docs/training.md has the formulas)."""
-
-    mode: Literal["adversarial", "published", "off"] = "adversarial"
-    """`published` keeps the published script's terms and collapses; it is there to compare."""
-    weight: Weight = 1.0
-    """Weight of the main model's half, the rate of y."""
-    auxiliary_weight: Weight | None = None
-    """Weight of the reversed gradient of the auxiliary model's half; default: `weight`."""
-    hyper: Literal["reversed", "detached"] = "detached"
-    """What the auxiliary model's gradient does to the hyper-decoder's outputs. Reversed, it drives
-    the likelihoods of a tiny model to the clamp; detached, it does not (docs/ablation.md)."""
-    warmup: Annotated[int, Field(ge=0)] = 0
-    """Steps over which both halves grow from 0 to their weights."""
-    proportional: bool = False
-    """Scale both halves by the run's rate weight: the gap then weighs as a share of the rate."""
-    clamp_warning: Rate = 0.05
-    """Warn when this share of the auxiliary likelihoods lies at the clamp."""
-    clamp_error: Rate = 0.5
-    """Stop when this share does (never in mode `published`, which is known to collapse)."""
-
-    @field_validator("mode", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, mode: object) -> object:
-        # YAML reads a bare off as false.
-        return "off" if mode is False else mode
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.clamp_warning > self.clamp_error:
-            raise ValueError("clamp_warning must not be above clamp_error")
-        return self
-
-
-class Loss(Part):
-    """Weights of the terms that no stage changes."""
-
-    mse_weight: Weight = 0.05
-    """Weight of 255^2 times the mean squared error on [0, 1] values."""
-    ms_ssim_weight: Weight = 64.0
-    """Weight of 1 - MS-SSIM."""
-
-
-class Plateau(Part):
-    """Stop a stage early when the held-out cost no longer falls."""
-
-    patience: Positive = 5
-    """Evaluations in a row without an improvement."""
-    improvement: Annotated[float, Field(ge=0, lt=1)] = 0.001
-    """The share by which the held-out cost must fall to count as one."""
-
-
-class Checkpoint(Part):
-    """When the state of training is kept."""
-
-    every_steps: Positive = 5000
-    """Optimizer steps between checkpoints."""
-    every_minutes: Annotated[float, Field(gt=0)] = 15.0
-    """Minutes between checkpoints: whichever comes first."""
-    keep: Annotated[int, Field(ge=2)] = 2
-    """Newest checkpoints kept; one alone would be lost with a disk that fills while writing."""
-    keep_best: bool = True
-    """Keep the checkpoint with the lowest held-out cost of the stage as well."""
-    background: bool = True
-    """Write while the next steps run."""
-
-
-class Tracking(Part):
-    """What MLflow is told."""
-
-    experiment: str = "cca"
-    """The experiment's name."""
-    every_steps: Positive = 1
-    """Steps between logged metrics."""
-    pictures: Annotated[int, Field(ge=0)] = 2
-    """Held-out pictures shown with their reconstruction and rate map at each evaluation."""
-
-
-class Speed(Part):
-    """How the same arithmetic is done faster; docs/training.md has measurements."""
-
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: transforms under autocast; parameters, entropy models and loss stay float32."""
-    accumulate: Positive = 1
-    """Parts a global batch is cut into, one after another on each process."""
-    compile: bool = False
-    """torch.compile the blocks of the transforms and supports."""
-    cuda_graphs: bool = False
-    """Replay the costly parts as CUDA graphs: a GPU with a small batch then waits for no Python."""
-    channels_last: bool = True
-    """Keep feature maps in NHWC order."""
-    activation_checkpointing: bool = False
-    """Recompute the transforms' activations in the backward pass: less memory, more time."""
-    fused: bool = True
-    """One kernel for Adam over all parameters; the same numbers on the same device."""
-
-    @model_validator(mode="after")
-    def _graphs_alone(self) -> Speed:
-        # A second pass would write its gradients over those of the first.
-        if self.cuda_graphs and (self.accumulate > 1 or self.activation_checkpointing):
-            raise ValueError(
-                "cuda_graphs goes with neither accumulate nor activation_checkpointing"
-            )
-        return self
 
 
 class Stage(Part):
@@ -229,7 +69,7 @@ class Stage(Part):
     """The share of lr that a falling schedule ends with."""
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient; main and auxiliary model are clipped apart."""
-    frozen: list[str] = []
+    frozen: list[str] = Field(default_factory=list)
     """Parts of the model that don't change: names, or patterns such as `g_a*`."""
     plateau: Plateau | None = None
     """When to stop before `steps`."""

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.codec import CCAModel
 from recipes.module import TrainingModule
-from recipes.schema import Speed
+from recipes.settings import Speed
 
 _MOST_GRAPHS = 256
 

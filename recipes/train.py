@@ -18,7 +18,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from recipes.load import load_recipe
-from recipes.schema import RecipeError, Run
+from recipes.schema import Run
+from recipes.settings import RecipeError
 from recipes.signals import AGAIN, StopRequest
 
 log = logging.getLogger("recipes")

@@ -27,7 +27,8 @@ from recipes.losses import Weights, bits_per_pixel, reverse_gradient
 from recipes.module import METRICS, TrainingModule, build
 from recipes.noise import draw_noise
 from recipes.optim import make_optimizer
-from recipes.schema import Run, Speed
+from recipes.schema import Run
+from recipes.settings import Speed
 
 WEIGHTS = Weights(rate=0.3, main=1.0, auxiliary=1.0)
 # kMAC a pixel of a forward pass at the published size, without the auxiliary model.

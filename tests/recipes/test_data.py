@@ -15,7 +15,7 @@ import yaml
 
 from recipes.data import Feed
 from recipes.load import load_recipe
-from recipes.schema import Data
+from recipes.settings import Data
 from recipes.train import main
 from shards import Batch, Manifest
 from shards.options import Options

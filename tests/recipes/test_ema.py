@@ -15,7 +15,7 @@ from recipes import check
 from recipes.checkpoint import found
 from recipes.ema import Average
 from recipes.load import load_recipe
-from recipes.schema import RecipeError
+from recipes.settings import RecipeError
 from recipes.train import main
 from tests.recipes.test_training import assert_same
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recipes.load import load_recipe
-from recipes.schema import RecipeError
+from recipes.settings import RecipeError
 
 TEXT = """
 name: trial

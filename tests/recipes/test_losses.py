@@ -12,7 +12,7 @@ from recipes.load import load_recipe
 from recipes.losses import Weights, reverse_gradient
 from recipes.module import METRICS, TrainingModule, build
 from recipes.noise import address, draw_noise
-from recipes.schema import Cca
+from recipes.settings import Cca
 
 CPU = torch.device("cpu")
 
@@ -107,7 +107,7 @@ def test_detached_hyper_outputs_get_nothing_from_the_auxiliary_model(write_recip
 
 def test_ms_ssim_distortion_falls_to_zero_for_equal_pictures(write_recipe) -> None:
     from recipes.losses import distortion
-    from recipes.schema import Loss
+    from recipes.settings import Loss
 
     x = torch.rand(1, 3, 192, 192)
     value = distortion(x, x, "ms-ssim", Loss())
@@ -118,7 +118,8 @@ def test_ms_ssim_distortion_falls_to_zero_for_equal_pictures(write_recipe) -> No
 
 def test_every_distortion_of_a_recipe_can_be_computed() -> None:
     from recipes.losses import DISTORTIONS, distortion
-    from recipes.schema import Loss, Stage
+    from recipes.schema import Stage
+    from recipes.settings import Loss
 
     assert set(DISTORTIONS) == set(get_args(Stage.model_fields["distortion"].annotation))
     x = torch.rand(2, 3, 192, 192)

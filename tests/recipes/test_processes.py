@@ -21,7 +21,7 @@ from pipeline.codec import load_model
 from recipes.checkpoint import found
 from recipes.launch import check_together, processes_asked
 from recipes.results import read_run
-from recipes.schema import RecipeError
+from recipes.settings import RecipeError
 from recipes.signals import AGAIN
 from recipes.train import main
 

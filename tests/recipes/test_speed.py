@@ -13,7 +13,7 @@ from recipes.load import load_recipe
 from recipes.losses import Weights
 from recipes.module import build
 from recipes.noise import draw_noise
-from recipes.schema import Speed
+from recipes.settings import Speed
 from recipes.validate import reconstruct
 
 WEIGHTS = Weights(rate=0.3, main=1.0, auxiliary=1.0)

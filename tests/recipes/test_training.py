@@ -15,7 +15,7 @@ from pipeline.codec import load_auxiliary, load_model
 from recipes import profiling
 from recipes.checkpoint import found
 from recipes.export import export_checkpoint
-from recipes.schema import RecipeError
+from recipes.settings import RecipeError
 from recipes.train import main
 
 STAGES = [

@@ -15,7 +15,7 @@ from recipes.load import load_recipe
 from recipes.losses import Weights, weights_at
 from recipes.module import METRICS, build
 from recipes.noise import address, draw_noise, draw_rates
-from recipes.schema import RecipeError
+from recipes.settings import RecipeError
 from recipes.train import main
 from tests.recipes.test_training import assert_same
 
