@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from pipeline.cli import shard_options as given
+
 if TYPE_CHECKING:
     from shards.inspect import SplitFacts
+    from shards.options import Options
     from shards.run import Summary
-
-Sources = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="SOURCE...",
-        help="A folder, .tar (also of tars), .tar.gz, .zip, .parquet or list of paths (.txt), "
-        "hf:NAME[:SPLIT], or shards:PATTERN.",
-    ),
-]
-Out = Annotated[str, typer.Option("--out", help="Where the shards go: a folder or an fsspec URL.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
-Split = Annotated[str | None, typer.Option(help="The split to look at; all of them by default.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,54 +24,32 @@ def add_to(app: typer.Typer) -> None:
 
 
 def shard(
-    out: Out,
-    source: Sources = None,
-    split: Annotated[
-        str, typer.Option(help="The split's name, or several: train=0.98,val=0.02.")
-    ] = "train",
-    shard_size: Annotated[str, typer.Option(help="About how large a shard is.")] = "256MB",
-    seed: Annotated[int, typer.Option(help="Of the order that samples are mixed in.")] = 0,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; all cores by default.")
-    ] = None,
-    min_side: Annotated[int, typer.Option(help="Pixels of the shorter side, at least.")] = 256,
-    max_area: Annotated[int, typer.Option(help="Pixels of a picture, at most.")] = 178_956_970,
-    max_aspect: Annotated[float, typer.Option(help="Longer over shorter side; 0: any.")] = 0.0,
-    check: Annotated[str, typer.Option(help="full decodes every picture; header; none.")] = "full",
-    dedupe: Annotated[
-        str, typer.Option(help="Reject pictures that came before: none, exact, near.")
-    ] = "none",
-    labels: Annotated[
-        bool, typer.Option("--labels/--no-labels", help="Class folders become labels.")
-    ] = True,
-    augment: Annotated[
-        str | None, typer.Option(metavar="FILE.yaml", help="Operations to augment pictures with.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="Where to augment: auto, cpu or cuda.")] = "auto",
-    part: Annotated[
-        str, typer.Option(metavar="I/N", help="Make shards I, I+N, I+2N, ... only.")
-    ] = "0/1",
-    finish: Annotated[
-        bool, typer.Option("--finish", help="Only write the manifest of complete parts.")
-    ] = False,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Remove what the split holds, and start anew.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List and plan, and write nothing.")
-    ] = False,
-    as_json: Json = False,
+    out: given.Out,
+    source: given.Sources = None,
+    split: given.NewSplits = "train",
+    shard_size: given.ShardSize = "256MB",
+    seed: given.Seed = 0,
+    workers: given.Workers = None,
+    min_side: given.MinSide = 256,
+    max_area: given.MaxArea = 178_956_970,
+    max_aspect: given.MaxAspect = 0.0,
+    check: given.Check = "full",
+    dedupe: given.Dedupe = "none",
+    labels: given.Labels = True,
+    augment: given.Augment = None,
+    device: given.Device = "auto",
+    part: given.Part = "0/1",
+    finish: given.Finish = False,
+    fresh: given.Fresh = False,
+    dry_run: given.DryRun = False,
+    as_json: given.Json = False,
 ) -> None:
     """Make WebDataset shards of pictures; run again, it goes on where it stopped.
 
     Example:  pipeline shard imagenet/train --out shards-out --workers 8
     """
-    from pipeline.cli.progress import progress
     from recipes.shipped import shipped
-    from shards.errors import ShardsError
     from shards.options import Options, augment_options, parse_part, parse_size
-    from shards.run import finish_splits
-    from shards.run import shard as make_shards
 
     options = Options(
         split=split,
@@ -95,21 +64,10 @@ def shard(
         augment=augment_options(shipped(augment), device) if augment else None,
     )
     if finish:
-        if source:
-            raise ShardsError("--finish takes no source: it collects the shards that are there")
-        summaries = finish_splits(out)
+        summaries = _finished(source, out)
     else:
-        with progress("Sharding", unit="images") as report:
-            summaries = make_shards(
-                [shipped(one) for one in source or []],
-                out,
-                options,
-                workers=workers,
-                part=parse_part(part),
-                fresh=fresh,
-                dry_run=dry_run,
-                progress=report,
-            )
+        more = {"workers": workers, "part": parse_part(part), "fresh": fresh, "dry_run": dry_run}
+        summaries = _made(source, out, options, more)
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in summaries]))
     else:
@@ -117,13 +75,32 @@ def shard(
             typer.echo(_told(one, out, dry_run))
 
 
+def _finished(source: list[str] | None, out: str) -> list[Summary]:
+    from shards.errors import ShardsError
+    from shards.run import finish_splits
+
+    if source:
+        raise ShardsError("--finish takes no source: it collects the shards that are there")
+    return finish_splits(out)
+
+
+def _made(
+    source: list[str] | None, out: str, options: Options, more: dict[str, Any]
+) -> list[Summary]:
+    from pipeline.cli.progress import progress
+    from recipes.shipped import shipped
+    from shards.run import shard as make_shards
+
+    names = [shipped(one) for one in source or []]
+    with progress("Sharding", unit="images") as report:
+        return make_shards(names, out, options, progress=report, **more)
+
+
 def verify(
-    dest: Annotated[str, typer.Argument(help="Where the shards are.")],
-    split: Split = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; all cores by default.")
-    ] = None,
-    as_json: Json = False,
+    dest: given.Dest,
+    split: given.Split = None,
+    workers: given.Workers = None,
+    as_json: given.Json = False,
 ) -> None:
     """Check every shard and every sample: sizes, checksums, counts, decodes.
 
@@ -148,12 +125,10 @@ def verify(
 
 
 def inspect(
-    dest: Annotated[str, typer.Argument(help="Where the shards are.")],
-    split: Split = None,
-    html: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write a page with histograms and pictures.")
-    ] = None,
-    as_json: Json = False,
+    dest: given.Dest,
+    split: given.Split = None,
+    html: given.Html = None,
+    as_json: given.Json = False,
 ) -> None:
     """Show what shards hold: counts, bytes, sizes of pictures, rejects by reason.
 
