@@ -94,6 +94,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_kill_9_loses_nothing_and_doubles_nothing(workdir: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLED], check=False, timeout=300)
     tracker = Tracker.start("tests", "killed", params={}, tags={}, folder=workdir / "run")
