@@ -9,13 +9,16 @@ w_A the weights of the two halves of the CCA term:
     published:    D + w_R (R_y + R_z) + w_M (R_y - R_aux) + L_aux, L_aux the cross-entropy of the
                   auxiliary likelihoods against the factorised density; nothing is detached
 
+With `early_share` s, in any mode: + w_E R_y (R_early / R_y - s)^2, the factor R_y without gradient,
+R_early the rate of the first half of the slices.
+
 Each is the mean over the batch's samples, whose weights may differ (one model for several rates).
 Source: Han et al., arXiv 2410.04847; the gradient reversal is Ganin and Lempitsky's (2015).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +93,22 @@ def final_weight(run: Run, rate_weight: float) -> float:
 def sample_bits(likelihoods: Tensor) -> Tensor:
     """Return the bits of each sample, (N,), of `likelihoods` (N, C, h, w)."""
     return -likelihoods.log2().sum((1, 2, 3))
+
+
+def early_share(likelihoods: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return the share (N,) of the bits of `likelihoods` (N, C, h, w) in the first half of slices.
+
+    `sizes` are the channels of the slices, C in all; of an odd number, the middle one is late.
+    """
+    early = sum(sizes[: len(sizes) // 2])
+    return sample_bits(likelihoods[:, :early]) / sample_bits(likelihoods)
+
+
+def early_term(share: Tensor, rate: Tensor, cca: Cca) -> Tensor | float:
+    """Return what a distance of `share` from the wanted one costs, (N,), at y's `rate`."""
+    if cca.early_share is None:
+        return 0.0
+    return cca.early_weight * rate.detach() * (share - cca.early_share).square()
 
 
 def bits_per_pixel(likelihoods: Tensor, pixels: int) -> Tensor:

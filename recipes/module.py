@@ -28,6 +28,8 @@ from recipes.losses import (
     auxiliary_terms,
     clamp_share,
     distortion,
+    early_share,
+    early_term,
     final_weight,
     sample_bits,
     squared_error,
@@ -49,6 +51,7 @@ METRICS = (
     "l_aux",
     "clamp_share",
     "clamp_share_main",
+    "early_share",
 )
 
 
@@ -95,7 +98,9 @@ class TrainingModule(nn.Module):
         r_main = sample_bits(output.likelihoods["y"]) / pixels
         r_z = sample_bits(output.likelihoods["z"]) / pixels
         cost = distorted + weights.rate * (r_main + r_z)
-        loss, quantiles = cost, self.model.quantile_loss()
+        share = early_share(output.likelihoods["y"], self.model.config.slice_sizes)
+        loss = cost + early_term(share, r_main, run.cca)
+        quantiles = self.model.quantile_loss()
         found = {
             "distortion": distorted,
             "mse": squared_error(x, output.x_hat.detach()),
@@ -103,6 +108,7 @@ class TrainingModule(nn.Module):
             "r_main": r_main,
             "r_z": r_z,
             "clamp_share_main": clamp_share(output.likelihoods["y"]),
+            "early_share": share,
         }
         if self.auxiliary is not None:
             extra, more = auxiliary_terms(self.auxiliary, output, noise, run.cca, weights)

@@ -90,6 +90,11 @@ class Cca(Part):
     """Steps over which both halves grow from 0 to their weights."""
     proportional: bool = False
     """Scale both halves by the run's rate weight: the gap then weighs as a share of the rate."""
+    early_share: Rate | None = None
+    """Pull the share of y's bits that the first half of the slices has (of five, the first two) to
+    this one; in any mode, `off` too. Default: not at all."""
+    early_weight: Weight = 1.0
+    """Weight of the squared distance from `early_share`, times the rate of y."""
     clamp_warning: Rate = 0.05
     """Warn when this share of the auxiliary likelihoods lies at the clamp."""
     clamp_error: Rate = 0.5

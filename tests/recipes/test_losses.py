@@ -156,3 +156,22 @@ def test_frozen_parts_get_no_gradient(write_recipe) -> None:
     one_pass(module, Weights(0.3, 1, 1))
     trained = {name.split(".")[1] for name, p in module.named_parameters() if p.grad is not None}
     assert trained == {"synthesis", "context"}
+
+
+@pytest.mark.parametrize("mode", ["off", "adversarial"])
+def test_early_slices_are_pulled_to_their_share(write_recipe, mode: str) -> None:
+    path = write_recipe()
+    plain = one_pass(make(path, f"cca.mode={mode}"), Weights(0.3, 1, 1))
+    pulled = make(path, f"cca.mode={mode}", "cca.early_share=0.9", "cca.early_weight=50")
+    found = one_pass(pulled, Weights(0.3, 1, 1))
+    assert found["early_share"] == pytest.approx(plain["early_share"])
+    # The mean over two samples of the same size: their shares hardly differ.
+    term = 50 * found["r_main"] * (found["early_share"] - 0.9) ** 2
+    assert found["loss"] - plain["loss"] == pytest.approx(term, rel=0.02)
+    assert found["cost"] == pytest.approx(plain["cost"])
+    optimizer = torch.optim.Adam(pulled.model.analysis.parameters(), 1e-2)
+    for _ in range(8):
+        optimizer.step()
+        pulled.zero_grad()
+        after = one_pass(pulled, Weights(0.3, 1, 1))
+    assert after["early_share"] > found["early_share"]
