@@ -96,6 +96,7 @@ def test_crops_are_changed_on_the_device_alike_after_a_restart(write_recipe) -> 
         assert torch.equal(whole.images, again.images)
 
 
+@pytest.mark.slow
 def test_training_on_augmented_crops_resumes_to_the_same_bits(write_recipe, caplog) -> None:
     path = write_recipe(stages=[_stage(steps=4)])
     augment = "data.augment={downscale: 0.5, colour: 0.1}"

@@ -72,6 +72,7 @@ def test_stages_train_in_order_and_leave_models(write_recipe, pictures: Path, ca
     assert (runs / "base" / "model.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_run_resumed_in_the_middle_ends_with_the_same_bits(write_recipe) -> None:
     path = write_recipe()
     whole, cut = path.parent / "whole", path.parent / "cut"
@@ -99,6 +100,7 @@ def test_a_damaged_checkpoint_is_passed_over(write_recipe) -> None:
     assert_same(whole / "base", cut / "base")
 
 
+@pytest.mark.slow
 def test_loader_processes_and_parts_do_not_change_what_is_seen(write_recipe) -> None:
     path = write_recipe()
     alone, helped = path.parent / "alone", path.parent / "helped"

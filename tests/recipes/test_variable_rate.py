@@ -124,6 +124,7 @@ def test_the_reversed_gradient_is_weighed_by_sample(write_recipe) -> None:
     assert x.grad[1].unique().tolist() == [-3.0]
 
 
+@pytest.mark.slow
 def test_trained_resumed_and_used_at_any_rate(write_recipe, pictures: Path, store: str) -> None:
     validation = {"validation": str(pictures / "kodak"), "validation_pictures": 1}
     path = write_recipe(stages=[stage()], start="pyramid")
