@@ -35,6 +35,13 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_the_package_runs_as_a_module() -> None:
+    words = [sys.executable, "-m", "pipeline", "shard", "nowhere"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "Usage: pipeline" in done.stderr
+
+
 @pytest.mark.parametrize("command", commands())
 def test_every_command_has_help_with_an_example(
     command: str, capsys: pytest.CaptureFixture[str]
