@@ -57,8 +57,10 @@ def train(
     """
     from recipes.load import load_recipe
     from recipes.shipped import shipped
+    from recipes.train import choose
 
     loaded = load_recipe(recipe, overrides or [])
+    choose(loaded.runs(), stage, rate_weight)
     selection = [] if stage is None else ["--stage", stage]
     selection += [] if rate_weight is None else ["--rate-weight", str(rate_weight)]
     selection += ["--dry-run"] if dry_run else []

@@ -117,6 +117,12 @@ def world(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An empty tracking store; making one takes a second, so all lines share it."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
 def test_no_command_is_left_out() -> None:
     commands = set(typer.main.get_command(build()).commands)
     assert commands == {line.split()[0] for line, _ in WRONG}
@@ -127,11 +133,13 @@ def test_wrong_input_gets_a_sentence(
     line: str,
     words: tuple[str, ...],
     world: Path,
+    store: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     before = _files(world)
     with pytest.raises(SystemExit) as stopped:
         main(line.replace("{}", str(world)).split())

@@ -176,6 +176,7 @@ def test_no_more_memory_is_taken_than_the_file_has_bytes(model: CCAModel, tmp_pa
         read_published(file)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8))
 @settings(max_examples=150, deadline=None, database=None)
 def test_mutated_checkpoints_give_a_model_or_one_sentence(edits: list[tuple[int, int]]) -> None:

@@ -61,6 +61,7 @@ def test_a_run_with_an_average_resumes_to_the_bit_and_exports_it(
     assert not torch.equal(model[name], state[f"weights.{name}"])
 
 
+@pytest.mark.slow
 def test_an_average_is_a_setting_that_a_run_keeps(write_recipe, caplog) -> None:
     path = write_recipe(ema=0.99)
     assert main([str(path), "stages.0.steps=2"]) == 0

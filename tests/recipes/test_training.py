@@ -84,6 +84,7 @@ def test_a_run_resumed_in_the_middle_ends_with_the_same_bits(write_recipe) -> No
     assert_same(whole / "base", cut / "base")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(write_recipe) -> None:
     path = write_recipe()
     whole, cut = path.parent / "whole", path.parent / "cut"
@@ -114,6 +115,7 @@ def test_loader_processes_and_parts_do_not_change_what_is_seen(write_recipe) -> 
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_stages_with_the_same_draws_see_the_same(write_recipe) -> None:
     stage = {"rate_weight": 0.3, "steps": 2, "batch": 4, "crop": 64}
     stages = [
@@ -211,6 +213,7 @@ def test_a_profile_leaves_a_trace_and_more_steps_go_on(write_recipe, monkeypatch
     assert about["recipe"]["name"] == "trial"
 
 
+@pytest.mark.slow
 def test_a_stage_alone_needs_its_parent(write_recipe, caplog) -> None:
     path = write_recipe(stages=STAGES[:2])
     assert main([str(path), "--stage", "mse"]) == 2

@@ -101,6 +101,7 @@ def test_contenders_are_the_newest_versions_of_each_training(
     assert [v.version for v in new] == [challenger.version, 4]
 
 
+@pytest.mark.slow
 def test_the_same_recipe_trained_again_is_another_training(
     register: Callable[..., Version],
 ) -> None:
