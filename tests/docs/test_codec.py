@@ -15,6 +15,7 @@ from tests.codec.conftest import SMALL, make_model
 from tests.docs.commands import commands
 
 
+@pytest.mark.slow
 def test_the_codec_s_page_works_as_shown(
     root: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

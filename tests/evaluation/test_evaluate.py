@@ -113,6 +113,7 @@ def test_the_page_needs_nothing_from_elsewhere(done: tuple[Path, dict[str, Any]]
         assert words in page
 
 
+@pytest.mark.slow
 def test_the_command_gives_json_and_replaces_its_own_folder(
     done: tuple[Path, dict[str, Any]],
     data: Path,

@@ -14,6 +14,8 @@ from pipeline.evaluation.classical import Cache, Runner, Span, run_peer
 from pipeline.evaluation.peers import PEERS, Peer, PeerMissingError, choose_peers
 from pipeline.evaluation.pictures import Source, read_picture, read_sources
 
+pytestmark = pytest.mark.slow  # processes, servers and codecs of their own
+
 SPAN = Span(rates=(0.3, 0.6), qualities=(27.0, 30.0))
 
 

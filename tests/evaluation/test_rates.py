@@ -37,6 +37,7 @@ def evaluate(place: Path, out: Path, *words: str) -> int:
     return int(ended.value.code or 0)
 
 
+@pytest.mark.slow
 def test_one_model_is_measured_at_all_rates_of_its_training(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
     models = [str(place / name) for name in ("ranged", "single")]

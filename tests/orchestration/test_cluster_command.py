@@ -13,6 +13,8 @@ import pytest
 
 from tests.docs.commands import commands
 
+pytestmark = pytest.mark.slow  # processes, servers and codecs of their own
+
 LOCAL = "engine: local\nresources: {default: {cpus: 1}}\nregistry: {promote: false}\n"
 
 

@@ -17,6 +17,8 @@ from orchestration.profile import LocalProfile
 from orchestration.states import State
 from tests.cluster.tools import SMALL, ended, job, made_plan, states, wait_for
 
+pytestmark = pytest.mark.slow  # processes, servers and codecs of their own
+
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -78,6 +78,7 @@ def test_watch_lets_a_jump_pass_and_published_go_on(write_recipe, caplog) -> Non
     assert "set cca.mode=adversarial" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_before_the_step(write_recipe) -> None:
     run = run_of(write_recipe())
     training = trainer(run)

@@ -131,6 +131,7 @@ def test_stages_with_the_same_draws_see_the_same(write_recipe) -> None:
     assert any(not torch.equal(one[name], alone[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_checkpoints_are_pruned(write_recipe) -> None:
     path = write_recipe()
     assert main([str(path), "checkpoint.every_steps=1", "checkpoint.background=false"]) == 0

@@ -66,6 +66,7 @@ def test_a_picture_does_not_depend_on_its_batch(spec: Path) -> None:
     assert any(not np.array_equal(other[key][0], together[key][0]) for key in together)
 
 
+@pytest.mark.slow
 def test_the_same_shards_from_any_workers(spec: Path, tmp_path: Path) -> None:
     source = corpus(tmp_path / "corpus", count=16)
     (source / "class0" / "small.jpg").write_bytes(jpeg(1, 64, 33))

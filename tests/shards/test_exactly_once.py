@@ -110,6 +110,7 @@ def test_a_full_disk_is_told_and_survived(
     assert checksums(dest) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_limit_on_file_sizes_is_told_and_survived(
     source: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:

@@ -17,6 +17,8 @@ from shards.store import Store
 from shards.verify import verify
 from tests.shards.making import checksums, corpus, make
 
+pytestmark = pytest.mark.slow  # processes, servers and codecs of their own
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from tests.shards.made import numbered, write_split
 
 
+@pytest.mark.slow
 def test_the_examples_run(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_split(tmp_path / "shards-out", [12, 12], numbered(24))

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from pipeline.tracking import Tracker, lineage, register_model
 from tests.tracking.test_command import pipeline
 
@@ -28,6 +30,7 @@ def train(name: str, parent: str | None = None) -> Tracker:
     return tracker
 
 
+@pytest.mark.slow
 def test_the_way_back(workdir: Path, checkpoint: Callable[..., Path]) -> None:
     base = train("base")
     base.finish()
