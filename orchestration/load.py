@@ -22,6 +22,7 @@ from orchestration.profile import (
     Resources,
     SlurmProfile,
 )
+from recipes.mistakes import sentence
 
 # By the name that profiles give: what such a profile may say, and the engine that is made of it.
 ENGINES: dict[str, tuple[type[Profile], Callable[[Any], Engine]]] = {
@@ -77,16 +78,9 @@ def profile_from(content: object, place: str) -> Profile:
 def _sentences(error: ValidationError, kind: type[BaseModel]) -> Iterator[str]:
     for detail in error.errors(include_url=False, include_context=False):
         steps = [str(step) for step in detail["loc"]]
-        name = ".".join(steps)
-        if detail["type"] == "extra_forbidden":
-            yield f"unknown key {name}{_nearest(steps, kind)}"
-        elif detail["type"] == "missing":
-            yield f"{name} is missing"
-        elif detail["type"] == "value_error":
-            reason = detail["msg"].removeprefix("Value error, ")
-            yield f"{name}: {reason}" if name else reason
-        else:
-            yield f"{name}: {detail['msg'].lower()} (given: {detail['input']!r})"
+        unknown = detail["type"] == "extra_forbidden"
+        nearest = _nearest(steps, kind) if unknown else ""
+        yield sentence(detail, ".".join(steps), nearest)
 
 
 def _nearest(steps: list[str], model: type[BaseModel]) -> str:

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
+from recipes.mistakes import sentence
 from recipes.schema import Recipe
 from recipes.settings import RecipeError
 from recipes.shipped import shipped
@@ -131,16 +132,8 @@ def _sentences(error: ValidationError, content: dict[str, Any]) -> Iterator[str]
         place, fits = _locate(content, detail["loc"])
         if not fits:
             continue
-        name = ".".join(str(part) for part in place)
-        if detail["type"] == "extra_forbidden":
-            yield f"unknown key {name}{_nearest(place)}"
-        elif detail["type"] == "missing":
-            yield f"{name} is missing"
-        elif detail["type"] == "value_error":
-            reason = detail["msg"].removeprefix("Value error, ")
-            yield f"{name}: {reason}" if name else reason
-        else:
-            yield f"{name}: {detail['msg'].lower()} (given: {detail['input']!r})"
+        nearest = _nearest(place) if detail["type"] == "extra_forbidden" else ""
+        yield sentence(detail, ".".join(str(part) for part in place), nearest)
 
 
 def _locate(content: Any, steps: Path_) -> tuple[Path_, bool]:
