@@ -173,10 +173,13 @@ def _told(one: Summary, out: str, dry_run: bool) -> str:
 
 def _described(one: SplitFacts) -> str:
     """Return what `pipeline inspect` says of a split."""
+    from shards.finish import rejects_name
+
     lines: list[tuple[str, Any]] = [
         ("shards", f"{one.shards}, {_bytes(one.bytes)}"),
         ("pictures", f"{one.listed} listed = {one.samples} written + {one.rejected} rejected"),
         *((f"rejected, {reason}", count) for reason, count in one.reasons.items()),
+        *([("each rejected one", f"in {rejects_name(one.split)}")] if one.rejected else []),
         ("formats", _shares(one.formats)),
         ("modes", _shares(one.modes)),
         ("classes", one.classes),

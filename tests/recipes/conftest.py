@@ -104,3 +104,17 @@ def launch(root: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
         )
 
     return start
+
+
+@pytest.fixture
+def zero_file(root: Path, tmp_path: Path) -> Callable[[int], str]:
+    """Write the launch file of a DeepSpeed stage with whole paths; return its name."""
+
+    def write(stage: int) -> str:
+        config = yaml.safe_load((root / f"recipes/accelerate/zero{stage}.yaml").read_text())
+        file = root / f"recipes/deepspeed/zero{stage}.json"
+        config["deepspeed_config"]["deepspeed_config_file"] = str(file)
+        (tmp_path / "zero.yaml").write_text(yaml.safe_dump(config))
+        return "zero.yaml"
+
+    return write

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from pipeline.codec import load_model
@@ -82,13 +81,9 @@ def test_the_launch_file_for_one_gpu(plain, launch, root: Path, store: str) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_deepspeed_trains_the_same_model(plain, launch, store: str, root: Path, stage: int) -> None:
+def test_deepspeed_trains_the_same_model(plain, launch, zero_file, store: str, stage: int) -> None:
     path, expected = plain
-    config = yaml.safe_load((root / f"recipes/accelerate/zero{stage}.yaml").read_text())
-    file = root / f"recipes/deepspeed/zero{stage}.json"
-    config["deepspeed_config"]["deepspeed_config_file"] = str(file)
-    (path.parent / "zero.yaml").write_text(yaml.safe_dump(config))
-    options = ["--config_file", "zero.yaml", "--num_processes", "1"]
+    options = ["--config_file", zero_file(stage), "--num_processes", "1"]
     process = launch([path, "out=zero", "stages.0.steps=4"], *options)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output

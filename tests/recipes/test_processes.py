@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from pipeline.codec import load_model
@@ -60,16 +59,12 @@ def test_two_processes_train_the_same_model(write_recipe, launch, store: str) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_deepspeed_trains_the_same_model_and_resumes_anywhere(
-    write_recipe, launch, store: str, root: Path, stage: int
+    write_recipe, launch, zero_file, store: str, stage: int
 ) -> None:
     path = write_recipe(out="alone")
     assert main([str(path)]) == 0
     one = losses(store, path.parent / "alone" / "base")
-    config = yaml.safe_load((root / f"recipes/accelerate/zero{stage}.yaml").read_text())
-    file = root / f"recipes/deepspeed/zero{stage}.json"
-    config["deepspeed_config"]["deepspeed_config_file"] = str(file)
-    (path.parent / "zero.yaml").write_text(yaml.safe_dump(config))
-    options = ["--config_file", "zero.yaml", "--num_processes", "2"]
+    options = ["--config_file", zero_file(stage), "--num_processes", "2"]
     process = launch([path, "out=zero", "stages.0.steps=4"], *options)
     output, _ = process.communicate(timeout=500)
     assert process.returncode == 0, output

@@ -45,6 +45,17 @@ def test_shard_verify_inspect(
     assert json.loads(capsys.readouterr().out)["problems"][0]["file"] == "train-000000.tar"
 
 
+def test_inspect_says_where_rejects_are_named(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (source / "words.jpg").write_text("no picture")
+    assert run("shard", source, "--out", tmp_path / "dest", *SMALL) == 0
+    assert run("inspect", tmp_path / "dest") == 0
+    told = capsys.readouterr().out
+    assert "20 written + 1 rejected" in told
+    assert "in train.rejects.parquet" in told
+
+
 def test_parts_and_finish(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dest = tmp_path / "dest"
     assert run("shard", source, "--out", dest, *SMALL, "--part", "0/2") == 0
