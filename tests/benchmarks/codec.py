@@ -1,4 +1,4 @@
-"""What the codec costs: `python -m tests.benchmarks.codec [PICTURE] [--size tiny] [--runs N]`.
+"""What the codec costs: `python -m tests.benchmarks.codec [PICTURE] [--size tiny] [--compile]`.
 
 Prints CPU time of one thread (it hardly depends on what else runs), median and spread over the
 runs: entropy coding alone, and a whole picture split into networks and entropy coding.
@@ -93,7 +93,7 @@ class _Timed:
         setattr(owner, name, timed)
 
 
-def networks(config: CCAConfig, picture: Path, runs: int) -> None:
+def networks(config: CCAConfig, picture: Path, runs: int, compiled: bool) -> None:
     """One picture through each part of the codec."""
     torch.manual_seed(0)
     model = CCAModel(config).eval()
@@ -107,6 +107,13 @@ def networks(config: CCAConfig, picture: Path, runs: int) -> None:
                 row(f"analysis, {label}", measure(lambda: model.analysis(x), runs))
                 y = model.analysis(x).float()
                 row(f"synthesis, {label}", measure(lambda y=y: model.synthesis(y), runs))
+        if compiled:
+            for name, part, given in (
+                ("analysis", model.analysis, x),
+                ("synthesis", model.synthesis, y),
+            ):
+                quick = torch.compile(part, dynamic=False)
+                row(f"{name}, float32, compiled", measure(lambda f=quick, g=given: f(g), runs))
         z = model.hyper_analysis(y)
         coder = LatentCoder(model)
         timer = _Timed()
@@ -134,6 +141,7 @@ def main() -> None:
     parser.add_argument("picture", nargs="?", type=Path)
     parser.add_argument("--size", choices=["paper", "tiny"], default="paper")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="transforms compiled too (minutes)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     picture = options.picture or sorted(PICTURE.iterdir())[0]
@@ -141,7 +149,8 @@ def main() -> None:
           f"{options.runs} runs, size {options.size}")  # fmt: skip
     print("| what | median | range | unit |\n| --- | --- | --- | --- |")
     entropy_coding(options.runs)
-    networks(CCAConfig() if options.size == "paper" else CCAConfig.tiny(), picture, options.runs)
+    config = CCAConfig() if options.size == "paper" else CCAConfig.tiny()
+    networks(config, picture, options.runs, options.compile)
 
 
 if __name__ == "__main__":

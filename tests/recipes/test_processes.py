@@ -42,18 +42,26 @@ def differences(a: Path, b: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_same_model(write_recipe, launch, store: str) -> None:
-    path = write_recipe()
+def test_two_processes_train_the_same_models(write_recipe, launch, store: str) -> None:
+    common = {"steps": 6, "batch": 4, "crop": 64, "lr": 1e-3}
+    one_rate = {"name": "base", "rate_weight": 0.3, **common}
+    several = {"name": "several", "variable_rate": [3.5, 1.0, 0.3], **common}
+    path = write_recipe(stages=[one_rate, several], ema=0.5)
     alone, together = path.parent / "alone", path.parent / "together"
     assert main([str(path), f"out={alone}"]) == 0
     process = launch([path, f"out={together}", "processes=2"], *TWO, ACCELERATE_USE_CPU="true")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    one, two = losses(store, alone / "base"), losses(store, together / "base")
-    assert len(one) == len(two) == 6
-    assert two == pytest.approx(one, rel=1e-3)
-    # Before anything was stepped, only the order of additions differs.
-    assert two[0] == pytest.approx(one[0], rel=1e-5)
+    for stage in ("base", "several"):
+        one, two = losses(store, alone / stage), losses(store, together / stage)
+        assert len(one) == len(two) == 6
+        assert two == pytest.approx(one, rel=1e-3)
+        # Before anything was stepped, only the order of additions differs.
+        assert two[0] == pytest.approx(one[0], rel=1e-5)
+        # The averages of the weights, too: the same to rounding.
+        one, two = (load_file(folder / stage / "model.safetensors") for folder in (alone, together))
+        apart = torch.stack([(one[name] - two[name]).norm() for name in one]).norm()
+        assert apart < 1e-3 * torch.stack([tensor.norm() for tensor in one.values()]).norm()
 
 
 @pytest.mark.slow
