@@ -58,7 +58,9 @@ def write_untrained(path: Path) -> None:
     from recipes.load import load_recipe
     from recipes.module import build
 
-    save_model(build(load_recipe(RECIPE, []).runs()[0]).model, path, {"name": "untrained"})
+    run = load_recipe(RECIPE, []).runs()[0]
+    about = {"name": UNTRAINED, "recipe": run.recipe.name, "stage": UNTRAINED}
+    save_model(build(run).model, path, about)
 
 
 def trained_models(runs: Path) -> list[Path]:
