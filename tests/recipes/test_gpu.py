@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.codec import load_model
-from recipes.results import read_run
 from recipes.train import main
-from tests.recipes.test_processes import losses
+from tests.recipes.test_processes import gone_on_without, losses
 
 pytestmark = [
     pytest.mark.gpu,
@@ -62,9 +59,8 @@ def test_a_run_goes_on_where_it_was_cut(plain) -> None:
     assert main([str(path), "out=cut"]) == 0
     one = load_file(path.parent / "plain" / "base" / "model.safetensors")
     other = load_file(path.parent / "cut" / "base" / "model.safetensors")
-    for name, tensor in one.items():
-        # Adam moves a weight by at most the learning rate a step, however its gradient rounds.
-        assert torch.allclose(tensor, other[name], atol=6e-3), name
+    apart = torch.stack([(one[name] - other[name]).norm() for name in one]).norm()
+    assert apart < 1e-3 * torch.stack([tensor.norm() for tensor in one.values()]).norm()
 
 
 @pytest.mark.slow
@@ -85,11 +81,4 @@ def test_deepspeed_trains_the_same_model(plain, launch, zero_file, store: str, s
     path, expected = plain
     options = ["--config_file", zero_file(stage), "--num_processes", "1"]
     process = launch([path, "out=zero", "stages.0.steps=4"], *options)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    folder = path.parent / "zero" / "base"
-    load_model(folder)
-    # What ZeRO has kept goes on without it.
-    (folder / "run.json").write_text(json.dumps({**read_run(folder), "done": False}))
-    assert main([str(path), "out=zero"]) == 0
-    assert losses(store, folder) == pytest.approx(expected, rel=3e-3)
+    assert gone_on_without(process, path, store) == pytest.approx(expected, rel=3e-3)

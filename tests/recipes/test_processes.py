@@ -35,6 +35,17 @@ def losses(store: str, folder: Path) -> list[float]:
     return [metric.value for metric in sorted(history, key=lambda metric: metric.step)]
 
 
+def gone_on_without(process: subprocess.Popen[str], path: Path, store: str) -> list[float]:
+    """Wait for ZeRO's part of the run in `zero`, go on in this process; return all losses."""
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, output
+    folder = path.parent / "zero" / "base"
+    load_model(folder)
+    (folder / "run.json").write_text(json.dumps({**read_run(folder), "done": False}))
+    assert main([str(path), "out=zero"]) == 0
+    return losses(store, folder)
+
+
 def differences(a: Path, b: Path) -> list[str]:
     one, other = (load_file(folder / "model.safetensors") for folder in (a, b))
     assert one.keys() == other.keys()
@@ -74,14 +85,7 @@ def test_deepspeed_trains_the_same_model_and_resumes_anywhere(
     one = losses(store, path.parent / "alone" / "base")
     options = ["--config_file", zero_file(stage), "--num_processes", "2"]
     process = launch([path, "out=zero", "stages.0.steps=4"], *options)
-    output, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, output
-    folder = path.parent / "zero" / "base"
-    load_model(folder)
-    # What ZeRO has kept goes on in one process, to the same loss.
-    (folder / "run.json").write_text(json.dumps({**read_run(folder), "done": False}))
-    assert main([str(path), "out=zero"]) == 0
-    two = losses(store, folder)
+    two = gone_on_without(process, path, store)
     assert two[0] == pytest.approx(one[0], rel=1e-5)
     assert two == pytest.approx(one, rel=1e-3)
 
