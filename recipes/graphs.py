@@ -6,9 +6,8 @@ longer than running them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +52,7 @@ def _inputs(
 
 
 @contextmanager
-def _watching(module: TrainingModule, record: Any) -> Iterator[None]:
+def _watching(module: TrainingModule, record: Callable[..., None]) -> Iterator[None]:
     hooks = [part.register_forward_pre_hook(record) for part in costly_parts(module)]
     try:
         yield

@@ -113,6 +113,7 @@ class Trainer:
         self.module.to(self.device)
         # DeepSpeed lays weights out in a row, in an order of its own.
         if self.run.recipe.speed.channels_last and not launch.sharded(self.session.accelerator):
+            # Module.to knows this keyword, but no overload of it has it alone.
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.module.train()
         speed.apply(self.module, self.run.recipe.speed)

@@ -51,6 +51,7 @@ def reverse_gradient(x: Tensor, weight: Weight) -> Tensor:
     """Return x; its gradient is multiplied by -`weight` on the way back."""
     if isinstance(weight, Tensor):
         weight = weight.view(-1, *[1] * (x.ndim - 1))
+    # Function.apply has no types.
     reversed_: Tensor = _Reverse.apply(x, weight)  # type: ignore[no-untyped-call]
     return reversed_
 

@@ -32,6 +32,7 @@ class ClippedAdam(torch.optim.Adam):
         self.norms: dict[str, float] = {}
 
     @torch.no_grad()
+    # torch's own step returns what a closure does; here there is none.
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Clip, then step; `closure` is not supported."""
         assert closure is None

@@ -87,6 +87,7 @@ def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def twice(*inputs: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return forward(*inputs)
+        # checkpoint() returns Any.
         out: Any = checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
         return out  # type: ignore[no-any-return]
 

@@ -75,7 +75,7 @@ def _pillow(feature: str) -> Callable[[], str]:
 
 def _jxl_version() -> str:
     try:
-        import pillow_jxl  # noqa: F401
+        import pillow_jxl  # noqa: F401 - registers the format
     except ImportError as error:
         raise PeerMissingError("needs the package pillow-jxl-plugin (extra `peers`)") from error
     return f"pillow-jxl-plugin {metadata.version('pillow-jxl-plugin')}"

@@ -37,6 +37,7 @@ def tracking_uri(uri: str | None = None) -> str:
     """Return the store to use: `uri`, else MLflow's own setting, else SQLite in this folder."""
     import mlflow
 
+    # MLflow leaves this function without types.
     if uri is None and mlflow.tracking.is_tracking_uri_set():  # type: ignore[no-untyped-call]
         uri = str(mlflow.get_tracking_uri())
     uri = _without_credentials(uri or f"{SQLITE}mlflow.db")
