@@ -19,21 +19,23 @@ from torch import Tensor
 
 from pipeline.codec import CCAModel
 from pipeline.evaluation.pictures import read_picture
-from recipes import checkpoint, graphs, launch, results, speed
+from recipes import checkpoint, launch, results, speed
 from recipes.console import Report
 from recipes.data import Feed, check_same, held_out
 from recipes.ema import Average
+from recipes.graphs import Replayed
 from recipes.health import Watch
 from recipes.losses import weights_at
 from recipes.meter import Meter
-from recipes.module import METRICS, TrainingModule, build
+from recipes.module import TrainingModule, build
 from recipes.noise import address, draw_noise, draw_rates
-from recipes.optim import NonFiniteError, make_optimizer, set_learning_rate
+from recipes.optim import GuardedAdam, NonFiniteError, make_optimizer, set_learning_rate
 from recipes.profiling import recording
 from recipes.schema import Run
 from recipes.sharded import holding
 from recipes.signals import StopRequest
 from recipes.state import part
+from recipes.steps import Eager, Found, Piece, Reduce
 from recipes.validate import evaluate, look
 from shards import Batch
 
@@ -89,13 +91,14 @@ class Trainer:
         self.module: TrainingModule = build(run)
         self.config = self.module.model.config
         self._place()
+        settings = run.recipe.speed
         self.optimizer = make_optimizer(
-            self.module.groups(), run.stage, fused=run.recipe.speed.fused
+            self.module.groups(), run.stage, fused=settings.fused, guarded=settings.cuda_graphs
         )
         state = self._read()
-        launch.prepare_for(accelerator, self.feed.local // run.recipe.speed.accumulate)
-        self.wrapped, self.stepper = accelerator.prepare(self.module, self.optimizer)
-        self.holding = holding(accelerator, self.wrapped, self.optimizer)
+        launch.prepare_for(accelerator, self.feed.local // settings.accumulate)
+        self.stepper = self._stepper()
+        self.holding = holding(accelerator, self.stepper.wrapped, self.optimizer)
         self.average = Average(self.module, run.recipe.ema) if run.recipe.ema else None
         if state is not None:
             self.holding.restore(self.module, self.optimizer, state, self.memory.step)
@@ -117,8 +120,12 @@ class Trainer:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.module.train()
         speed.apply(self.module, self.run.recipe.speed)
-        if self.run.recipe.speed.cuda_graphs:
-            graphs.capture(self.module, self.feed.local)
+
+    def _stepper(self) -> Eager | Replayed:
+        parts = self.run.recipe.speed.accumulate
+        if isinstance(self.optimizer, GuardedAdam):
+            return Replayed(self.module, self.optimizer, self.feed.local // parts, parts)
+        return Eager(self.session.accelerator, self.module, self.optimizer, parts)
 
     def _read(self) -> dict[str, Tensor] | None:
         """Read the newest checkpoint, if there is one; take up its weights."""
@@ -184,55 +191,39 @@ class Trainer:
             self._after_step(asked)
             after_step()
 
-    def _step(self, batch: Batch) -> Mapping[str, float]:
+    def _step(self, batch: Batch) -> Found:
         """Do one optimizer step; return its metrics and what the processes agreed on."""
-        step, accelerator = self.memory.step, self.session.accelerator
+        step = self.memory.step
         rate = set_learning_rate(self.optimizer, self.run.stage, step)
-        parts = self.run.recipe.speed.accumulate
-        totals = torch.zeros(len(METRICS), device=self.device)
-        agreed: dict[str, float] = {}
-        for number, (x, noise_at) in enumerate(self._parts(batch, step)):
-            noise = draw_noise(self.config, self.run.stage.crop, noise_at, self.device)
-            rates = draw_rates(self.config, noise_at, self.device)
-            with accelerator.accumulate(self.wrapped):
-                loss, metrics = self.wrapped(x, noise, weights_at(step, self.run, rates), rates)
-                totals += metrics / parts
-                if number == parts - 1:
-                    agreed = self._agree(totals)
-                accelerator.backward(loss)
-                self.stepper.step()
-                self.stepper.zero_grad()
+        found = self.stepper.step(self._pieces(batch, step), self._reduce())
         self.holding.check()
         if self.average is not None:
             self.average.update(step + 1)
         norms = {f"gradient_{name}": norm for name, norm in self.optimizer.norms.items()}
-        return agreed | norms | {"lr": rate}
+        return found | norms | {"lr": rate}
 
-    def _parts(self, batch: Batch, step: int) -> Iterator[tuple[Tensor, list[int]]]:
-        """Yield the pieces of this process's batch, with the addresses of their noise."""
-        size = self.feed.local // self.run.recipe.speed.accumulate
+    def _pieces(self, batch: Batch, step: int) -> Iterator[Piece]:
+        """Yield the pieces of this process's batch."""
+        run, size = self.run, self.feed.local // self.run.recipe.speed.accumulate
         for start in range(0, self.feed.local, size):
             x = batch.images[start : start + size]  # augmented ones are in [0, 1] already
             x = x if x.is_floating_point() else x.float() / 255
-            if self.run.recipe.speed.channels_last:
+            if run.recipe.speed.channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
             first = self.feed.first + start
-            draws = self.run.stage.draws or self.run.id
-            seeds = [
-                address(self.run.recipe.seed, "noise", draws, step, first + i) for i in range(size)
-            ]
-            yield x, seeds
+            draws = run.stage.draws or run.id
+            seeds = [address(run.recipe.seed, "noise", draws, step, first + i) for i in range(size)]
+            noise = draw_noise(self.config, run.stage.crop, seeds, self.device)
+            rates = draw_rates(self.config, seeds, self.device)
+            yield Piece(x, noise, weights_at(step, run, rates), rates)
 
-    def _agree(self, totals: Tensor) -> dict[str, float]:
-        """Return metrics averaged over all processes, and whether any wants to stop or save."""
+    def _reduce(self) -> Reduce:
+        """Return what averages metrics over processes, with whether any wants to stop or save."""
         minutes = (time.monotonic() - self.saved_at) / 60
         due = self.session.main and minutes >= self.run.recipe.checkpoint.every_minutes
-        flags = totals.new_tensor([float(bool(self.session.stop)), float(due)])
-        vector = self.session.accelerator.reduce(torch.cat([totals, flags]), reduction="mean")
-        agreed = dict(zip((*METRICS, "stop", "due"), vector.tolist(), strict=True))
-        if not math.isfinite(agreed["loss"]):
-            raise NonFiniteError("the loss is not finite")
-        return agreed
+        # Copied to the device before it is busy, which such a copy would wait for.
+        flags = torch.tensor([float(bool(self.session.stop)), float(due)], device=self.device)
+        return lambda totals: self.session.accelerator.reduce(torch.cat([totals, flags]), "mean")
 
     def _after_step(self, found: Mapping[str, float]) -> None:
         step, recipe = self.memory.step, self.run.recipe

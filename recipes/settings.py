@@ -167,7 +167,7 @@ class Speed(Part):
     compile: bool = False
     """torch.compile the blocks of the transforms and supports."""
     cuda_graphs: bool = False
-    """Replay the costly parts as CUDA graphs: a GPU with a small batch then waits for no Python."""
+    """Replay steps as CUDA graphs: a GPU with a small batch then waits for no Python."""
     channels_last: bool = True
     """Keep feature maps in NHWC order."""
     activation_checkpointing: bool = False
@@ -176,10 +176,8 @@ class Speed(Part):
     """One kernel for Adam over all parameters; the same numbers on the same device."""
 
     @model_validator(mode="after")
-    def _graphs_alone(self) -> Self:
-        # A second pass would write its gradients over those of the first.
-        if self.cuda_graphs and (self.accumulate > 1 or self.activation_checkpointing):
-            raise ValueError(
-                "cuda_graphs goes with neither accumulate nor activation_checkpointing"
-            )
+    def _graphs_fused(self) -> Self:
+        # Only the fused kernel can leave out a step that is not finite without being looked at.
+        if self.cuda_graphs and not self.fused:
+            raise ValueError("cuda_graphs needs fused")
         return self

@@ -13,22 +13,24 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from pipeline.codec import HyperOutput, Noise
-from recipes import graphs, speed
+from recipes import speed
 from recipes.dry import Kept
+from recipes.graphs import Replayed
 from recipes.load import load_recipe
 from recipes.losses import Weights, bits_per_pixel, reverse_gradient
 from recipes.module import METRICS, TrainingModule, build
 from recipes.noise import draw_noise
-from recipes.optim import make_optimizer
+from recipes.optim import GuardedAdam, make_optimizer
 from recipes.schema import Run
 from recipes.settings import Speed
+from recipes.steps import FLAGS, Piece
 
 WEIGHTS = Weights(rate=0.3, main=1.0, auxiliary=1.0)
 # kMAC a pixel of a forward pass at the published size, without the auxiliary model.
@@ -100,27 +102,35 @@ def recipe_step(run: Run, x: torch.Tensor, settings: Speed) -> Step:
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     module: TrainingModule = build(run).to(x.device, memory_format=layout).train()
     speed.apply(module, settings)
-    if settings.cuda_graphs:
-        graphs.capture(module, x.shape[0])
-    optimizer = make_optimizer(module.groups(), run.stage, fused=settings.fused)
+    optimizer = make_optimizer(
+        module.groups(), run.stage, fused=settings.fused, guarded=settings.cuda_graphs
+    )
     parts = settings.accumulate
     size = x.shape[0] // parts
+    flags = torch.zeros(len(FLAGS), device=x.device)
 
-    def step() -> None:
-        totals = torch.zeros(len(METRICS), device=x.device)
+    def pieces() -> Iterator[Piece]:
         for first in range(0, x.shape[0], size):
             piece = x[first : first + size].contiguous(memory_format=layout)
             addresses = range(first, first + size)
             noise = draw_noise(module.model.config, run.stage.crop, addresses, x.device)
-            loss, metrics = module(piece, noise, WEIGHTS)
+            yield Piece(piece, noise, WEIGHTS, None)
+
+    def eager() -> None:
+        totals = torch.zeros(len(METRICS), device=x.device)
+        for number, piece in enumerate(pieces(), 1):
+            loss, metrics = module(piece.x, piece.noise, piece.weights)
             totals += metrics / parts
-            if first + size == x.shape[0]:
+            if number == parts:
                 totals.tolist()
             (loss / parts).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return step
+    if not isinstance(optimizer, GuardedAdam):
+        return eager
+    replayed = Replayed(module, optimizer, size, parts)
+    return lambda: replayed.step(pieces(), lambda totals: torch.cat([totals, flags]))
 
 
 def activations(step: Step) -> int:
@@ -152,6 +162,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="compile too (minutes on a CPU)")
+    parser.add_argument("--way", action="append", help="measure these ways only (repeat it)")
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
@@ -161,7 +172,11 @@ def main() -> None:
     settings = SETTINGS | (COMPILED if given.compile else {}) | (GRAPHED if on_gpu else {})
     settings |= BEST if on_gpu and given.compile else {}
     ways: dict[str, Step] = {"plain float32": plain_step(run, x)}
-    ways |= {name: recipe_step(run, x, Speed(**keys)) for name, keys in settings.items()}
+    ways |= {
+        name: recipe_step(run, x, Speed(**keys))
+        for name, keys in settings.items()
+        if given.way is None or name in given.way
+    }
     kept = {}
     for name, step in ways.items():
         step()

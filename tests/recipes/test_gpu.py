@@ -22,8 +22,14 @@ SETTINGS = [
     ("speed.accumulate=2", 1e-3),
     ("speed.activation_checkpointing=true", 1e-3),
     ("speed.compile=true", 1e-3),
-    ("speed.cuda_graphs=true", 1e-3),
     ("speed.precision=bf16", 3e-2),
+]
+# Where steps are graphs: settings, and what they may change.
+GRAPHED = [
+    ([], 1e-3),
+    (["speed.accumulate=2"], 1e-3),
+    (["speed.activation_checkpointing=true"], 1e-3),
+    (["speed.precision=bf16"], 3e-2),
 ]
 
 
@@ -42,6 +48,31 @@ def test_a_setting_changes_no_loss(plain, store: str, setting: str, tolerance: f
     assert losses(store, path.parent / "other" / "base") == pytest.approx(expected, rel=tolerance)
 
 
+@pytest.mark.parametrize(("settings", "tolerance"), GRAPHED)
+def test_graphs_change_no_loss(plain, store: str, settings: list[str], tolerance: float) -> None:
+    path, expected = plain
+    assert main([str(path), "out=other", "speed.cuda_graphs=true", *settings]) == 0
+    assert losses(store, path.parent / "other" / "base") == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["stages.0.distortion=ms-ssim", "stages.0.crop=192"],
+        ["stages.0.rate_weight=null", "stages.0.variable_rate=[3.5, 1, 0.3]"],
+        ["cca.mode=published"],
+        ["cca.mode=off", "ema=0.9", "stages.0.warmup=4"],
+    ],
+)
+def test_graphs_hold_every_kind_of_loss(write_recipe, store: str, changes: list[str]) -> None:
+    path = write_recipe()
+    found = []
+    for name, setting in (("eager", "false"), ("graphs", "true")):
+        assert main([str(path), f"out={name}", f"speed.cuda_graphs={setting}", *changes]) == 0
+        found.append(losses(store, path.parent / name / "base"))
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
 def test_all_together_and_evaluated(write_recipe, pictures: Path, store: str) -> None:
     path = write_recipe(evaluate_every=3)
     held_out = [f"data.validation={pictures / 'kodak'}", "data.validation_pictures=2"]
@@ -52,11 +83,13 @@ def test_all_together_and_evaluated(write_recipe, pictures: Path, store: str) ->
     assert other == pytest.approx(one, rel=3e-2)
 
 
-def test_a_run_goes_on_where_it_was_cut(plain) -> None:
+@pytest.mark.parametrize("setting", ["false", "true"])
+def test_a_run_goes_on_where_it_was_cut(plain, setting: str) -> None:
     path, _ = plain
-    assert main([str(path), "out=cut", "stages.0.steps=3"]) == 0
+    graphs = f"speed.cuda_graphs={setting}"
+    assert main([str(path), "out=cut", "stages.0.steps=3", graphs]) == 0
     (path.parent / "cut" / "base" / "run.json").unlink()
-    assert main([str(path), "out=cut"]) == 0
+    assert main([str(path), "out=cut", graphs]) == 0
     one = load_file(path.parent / "plain" / "base" / "model.safetensors")
     other = load_file(path.parent / "cut" / "base" / "model.safetensors")
     apart = torch.stack([(one[name] - other[name]).norm() for name in one]).norm()

@@ -149,8 +149,8 @@ def test_checkpoints_are_pruned(write_recipe) -> None:
         (["speed.accumulate=3"], "can't be shared by 1 processes in 3 parts"),
         (["speed.cuda_graphs=true"], "speed.cuda_graphs needs a CUDA device"),
         (
-            ["speed.cuda_graphs=true", "speed.accumulate=2"],
-            "cuda_graphs goes with neither accumulate",
+            ["speed.cuda_graphs=true", "speed.fused=false"],
+            "cuda_graphs needs fused",
         ),
         (["model.slices=1"], "model: slices must be"),
         (["model.slicez=1"], "a model has no slicez"),
