@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pytorch_msssim import ms_ssim
 from torch import Tensor
 
 from pipeline.codec import AuxiliaryEntropyModel, CCAOutput, HyperOutput, Noise
@@ -31,6 +30,7 @@ from pipeline.codec.densities import LIKELIHOOD_BOUND
 from pipeline.evaluation.metrics import MS_SSIM_SIDE
 from recipes.schema import Run
 from recipes.settings import Cca, Loss
+from recipes.similarity import ms_ssim
 
 # One number for all samples of a batch, or a tensor (N,) with one for each.
 Weight = float | Tensor
@@ -135,8 +135,7 @@ def _ms_ssim(x: Tensor, x_hat: Tensor, loss: Loss) -> Tensor:
     if min(x.shape[2:]) < MS_SSIM_SIDE:
         # Of a held-out picture; crops are never so small. It then tells one model from no other.
         return x.new_full((len(x),), loss.ms_ssim_weight)
-    similarity: Tensor = ms_ssim(x_hat, x, data_range=1.0, size_average=False)
-    return loss.ms_ssim_weight * (1 - similarity)
+    return loss.ms_ssim_weight * (1 - ms_ssim(x_hat, x))
 
 
 # What a stage's `distortion` may be: of pictures (N, 3, H, W) in [0, 1] and weights to (N,).

@@ -105,6 +105,28 @@ def test_detached_hyper_outputs_get_nothing_from_the_auxiliary_model(write_recip
     assert torch.equal(*grads)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 192, 192), (1, 3, 161, 250)])
+def test_ms_ssim_is_that_of_the_library(shape: tuple[int, ...]) -> None:
+    from pytorch_msssim import ms_ssim as reference
+
+    from recipes.similarity import ms_ssim
+
+    x = torch.rand(shape, generator=torch.manual_seed(3))
+    other = (0.7 * x + 0.1 * torch.rand(shape)).requires_grad_()
+    values = [ms_ssim(other, x), reference(other, x, data_range=1.0, size_average=False)]
+    assert torch.allclose(*values, rtol=1e-5)
+    assert torch.allclose(*(torch.autograd.grad(v.sum(), other)[0] for v in values), atol=1e-7)
+
+
+def test_ms_ssim_of_a_reversed_picture_has_a_gradient() -> None:
+    from recipes.similarity import ms_ssim
+
+    x = torch.rand(1, 3, 192, 192, generator=torch.manual_seed(3))
+    negative = (1 - x).requires_grad_()
+    (gradient,) = torch.autograd.grad(ms_ssim(negative, x).sum(), negative)
+    assert gradient.isfinite().all()
+
+
 def test_ms_ssim_distortion_falls_to_zero_for_equal_pictures(write_recipe) -> None:
     from recipes.losses import distortion
     from recipes.settings import Loss
