@@ -268,15 +268,25 @@ def main() -> None:
     sets = {"crops": (crops, given.crops), "whole": (whole, given.whole)}
     rows = curves(models, {name: read(at, device) for name, (read, at) in sets.items() if at})
     for model in models:
-        weight = "all" if model.run.variable_rate else f"w{model.run.rate_weight:g}"
-        folder = given.out / model.run.stage.name / weight
-        save_model(model.module.model.cpu(), folder, {"run": model.run.id})
+        keep(model, given.out)
     result = {"steps": steps, "runs": rows, "bd_rate": compare(rows)}
     (given.out / "results.json").write_text(json.dumps(result, indent=1))
     for row in rows:
         trained = {name: round(value, 4) for name, value in row["trained"].items()}
         print(row["stage"], row["weight"], trained, row["held_out"])
     print(json.dumps(result["bd_rate"], indent=1))
+
+
+def keep(model: Model, out: Path) -> None:
+    """Write a run's model where training would, so that `pipeline evaluate` knows its curve."""
+    run = model.run
+    info = {"recipe": run.recipe.name, "stage": run.stage.name, "distortion": run.stage.distortion}
+    weight = "all" if run.variable_rate else f"w{run.rate_weight:g}"
+    save_model(
+        model.module.model.cpu(),
+        out / run.stage.name / weight,
+        info | {"rate_weight": run.rate_weight},
+    )
 
 
 def _speed(run: Run, lower: Sequence[str]) -> Speed:

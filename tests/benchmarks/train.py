@@ -1,9 +1,9 @@
 """What a training step costs: `python -m tests.benchmarks.train --size tiny --crop 128 --runs 7`.
 
-Prints samples a second, CPU seconds of one thread and the activations kept for a step of the
-adversarial loss: by a straightforward float32 eager loop of the same model (written below), and by
-the recipe's settings, one changed at a time; with `--compile` those of torch.compile too, on a
-CUDA device also those of CUDA graphs.
+Prints samples a second, CPU seconds of one thread and the activations kept (on a CUDA device: all
+memory) for a step of the adversarial loss: by a straightforward float32 eager loop of the same
+model (written below), and by the recipe's settings, one changed at a time; with `--compile` those
+of torch.compile too, on a CUDA device also those of CUDA graphs.
 Ways take turns, so that what else runs on the machine hits them alike; the median and spread of the
 ratios of neighbouring runs are what counts. On a CUDA device it is wall time, synchronised.
 """
@@ -14,6 +14,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -133,6 +134,22 @@ def recipe_step(run: Run, x: torch.Tensor, settings: Speed) -> Step:
     return lambda: replayed.step(pieces(), lambda totals: torch.cat([totals, flags]))
 
 
+def made(name: str, make: Callable[[], Step], on_gpu: bool) -> tuple[Step, str]:
+    """Return a step that has been done before, and what memory it needs, in words."""
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before, start = torch.cuda.memory_reserved(), time.perf_counter()
+    step = make()
+    step()
+    if on_gpu:
+        step()
+        used = torch.cuda.max_memory_reserved() - before
+        return step, f"memory {_gib(used)}, ready in {time.perf_counter() - start:.0f} s"
+    # Compiled code keeps what it keeps out of autograd's sight.
+    return step, f"activations {'not seen' if 'compile' in name else _gib(activations(step))}"
+
+
 def activations(step: Step) -> int:
     """Return the bytes that one step keeps for its backward pass."""
     kept = Kept(())
@@ -171,18 +188,16 @@ def main() -> None:
     on_gpu = device.type == "cuda"
     settings = SETTINGS | (COMPILED if given.compile else {}) | (GRAPHED if on_gpu else {})
     settings |= BEST if on_gpu and given.compile else {}
-    ways: dict[str, Step] = {"plain float32": plain_step(run, x)}
-    ways |= {
-        name: recipe_step(run, x, Speed(**keys))
+    makers: dict[str, Callable[[], Step]] = {"plain float32": lambda: plain_step(run, x)}
+    makers |= {
+        name: partial(recipe_step, run, x, Speed(**keys))
         for name, keys in settings.items()
         if given.way is None or name in given.way
     }
+    ways: dict[str, Step] = {}
     kept = {}
-    for name, step in ways.items():
-        step()
-        # Compiled code and graphs keep what they keep out of autograd's sight.
-        hidden = "compile" in name or "graphs" in name
-        kept[name] = None if hidden else activations(step)
+    for name, make in makers.items():
+        ways[name], kept[name] = made(name, make, on_gpu)
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(given.runs):
         for name, step in ways.items():
@@ -191,7 +206,7 @@ def main() -> None:
 
 
 def report(
-    taken: dict[str, list[float]], kept: dict[str, int | None], batch: int, size: str, crop: int
+    taken: dict[str, list[float]], kept: dict[str, str], batch: int, size: str, crop: int
 ) -> None:
     """Print a line for each way of doing a step."""
     plain = taken["plain float32"]
@@ -204,7 +219,7 @@ def report(
         print(
             f"{name:32} {median:.3f} s a step, {batch / median:7.2f} samples/s{extra}, ratio"
             f" {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}),"
-            f" activations {_gib(kept[name])}"
+            f" {kept[name]}"
         )
         if size == "paper" and crop == 256:
             hours = PAPER_PICTURES * median / batch / 3600
@@ -217,8 +232,8 @@ def _utilisation(teraflops: float) -> str:
     return f" ({teraflops / known[0]:.1%} of the dense bf16 peak)" if known else ""
 
 
-def _gib(count: int | None) -> str:
-    return "not seen" if count is None else f"{count / 2**30:.2f} GiB"
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"
 
 
 if __name__ == "__main__":
