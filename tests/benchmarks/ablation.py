@@ -131,6 +131,7 @@ def train(models: Sequence[Model], feed: Feed, steps: int | None, minutes: float
             break
         if step % 100 == 0:
             check(models)
+            print(f"step {step} of {steps}, {time.perf_counter() - start:.0f} s", flush=True)
     check(models)
     return step + 1
 
