@@ -84,6 +84,11 @@ def _one_step(trainer: Trainer) -> Iterator[str]:
     kept = Kept(trainer.module.parameters())
     start = time.monotonic()
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(kept.pack, kept.unpack):
+        found = trainer.try_step(batch, graphs=False)
+    if trainer.run.recipe.speed.cuda_graphs:
+        # The first one records the graphs.
+        trainer.try_step(batch)
+        start = time.monotonic()
         found = trainer.try_step(batch)
     seconds = time.monotonic() - start
     trainer.feed.close()

@@ -8,7 +8,8 @@ is in memory. Nothing waits for the device before both are launched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -72,6 +73,15 @@ class Replayed:
         self.optimizer.loss.copy_(vector[METRICS.index("loss")])
         step()
         return vector
+
+    @contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Do steps without graphs, so that what they do can be seen and counted."""
+        kept, self._replays = self._replays, (self._do_pass, self.optimizer.step)
+        try:
+            yield
+        finally:
+            self._replays = kept
 
     def _do_pass(self) -> None:
         loss, metrics = self.wrapped(self._x, self._noise, self._weights, self._rates)

@@ -158,9 +158,15 @@ class Trainer:
             if self.results is not None:
                 self.results.close(status)
 
-    def try_step(self, batch: Batch) -> Mapping[str, float]:
-        """Do one step and return its metrics; nothing is written."""
-        return self._step(batch)
+    def try_step(self, batch: Batch, *, graphs: bool = True) -> Found:
+        """Do one step and return its metrics; nothing is written.
+
+        Without `graphs` its operations can be counted, whatever the recipe says.
+        """
+        if graphs or not isinstance(self.stepper, Replayed):
+            return self._step(batch)
+        with self.stepper.unrecorded():
+            return self._step(batch)
 
     def _open(self) -> None:
         if self.results is not None:

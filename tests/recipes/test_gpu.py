@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,17 @@ def test_graphs_hold_every_kind_of_loss(write_recipe, store: str, changes: list[
         assert main([str(path), f"out={name}", f"speed.cuda_graphs={setting}", *changes]) == 0
         found.append(losses(store, path.parent / name / "base"))
     assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+def test_a_dry_run_counts_what_graphs_hide(write_recipe, capsys) -> None:
+    path = write_recipe()
+    said = []
+    for setting in ("false", "true"):
+        assert main([str(path), "--dry-run", f"speed.cuda_graphs={setting}"]) == 0
+        said.append(re.search(r"a step of this process: .* kFLOP a pixel", capsys.readouterr().out))
+    assert said[0] is not None
+    assert said[1] is not None
+    assert said[0].group() == said[1].group()
 
 
 def test_all_together_and_evaluated(write_recipe, pictures: Path, store: str) -> None:
