@@ -84,6 +84,17 @@ def read_newest(run_folder: Path) -> tuple[Checkpoint, dict[str, Tensor]] | None
     return None
 
 
+def read(run_folder: Path, step: int) -> tuple[Checkpoint, dict[str, Tensor]]:
+    """Return the checkpoint of `step` with its tensors; raises `CheckpointError`."""
+    for checkpoint in found(run_folder):
+        if checkpoint.step == step:
+            return checkpoint, checkpoint.tensors()
+    raise CheckpointError(
+        f"{run_folder} has no complete checkpoint of step {step}, which the first process goes on"
+        " from: every process must see the same folder"
+    )
+
+
 def write(run_folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Path:
     """Write a checkpoint of step `about["step"]`; it is there once it has its final name."""
     folder = run_folder / FOLDER / f"step-{about['step']:08d}"

@@ -21,7 +21,7 @@ BYTES, BESIDE = 4, 3
 
 
 def describe(runs: Sequence[Run], first: Trainer) -> Iterator[str]:
-    """Yield lines on the recipe, its runs and their cost; does one step, and writes nothing."""
+    """Yield lines on the recipe, its runs and their cost; tries a step, and writes nothing."""
     recipe = runs[0].recipe
     yield yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     for run in runs:

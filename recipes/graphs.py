@@ -51,15 +51,16 @@ class Replayed:
     def step(self, pieces: Iterable[Piece], reduce: Reduce) -> Found:
         """Do a step over `pieces`; see `recipes.steps.Eager.step`."""
         vector = self.launch(pieces, reduce)
-        found = checked(vector)
         self.optimizer.check()
-        return found
+        return checked(vector)
 
     def launch(self, pieces: Iterable[Piece], reduce: Reduce) -> Tensor:
         """Launch a step over `pieces` and return what `reduce` made of its metrics.
 
         Nobody has looked then whether the step was taken: `GuardedAdam.check` does.
         """
+        # All of them first: what is copied to the device waits for the work that it has.
+        pieces = list(pieces)
         one_pass, step = self._replays = self._replays or self._record()
         self._gradient.zero_()
         self._totals.zero_()
@@ -112,10 +113,13 @@ class Replayed:
         works = (self._do_pass, self.optimizer.step)
         if self.device.type != "cuda":
             return works
+        # One for warming up and recording: workspaces belong to a stream, and none may be shared
+        # with graphs that are replayed at the same time. torch has no types for it.
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         with self.optimizer.closed():
-            _warm_up(works)
+            _warm_up(works, stream)
             pool = torch.cuda.graph_pool_handle()
-            replays = tuple(_capture(work, pool) for work in works)
+            replays = tuple(_capture(work, pool, stream) for work in works)
         torch.cuda.empty_cache()
         return replays
 
@@ -148,9 +152,7 @@ def _share(module: torch.nn.Module) -> None:
         parameter.copy_(part.view(parameter.shape))
 
 
-def _warm_up(works: Iterable[Callable[[], None]]) -> None:
-    # torch has no types for it.
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+def _warm_up(works: Iterable[Callable[[], None]], stream: Any) -> None:
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UP):
@@ -159,9 +161,9 @@ def _warm_up(works: Iterable[Callable[[], None]]) -> None:
     torch.cuda.current_stream().wait_stream(stream)
 
 
-def _capture(work: Callable[[], None], pool: Any) -> Callable[[], None]:
+def _capture(work: Callable[[], None], pool: Any, stream: Any) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     # Other threads, which load the next batch, may go on using the device.
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
         work()
     return graph.replay

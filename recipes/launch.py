@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from recipes.schema import Recipe
 from recipes.settings import RecipeError
 from recipes.shipped import shipped
+
+T = TypeVar("T")
 
 # What a launcher is told to run: a path or, after -m, a module.
 SCRIPT = ("train.py", "recipes.train")
@@ -44,6 +46,14 @@ def start(recipe: Recipe) -> Any:
     )
     check_together(accelerator.num_processes, recipe.processes, os.environ, parent_command())
     return accelerator
+
+
+def from_first(accelerator: Any, value: T) -> T:
+    """Return the first process's `value`, on all of them; it can be pickled."""
+    from accelerate.utils import broadcast_object_list
+
+    said: list[T] = broadcast_object_list([value]) if accelerator.num_processes > 1 else [value]
+    return said[0]
 
 
 def refuse_fsdp(environment: Mapping[str, str]) -> None:

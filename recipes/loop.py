@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,17 +25,16 @@ from recipes.data import Feed, check_same, held_out
 from recipes.ema import Average
 from recipes.graphs import Replayed
 from recipes.health import Watch
-from recipes.losses import weights_at
 from recipes.meter import Meter
 from recipes.module import TrainingModule, build
-from recipes.noise import address, draw_noise, draw_rates
 from recipes.optim import GuardedAdam, NonFiniteError, make_optimizer, set_learning_rate
 from recipes.profiling import recording
 from recipes.schema import Run
+from recipes.settings import Plateau
 from recipes.sharded import holding
 from recipes.signals import StopRequest
 from recipes.state import part
-from recipes.steps import Eager, Found, Piece, Reduce
+from recipes.steps import Eager, Found, Reduce, pieces
 from recipes.validate import evaluate, look
 from shards import Batch
 
@@ -72,9 +71,25 @@ class Memory:
 
     step: int = 0
     best: float = math.inf
-    evaluations_since_best: int = 0
     ended: bool = False
     cost: float | None = field(default=None)
+    # The last held-out cost that was an improvement, and the evaluations since without one.
+    improved: float = math.inf
+    without: int = 0
+
+    def judge(self, cost: float, plateau: Plateau | None) -> bool:
+        """Take down a held-out cost; return whether it is the stage's lowest.
+
+        `ended` says whether that is a `plateau`: small improvements add up until they count.
+        """
+        lowest, self.cost = cost < self.best, cost
+        self.best = min(self.best, cost)
+        if plateau is not None:
+            counts = cost < self.improved * (1 - plateau.improvement)
+            self.improved = cost if counts else self.improved
+            self.without = 0 if counts else self.without + 1
+            self.ended = self.without >= plateau.patience
+        return lowest
 
 
 class Trainer:
@@ -128,11 +143,16 @@ class Trainer:
         return Eager(self.session.accelerator, self.module, self.optimizer, parts)
 
     def _read(self) -> dict[str, Tensor] | None:
-        """Read the newest checkpoint, if there is one; take up its weights."""
-        newest = checkpoint.read_newest(self.run.folder)
-        if newest is None:
+        """Read the newest checkpoint, if there is one; take up its weights.
+
+        The first process says which one that is.
+        """
+        folder = self.run.folder
+        newest = checkpoint.read_newest(folder) if self.session.main else None
+        step = launch.from_first(self.session.accelerator, newest and newest[0].step)
+        if step is None:
             return None
-        kept, tensors = newest
+        kept, tensors = newest or checkpoint.read(folder, step)
         check_same(self.run, kept.about, self.feed.corpora)
         self.memory = Memory(**kept.about["memory"])
         self.module.load_state_dict(part(tensors, "weights"))
@@ -201,27 +221,13 @@ class Trainer:
         """Do one optimizer step; return its metrics and what the processes agreed on."""
         step = self.memory.step
         rate = set_learning_rate(self.optimizer, self.run.stage, step)
-        found = self.stepper.step(self._pieces(batch, step), self._reduce())
+        given = pieces(self.run, self.config, batch.images, step, self.feed.first)
+        found = self.stepper.step(given, self._reduce())
         self.holding.check()
         if self.average is not None:
             self.average.update(step + 1)
         norms = {f"gradient_{name}": norm for name, norm in self.optimizer.norms.items()}
         return found | norms | {"lr": rate}
-
-    def _pieces(self, batch: Batch, step: int) -> Iterator[Piece]:
-        """Yield the pieces of this process's batch."""
-        run, size = self.run, self.feed.local // self.run.recipe.speed.accumulate
-        for start in range(0, self.feed.local, size):
-            x = batch.images[start : start + size]  # augmented ones are in [0, 1] already
-            x = x if x.is_floating_point() else x.float() / 255
-            if run.recipe.speed.channels_last:
-                x = x.contiguous(memory_format=torch.channels_last)
-            first = self.feed.first + start
-            draws = run.stage.draws or run.id
-            seeds = [address(run.recipe.seed, "noise", draws, step, first + i) for i in range(size)]
-            noise = draw_noise(self.config, run.stage.crop, seeds, self.device)
-            rates = draw_rates(self.config, seeds, self.device)
-            yield Piece(x, noise, weights_at(step, run, rates), rates)
 
     def _reduce(self) -> Reduce:
         """Return what averages metrics over processes, with whether any wants to stop or save."""
@@ -239,10 +245,10 @@ class Trainer:
         if self.results is not None and (step % recipe.tracking.every_steps == 0 or last):
             self.results.log(step, found, self.meter)
         self.session.report(step, self.run.stage.steps, self.meter.note(found, step, self.run))
-        better = (step % recipe.evaluate_every == 0 or last) and self._evaluate()
+        lowest = (step % recipe.evaluate_every == 0 or last) and self._evaluate()
         stop = found["stop"] > 0
         save = step % recipe.checkpoint.every_steps == 0 or found["due"] > 0
-        if save or last or stop or self.memory.ended or (better and recipe.checkpoint.keep_best):
+        if save or last or stop or self.memory.ended or (lowest and recipe.checkpoint.keep_best):
             self._save()
         if stop and not (last or self.memory.ended):
             self.writer.wait()
@@ -258,17 +264,9 @@ class Trainer:
         with self.average.in_place() if self.average is not None else nullcontext():
             means = evaluate(model, self.run, self.pictures, self.session.accelerator)
             self._show(model)
-        memory, plateau = self.memory, self.run.stage.plateau
-        memory.cost = means["cost"]
         if self.results is not None:
-            self.results.log_held_out(memory.step, means)
-        margin = plateau.improvement if plateau else 0.0
-        better = means["cost"] < memory.best * (1 - margin)
-        memory.best = min(memory.best, means["cost"])
-        memory.evaluations_since_best = 0 if better else memory.evaluations_since_best + 1
-        if plateau and memory.evaluations_since_best >= plateau.patience:
-            memory.ended = True
-        return better
+            self.results.log_held_out(self.memory.step, means)
+        return self.memory.judge(means["cost"], self.run.stage.plateau)
 
     def _show(self, model: CCAModel) -> None:
         """Show the first held-out pictures beside what the model makes of them, and its rate.
@@ -281,9 +279,11 @@ class Trainer:
                 self.results.show(f"pictures/{path.stem}", shown, self.memory.step)
 
     def _gather(self) -> dict[str, Tensor]:
-        """Return the whole state on the CPU; all processes call this together."""
-        state = self.holding.gather(self.module, self.optimizer)
-        return state | (self.average.gather() if self.average is not None else {})
+        """Return the whole state on the CPU, on the process that writes; all call this together."""
+        state = self.holding.gather(self.module, self.optimizer, self.session.main)
+        if self.average is None or not self.session.main:
+            return state
+        return state | self.average.gather()
 
     def _save(self) -> None:
         """Copy the state; the first process writes it, in the background if so wanted."""

@@ -74,8 +74,9 @@ class ClippedAdam(torch.optim.Adam):
 class GuardedAdam(ClippedAdam):
     """`ClippedAdam` whose steps don't wait for the device, as a CUDA graph's can't.
 
-    A step whose gradient, or `loss`, is not finite changes nothing; `check` tells. Learning rates
-    are tensors on the device, to be filled. All parameters have gradients.
+    A step whose gradient, or `loss`, is not finite changes nothing; `check` tells of all since it
+    was last asked. Learning rates are tensors on the device, to be filled. All parameters have
+    gradients.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], device: torch.device) -> None:
@@ -84,6 +85,7 @@ class GuardedAdam(ClippedAdam):
         self.loss = torch.zeros((), device=device)
         self.found_inf = torch.zeros((), device=device)
         self._measured = torch.zeros(len(moved), device=device)
+        self._left_out = torch.zeros((), device=device)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -95,6 +97,7 @@ class GuardedAdam(ClippedAdam):
         finite = self._measured.isfinite().all() & self.loss.isfinite()
         # torch's own Adam leaves a step out that this says so of.
         self.found_inf.copy_(~finite)
+        self._left_out += self.found_inf
         for group in self.param_groups:
             if "clip" in group:
                 scale = (group["clip"] / (norms[group["name"]] + 1e-6)).clamp(max=1.0)
@@ -102,17 +105,24 @@ class GuardedAdam(ClippedAdam):
         torch.optim.Adam.step(self)
 
     def check(self) -> None:
-        """Take down the norms of the last step; raises `NonFiniteError` if it was left out."""
+        """Take down the norms of the last step; raises `NonFiniteError` if any was left out."""
+        left_out, loss = torch.stack([self._left_out, self.loss]).tolist()
+        self._left_out.zero_()
+        if not math.isfinite(loss):
+            raise NonFiniteError("the loss is not finite")
         self._check([group["name"] for group in self.param_groups], self._measured)
+        if left_out:
+            raise NonFiniteError("an earlier step's loss or gradient is not finite")
 
     @contextmanager
     def closed(self) -> Iterator[None]:
-        """Leave all steps out."""
+        """Leave all steps out, and tell of none."""
         self.loss.fill_(math.inf)
         try:
             yield
         finally:
             self.loss.zero_()
+            self._left_out.zero_()
 
 
 def make_optimizer(

@@ -21,9 +21,9 @@ from recipes.state import MOMENTS, copied, gather, restore
 class Whole:
     """How state is held when every process has all of it."""
 
-    def gather(self, module: nn.Module, optimizer: ClippedAdam) -> dict[str, Tensor]:
-        """Return the whole state, on the CPU. All processes call this together."""
-        return gather(module, optimizer)
+    def gather(self, module: nn.Module, optimizer: ClippedAdam, wanted: bool) -> dict[str, Tensor]:
+        """Return the whole state, on the CPU, where it is `wanted`. All processes call this."""
+        return gather(module, optimizer) if wanted else {}
 
     def restore(
         self, module: nn.Module, optimizer: ClippedAdam, state: Mapping[str, Tensor], step: int
@@ -43,8 +43,8 @@ class Sharded(Whole):
         self.stage = int(engine.zero_optimization_stage())
         optimizer.partitioned = True
 
-    def gather(self, module: nn.Module, optimizer: ClippedAdam) -> dict[str, Tensor]:
-        """Return the whole state, on the CPU. All processes call this together."""
+    def gather(self, module: nn.Module, optimizer: ClippedAdam, wanted: bool) -> dict[str, Tensor]:
+        """Return the whole state, on the CPU; all processes are needed for it, and call this."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         with self._whole_weights(module):

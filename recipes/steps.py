@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.codec import Noise
-from recipes.losses import Weights
+from pipeline.codec import CCAConfig, Noise
+from recipes.losses import Weights, weights_at
 from recipes.module import METRICS, TrainingModule
+from recipes.noise import address, draw_noise, draw_rates
 from recipes.optim import ClippedAdam, NonFiniteError
+from recipes.schema import Run
 
 # What the processes agree on after the metrics, as numbers.
 FLAGS = ("stop", "due")
@@ -32,6 +34,25 @@ class Piece:
     noise: Noise
     weights: Weights
     rates: Tensor | None
+
+
+def pieces(run: Run, config: CCAConfig, images: Tensor, step: int, first: int) -> Iterator[Piece]:
+    """Yield the parts of a process's batch of `run`, with their draws, at step `step`.
+
+    `images` (n, 3, crop, crop) are uint8, or floats in [0, 1]; picture i is number `first` + i of
+    the global batch. The model's `config` has the shapes of its noise.
+    """
+    x = images if images.is_floating_point() else images.float() / 255
+    if run.recipe.speed.channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    size = len(x) // run.recipe.speed.accumulate
+    for start in range(0, len(x), size):
+        draws, seed = run.stage.draws or run.id, run.recipe.seed
+        places = range(first + start, first + start + size)
+        seeds = [address(seed, "noise", draws, step, place) for place in places]
+        noise = draw_noise(config, run.stage.crop, seeds, x.device)
+        rates = draw_rates(config, seeds, x.device)
+        yield Piece(x[start : start + size], noise, weights_at(step, run, rates), rates)
 
 
 class Eager:

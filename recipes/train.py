@@ -90,8 +90,10 @@ def train(
     check.before_work(runs)
     accelerator = launch.start(runs[0].recipe)
     check.for_processes(runs, accelerator)
+    # One process's answer, for folders on a network may look different from each.
+    complete = launch.from_first(accelerator, {run.id for run in runs if run.complete})
     for number, run in enumerate(runs, 1):
-        if run.complete:
+        if run.id in complete:
             log.info("%s: is trained already", run.id)
             continue
         title = f"{run.id} ({number} of {len(runs)})"

@@ -30,13 +30,12 @@ from torch import Tensor
 from pipeline.codec import save_model
 from pipeline.evaluation.bdrate import BDRateError, RDCurve, bd_rate
 from pipeline.evaluation.pictures import find_pictures, read_picture
-from recipes import speed
+from recipes import speed, steps
 from recipes.data import Feed
 from recipes.graphs import Replayed
 from recipes.load import load_recipe
 from recipes.losses import sample_bits, weights_at
 from recipes.module import METRICS, build
-from recipes.noise import address, draw_noise, draw_rates
 from recipes.optim import GuardedAdam, make_optimizer, set_learning_rate
 from recipes.schema import Run, Stage
 from recipes.settings import Speed
@@ -111,27 +110,29 @@ class Model:
         return points
 
 
-def train(models: Sequence[Model], feed: Feed, steps: int | None, minutes: float) -> int:
-    """Train `models` on the same batches, `steps` or as many as `minutes` hold; return how many."""
+def train(models: Sequence[Model], feed: Feed, total: int | None, minutes: float) -> int:
+    """Train `models` on the same batches, `total` or as many as `minutes` hold; return how many."""
     start = timed = time.perf_counter()
     for step, batch in enumerate(feed.from_step(0)):
+        if step in (1, TIMED) or step % 100 == 0:
+            check(models)
+            print(f"step {step}, {time.perf_counter() - start:.0f} s", flush=True)
         if step == 1:
             # Compiling and recording are done.
             timed = time.perf_counter()
-        if step == TIMED and steps is None:
+        if step == TIMED and total is None:
             each = (time.perf_counter() - timed) / (TIMED - 1)
-            steps = TIMED + int((60 * minutes - (time.perf_counter() - start)) / each)
-            print(f"{each:.3f} s for a step of {len(models)} models: {steps} steps", flush=True)
-        for model, piece in zip(models, pieces(models, batch.images, step), strict=True):
-            total = steps or model.run.stage.steps
-            model.step(step, model.run.stage.model_copy(update={"steps": total}), piece)
+            total = TIMED + int((60 * minutes - (time.perf_counter() - start)) / each)
+            print(f"{each:.3f} s for a step of {len(models)} models: {total} steps", flush=True)
+        # Kept until all streams have read it.
+        given = list(pieces(models, batch.images, step))
+        for model, piece in zip(models, given, strict=True):
+            planned = {"steps": total or model.run.stage.steps}
+            model.step(step, model.run.stage.model_copy(update=planned), piece)
         for model in models:
             model.wait()
-        if step + 1 == steps:
+        if step + 1 == total:
             break
-        if step % 100 == 0:
-            check(models)
-            print(f"step {step} of {steps}, {time.perf_counter() - start:.0f} s", flush=True)
     check(models)
     return step + 1
 
@@ -143,21 +144,16 @@ def check(models: Iterable[Model]) -> None:
 
 
 def pieces(models: Sequence[Model], images: Tensor, step: int) -> Iterator[Piece]:
-    """Yield what each model's pass is computed from; the same numbers where shapes are the same."""
-    x = images if images.is_floating_point() else images.float() / 255
-    x = x.contiguous(memory_format=torch.channels_last)
-    drawn: dict[Any, Any] = {}
+    """Yield what each model's pass is computed from; what is the same for several is made once."""
+    made: dict[Any, Piece] = {}
     for model in models:
         run, config = model.run, model.module.model.config
-        seeds = [
-            address(run.recipe.seed, "noise", run.stage.draws or run.id, step, i)
-            for i in range(run.stage.batch)
-        ]
-        shape = (seeds[0], config.latent_channels, config.hyper_latent_channels)
-        if shape not in drawn:
-            drawn[shape] = draw_noise(config, run.stage.crop, seeds, x.device)
-        rates = draw_rates(config, seeds, x.device)
-        yield Piece(x, drawn[shape], weights_at(step, run, rates), rates)
+        draws = (run.stage.draws or run.id, run.recipe.seed)
+        shape = (*draws, config.latent_channels, config.hyper_latent_channels)
+        if shape not in made or run.variable_rate:
+            (made[shape],) = steps.pieces(run, config, images, step, 0)
+        piece = made[shape]
+        yield replace(piece, weights=weights_at(step, run, piece.rates))
 
 
 def decibels(error: float) -> float:
@@ -191,6 +187,7 @@ def curves(models: Iterable[Model], held_out: dict[str, list[Tensor]]) -> list[d
     """Return what is known of each run: of its last crops, and of the pictures `held_out`."""
     return [
         {
+            "recipe": model.run.recipe.name,
             "stage": model.run.stage.name,
             "weight": model.run.rate_weight or list(model.run.variable_rate),
             "trained": model.trained_on(),
@@ -204,7 +201,7 @@ def compare(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]
     """Return each stage's BD-rate against the first one's, in percent, on each set of crops."""
     found: dict[str, dict[str, list[Point]]] = {}
     for row in rows:
-        sets = found.setdefault(row["stage"], {})
+        sets = found.setdefault(f"{row['recipe']}/{row['stage']}", {})
         if not isinstance(row["weight"], list):
             trained = row["trained"]
             sets.setdefault("training", []).append((trained["bpp"], trained["psnr"]))
@@ -212,7 +209,9 @@ def compare(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]
             sets.setdefault(name, []).extend(points)
     anchor = next(iter(found.values()))
     return {
-        stage: {name: _bd_rate(anchor[name], points) for name, points in sets.items()}
+        stage: {
+            name: _bd_rate(anchor[name], points) for name, points in sets.items() if name in anchor
+        }
         for stage, sets in found.items()
     }
 
@@ -264,13 +263,13 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     feed = Feed(runs[0], 0, 1, device)
     models = [Model(run, device, _speed(run, given.bf16), given.window) for run in runs]
-    steps = train(models, feed, given.steps, given.minutes)
+    done = train(models, feed, given.steps, given.minutes)
     feed.close()
     sets = {"crops": (crops, given.crops), "whole": (whole, given.whole)}
     rows = curves(models, {name: read(at, device) for name, (read, at) in sets.items() if at})
     for model in models:
         keep(model, given.out)
-    result = {"steps": steps, "runs": rows, "bd_rate": compare(rows)}
+    result = {"steps": done, "runs": rows, "bd_rate": compare(rows)}
     (given.out / "results.json").write_text(json.dumps(result, indent=1))
     for row in rows:
         trained = {name: round(value, 4) for name, value in row["trained"].items()}

@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch.autograd.graph import saved_tensors_hooks
 
 from pipeline.codec import HyperOutput, Noise
@@ -25,15 +26,12 @@ from recipes import speed
 from recipes.dry import Kept
 from recipes.graphs import Replayed
 from recipes.load import load_recipe
-from recipes.losses import Weights, bits_per_pixel, reverse_gradient
-from recipes.module import METRICS, TrainingModule, build
-from recipes.noise import draw_noise
+from recipes.losses import bits_per_pixel, reverse_gradient
+from recipes.module import TrainingModule, build
 from recipes.optim import GuardedAdam, make_optimizer
 from recipes.schema import Run
-from recipes.settings import Speed
-from recipes.steps import FLAGS, Piece
+from recipes.steps import FLAGS, Eager, pieces
 
-WEIGHTS = Weights(rate=0.3, main=1.0, auxiliary=1.0)
 # kMAC a pixel of a forward pass at the published size, without the auxiliary model.
 PAPER_KMAC = 557 + 557 + 122 + 14
 # Pictures in the published schedule: two bases of 56 epochs, six rates of 9, 300,000 each.
@@ -63,24 +61,26 @@ BEST = {"bf16, compile, cuda_graphs": {"precision": "bf16", "compile": True, "cu
 Step = Callable[[], object]
 
 
-def run_of(size: str, crop: int, batch: int) -> Run:
-    """Return a run like the published ones, at another size."""
+def run_of(size: str, crop: int, batch: int, settings: dict[str, Any] | None = None) -> Run:
+    """Return a run like the published ones, at another size and under `settings` of `speed`."""
     changes = [f"model={size}", f"stages.0.crop={crop}", f"stages.0.batch={batch}"]
+    changes += [f"speed.{key}={value}" for key, value in (settings or {}).items()]
     return load_recipe("recipes/cca-paper.yaml", changes).runs()[0]
 
 
-def plain_step(run: Run, x: torch.Tensor) -> Step:
+def plain_step(run: Run, images: torch.Tensor) -> Step:
     """Return a step as a first version would have it."""
-    module = build(run).to(x.device).train()
+    module = build(run).to(images.device).train()
     model, auxiliary = module.model, module.auxiliary
     assert auxiliary is not None
     quantiles = {id(p) for p in model.quantiles()}
     weights = [p for p in module.parameters() if p.requires_grad and id(p) not in quantiles]
     groups = [{"params": weights, "lr": 1e-4}, {"params": model.quantiles(), "lr": 1e-3}]
     optimizer = torch.optim.Adam(groups)
-    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    pixels = images.shape[0] * images.shape[2] * images.shape[3]
 
     def step() -> None:
+        x = images.float() / 255
         optimizer.zero_grad()
         output = model(x)
         hyper = HyperOutput(output.hyper.mean.detach(), output.hyper.scale.detach())
@@ -98,40 +98,30 @@ def plain_step(run: Run, x: torch.Tensor) -> Step:
     return step
 
 
-def recipe_step(run: Run, x: torch.Tensor, settings: Speed) -> Step:
-    """Return a step as the training loop does it, under `settings`."""
+def recipe_step(run: Run, images: torch.Tensor) -> Step:
+    """Return a step as the training loop does it, from bytes (N, 3, crop, crop)."""
+    settings, parts = run.recipe.speed, run.recipe.speed.accumulate
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-    module: TrainingModule = build(run).to(x.device, memory_format=layout).train()
+    module: TrainingModule = build(run).to(images.device, memory_format=layout).train()
     speed.apply(module, settings)
     optimizer = make_optimizer(
         module.groups(), run.stage, fused=settings.fused, guarded=settings.cuda_graphs
     )
-    parts = settings.accumulate
-    size = x.shape[0] // parts
-    flags = torch.zeros(len(FLAGS), device=x.device)
+    accelerator = Accelerator(cpu=images.device.type == "cpu")
+    stepper = (
+        Replayed(module, optimizer, len(images) // parts, parts)
+        if isinstance(optimizer, GuardedAdam)
+        else Eager(accelerator, module, optimizer, parts)
+    )
+    flags = torch.zeros(len(FLAGS), device=images.device)
 
-    def pieces() -> Iterator[Piece]:
-        for first in range(0, x.shape[0], size):
-            piece = x[first : first + size].contiguous(memory_format=layout)
-            addresses = range(first, first + size)
-            noise = draw_noise(module.model.config, run.stage.crop, addresses, x.device)
-            yield Piece(piece, noise, WEIGHTS, None)
+    def step() -> None:
+        # The ways' accelerators share this number.
+        accelerator.gradient_accumulation_steps = parts
+        given = pieces(run, module.model.config, images, 0, 0)
+        stepper.step(given, lambda totals: torch.cat([totals, flags]))
 
-    def eager() -> None:
-        totals = torch.zeros(len(METRICS), device=x.device)
-        for number, piece in enumerate(pieces(), 1):
-            loss, metrics = module(piece.x, piece.noise, piece.weights)
-            totals += metrics / parts
-            if number == parts:
-                totals.tolist()
-            (loss / parts).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    if not isinstance(optimizer, GuardedAdam):
-        return eager
-    replayed = Replayed(module, optimizer, size, parts)
-    return lambda: replayed.step(pieces(), lambda totals: torch.cat([totals, flags]))
+    return step
 
 
 def made(name: str, make: Callable[[], Step], on_gpu: bool) -> tuple[Step, str]:
@@ -184,13 +174,14 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
     run = run_of(given.size, given.crop, given.batch)
-    x = torch.rand(given.batch, 3, given.crop, given.crop, device=device)
+    shape = (given.batch, 3, given.crop, given.crop)
+    images = torch.randint(256, shape, dtype=torch.uint8, device=device)
     on_gpu = device.type == "cuda"
     settings = SETTINGS | (COMPILED if given.compile else {}) | (GRAPHED if on_gpu else {})
     settings |= BEST if on_gpu and given.compile else {}
-    makers: dict[str, Callable[[], Step]] = {"plain float32": lambda: plain_step(run, x)}
+    makers: dict[str, Callable[[], Step]] = {"plain float32": lambda: plain_step(run, images)}
     makers |= {
-        name: partial(recipe_step, run, x, Speed(**keys))
+        name: partial(recipe_step, run_of(given.size, given.crop, given.batch, keys), images)
         for name, keys in settings.items()
         if given.way is None or name in given.way
     }

@@ -34,6 +34,12 @@ GRAPHED = [
 ]
 
 
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Return how far apart two models are, as a share of the first one's norm."""
+    apart = torch.stack([(one[name] - other[name]).norm() for name in one]).norm()
+    return float(apart / torch.stack([tensor.norm() for tensor in one.values()]).norm())
+
+
 @pytest.fixture
 def plain(write_recipe, store: str) -> tuple[Path, list[float]]:
     """A recipe, and the losses of a run of it under no setting."""
@@ -67,11 +73,13 @@ def test_graphs_change_no_loss(plain, store: str, settings: list[str], tolerance
 )
 def test_graphs_hold_every_kind_of_loss(write_recipe, store: str, changes: list[str]) -> None:
     path = write_recipe()
-    found = []
+    found, weights = [], []
     for name, setting in (("eager", "false"), ("graphs", "true")):
         assert main([str(path), f"out={name}", f"speed.cuda_graphs={setting}", *changes]) == 0
         found.append(losses(store, path.parent / name / "base"))
+        weights.append(load_file(path.parent / name / "base" / "model.safetensors"))
     assert found[1] == pytest.approx(found[0], rel=1e-3)
+    assert distance(*weights) < 1e-3
 
 
 def test_a_dry_run_counts_what_graphs_hide(write_recipe, capsys) -> None:
@@ -102,10 +110,9 @@ def test_a_run_goes_on_where_it_was_cut(plain, setting: str) -> None:
     assert main([str(path), "out=cut", "stages.0.steps=3", graphs]) == 0
     (path.parent / "cut" / "base" / "run.json").unlink()
     assert main([str(path), "out=cut", graphs]) == 0
-    one = load_file(path.parent / "plain" / "base" / "model.safetensors")
-    other = load_file(path.parent / "cut" / "base" / "model.safetensors")
-    apart = torch.stack([(one[name] - other[name]).norm() for name in one]).norm()
-    assert apart < 1e-3 * torch.stack([tensor.norm() for tensor in one.values()]).norm()
+    names = ("plain", "cut")
+    models = [load_file(path.parent / name / "base" / "model.safetensors") for name in names]
+    assert distance(*models) < 1e-3
 
 
 @pytest.mark.slow

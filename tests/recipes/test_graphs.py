@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,19 +10,23 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from accelerate import Accelerator
 from torch import Tensor
 
 from recipes.graphs import Replayed
 from recipes.load import load_recipe
-from recipes.losses import weights_at
-from recipes.module import build
-from recipes.noise import draw_noise, draw_rates
-from recipes.optim import NonFiniteError, make_optimizer, set_learning_rate
+from recipes.module import TrainingModule, build, model_config
+from recipes.optim import (
+    ClippedAdam,
+    GuardedAdam,
+    NonFiniteError,
+    make_optimizer,
+    set_learning_rate,
+)
 from recipes.schema import Run
-from recipes.steps import Eager, Piece
+from recipes.steps import Eager, Found, Piece, pieces
 
 FLAGS = torch.zeros(2)
-RATES = {"rate_weight": None, "variable_rate": [3.5, 1.0, 0.3]}
 
 
 def reduce(totals: Tensor) -> Tensor:
@@ -34,45 +38,43 @@ def together(totals: Tensor) -> Tensor:
     return torch.cat([totals / dist.get_world_size(), FLAGS])
 
 
-def pieces(run: Run, step: int, parts: int, rank: int = 0, world_size: int = 1) -> list[Piece]:
-    """Return this process's part of a batch of four crops that are functions of the step."""
-    config, size = build(run).model.config, 4 // world_size // parts
+def given(run: Run, step: int, rank: int = 0, world_size: int = 1) -> Iterator[Piece]:
+    """Yield this process's parts of a batch of four crops that are functions of the step."""
+    size = 4 // world_size
+    seeds = [100 * step + rank * size + i for i in range(size)]
+    crops = [torch.rand(3, 64, 64, generator=torch.manual_seed(seed)) for seed in seeds]
+    config = model_config(run.model, run.variable_rate)
+    return pieces(run, config, torch.stack(crops), step, rank * size)
+
+
+def replayed(run: Run, world_size: int = 1, module: TrainingModule | None = None) -> Replayed:
+    module = build(run).train() if module is None else module
+    optimizer = make_optimizer(module.groups(), run.stage, fused=True, guarded=True)
+    assert isinstance(optimizer, GuardedAdam)
+    parts = run.recipe.speed.accumulate
+    return Replayed(module, optimizer, 4 // world_size // parts, parts)
+
+
+def eager(run: Run) -> Eager:
+    module = build(run).train()
+    parts = run.recipe.speed.accumulate
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
+    optimizer = make_optimizer(module.groups(), run.stage, fused=True)
+    return Eager(accelerator, module, optimizer, parts)
+
+
+def train(stepper: Eager | Replayed, run: Run, steps: int) -> list[Found]:
     found = []
-    for part in range(parts):
-        first = (rank * parts + part) * size
-        seeds = [100 * step + first + i for i in range(size)]
-        crops = [torch.rand(3, 64, 64, generator=torch.manual_seed(seed)) for seed in seeds]
-        rates = draw_rates(config, seeds, torch.device("cpu"))
-        noise = draw_noise(config, 64, seeds, torch.device("cpu"))
-        found.append(Piece(torch.stack(crops), noise, weights_at(step, run, rates), rates))
+    for step in range(steps):
+        set_learning_rate(optimizer_of(stepper), run.stage, step)
+        found.append(stepper.step(given(run, step), reduce))
     return found
 
 
-def trained(run: Run, steps: int, parts: int, rank: int = 0, world_size: int = 1):
-    """Train by replayed steps; return the module, its optimizer and what each step found."""
-    module = build(run).train()
-    optimizer = make_optimizer(module.groups(), run.stage, fused=True, guarded=True)
-    stepper = Replayed(module, optimizer, 4 // world_size // parts, parts)
-    found = []
-    for step in range(steps):
-        set_learning_rate(optimizer, run.stage, step)
-        given = pieces(run, step, parts, rank, world_size)
-        found.append(stepper.step(given, together if world_size > 1 else reduce))
-    return module, optimizer, found
-
-
-def trained_eagerly(run: Run, steps: int, parts: int):
-    from accelerate import Accelerator
-
-    module = build(run).train()
-    optimizer = make_optimizer(module.groups(), run.stage, fused=True)
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
-    stepper = Eager(accelerator, module, optimizer, parts)
-    found = []
-    for step in range(steps):
-        set_learning_rate(optimizer, run.stage, step)
-        found.append(stepper.step(pieces(run, step, parts), reduce))
-    return module, optimizer, found
+def optimizer_of(stepper: Eager | Replayed) -> ClippedAdam:
+    inner = stepper.optimizer if isinstance(stepper, Replayed) else stepper.stepper.optimizer
+    assert isinstance(inner, ClippedAdam)
+    return inner
 
 
 def distance(one: torch.nn.Module, other: torch.nn.Module) -> float:
@@ -102,55 +104,126 @@ def run_of(write_recipe) -> Callable[..., Run]:
     ],
 )
 def test_replayed_steps_are_eager_steps(run_of, changes: list[str], parts: int) -> None:
-    run = run_of(*changes)
-    one, optimizer, expected = trained_eagerly(run, 4, parts)
-    other, guarded, found = trained(run, 4, parts)
+    run = run_of(f"speed.accumulate={parts}", *changes)
+    one, other = eager(run), replayed(run)
+    expected, found = train(one, run, 4), train(other, run, 4)
     for name, value in expected[-1].items():
         assert found[-1][name] == pytest.approx(value, rel=1e-4, abs=1e-7), name
-    assert guarded.norms == pytest.approx(optimizer.norms, rel=1e-4)
-    assert distance(one, other) < 1e-5
+    assert optimizer_of(other).norms == pytest.approx(optimizer_of(one).norms, rel=1e-4)
+    assert distance(one.wrapped, other.wrapped) < 1e-5
 
 
-@pytest.mark.parametrize("broken", ["picture", "weight"])
-def test_a_step_that_is_not_finite_is_left_out_and_told(run_of, broken: str) -> None:
-    run = run_of()
-    module, optimizer, _ = trained(run, 2, 1)
-    stepper = Replayed(module, optimizer, 4, 1)
-    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    moments = [s["exp_avg"].clone() for s in optimizer.state.values()]
-    (piece,) = pieces(run, 2, 1)
+def state(stepper: Replayed) -> list[Tensor]:
+    """Return copies of all that steps change."""
+    moments = [value for one in stepper.optimizer.state.values() for value in one.values()]
+    return [tensor.clone() for tensor in (*stepper.wrapped.state_dict().values(), *moments)]
+
+
+def break_picture(stepper: Replayed, piece: Piece) -> Piece:
     x = piece.x.clone()
-    if broken == "picture":
-        x[1, 0, 5, 5] = float("nan")
-    else:
-        piece = replace(piece, weights=replace(piece.weights, rate=float("inf")))
-    with pytest.raises(NonFiniteError, match="not finite"):
-        stepper.step([replace(piece, x=x)], reduce)
-    assert all(torch.equal(before[name], now) for name, now in module.state_dict().items())
-    now = [s["exp_avg"] for s in optimizer.state.values()]
-    assert all(map(torch.equal, moments, now))
-    stepper.step(pieces(run, 2, 1), reduce)
-    assert not all(torch.equal(before[name], now) for name, now in module.state_dict().items())
+    x[1, 0, 5, 5] = float("nan")
+    return replace(piece, x=x)
 
 
-def _train_half(rank: int, recipe: str, meeting: str, out: str) -> None:
+def break_weight(stepper: Replayed, piece: Piece) -> Piece:
+    return replace(piece, weights=replace(piece.weights, rate=float("inf")))
+
+
+def break_gradient(stepper: Replayed, piece: Piece) -> Piece:
+    parameter = next(stepper.wrapped.model.parameters())
+    parameter.register_hook(lambda gradient: gradient * float("inf"))
+    return piece
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (break_picture, "the loss is not finite"),
+        (break_weight, "the loss is not finite"),
+        (break_gradient, "the gradient of main is not finite"),
+    ],
+)
+def test_a_step_that_is_not_finite_is_left_out_and_told(run_of, broken, message: str) -> None:
+    run = run_of()
+    stepper = replayed(run)
+    train(stepper, run, 2)
+    before = state(stepper)
+    (piece,) = given(run, 2)
+    with pytest.raises(NonFiniteError, match=message):
+        stepper.step([broken(stepper, piece)], reduce)
+    assert all(map(torch.equal, before, state(stepper)))
+
+
+def test_the_next_step_after_one_left_out_is_taken(run_of) -> None:
+    run = run_of()
+    one, other = replayed(run), replayed(run)
+    for stepper in (one, other):
+        train(stepper, run, 2)
+    (piece,) = given(run, 2)
+    with pytest.raises(NonFiniteError):
+        one.step([break_picture(one, piece)], reduce)
+    for stepper in (one, other):
+        stepper.step(given(run, 2), reduce)
+    assert all(map(torch.equal, state(one), state(other)))
+
+
+def test_steps_left_out_unseen_are_told_later(run_of) -> None:
+    run = run_of()
+    stepper = replayed(run)
+    (piece,) = given(run, 0)
+    stepper.launch([break_picture(stepper, piece)], reduce)
+    stepper.launch([piece], reduce)
+    with pytest.raises(NonFiniteError, match="an earlier step"):
+        stepper.optimizer.check()
+    stepper.launch([piece], reduce)
+    stepper.optimizer.check()
+
+
+def test_a_closed_optimizer_changes_nothing(run_of) -> None:
+    run = run_of()
+    stepper = replayed(run)
+    train(stepper, run, 2)
+    before = state(stepper)
+    with stepper.optimizer.closed():
+        # Each would change all weights.
+        for _ in range(3):
+            stepper.optimizer.step()
+    assert all(map(torch.equal, before, state(stepper)))
+    stepper.optimizer.check()
+    stepper.step(given(run, 2), reduce)
+    assert not all(map(torch.equal, before, state(stepper)))
+
+
+def _one_of_two(rank: int, recipe: str, out: str) -> None:
+    """Do three steps, then one whose gradient breaks in the second process alone."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{out}/meet", rank=rank, world_size=2)
     run = load_recipe(Path(recipe), []).runs()[0]
-    module, _, found = trained(run, 3, 1, rank, 2)
+    module = build(run).train()
+    if rank == 1:
+        # Only the first process's weights count.
+        next(module.parameters()).data += 1
+    stepper = replayed(run, 2, module)
+    found = [stepper.step(given(run, step, rank, 2), together) for step in range(3)]
     torch.save({"weights": module.state_dict(), "found": found}, f"{out}/{rank}.pt")
+    before = state(stepper)
+    (piece,) = given(run, 3, rank, 2)
+    with pytest.raises(NonFiniteError, match="the gradient of main is not finite"):
+        stepper.step([break_gradient(stepper, piece) if rank == 1 else piece], together)
+    assert all(map(torch.equal, before, state(stepper)))
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_step_by_the_mean_of_their_gradients(write_recipe, tmp_path: Path) -> None:
     recipe = write_recipe()
-    mp.spawn(_train_half, (str(recipe), str(tmp_path / "meet"), str(tmp_path)), nprocs=2)
+    mp.spawn(_one_of_two, (str(recipe), str(tmp_path)), nprocs=2)
     run = load_recipe(recipe, []).runs()[0]
-    one, _, expected = trained(run, 3, 1)
-    halves = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for half in halves:
+    alone = replayed(run)
+    expected = [alone.step(given(run, step), reduce) for step in range(3)]
+    for rank in range(2):
+        half = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert half["found"][-1]["loss"] == pytest.approx(expected[-1]["loss"], rel=1e-4)
         other = build(run)
         other.load_state_dict(half["weights"])
-        assert distance(one, other) < 1e-5
+        assert distance(alone.wrapped, other) < 1e-5

@@ -91,6 +91,17 @@ def test_deepspeed_trains_the_same_model_and_resumes_anywhere(
 
 
 @pytest.mark.slow
+def test_a_process_that_sees_another_folder_is_told_so(write_recipe, launch) -> None:
+    path = write_recipe()
+    assert main([str(path), "out=runs-0", "stages.0.steps=2"]) == 0
+    (path.parent / "runs-0" / "base" / "run.json").unlink()
+    process = launch([path, "out=runs-${oc.env:RANK}"], *TWO, ACCELERATE_USE_CPU="true")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "has no complete checkpoint of step 2, which the first process goes on from" in output
+
+
+@pytest.mark.slow
 def test_a_launch_of_two_apart_is_refused(write_recipe, launch) -> None:
     process = launch([write_recipe()], "--cpu", "--num_processes", "2")
     output, _ = process.communicate(timeout=120)
