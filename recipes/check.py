@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.codec import CCAConfig, CodecError
+import torch
+
+from pipeline.codec import CCAConfig, CCAModel, CodecError
 from recipes import checkpoint, launch
 from recipes.data import check_batch, check_same, check_shards, held_out
-from recipes.module import can_start_from, model_config
+from recipes.module import can_start_from, frozen_names, model_config
+from recipes.results import parent_fingerprint, read_run
 from recipes.schema import Run
 from recipes.settings import RecipeError
 
@@ -27,12 +31,38 @@ def before_work(runs: Sequence[Run]) -> None:
                 f"{run.id} starts from {run.parent.id}, which is not trained yet:"
                 f" train stage {run.parent.stage.name} first"
             )
+        if run.stage.frozen:
+            with torch.device("meta"):
+                frozen_names(run, CCAModel(config))
+        _check_parent(run)
+        _check_folder(run)
         corpora = check_shards(run)
         held_out(run)
         begun = checkpoint.found(run.folder)
         if begun:
             # What is trained is skipped, whatever shards its children train on.
             check_same(run, begun[-1].about, None if run.complete else corpora)
+
+
+def _check_parent(run: Run) -> None:
+    """Raise `RecipeError` for a run that was begun from another model than its parent's."""
+    began_from = read_run(run.folder).get("parent_fingerprint")
+    if run.parent is None or began_from is None:
+        return
+    if not run.parent.complete or parent_fingerprint(run) != began_from:
+        raise RecipeError(
+            f"{run.id} was begun from another {run.parent.id} than there is, or will be, in"
+            f" {run.parent.folder}: remove {run.folder} to train it anew, or give another out"
+        )
+
+
+def _check_folder(run: Run) -> None:
+    """Raise `RecipeError` when the run's folder can't be written."""
+    there = next(place for place in (run.folder, *run.folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise RecipeError(f"out: {there} is a file, so nothing can be written to {run.folder}")
+    if not (run.complete or os.access(there, os.W_OK | os.X_OK)):
+        raise RecipeError(f"out: {there} can't be written")
 
 
 def for_processes(runs: Sequence[Run], accelerator: Any) -> None:

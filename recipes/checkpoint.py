@@ -13,12 +13,13 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from recipes.files import flush, sha256, write_json
 FORMAT = 1
 FOLDER = "checkpoints"
 STATE, ABOUT = "state.safetensors", "checkpoint.json"
+_NEEDED = {"step", "sha256", "decisive", "data_digest", "memory"}
 log = logging.getLogger(__name__)
 
 
@@ -52,6 +54,11 @@ class Checkpoint:
         cost = self.about.get("cost")
         return None if cost is None else float(cost)
 
+    @property
+    def judged_by(self) -> str:
+        """The digest of the held-out pictures that costs are of; "" if there are none."""
+        return str(self.about["memory"].get("judged_by", ""))
+
     def tensors(self) -> dict[str, Tensor]:
         """Read the state; raises `CheckpointError` when it is not what was written."""
         path = self.folder / STATE
@@ -69,9 +76,16 @@ def found(run_folder: Path) -> list[Checkpoint]:
             about = json.loads((folder / ABOUT).read_text())
         except (OSError, ValueError):
             continue
-        if about.get("format") == FORMAT:
+        if isinstance(about, dict) and about.get("format") == FORMAT and about.keys() >= _NEEDED:
             checkpoints.append(Checkpoint(folder, about))
     return checkpoints
+
+
+def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
+    """Return that with the lowest held-out cost, on the pictures that the newest cost is of."""
+    judged = [checkpoint for checkpoint in checkpoints if checkpoint.cost is not None]
+    alike = [one for one in judged if one.judged_by == judged[-1].judged_by]
+    return min(alike, key=lambda one: one.cost or 0.0, default=None)
 
 
 def read_newest(run_folder: Path) -> tuple[Checkpoint, dict[str, Tensor]] | None:
@@ -101,23 +115,47 @@ def write(run_folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, A
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(dict(tensors), partial / STATE)
-    flush(partial / STATE)
-    write_json(partial / ABOUT, {"format": FORMAT, "sha256": sha256(partial / STATE), **about})
+    try:
+        _fill(partial, tensors, about)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"can't write {folder}: {error}") from error
     if folder.exists():
-        shutil.rmtree(folder)
+        _remove(folder)
     partial.rename(folder)
     flush(folder.parent)
     return folder
+
+
+def _fill(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    save_file(dict(tensors), folder / STATE)
+    flush(folder / STATE)
+    write_json(folder / ABOUT, {"format": FORMAT, "sha256": sha256(folder / STATE), **about})
+    # The tensors' file would be its owner's alone.
+    shutil.copymode(folder / ABOUT, folder / STATE)
+
+
+def set_aside(run_folder: Path, step: int) -> None:
+    """Take what claims to be newer than `step`, which a run goes on from, out of the way.
+
+    It is damaged, or would have been chosen. Left there, it would count as the newest.
+    """
+    for folder in (run_folder / FOLDER).glob("step-*"):
+        number = folder.name.removeprefix("step-")
+        if number.isdecimal() and int(number) > step:
+            aside = folder.with_name(f"damaged-{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            log.warning("%s can't be used: it is %s now", folder, aside.name)
 
 
 def prune(run_folder: Path, keep: int, keep_best: bool) -> None:
     """Remove all checkpoints but the newest `keep`, and the best if that is wanted."""
     checkpoints = found(run_folder)
     kept = {checkpoint.folder for checkpoint in checkpoints[-keep:]}
-    judged = [checkpoint for checkpoint in checkpoints if checkpoint.cost is not None]
-    if keep_best and judged:
-        kept.add(min(judged, key=lambda checkpoint: checkpoint.cost or 0.0).folder)
+    lowest = best(checkpoints)
+    if keep_best and lowest is not None:
+        kept.add(lowest.folder)
     for checkpoint in checkpoints:
         if checkpoint.folder not in kept:
             _remove(checkpoint.folder)

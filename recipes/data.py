@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from recipes.files import sha256
 from recipes.noise import address
 from recipes.schema import Run
-from recipes.settings import Data, RecipeError
+from recipes.settings import BLOCK, Data, RecipeError
 from recipes.shipped import shipped
 from shards import Augment, Batch, Cache, Manifest, ShardsError, Stream, open_corpus
 from shards.run import default_workers
-
-BLOCK = 8
 
 
 @dataclass(frozen=True)
@@ -156,10 +155,17 @@ def held_out(run: Run) -> list[Path]:
         raise RecipeError(f"data.validation: {error}") from error
 
 
+def digest(pictures: Sequence[Path]) -> str:
+    """Return the hex SHA-256 of what the files `pictures` hold, in order; "" of none."""
+    if not pictures:
+        return ""
+    return hashlib.sha256(" ".join(sha256(path) for path in pictures).encode()).hexdigest()
+
+
 def _cache(data: Data) -> Cache:
     given = data.cache
     room = round(given.gigabytes * 1e9)
-    return Cache(Path(given.folder).expanduser(), room) if given.folder else Cache(limit=room)
+    return Cache(Path(given.folder), room) if given.folder else Cache(limit=room)
 
 
 def _augment(data: Data, crop: int) -> Augment | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.codec import CCAConfig
 from recipes import results
 from recipes.checkpoint import ABOUT, Checkpoint, found
+from recipes.checkpoint import best as lowest
 from recipes.settings import RecipeError
 
 
@@ -30,16 +31,11 @@ def _choose(source: Path, best: bool) -> Checkpoint:
     if (source / ABOUT).is_file():
         return Checkpoint(source, json.loads((source / ABOUT).read_text()))
     checkpoints = found(source)
-    if best:
-        checkpoints = sorted(
-            (one for one in checkpoints if one.cost is not None),
-            key=lambda one: one.cost or 0.0,
-            reverse=True,
-        )
-    if not checkpoints:
+    chosen = lowest(checkpoints) if best else next(reversed(checkpoints), None)
+    if chosen is None:
         kind = "with a held-out cost " if best else ""
         raise RecipeError(
             f"{source} has no complete checkpoint {kind}: give a run's folder, or one of its"
             " checkpoints/step-..."
         )
-    return checkpoints[-1]
+    return chosen

@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+class HeldError(RuntimeError):
+    """A folder is another process's; the message says whose."""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold `folder`, which is made, against other processes, until this one lets go or dies.
+
+    Raises `HeldError` when another has it. Where the file system has no locks it only warns.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            # Unlike flock's, such a lock is no child's: it goes with this process.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            raise HeldError(f"{folder} is being written by {file.read() or 'another'}") from None
+        except OSError as error:
+            log.warning(
+                "%s can't be locked (%s): see that no other training uses it", folder, error
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

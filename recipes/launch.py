@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
+from recipes.files import HeldError, held
 from recipes.schema import Recipe
 from recipes.settings import RecipeError
 from recipes.shipped import shipped
@@ -54,6 +56,22 @@ def from_first(accelerator: Any, value: T) -> T:
 
     said: list[T] = broadcast_object_list([value]) if accelerator.num_processes > 1 else [value]
     return said[0]
+
+
+@contextmanager
+def held_by_first(accelerator: Any, folder: Path) -> Iterator[None]:
+    """Let the first process hold `folder` for all; raises `RecipeError` when another job does."""
+    refused: str | None = None
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(held(folder))
+            except HeldError as error:
+                refused = f"{error}: wait until that has ended, or give another out"
+        refused = from_first(accelerator, refused)
+        if refused is not None:
+            raise RecipeError(refused)
+        yield
 
 
 def refuse_fsdp(environment: Mapping[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from recipes.shipped import shipped
 
 # A step into a recipe: the name of a field, or the number of a list's item.
 Path_ = tuple[str | int, ...]
+# Pydantic's names of a union's simple branches; no field of a recipe is called so.
+_SIMPLE = re.compile(r"str|float|int|function-.*")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -100,11 +103,11 @@ def _enter(place: Any, part: str, key: str) -> Any:
     if isinstance(place, list):
         inner = place[_index(place, part, key)]
     else:
-        if not isinstance(place.get(part), dict | list):
+        if place.get(part) is None:
             place[part] = {}
         inner = place[part]
     if not isinstance(inner, dict | list):
-        raise RecipeError(f"{key} is a value, with no keys of its own")
+        raise RecipeError(f"{key} is {inner!r}, a value with no keys of its own")
     return inner
 
 
@@ -147,14 +150,15 @@ def _locate(content: Any, steps: Path_) -> tuple[Path_, bool]:
     value = content
     for index, step in enumerate(steps):
         last = index == len(steps) - 1
-        if isinstance(value, Mapping) and (step in value or last):
+        simple = _SIMPLE.fullmatch(str(step))
+        if isinstance(value, Mapping) and (step in value or (last and not simple)):
             value = value.get(str(step))
             place.append(step)
         elif isinstance(value, list) and isinstance(step, int):
             value = value[step]
             place.append(step)
         else:
-            branch = str(step).startswith(("list", "dict"))
+            branch = str(step).startswith(("list", "dict", "constrained-dict"))
             fits = fits and branch == isinstance(value, list | dict)
     return tuple(place), fits
 

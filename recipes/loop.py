@@ -21,7 +21,7 @@ from pipeline.codec import CCAModel
 from pipeline.evaluation.pictures import read_picture
 from recipes import checkpoint, launch, results, speed
 from recipes.console import Report
-from recipes.data import Feed, check_same, held_out
+from recipes.data import Feed, check_same, digest, held_out
 from recipes.ema import Average
 from recipes.graphs import Replayed
 from recipes.health import Watch
@@ -76,6 +76,21 @@ class Memory:
     # The last held-out cost that was an improvement, and the evaluations since without one.
     improved: float = math.inf
     without: int = 0
+    # The digest of the pictures that costs are of, and whether those of this step are due still.
+    judged_by: str = ""
+    unevaluated: bool = False
+
+    def judged_on(self, digest: str) -> bool:
+        """Take down what is evaluated on from now on; return whether earlier costs were of others.
+
+        These are forgotten then.
+        """
+        others = math.isfinite(self.best) and self.judged_by != digest
+        if others:
+            self.best = self.improved = math.inf
+            self.without = 0
+        self.judged_by = digest
+        return others
 
     def judge(self, cost: float, plateau: Plateau | None) -> bool:
         """Take down a held-out cost; return whether it is the stage's lowest.
@@ -102,7 +117,7 @@ class Trainer:
         self.device: torch.device = accelerator.device
         self.feed = Feed(run, accelerator.process_index, accelerator.num_processes, self.device)
         self.pictures = held_out(run)
-        self.memory = Memory()
+        self.memory = Memory(judged_by=digest(self.pictures))
         self.module: TrainingModule = build(run)
         self.config = self.module.model.config
         self._place()
@@ -155,6 +170,11 @@ class Trainer:
         kept, tensors = newest or checkpoint.read(folder, step)
         check_same(self.run, kept.about, self.feed.corpora)
         self.memory = Memory(**kept.about["memory"])
+        if self.memory.judged_on(digest(self.pictures)) and self.session.main:
+            log.warning(
+                "%s: the held-out pictures have changed, so the lowest cost so far is forgotten",
+                self.run.id,
+            )
         self.module.load_state_dict(part(tensors, "weights"))
         if self.session.main:
             log.info("%s: goes on from step %d", self.run.id, self.memory.step)
@@ -191,6 +211,7 @@ class Trainer:
     def _open(self) -> None:
         if self.results is not None:
             checkpoint.clean(self.run.folder)
+            checkpoint.set_aside(self.run.folder, self.memory.step)
             self.results.open()
         self.session.accelerator.wait_for_everyone()
         self.saved_at = time.monotonic()
@@ -205,6 +226,8 @@ class Trainer:
     def _steps(self, after_step: Callable[[], None]) -> None:
         total = self.run.stage.steps
         batches = self.feed.from_step(self.memory.step)
+        if self.memory.unevaluated:
+            self._settle(evaluation=True)
         while self.memory.step < total and not self.memory.ended:
             with self.meter.waiting():
                 batch = next(batches)
@@ -245,28 +268,47 @@ class Trainer:
         if self.results is not None and (step % recipe.tracking.every_steps == 0 or last):
             self.results.log(step, found, self.meter)
         self.session.report(step, self.run.stage.steps, self.meter.note(found, step, self.run))
-        lowest = (step % recipe.evaluate_every == 0 or last) and self._evaluate()
-        stop = found["stop"] > 0
-        save = step % recipe.checkpoint.every_steps == 0 or found["due"] > 0
-        if save or last or stop or self.memory.ended or (lowest and recipe.checkpoint.keep_best):
+        self._settle(
+            evaluation=step % recipe.evaluate_every == 0 or last,
+            save=step % recipe.checkpoint.every_steps == 0 or found["due"] > 0 or last,
+            stop=found["stop"] > 0 and not last,
+        )
+
+    def _settle(self, *, evaluation: bool, save: bool = False, stop: bool = False) -> None:
+        """Evaluate and save after a step; raises `Interrupted` when asked to `stop`."""
+        memory = self.memory
+        lowest = evaluation and self._evaluate()
+        stop = memory.unevaluated or (stop and not memory.ended)
+        if save or stop or memory.ended or (lowest and self.run.recipe.checkpoint.keep_best):
             self._save()
-        if stop and not (last or self.memory.ended):
+        if stop:
             self.writer.wait()
             # Launchers kill the processes that remain when the first one has ended.
             self.session.accelerator.wait_for_everyone()
-            raise Interrupted(f"{self.run.id}: stopped at step {step} as asked, state kept")
+            raise Interrupted(f"{self.run.id}: stopped at step {memory.step} as asked, state kept")
 
     def _evaluate(self) -> bool:
-        """Evaluate on the held-out pictures; return whether the cost is the stage's lowest."""
+        """Evaluate on the held-out pictures; return whether the cost is the stage's lowest.
+
+        Asked to stop meanwhile, it leaves that for when the run goes on.
+        """
         if not self.pictures:
             return False
-        model = self.module.model
+        model, accelerator = self.module.model, self.session.accelerator
         with self.average.in_place() if self.average is not None else nullcontext():
-            means = evaluate(model, self.run, self.pictures, self.session.accelerator)
+            means = evaluate(model, self.run, self.pictures, accelerator, self._asked)
+            self.memory.unevaluated = means is None
+            if means is None:
+                return False
             self._show(model)
         if self.results is not None:
             self.results.log_held_out(self.memory.step, means)
         return self.memory.judge(means["cost"], self.run.stage.plateau)
+
+    def _asked(self) -> bool:
+        """Return whether any process has been asked to stop; all of them ask together."""
+        mine = torch.tensor(float(bool(self.session.stop)), device=self.device)
+        return bool(self.session.accelerator.reduce(mine, reduction="sum") > 0)
 
     def _show(self, model: CCAModel) -> None:
         """Show the first held-out pictures beside what the model makes of them, and its rate.

@@ -69,8 +69,7 @@ class Weights:
         """Return the weights of step `step`, the first being 0."""
         grown = min(1.0, (step + 1) / cca.warmup) if cca.warmup else 1.0
         scale = grown * (rate_weight if cca.proportional else 1.0)
-        auxiliary = cca.weight if cca.auxiliary_weight is None else cca.auxiliary_weight
-        return cls(rate_weight, cca.weight * scale, auxiliary * scale)
+        return cls(rate_weight, cca.weight * scale, cca.half * scale)
 
 
 def weights_at(step: int, run: Run, rates: Tensor | None) -> Weights:

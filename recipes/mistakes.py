@@ -18,4 +18,5 @@ def sentence(detail: Mapping[str, Any], name: str, nearest: str) -> str:
     if detail["type"] == "value_error":
         reason = str(detail["msg"]).removeprefix("Value error, ")
         return f"{name}: {reason}" if name else reason
-    return f"{name}: {detail['msg'].lower()} (given: {detail['input']!r})"
+    message = str(detail["msg"])
+    return f"{name}: {message[:1].lower()}{message[1:]} (given: {detail['input']!r})"

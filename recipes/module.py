@@ -193,21 +193,31 @@ def _inherit(
 def freeze(module: TrainingModule, run: Run) -> None:
     """Stop gradients to what the stage freezes, and to the density that its mode doesn't train.
 
-    Raises `RecipeError` when a pattern of `frozen` names nothing.
+    Raises `RecipeError` when a pattern of `frozen` names nothing, or all of them everything.
     """
     if module.auxiliary is not None and run.cca.mode != "published":
         module.auxiliary.density.requires_grad_(False)
-    names = dict(module.model.named_parameters())
+    parameters = dict(module.model.named_parameters())
+    for name in frozen_names(run, module.model):
+        parameters[name].requires_grad_(False)
+
+
+def frozen_names(run: Run, model: CCAModel) -> set[str]:
+    """Return the parameters of `model` that a run's stage freezes; raises as `freeze` does."""
+    names = [name for name, _ in model.named_parameters()]
+    found: set[str] = set()
     for pattern in run.stage.frozen:
-        found = [name for name in names if _names(pattern, name)]
-        if not found:
-            parts = ", ".join(name for name, _ in module.model.named_children())
+        meant = [name for name in names if _names(pattern, name)]
+        if not meant:
+            parts = ", ".join(name for name, _ in model.named_children())
             raise RecipeError(
                 f"stage {run.stage.name}: frozen names {pattern}, which is no part of the model"
                 f" (its parts: {parts})"
             )
-        for name in found:
-            names[name].requires_grad_(False)
+        found.update(meant)
+    if len(found) == len(names):
+        raise RecipeError(f"stage {run.stage.name}: frozen leaves nothing of the model to train")
+    return found
 
 
 def _names(pattern: str, name: str) -> bool:

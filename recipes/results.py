@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.codec import AuxiliaryEntropyModel, CCAConfig, CCAModel, save_model
+from pipeline.codec.storage import FILE_NAME, stored_fingerprint
 from pipeline.evaluation.metrics import Picture
 from pipeline.tracking import Tracker
 from recipes.data import Corpora
@@ -135,6 +136,7 @@ class Results:
             "stage": run.stage.name,
             "rate_weight": run.rate_weight,
             "parent": run.parent.id if run.parent else None,
+            "parent_fingerprint": parent_fingerprint(run),
             "steps": run.stage.steps,
             "step": step,
             "recipe_digest": run.recipe.digest,
@@ -170,6 +172,13 @@ def read_run(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def parent_fingerprint(run: Run) -> str | None:
+    """Return the fingerprint of the model that a run starts from; None if it starts from none."""
+    if run.parent is None or not (run.parent.folder / FILE_NAME).is_file():
+        return None
+    return stored_fingerprint(run.parent.folder / FILE_NAME)
 
 
 def git_commit() -> str:

@@ -15,12 +15,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from recipes.settings import (
+    BLOCK,
     Cca,
     Checkpoint,
     Data,
     Loss,
     Name,
     Part,
+    Place,
     Plateau,
     Positive,
     Rate,
@@ -30,6 +32,7 @@ from recipes.settings import (
     Tracking,
 )
 
+_THRESHOLDS = {"clamp_warning", "clamp_error"}
 # MS-SSIM halves a picture four times and then lays an 11-pixel window on it.
 MS_SSIM_CROP = 192
 
@@ -72,7 +75,7 @@ class Stage(Part):
     frozen: list[str] = Field(default_factory=list)
     """Parts of the model that don't change: names, or patterns such as `g_a*`."""
     plateau: Plateau | None = None
-    """When to stop before `steps`."""
+    """When to stop before `steps`; needs `data.validation`."""
     cca: Cca | None = None
     """In place of the recipe's `cca`."""
     model: Literal["paper", "tiny"] | dict[str, Any] | None = None
@@ -111,6 +114,8 @@ class Stage(Part):
         weights = self.weights
         if len(set(weights)) != len(weights):
             raise ValueError("rate_weight names the same weight twice")
+        if len({"" if weight is None else f"{weight:g}" for weight in weights}) < len(weights):
+            raise ValueError("rate_weight has two that are the same to six digits, as folders are")
         return self
 
     @property
@@ -124,7 +129,7 @@ class Recipe(Part):
 
     name: Name
     """Name of the experiment, which its runs and models carry."""
-    out: str
+    out: Place
     """Folder that runs are written to."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the weights, the order and crops of pictures, and the training noise."""
@@ -162,6 +167,13 @@ class Recipe(Part):
                 )
             known.append(stage.name)
         return stages
+
+    @model_validator(mode="after")
+    def _judged(self) -> Self:
+        for stage in self.stages:
+            if stage.plateau is not None and self.data.validation is None:
+                raise ValueError(f"stage {stage.name}: plateau needs data.validation to judge by")
+        return self
 
     @property
     def digest(self) -> str:
@@ -225,23 +237,28 @@ class Run:
         return bool(state.get("steps", self.stage.steps) >= self.stage.steps)
 
     def decisive(self) -> dict[str, Any]:
-        """Return what decides the numbers of the run: neither places, nor speed, nor logging."""
+        """Return what decides the numbers of the run: neither places, nor speed, nor logging.
+
+        What is left out and what is said as it would be by default are the same.
+        """
         stage = self.stage.model_dump(mode="json", exclude={"cca", "model", "rate_weight", "steps"})
-        data = self.recipe.data
-        thresholds = {"clamp_warning", "clamp_error"}
+        constant = self.stage.schedule == "constant"
+        data, cca = self.recipe.data, self.cca
         return {
             **stage,
+            "final_lr": None if constant else self.stage.final_lr,
             "rate_weight": self.rate_weight,
             "seed": self.recipe.seed,
             "model": self.model,
             "start": self.recipe.start,
-            "cca": self.cca.model_dump(mode="json", exclude=thresholds),
+            **{f"cca.{key}": value for key, value in cca.model_dump(exclude=_THRESHOLDS).items()},
+            "cca.auxiliary_weight": cca.half,
             "loss": self.recipe.loss.model_dump(mode="json"),
             "ema": self.recipe.ema,
             "flip": data.flip,
-            "block": data.block,
+            "block": data.block or BLOCK,
             "augment": data.augment.model_dump(mode="json") if data.augment else None,
-            "steps": self.stage.steps if self.stage.schedule != "constant" else None,
+            "steps": None if constant else self.stage.steps,
             "precision": self.recipe.speed.precision,
         }
 

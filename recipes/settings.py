@@ -5,21 +5,44 @@ No torch here: a scheduler plans from a recipe alone. Paths are relative to the 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 
 class RecipeError(ValueError):
     """A recipe that can't be run as it stands; the message says where and what to do."""
 
 
-Positive = Annotated[int, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
-RateWeight = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
-CorpusWeight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+def _no_word(value: object) -> object:
+    # YAML reads yes and true as a truth value, which would pass for 1.
+    if isinstance(value, bool):
+        raise ValueError(f"is a number, not {value}")
+    return value
+
+
+def _from_home(place: str) -> str:
+    return str(Path(place).expanduser()) if place.startswith("~") else place
+
+
+Number = BeforeValidator(_no_word)
+Positive = Annotated[int, Field(gt=0), Number]
+Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False), Number]
+RateWeight = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False), Number]
+CorpusWeight = Annotated[float, Field(gt=0, allow_inf_nan=False), Number]
+Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), Number]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+# A path, or a URL where one is allowed; ~ is the user's home.
+Place = Annotated[str, AfterValidator(_from_home)]
 
 
 class Part(BaseModel):
@@ -28,10 +51,14 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+# Shards that are shuffled together unless a recipe says otherwise.
+BLOCK = 8
+
+
 class ShardCache(Part):
     """Where each machine keeps shards that lie behind a URL."""
 
-    folder: str | None = None
+    folder: Place | None = None
     """On a local disk, shared by the machine's processes; default: ~/.cache/cca-pipeline/shards."""
     gigabytes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 64.0
     """Room for shards, in 10^9 bytes; what was unused longest goes first."""
@@ -50,7 +77,7 @@ class Augmentation(Part):
 class Data(Part):
     """Where pictures come from."""
 
-    train: str | Annotated[dict[str, CorpusWeight], Field(min_length=1)]
+    train: Place | Annotated[dict[Place, CorpusWeight], Field(min_length=1)]
     """Folder or URL of shards, as `pipeline shard` wrote them, or a pattern of other tars that ends
     in .tar; several with their weights: {shards/imagenet: 3, shards/flickr: 1}."""
     split: Name = "train"
@@ -59,7 +86,7 @@ class Data(Part):
     """Shards that are shuffled together (docs/streaming.md has measurements); default: 8."""
     cache: ShardCache = ShardCache()
     augment: Augmentation | None = None
-    validation: str | None = None
+    validation: Place | None = None
     """Folder of held-out pictures; without one nothing is evaluated while training."""
     validation_pictures: Positive = 24
     """At most so many of them, the first by name."""
@@ -99,6 +126,11 @@ class Cca(Part):
     """Warn when this share of the auxiliary likelihoods lies at the clamp."""
     clamp_error: Rate = 0.5
     """Stop when this share does (never in mode `published`, which is known to collapse)."""
+
+    @property
+    def half(self) -> float:
+        """The weight of the reversed gradient: `auxiliary_weight`, or by default `weight`."""
+        return self.weight if self.auxiliary_weight is None else self.auxiliary_weight
 
     @field_validator("mode", mode="before")
     @classmethod

@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     # Run by its path, Python looks for modules beside this file: the rooms are one folder up.
@@ -44,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         log.error("train: %s", error)
         return 2
-    except RuntimeError as error:
-        if given.debug or not _ours(error):
+    except (RuntimeError, OSError) as error:
+        if given.debug or not (_ours(error) or isinstance(error, OSError)):
             raise
         log.error("train: %s", error)
         return 1
@@ -90,14 +91,14 @@ def train(
     check.before_work(runs)
     accelerator = launch.start(runs[0].recipe)
     check.for_processes(runs, accelerator)
-    # One process's answer, for folders on a network may look different from each.
-    complete = launch.from_first(accelerator, {run.id for run in runs if run.complete})
     for number, run in enumerate(runs, 1):
-        if run.id in complete:
-            log.info("%s: is trained already", run.id)
+        if complete(run, accelerator):
             continue
         title = f"{run.id} ({number} of {len(runs)})"
-        with console.steps(title) as report:
+        with console.steps(title) as report, launch.held_by_first(accelerator, run.folder):
+            # Another job may have had the folder since.
+            if complete(run, accelerator):
+                continue
             shown = report if accelerator.is_main_process else console.silent
             try:
                 Trainer(run, Session(accelerator, stop, shown, overrides, profile)).train()
@@ -107,6 +108,16 @@ def train(
                 return AGAIN
         accelerator.free_memory()
     return 0
+
+
+def complete(run: Run, accelerator: Any) -> bool:
+    """Tell whether `run` is trained already, as the first process sees its folder."""
+    from recipes import launch
+
+    done: bool = launch.from_first(accelerator, run.complete)
+    if done:
+        log.info("%s: is trained already", run.id)
+    return done
 
 
 def dry_run(runs: Sequence[Run], stop: StopRequest, overrides: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ Rates are the likelihoods' here; `pipeline evaluate` counts real files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,15 @@ NAMES = ("cost", "bpp", "psnr", "ms_ssim")
 
 
 def evaluate(
-    model: CCAModel, run: Run, pictures: Sequence[Path], accelerator: Any
-) -> dict[str, float]:
+    model: CCAModel,
+    run: Run,
+    pictures: Sequence[Path],
+    accelerator: Any,
+    asked: Callable[[], bool],
+) -> dict[str, float] | None:
     """Return the mean over `pictures` of `NAMES`, the same on all processes.
+
+    None: it was `asked` to stop, which all processes are together, before each picture.
 
     Of a model for several rates it is the mean over these too, with `rate_K/bpp` and so on for
     each. Process r takes every world_size-th picture from r on. All do as many passes, because a
@@ -43,6 +49,9 @@ def evaluate(
     training = model.training
     model.eval()
     for first in range(0, len(pictures), world):
+        if asked():
+            model.train(training)
+            return None
         number = first + rank
         picture = read_picture(pictures[min(number, len(pictures) - 1)])
         found = [measure(model, run, picture, *point) for point in points]
