@@ -11,6 +11,7 @@ from recipes.checkpoint import found
 from recipes.loop import Memory
 from recipes.settings import Plateau
 from recipes.train import main
+from tests.recipes.test_faults import small_pictures
 
 PLATEAU = Plateau(patience=3, improvement=0.01)
 
@@ -47,7 +48,7 @@ def test_a_stage_ends_early_and_a_second_run_leaves_it_so(write_recipe, pictures
     stage = {"name": "base", "rate_weight": 0.3, "steps": 50, "batch": 4, "crop": 64}
     stage |= {"lr": 1e-12, "quantile_lr": 1e-12, "plateau": {"patience": 2}}
     path = write_recipe(stages=[stage], evaluate_every=1)
-    held_out = [f"data.validation={pictures / 'kodak'}", "data.validation_pictures=1"]
+    held_out = [f"data.validation={small_pictures(pictures, path.parent / 'v', 1)}"]
     for _ in range(2):
         assert main([str(path), *held_out]) == 0
         about = json.loads((path.parent / "runs" / "base" / "run.json").read_text())
