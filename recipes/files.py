@@ -8,12 +8,16 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 log = logging.getLogger(__name__)
+
+# Seconds between two looks at a folder that another process holds.
+_PAUSE = 10.0
 
 
 class HeldError(RuntimeError):
@@ -21,27 +25,38 @@ class HeldError(RuntimeError):
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold `folder`, which is made, against other processes, until this one lets go or dies.
 
-    Raises `HeldError` when another has it. Where the file system has no locks it only warns.
+    Raises `HeldError` when another still has it after `patience` seconds. Where the file system has
+    no locks it only warns.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + patience
     with (folder / ".lock").open("a+") as file:
-        try:
-            # Unlike flock's, such a lock is no child's: it goes with this process.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+        while not _locked(file, folder):
             file.seek(0)
-            raise HeldError(f"{folder} is being written by {file.read() or 'another'}") from None
-        except OSError as error:
-            log.warning(
-                "%s can't be locked (%s): see that no other training uses it", folder, error
-            )
+            holder = f"{folder} is being written by {file.read() or 'another process'}"
+            if time.monotonic() >= end:
+                raise HeldError(holder)
+            log.warning("%s: waiting for it to end, %.0f s more", holder, end - time.monotonic())
+            time.sleep(min(_PAUSE, patience))
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+
+def _locked(file: TextIO, folder: Path) -> bool:
+    """Take the lock and return True; False when another process has it."""
+    try:
+        # Unlike flock's, such a lock is no child's: it goes with this process.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        log.warning("%s can't be locked (%s): see that no other job uses it", folder, error)
+    return True
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

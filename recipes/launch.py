@@ -17,6 +17,8 @@ from recipes.shipped import shipped
 
 T = TypeVar("T")
 
+# Seconds to wait for a job that is about to end: that which this one was queued to go on from.
+PATIENCE = 150.0
 # What a launcher is told to run: a path or, after -m, a module.
 SCRIPT = ("train.py", "recipes.train")
 
@@ -60,12 +62,15 @@ def from_first(accelerator: Any, value: T) -> T:
 
 @contextmanager
 def held_by_first(accelerator: Any, folder: Path) -> Iterator[None]:
-    """Let the first process hold `folder` for all; raises `RecipeError` when another job does."""
+    """Let the first process hold `folder` for all; raises `RecipeError` when another job does.
+
+    Of a machine that was lost, a network's file system takes locks back after a minute or two.
+    """
     refused: str | None = None
     with ExitStack() as stack:
         if accelerator.is_main_process:
             try:
-                stack.enter_context(held(folder))
+                stack.enter_context(held(folder, PATIENCE))
             except HeldError as error:
                 refused = f"{error}: wait until that has ended, or give another out"
         refused = from_first(accelerator, refused)

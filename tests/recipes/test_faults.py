@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -132,7 +133,10 @@ def test_a_checkpoint_that_says_nothing_useful_is_none(write_recipe, caplog, con
 
 
 @pytest.mark.slow
-def test_a_folder_that_another_job_trains_in_is_refused(write_recipe, root: Path, caplog) -> None:
+def test_a_folder_that_another_job_trains_in_is_waited_for_then_refused(
+    write_recipe, root: Path, caplog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recipes.launch.PATIENCE", 0.5)
     path = write_recipe()
     folder = path.parent / "runs" / "base"
     code = "import sys, pathlib; from recipes.files import held\n"
@@ -147,7 +151,8 @@ def test_a_folder_that_another_job_trains_in_is_refused(write_recipe, root: Path
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
     assert main([str(path)]) == 2
-    assert f"base is being written by process {other.pid} on " in caplog.text
+    assert re.search(f"base is being written by process {other.pid} on .*: waiting", caplog.text)
+    assert re.search(f"base is being written by process {other.pid} on .*: wait until", caplog.text)
     assert not (folder / "run.json").exists()
     other.kill()
     other.communicate()
