@@ -83,17 +83,6 @@ def test_an_interrupted_run_leaves_nothing_half_written(source: Path, tmp_path: 
     assert not list(dest.glob(".*.partial"))
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a small file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 @pytest.mark.slow
 def test_a_full_disk_is_told_and_survived(
     source: Path, undisturbed: dict[str, str], small_disk: Path
