@@ -1,6 +1,6 @@
 """Remote shards on this machine's disk, shared by all its processes, under a size limit.
 
-    FOLDER/.lock            held while room is made, never longer
+    FOLDER/.lock            held while room is made and filled, never longer
     FOLDER/<key>/NAME       a whole file, checked on arrival; readers hold a shared lock on it
     FOLDER/<key>/.NAME      one that is arriving; its writer holds an exclusive lock on it
 
@@ -124,29 +124,30 @@ class CacheFolder:
             have = 0
         while have < size:
             data = self.fetcher.part(name, have, min(have + PART, size))
-            self._make_room(len(data))
-            try:
-                os.pwrite(partial, data, have)
-            except OSError as error:
-                raise ShardsRuntimeError(
-                    f"the cache {self.cache.folder} cannot be written: {error.strerror}"
-                ) from error
+            # What is written before the lock is let go, the next one to make room counts.
+            with _lock(self.cache.folder / ".lock"):
+                self._make_room(len(data))
+                try:
+                    os.pwrite(partial, data, have)
+                except OSError as error:
+                    raise ShardsRuntimeError(
+                        f"the cache {self.cache.folder} cannot be written: {error.strerror}"
+                    ) from error
             have += len(data)
 
     def _make_room(self, needed: int) -> None:
         """Remove the files longest unused until `needed` bytes fit; leave those in use."""
-        with _lock(self.cache.folder / ".lock"):
-            files = []
-            for path in self.cache.folder.glob("*/*"):
-                with contextlib.suppress(FileNotFoundError):
-                    status = path.stat()
-                    files.append((status.st_mtime_ns, status.st_size, path))
-            total = sum(size for _, size, _ in files) + needed
-            for _, size, path in sorted(files):
-                if total <= self.cache.limit:
-                    return
-                if _remove_unused(path):
-                    total -= size
+        files = []
+        for path in self.cache.folder.glob("*/*"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                files.append((status.st_mtime_ns, status.st_size, path))
+        total = sum(size for _, size, _ in files) + needed
+        for _, size, path in sorted(files):
+            if total <= self.cache.limit:
+                return
+            if _remove_unused(path):
+                total -= size
         if total > self.cache.limit:
             log.warning(
                 "the cache %s needs %d bytes, more than its limit of %d: all of it is in use",
