@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from orchestration.errors import OrchestrationError
-from orchestration.launch import launch_words
 from orchestration.plan import PART, Job, exists, newer
 from orchestration.profile import Profile
-from recipes.schema import Recipe, Run, Stage
+from recipes.config.schema import Recipe, Run, Stage
+from recipes.launching.command import launch_words
 
 SHARD, FINISH = "shard", "shard-finish"
 TRAIN_SCRIPT, TRAIN_MODULE = "recipes/train.py", "recipes.train"

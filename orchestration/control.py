@@ -22,7 +22,7 @@ from orchestration.load import ENGINES, engine_of, load_profile, profile_from
 from orchestration.plan import Job, Plan, is_done
 from orchestration.profile import Profile
 from orchestration.states import JobStatus, State, blocked_by
-from recipes.load import load_recipe
+from recipes.config.load import load_recipe
 
 LAST_BYTES = 16384
 # A scheduler's controller may restart, which is no reason to stop watching.

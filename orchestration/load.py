@@ -22,7 +22,7 @@ from orchestration.profile import (
     Resources,
     SlurmProfile,
 )
-from recipes.mistakes import sentence
+from recipes.config.errors import sentence
 
 # By the name that profiles give: what such a profile may say, and the engine that is made of it.
 ENGINES: dict[str, tuple[type[Profile], Callable[[Any], Engine]]] = {

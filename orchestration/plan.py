@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict
 
 from orchestration.errors import OrchestrationError
 from orchestration.profile import Resources
+from recipes.launching.command import RENDEZVOUS
 
 Kind = Literal["shard", "train", "evaluate", "register", "promote"]
-# A word of a command that only the engine knows: which part of an array, how nodes find each other.
+# A word of a command that only the engine knows: which part of an array.
 PART = "{part}"
-RENDEZVOUS = "{rendezvous}"
 DONE_TEST_SECONDS = 60
 
 

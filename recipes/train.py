@@ -18,10 +18,10 @@ if __name__ == "__main__":
     # Run by its path, Python looks for modules beside this file: the rooms are one folder up.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from recipes.load import load_recipe
-from recipes.schema import Run
-from recipes.settings import RecipeError
-from recipes.signals import AGAIN, StopRequest
+from recipes.config.load import load_recipe
+from recipes.config.schema import Run
+from recipes.config.settings import RecipeError
+from recipes.training.signals import AGAIN, StopRequest
 
 log = logging.getLogger("recipes")
 
@@ -85,8 +85,10 @@ def train(
     runs: Sequence[Run], stop: StopRequest, overrides: Sequence[str], *, profile: bool = False
 ) -> int:
     """Train `runs` one after another; return the exit code."""
-    from recipes import check, console, launch
-    from recipes.loop import Interrupted, Session, Trainer
+    from recipes.launching import processes as launch
+    from recipes.training import console
+    from recipes.training import preflight as check
+    from recipes.training.loop import Interrupted, Session, Trainer
 
     check.before_work(runs)
     accelerator = launch.start(runs[0].recipe)
@@ -112,7 +114,7 @@ def train(
 
 def complete(run: Run, accelerator: Any) -> bool:
     """Tell whether `run` is trained already, as the first process sees its folder."""
-    from recipes import launch
+    from recipes.launching import processes as launch
 
     done: bool = launch.from_first(accelerator, run.complete)
     if done:
@@ -122,8 +124,11 @@ def complete(run: Run, accelerator: Any) -> bool:
 
 def dry_run(runs: Sequence[Run], stop: StopRequest, overrides: Sequence[str]) -> int:
     """Print what `runs` would do and try one step of the first; return the exit code."""
-    from recipes import check, console, dry, launch
-    from recipes.loop import Session, Trainer
+    from recipes.launching import processes as launch
+    from recipes.training import console
+    from recipes.training import dry_run as dry
+    from recipes.training import preflight as check
+    from recipes.training.loop import Session, Trainer
 
     check.before_work(runs)
     accelerator = launch.start(runs[0].recipe)

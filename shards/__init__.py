@@ -8,12 +8,12 @@ from shards.errors import ShardsError, ShardsRuntimeError
 from shards.manifest import Manifest, ShardInfo
 
 if TYPE_CHECKING:
-    from shards.order import SampleOrder
     from shards.reading.cache import Cache
     from shards.reading.opening import open_corpus
-    from shards.stream_augment import Augment
-    from shards.stream_source import Batch
-    from shards.streams import Stream, pictures, stream
+    from shards.streaming.augment import Augment
+    from shards.streaming.order import SampleOrder
+    from shards.streaming.source import Batch
+    from shards.streaming.stream import Stream, pictures, stream
 
 __all__ = [
     "Augment",
@@ -32,14 +32,14 @@ __all__ = [
 
 # Names that need torch, or numpy: imported when asked for, so that making shards does not wait.
 _LATER = {
-    "Augment": "shards.stream_augment",
-    "Batch": "shards.stream_source",
+    "Augment": "shards.streaming.augment",
+    "Batch": "shards.streaming.source",
     "Cache": "shards.reading.cache",
-    "SampleOrder": "shards.order",
-    "Stream": "shards.streams",
+    "SampleOrder": "shards.streaming.order",
+    "Stream": "shards.streaming.stream",
     "open_corpus": "shards.reading.opening",
-    "pictures": "shards.streams",
-    "stream": "shards.streams",
+    "pictures": "shards.streaming.stream",
+    "stream": "shards.streaming.stream",
 }
 
 

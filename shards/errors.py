@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pipeline.common.errors import RunError, UsageError
 
-class ShardsError(ValueError):
+
+class ShardsError(UsageError):
     """What was asked for cannot be done: one sentence says what is wrong, where, and what to do."""
 
 
-class ShardsRuntimeError(RuntimeError):
+class ShardsRuntimeError(RunError):
     """Something failed at run time (a full disk, a killed worker): running again goes on."""

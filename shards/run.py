@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from shards.errors import ShardsError
-from shards.finish import finish, missing_shards
-from shards.listing import Corpus, list_corpus
+from shards.making.finish import finish, missing_shards
+from shards.making.listing import Corpus, list_corpus
+from shards.making.partial import partial_file, settle, space_needed, sweep
+from shards.making.plan import Plan, PlanRows, make_plans
+from shards.making.resume import check_contents, check_foreign, check_options, check_source, clear
+from shards.making.workers import Done, Job, run_jobs
+from shards.making.write import Context
 from shards.manifest import Manifest
 from shards.options import Options, crops_of, parse_split
-from shards.partial import partial_file, settle, space_needed, sweep
-from shards.plan import Plan, PlanRows, make_plans
-from shards.resume import check_contents, check_foreign, check_options, check_source, clear
 from shards.sources import Source, open_sources
 from shards.store import Store
-from shards.workers import Done, Job, run_jobs
-from shards.write import Context
 
 # How many are done, of how many, and a few words more.
 Progress = Callable[[int, int | None, str], None]
@@ -192,7 +192,9 @@ class _Run:
         kind = self.options.dedupe
         if kind == "none":
             return {}
-        from shards.duplicates import find_duplicates  # needs SciPy, which takes long to import
+        from shards.making.duplicates import (
+            find_duplicates,  # needs SciPy, which takes long to import
+        )
 
         return find_duplicates(corpus, self.sources, kind, self.workers, self.progress)
 

@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from orchestration.launch import rendezvous
 from orchestration.plan import Job, Plan
 from orchestration.profile import KubernetesProfile
 from orchestration.script import AGAIN, WAITING, command, preamble
+from recipes.launching.command import rendezvous
 
 PLAN_LABEL = "cca-pipeline/plan"
 JOB_LABEL = "cca-pipeline/job"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from orchestration.launch import rendezvous
 from orchestration.plan import Job, Plan
 from orchestration.profile import SlurmProfile
 from orchestration.script import AGAIN, WAITING, command, preamble, title
+from recipes.launching.command import rendezvous
 
 # Nodes find each other at the first one of the job; the port keeps two jobs on a node apart.
 HEAD = '"$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"'

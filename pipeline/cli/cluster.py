@@ -47,7 +47,7 @@ def schedule(
     Example: pipeline schedule recipes/imagenet.yaml --on orchestration/profiles/slurm.yaml
     """
     from orchestration import control
-    from recipes.shipped import shipped
+    from recipes.config.bundled import shipped
 
     made = control.make_plan(shipped(recipe), shipped(on), overrides or [])
     if dry_run:
@@ -141,7 +141,7 @@ def retry(plan: PlanId, as_json: AsJson = False) -> None:
 
 
 def _print_plan(made: Scheduled, as_json: bool) -> None:
-    from orchestration.picture import mermaid, rows
+    from orchestration.drawing import mermaid, rows
 
     table, picture = rows(made.plan), mermaid(made.plan)
     if as_json:

@@ -151,7 +151,7 @@ def import_published(
     Example: pipeline import cca-lambda-0.3.pth.tar --out models/cca-0.3
     """
     from pipeline.codec import save_model
-    from pipeline.codec.published import read_published
+    from pipeline.codec.architectures.cca.published import read_published
 
     published = read_published(checkpoint)
     info = {"name": checkpoint.name, "stage": "import"}

@@ -57,7 +57,7 @@ def evaluate(
     from pipeline.cli.progress import progress
     from pipeline.evaluation import evaluate as run
     from pipeline.evaluation import find_pictures
-    from recipes.shipped import shipped
+    from recipes.config.bundled import shipped
 
     pictures = find_pictures(shipped(data))
     specs = [_spec(model) for model in models]

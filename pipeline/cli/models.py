@@ -88,8 +88,8 @@ def promote(
 
     Example: pipeline promote cca --data kodak
     """
-    from pipeline.cli.contest import contest
-    from recipes.shipped import shipped
+    from pipeline.cli.challenge import contest
+    from recipes.config.bundled import shipped
 
     with tempfile.TemporaryDirectory() as folder:
         decision = contest(name, shipped(data), out or Path(folder, "evaluation"), device)
@@ -108,7 +108,7 @@ def lineage(
 
     Example: pipeline lineage models:/cca@champion
     """
-    from pipeline.cli.story import story
+    from pipeline.cli.lineage import story
     from pipeline.tracking import lineage as trace
 
     found = trace(model)

@@ -27,7 +27,7 @@ def recipes(
 
     Example: pipeline recipes recipes/imagenet.yaml > mine.yaml
     """
-    from recipes.shipped import listed, purpose
+    from recipes.config.bundled import listed, purpose
 
     known = dict(listed())
     if name is not None and name not in known:

@@ -11,7 +11,7 @@ import typer
 from pipeline.cli import shard_options as given
 
 if TYPE_CHECKING:
-    from shards.inspect import SplitFacts
+    from shards.inspecting.summary import SplitFacts
     from shards.options import Options
     from shards.run import Summary
 
@@ -48,7 +48,7 @@ def shard(
 
     Example:  pipeline shard imagenet/train --out shards-out --workers 8
     """
-    from recipes.shipped import shipped
+    from recipes.config.bundled import shipped
     from shards.options import Options, augment_options, parse_part, parse_size
 
     options = Options(
@@ -88,7 +88,7 @@ def _made(
     source: list[str] | None, out: str, options: Options, more: dict[str, Any]
 ) -> list[Summary]:
     from pipeline.cli.progress import progress
-    from recipes.shipped import shipped
+    from recipes.config.bundled import shipped
     from shards.run import shard as make_shards
 
     names = [shipped(one) for one in source or []]
@@ -107,8 +107,8 @@ def verify(
     Example:  pipeline verify shards-out
     """
     from pipeline.cli.progress import progress
+    from shards.inspecting.verify import verify as check
     from shards.run import default_workers
-    from shards.verify import verify as check
 
     with progress("Verifying", unit="images") as report:
         verdict = check(dest, split=split, workers=workers or default_workers(), progress=report)
@@ -134,13 +134,13 @@ def inspect(
 
     Example:  pipeline inspect shards-out --html shards.html
     """
-    from shards.inspect import inspect as look
+    from shards.inspecting.summary import inspect as look
 
     facts = look(dest, split)
     if html is not None:
         from pathlib import Path
 
-        from shards.page import write_page
+        from shards.inspecting.page import write_page
 
         write_page(dest, Path(html), split)
     if as_json:
@@ -173,7 +173,7 @@ def _told(one: Summary, out: str, dry_run: bool) -> str:
 
 def _described(one: SplitFacts) -> str:
     """Return what `pipeline inspect` says of a split."""
-    from shards.finish import rejects_name
+    from shards.making.finish import rejects_name
 
     lines: list[tuple[str, Any]] = [
         ("shards", f"{one.shards}, {_bytes(one.bytes)}"),

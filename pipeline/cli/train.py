@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from recipes.schema import Recipe
+    from recipes.config.schema import Recipe
 
 INTERRUPTED = 130
 # How often a signal is passed on again: a process that is still starting lets it pass.
@@ -55,8 +55,8 @@ def train(
 
     Example: pipeline train recipes/imagenet.yaml data.train=shards-out model=tiny
     """
-    from recipes.load import load_recipe
-    from recipes.shipped import shipped
+    from recipes.config.bundled import shipped
+    from recipes.config.load import load_recipe
     from recipes.train import choose
 
     loaded = load_recipe(recipe, overrides or [])
@@ -67,7 +67,7 @@ def train(
     selection += ["--profile"] if profile else []
     script = Path(sys.modules["recipes"].__path__[0]) / "train.py"
     how, environment = launch_options(loaded, accelerate and shipped(accelerate))
-    command = [sys.executable, "-m", "recipes.launcher", *how, str(script), str(recipe)]
+    command = [sys.executable, "-m", "recipes.launching.accelerate", *how, str(script), str(recipe)]
     code = run([*command, *(overrides or []), *selection], environment)
     if code:
         raise typer.Exit(code)
@@ -88,7 +88,7 @@ def export(
 
     Example: pipeline export runs/cca-paper/base-high --best --out base-so-far
     """
-    from recipes.export import export_checkpoint
+    from recipes.training.export import export_checkpoint
 
     file, checkpoint = export_checkpoint(source, out, best=best)
     typer.echo(f"{file}: step {checkpoint.step} of {checkpoint.about['run'].get('name', source)}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pipeline.codec.auxiliary import AuxiliaryEntropyModel, AuxiliaryOutput
-from pipeline.codec.config import CCAConfig
-from pipeline.codec.context import HyperOutput
+from pipeline.codec.architectures.cca.auxiliary import AuxiliaryEntropyModel, AuxiliaryOutput
+from pipeline.codec.architectures.cca.config import CCAConfig
+from pipeline.codec.architectures.cca.context import HyperOutput
+from pipeline.codec.architectures.cca.model import CCAModel, CCAOutput, Noise
+from pipeline.codec.architectures.cca.start import start_as_pyramid
 from pipeline.codec.errors import CodecError, MismatchError
-from pipeline.codec.model import CCAModel, CCAOutput, Noise
-from pipeline.codec.start import start_as_pyramid
 from pipeline.codec.storage import load_auxiliary, load_config, load_model, save_model
 
 __all__ = [

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.codec.architectures.cca.config import LATENT_STRIDE, CCAConfig
 from pipeline.codec.bitstream import (
     MAX_PIXELS,
     TILE_UNIT,
@@ -27,12 +28,11 @@ from pipeline.codec.bitstream import (
     read_stream,
     write_stream,
 )
-from pipeline.codec.config import LATENT_STRIDE, CCAConfig
 from pipeline.codec.errors import CodecError, MismatchError
 from pipeline.codec.tiles import MARGIN, MISMATCH, Sink, TileRows, TilesDone, paint
 
 if TYPE_CHECKING:
-    from pipeline.codec.model import CCAModel
+    from pipeline.codec.architectures.cca.model import CCAModel
 
 # Memory for the networks' activations, in bytes.
 MAX_MEMORY = 4 * 2**30

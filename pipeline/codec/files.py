@@ -15,7 +15,7 @@ from pipeline.codec.storage import stored_fingerprint
 from pipeline.codec.tiles import TilesDone
 
 if TYPE_CHECKING:
-    from pipeline.codec.model import CCAModel
+    from pipeline.codec.architectures.cca.model import CCAModel
 
 
 class Compressed(TypedDict):

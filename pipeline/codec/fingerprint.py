@@ -7,7 +7,7 @@ import json
 
 import torch
 
-from pipeline.codec.config import CCAConfig
+from pipeline.codec.architectures.cca.config import CCAConfig
 
 
 def fingerprint(config: CCAConfig, module: torch.nn.Module) -> str:

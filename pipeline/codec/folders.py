@@ -19,11 +19,11 @@ from typing import TypedDict
 import torch
 from PIL import Image
 
+from pipeline.codec.architectures.cca.model import CCAModel
 from pipeline.codec.bitstream import Header, read_stream
 from pipeline.codec.coding import MAX_MEMORY
 from pipeline.codec.errors import CodecError, MismatchError
 from pipeline.codec.files import compress_file, decompress_file, read_file
-from pipeline.codec.model import CCAModel
 from pipeline.codec.picture import read_picture
 
 Progress = Callable[[int, int | None, str], None]

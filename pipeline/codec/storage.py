@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pipeline.codec.auxiliary import AuxiliaryEntropyModel
-from pipeline.codec.config import CCAConfig
+from pipeline.codec.architectures.cca.auxiliary import AuxiliaryEntropyModel
+from pipeline.codec.architectures.cca.config import CCAConfig
+from pipeline.codec.architectures.cca.model import CCAModel
 from pipeline.codec.errors import CodecError
-from pipeline.codec.model import CCAModel
 
 FORMAT = "cca-pipeline model"
 VERSION = "1"

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.codec.architectures.cca.config import LATENT_STRIDE
 from pipeline.codec.bitstream import TILE_UNIT, Header, Stream
-from pipeline.codec.config import LATENT_STRIDE
 from pipeline.codec.errors import CodecError, MismatchError
 from pipeline.codec.symbols import Words
 
 if TYPE_CHECKING:
-    from pipeline.codec.model import CCAModel
+    from pipeline.codec.architectures.cca.model import CCAModel
 
 # Pixels that the transforms see around a tile: more than the reach of their convolutions.
 MARGIN = 128

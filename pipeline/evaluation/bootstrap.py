@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 
 from pipeline.evaluation.bdrate import BDRateError, RDCurve, bd_rate
+from pipeline.evaluation.bdrate_batch import CurveStack, bd_rates
 from pipeline.evaluation.results import Point
-from pipeline.evaluation.stack import CurveStack, bd_rates
 
 DRAWS, CONFIDENCE = 1000, 0.95
 # An interval stands only when so many of the drawn sets have a BD-rate at all.

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.evaluation.errors import MeasurementError
-from pipeline.evaluation.meter import Meter
 from pipeline.evaluation.metrics import Picture, decibels, ms_ssim, psnr
 from pipeline.evaluation.peers import Peer
 from pipeline.evaluation.pictures import Source, read_picture
+from pipeline.evaluation.progress import Meter
 from pipeline.evaluation.results import Measurement, PeerResult, Point
 from pipeline.evaluation.storage import write_bytes
 

@@ -18,9 +18,9 @@ from pipeline.evaluation import memory
 from pipeline.evaluation.classical import measure
 from pipeline.evaluation.complexity import count_parameters, parts_table
 from pipeline.evaluation.errors import EvaluationError, MeasurementError
-from pipeline.evaluation.meter import Meter
 from pipeline.evaluation.metrics import Picture
 from pipeline.evaluation.pictures import Source, read_picture
+from pipeline.evaluation.progress import Meter
 from pipeline.evaluation.results import Measurement, ModelResult, Point
 
 

@@ -26,10 +26,10 @@ from pipeline.evaluation.learned import (
     pick_device,
     tell_curves_apart,
 )
-from pipeline.evaluation.meter import Meter, Progress
 from pipeline.evaluation.peers import PEERS, choose_peers
 from pipeline.evaluation.pictures import Source, read_sources
 from pipeline.evaluation.plots import draw_curves
+from pipeline.evaluation.progress import Meter, Progress
 from pipeline.evaluation.published import is_kodak, published_curves
 from pipeline.evaluation.results import ModelResult, PeerResult, Report
 from pipeline.evaluation.scenes import Scene, make_scenes

@@ -2,8 +2,8 @@
 
 from pipeline.tracking.delivery import deliver
 from pipeline.tracking.errors import StoreError, TrackingError
+from pipeline.tracking.lineage import Lineage, lineage
 from pipeline.tracking.models import resolve_model
-from pipeline.tracking.origins import Lineage, lineage
 from pipeline.tracking.progress import RunProgress, run_progress
 from pipeline.tracking.registry import Version, list_versions, measurements, register_model
 from pipeline.tracking.tracker import Tracker

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.tracking.delivery import Delivery
+from pipeline.tracking.environment import redacted, surroundings, tags_from
 from pipeline.tracking.errors import TrackingError
 from pipeline.tracking.spool import Spool, State, last_steps
 from pipeline.tracking.store import public, tracking_uri
-from pipeline.tracking.surroundings import redacted, surroundings, tags_from
 from pipeline.tracking.system import SystemSampler
 
 if TYPE_CHECKING:

@@ -55,8 +55,8 @@ def pipeline(*words: str | Path, quiet: bool = False) -> str:
 def write_untrained(path: Path) -> None:
     """Write the recipe's model as it is before its first step, to compare with."""
     from pipeline.codec import save_model
-    from recipes.load import load_recipe
-    from recipes.module import build
+    from recipes.config.load import load_recipe
+    from recipes.training.module import build
 
     run = load_recipe(RECIPE, []).runs()[0]
     about = {"name": UNTRAINED, "recipe": run.recipe.name, "stage": UNTRAINED}

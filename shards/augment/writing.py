@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from shards.augment.operations import Augmenter
-from shards.check import TOO_SMALL
+from shards.making.check import TOO_SMALL
+from shards.making.write import Ready, reject_row
 from shards.pixels import to_rgb
-from shards.write import Ready, reject_row
 
 BATCH_PIXELS = 1 << 22  # of the pictures that are worked on at once, unless one alone has more
 Result = Ready | dict[str, Any]

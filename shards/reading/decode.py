@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from shards.order import CROP, hashed
 from shards.reading import turbo
+from shards.streaming.order import CROP, hashed
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -30,17 +30,17 @@ from torch import Tensor
 from pipeline.codec import save_model
 from pipeline.evaluation.bdrate import BDRateError, RDCurve, bd_rate
 from pipeline.evaluation.pictures import find_pictures, read_picture
-from recipes import speed, steps
-from recipes.data import Feed
-from recipes.graphs import Replayed
-from recipes.load import load_recipe
-from recipes.losses import sample_bits, weights_at
-from recipes.module import METRICS, build
-from recipes.optim import GuardedAdam, make_optimizer, set_learning_rate
-from recipes.schema import Run, Stage
-from recipes.settings import Speed
-from recipes.steps import FLAGS, Piece
-from recipes.validate import rate_points
+from recipes.config.load import load_recipe
+from recipes.config.schema import Run, Stage
+from recipes.config.settings import Speed
+from recipes.training import speed, steps
+from recipes.training.data import Feed
+from recipes.training.graphs import Replayed
+from recipes.training.losses import sample_bits, weights_at
+from recipes.training.module import METRICS, build
+from recipes.training.optim import GuardedAdam, make_optimizer, set_learning_rate
+from recipes.training.steps import FLAGS, Piece
+from recipes.training.validate import rate_points
 
 # Steps that tell how long one takes, for `--minutes`.
 TIMED = 40

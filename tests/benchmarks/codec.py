@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from pipeline.codec import CCAConfig, CCAModel, start_as_pyramid
+from pipeline.codec.architectures.cca.latents import LatentCoder
 from pipeline.codec.coding import pad
-from pipeline.codec.latents import LatentCoder
 from pipeline.codec.picture import read_picture
 from pipeline.codec.symbols import (
     SCALE_STEPS,

@@ -31,9 +31,9 @@ from pathlib import Path
 
 import simplejpeg
 
-from shards.listing import list_corpus
+from shards.making.listing import list_corpus
+from shards.making.plan import make_plans
 from shards.options import Options
-from shards.plan import make_plans
 from shards.run import default_workers, shard
 from shards.sources import Listed, Reader, Rows
 from shards.sources.base import Part

@@ -22,15 +22,15 @@ from accelerate import Accelerator
 from torch.autograd.graph import saved_tensors_hooks
 
 from pipeline.codec import HyperOutput, Noise
-from recipes import speed
-from recipes.dry import Kept
-from recipes.graphs import Replayed
-from recipes.load import load_recipe
-from recipes.losses import bits_per_pixel, reverse_gradient
-from recipes.module import TrainingModule, build
-from recipes.optim import GuardedAdam, make_optimizer
-from recipes.schema import Run
-from recipes.steps import FLAGS, Eager, pieces
+from recipes.config.load import load_recipe
+from recipes.config.schema import Run
+from recipes.training import speed
+from recipes.training.dry_run import Kept
+from recipes.training.graphs import Replayed
+from recipes.training.losses import bits_per_pixel, reverse_gradient
+from recipes.training.module import TrainingModule, build
+from recipes.training.optim import GuardedAdam, make_optimizer
+from recipes.training.steps import FLAGS, Eager, pieces
 
 # kMAC a pixel of a forward pass at the published size, without the auxiliary model.
 PAPER_KMAC = 557 + 557 + 122 + 14

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.codec import AuxiliaryEntropyModel, CCAModel, CCAOutput, Noise
-from pipeline.codec.auxiliary import AuxiliaryOutput
-from pipeline.codec.published import published_names
+from pipeline.codec.architectures.cca.auxiliary import AuxiliaryOutput
+from pipeline.codec.architectures.cca.published import published_names
 
 GOLDEN = Path(__file__).parent / "golden"
 RATE_WEIGHT, DISTORTION_WEIGHT = 0.3, 0.05

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.cli.main import main
 from pipeline.codec import CCAModel, save_model
-from pipeline.codec.published import published_names
+from pipeline.codec.architectures.cca.published import published_names
 from tests.codec.conftest import SMALL, make_model
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.codec import load_auxiliary, load_model
-from pipeline.codec.published import from_published
+from pipeline.codec.architectures.cca.published import from_published
 from tests.codec.reference import (
     GOLDEN,
     gradient_norms,

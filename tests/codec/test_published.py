@@ -16,7 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.codec import AuxiliaryEntropyModel, CCAModel, CodecError
-from pipeline.codec.published import from_published, published_names, read_published
+from pipeline.codec.architectures.cca.published import (
+    from_published,
+    published_names,
+    read_published,
+)
 from tests.codec.conftest import SMALL, make_model
 
 

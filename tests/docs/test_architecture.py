@@ -20,6 +20,9 @@ NODE = re.compile(r'(\w+)\["([^"<]+)[^"]*"\]')
 NAMED = re.compile(r"`((?:pipeline|shards|recipes|orchestration)/[\w/]+\.py)`")
 
 
+GROUND = "pipeline/common"
+
+
 def drawing(text: str, number: int) -> tuple[dict[str, str], set[tuple[str, str]]]:
     """Return a Mermaid flowchart's nodes, by name, and its solid arrows between them."""
     chart = re.findall(r"```mermaid\n(.*?)```", text, re.DOTALL)[number]
@@ -91,6 +94,12 @@ def test_the_number_keeps_its_name() -> None:
     assert len(files) > 5
     for name in files:
         assert "rate_weight" in (ROOT / name).read_text(), name
+
+
+def test_the_ground_floor_imports_nothing_of_ours() -> None:
+    for path in (ROOT / GROUND).rglob("*.py"):
+        own = {other for other in imports(path) if other != ROOT / "pipeline" / "__init__.py"}
+        assert all(other.is_relative_to(ROOT / GROUND) for other in own), path
 
 
 @pytest.mark.slow

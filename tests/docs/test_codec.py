@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pipeline.cli.main import main
-from pipeline.codec.published import published_names
+from pipeline.codec.architectures.cca.published import published_names
 from tests.codec.conftest import SMALL, make_model
 from tests.docs.commands import commands
 

@@ -87,7 +87,7 @@ def _accelerate(words: list[str]) -> None:
 
 def _recipe(words: list[str]) -> None:
     """Read a recipe of this project with its overrides; a reader's own has any name."""
-    from recipes.load import load_recipe
+    from recipes.config.load import load_recipe
 
     if words[0].startswith("recipes/"):
         load_recipe(words[0], words[1:])

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from pipeline.cli.main import build
-from recipes.load import load_recipe
+from recipes.config.load import load_recipe
 from recipes.train import choose, parse
 from tests.docs.commands import commands
 

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.evaluation import BDRateError, bd_rate
+from pipeline.evaluation.bdrate_batch import CurveStack, bd_rates
 from pipeline.evaluation.bootstrap import (
     PictureCurve,
     bd_rate_interval,
     by_picture,
     gain_interval,
 )
-from pipeline.evaluation.stack import CurveStack, bd_rates
 from tests.evaluation.conftest import point
 
 

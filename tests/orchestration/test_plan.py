@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from orchestration.build import build_jobs
 from orchestration.control import make_plan
+from orchestration.drawing import mermaid, rows
 from orchestration.errors import OrchestrationError
-from orchestration.launch import launch_words
 from orchestration.load import profile_from
-from orchestration.picture import mermaid, rows
 from orchestration.plan import Job, is_done
 from orchestration.profile import Profile, Resources
 from orchestration.script import preamble
-from recipes.load import load_recipe
-from recipes.schema import Recipe
+from recipes.config.load import load_recipe
+from recipes.config.schema import Recipe
+from recipes.launching.command import launch_words
 
 
 def profile_of(**fields: Any) -> Profile:

@@ -13,10 +13,10 @@ import pytest
 import torch
 import yaml
 
-from recipes.data import Feed
-from recipes.load import load_recipe
-from recipes.settings import Data
+from recipes.config.load import load_recipe
+from recipes.config.settings import Data
 from recipes.train import main
+from recipes.training.data import Feed
 from shards import Batch, Manifest
 from shards.options import Options
 from shards.run import shard

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from recipes import check
-from recipes.checkpoint import found
-from recipes.ema import Average
-from recipes.load import load_recipe
-from recipes.settings import RecipeError
+from recipes.config.load import load_recipe
+from recipes.config.settings import RecipeError
 from recipes.train import main
+from recipes.training import preflight as check
+from recipes.training.checkpoint import found
+from recipes.training.ema import Average
 from tests.recipes.test_training import assert_same
 
 

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from recipes.checkpoint import best, found
-from recipes.signals import AGAIN
 from recipes.train import main
+from recipes.training.checkpoint import best, found
+from recipes.training.signals import AGAIN
 
 COMMON = {"batch": 4, "crop": 64, "lr": 1e-3}
 TWO = [
@@ -73,7 +73,7 @@ def test_an_evaluation_gives_way_and_is_done_later(
     assert main([*arguments, "out=whole"]) == 0
     with monkeypatch.context() as patched:
         # The second picture of the second evaluation.
-        at_call(patched, "recipes.validate.measure", 5)
+        at_call(patched, "recipes.training.validate.measure", 5)
         assert main([*arguments, "out=cut"]) == AGAIN
     cut = path.parent / "cut" / "base"
     assert found(cut)[-1].step == 4
@@ -92,7 +92,7 @@ def test_the_last_evaluation_gives_way_too(
     path = write_recipe(evaluate_every=100)
     arguments = [str(path), f"data.validation={small_pictures(pictures, path.parent / 'v', 2)}"]
     with monkeypatch.context() as patched:
-        at_call(patched, "recipes.validate.measure", 1)
+        at_call(patched, "recipes.training.validate.measure", 1)
         assert main(arguments) == AGAIN
     folder = path.parent / "runs" / "base"
     assert not (folder / "model.safetensors").exists()
@@ -113,7 +113,7 @@ def test_damaged_checkpoints_do_not_crowd_out_new_ones(
         damage(checkpoint.folder)
     assert [one.step for one in found(folder)] == [4, 5, 6]
     with monkeypatch.context() as patched:
-        at_call(patched, "recipes.loop.set_learning_rate", 1)
+        at_call(patched, "recipes.training.loop.set_learning_rate", 1)
         assert main([*arguments, "checkpoint.keep=2"]) == AGAIN
     assert [one.step for one in found(folder)] == [4, 5]
     assert {path.name for path in (folder / "checkpoints").glob("damaged-*")} == {
@@ -136,10 +136,10 @@ def test_a_checkpoint_that_says_nothing_useful_is_none(write_recipe, caplog, con
 def test_a_folder_that_another_job_trains_in_is_waited_for_then_refused(
     write_recipe, root: Path, caplog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recipes.launch.PATIENCE", 0.5)
+    monkeypatch.setattr("recipes.launching.processes.PATIENCE", 0.5)
     path = write_recipe()
     folder = path.parent / "runs" / "base"
-    code = "import sys, pathlib; from recipes.files import held\n"
+    code = "import sys, pathlib; from recipes.training.files import held\n"
     code += "with held(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(folder)],

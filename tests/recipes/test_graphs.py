@@ -13,18 +13,18 @@ import torch.multiprocessing as mp
 from accelerate import Accelerator
 from torch import Tensor
 
-from recipes.graphs import Replayed
-from recipes.load import load_recipe
-from recipes.module import TrainingModule, build, model_config
-from recipes.optim import (
+from recipes.config.load import load_recipe
+from recipes.config.schema import Run
+from recipes.training.graphs import Replayed
+from recipes.training.module import TrainingModule, build, model_config
+from recipes.training.optim import (
     ClippedAdam,
     GuardedAdam,
     NonFiniteError,
     make_optimizer,
     set_learning_rate,
 )
-from recipes.schema import Run
-from recipes.steps import Eager, Found, Piece, pieces
+from recipes.training.steps import Eager, Found, Piece, pieces
 
 FLAGS = torch.zeros(2)
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from recipes import console, launch
-from recipes.health import WINDOW, CollapseError, Watch
-from recipes.load import load_recipe
-from recipes.loop import Session, Trainer, TrainingError
-from recipes.module import METRICS
-from recipes.schema import Run
-from recipes.signals import StopRequest
+from recipes.config.load import load_recipe
+from recipes.config.schema import Run
+from recipes.launching import processes as launch
+from recipes.training import console
+from recipes.training.health import WINDOW, CollapseError, Watch
+from recipes.training.loop import Session, Trainer, TrainingError
+from recipes.training.module import METRICS
+from recipes.training.signals import StopRequest
 
 
 def run_of(path: Path, *overrides: str) -> Run:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.load import load_recipe
-from recipes.settings import RecipeError
+from recipes.config.load import load_recipe
+from recipes.config.settings import RecipeError
 
 TEXT = """
 name: trial

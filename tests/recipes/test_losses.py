@@ -8,11 +8,11 @@ from typing import get_args
 import pytest
 import torch
 
-from recipes.load import load_recipe
-from recipes.losses import Weights, reverse_gradient
-from recipes.module import METRICS, TrainingModule, build
-from recipes.noise import address, draw_noise
-from recipes.settings import Cca
+from recipes.config.load import load_recipe
+from recipes.config.settings import Cca
+from recipes.training.losses import Weights, reverse_gradient
+from recipes.training.module import METRICS, TrainingModule, build
+from recipes.training.noise import address, draw_noise
 
 CPU = torch.device("cpu")
 
@@ -109,7 +109,7 @@ def test_detached_hyper_outputs_get_nothing_from_the_auxiliary_model(write_recip
 def test_ms_ssim_is_that_of_the_library(shape: tuple[int, ...]) -> None:
     from pytorch_msssim import ms_ssim as reference
 
-    from recipes.similarity import ms_ssim
+    from recipes.training.msssim import ms_ssim
 
     x = torch.rand(shape, generator=torch.manual_seed(3))
     other = (0.7 * x + 0.1 * torch.rand(shape)).requires_grad_()
@@ -119,7 +119,7 @@ def test_ms_ssim_is_that_of_the_library(shape: tuple[int, ...]) -> None:
 
 
 def test_ms_ssim_of_a_reversed_picture_has_a_gradient() -> None:
-    from recipes.similarity import ms_ssim
+    from recipes.training.msssim import ms_ssim
 
     x = torch.rand(1, 3, 192, 192, generator=torch.manual_seed(3))
     negative = (1 - x).requires_grad_()
@@ -128,8 +128,8 @@ def test_ms_ssim_of_a_reversed_picture_has_a_gradient() -> None:
 
 
 def test_ms_ssim_distortion_falls_to_zero_for_equal_pictures(write_recipe) -> None:
-    from recipes.losses import distortion
-    from recipes.settings import Loss
+    from recipes.config.settings import Loss
+    from recipes.training.losses import distortion
 
     x = torch.rand(1, 3, 192, 192)
     value = distortion(x, x, "ms-ssim", Loss())
@@ -139,9 +139,9 @@ def test_ms_ssim_distortion_falls_to_zero_for_equal_pictures(write_recipe) -> No
 
 
 def test_every_distortion_of_a_recipe_can_be_computed() -> None:
-    from recipes.losses import DISTORTIONS, distortion
-    from recipes.schema import Stage
-    from recipes.settings import Loss
+    from recipes.config.schema import Stage
+    from recipes.config.settings import Loss
+    from recipes.training.losses import DISTORTIONS, distortion
 
     assert set(DISTORTIONS) == set(get_args(Stage.model_fields["distortion"].annotation))
     x = torch.rand(2, 3, 192, 192)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from recipes.checkpoint import found
-from recipes.loop import Memory
-from recipes.settings import Plateau
+from recipes.config.settings import Plateau
 from recipes.train import main
+from recipes.training.checkpoint import found
+from recipes.training.loop import Memory
 from tests.recipes.test_faults import small_pictures
 
 PLATEAU = Plateau(patience=3, improvement=0.01)

@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.codec import load_model
-from recipes.checkpoint import found
-from recipes.launch import check_together, processes_asked
-from recipes.results import read_run
-from recipes.settings import RecipeError
-from recipes.signals import AGAIN
+from recipes.config.settings import RecipeError
+from recipes.launching.processes import check_together, processes_asked
 from recipes.train import main
+from recipes.training.checkpoint import found
+from recipes.training.results import read_run
+from recipes.training.signals import AGAIN
 
 TWO = ("--multi_gpu", "--num_processes", "2")
 

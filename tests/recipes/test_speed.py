@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from pipeline.evaluation.pictures import read_picture
-from recipes import speed
-from recipes.load import load_recipe
-from recipes.losses import Weights
-from recipes.module import build
-from recipes.noise import draw_noise
-from recipes.settings import Speed
-from recipes.validate import reconstruct
+from recipes.config.load import load_recipe
+from recipes.config.settings import Speed
+from recipes.training import speed
+from recipes.training.losses import Weights
+from recipes.training.module import build
+from recipes.training.noise import draw_noise
+from recipes.training.validate import reconstruct
 
 WEIGHTS = Weights(rate=0.3, main=1.0, auxiliary=1.0)
 

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.codec import load_auxiliary, load_model
-from recipes import profiling
-from recipes.checkpoint import found
-from recipes.export import export_checkpoint
-from recipes.settings import RecipeError
+from recipes.config.settings import RecipeError
 from recipes.train import main
+from recipes.training import profiling
+from recipes.training.checkpoint import found
+from recipes.training.export import export_checkpoint
 
 STAGES = [
     {"name": "base", "rate_weight": 0.3, "steps": 4, "batch": 4, "crop": 64, "lr": 1e-3},

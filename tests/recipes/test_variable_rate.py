@@ -11,12 +11,12 @@ from pipeline.codec import load_model, save_model
 from pipeline.codec.bitstream import read_header
 from pipeline.evaluation.learned import to_tensor
 from pipeline.evaluation.pictures import read_picture
-from recipes.load import load_recipe
-from recipes.losses import Weights, weights_at
-from recipes.module import METRICS, build
-from recipes.noise import address, draw_noise, draw_rates
-from recipes.settings import RecipeError
+from recipes.config.load import load_recipe
+from recipes.config.settings import RecipeError
 from recipes.train import main
+from recipes.training.losses import Weights, weights_at
+from recipes.training.module import METRICS, build
+from recipes.training.noise import address, draw_noise, draw_rates
 from tests.recipes.test_training import assert_same
 
 CPU = torch.device("cpu")
@@ -116,7 +116,7 @@ def test_a_batch_weighs_each_sample_by_its_own_rate(write_recipe, mode: str) -> 
 
 
 def test_the_reversed_gradient_is_weighed_by_sample(write_recipe) -> None:
-    from recipes.losses import reverse_gradient
+    from recipes.training.losses import reverse_gradient
 
     x = torch.ones(2, 3, 4, 5, requires_grad=True)
     reverse_gradient(x, torch.tensor([0.5, 3.0])).sum().backward()

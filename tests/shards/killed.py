@@ -92,7 +92,7 @@ def children(parent: int) -> list[int]:
 
 def _is_worker(process: psutil.Process) -> bool:
     try:
-        return any("shards.crew" in word for word in process.cmdline())
+        return any("pipeline.common.workers" in word for word in process.cmdline())
     except psutil.Error:
         return False
 

@@ -16,10 +16,10 @@ from shards import Manifest, ShardsError
 from shards.augment.operations import Augmenter
 from shards.augment.spec import Spec, read_spec
 from shards.augment.writing import augmented
+from shards.inspecting.verify import verify
+from shards.making.write import Ready
 from shards.options import augment_options
 from shards.pixels import to_rgb
-from shards.verify import verify
-from shards.write import Ready
 from tests.shards.making import SMALL, checksums, corpus, encoded, jpeg, make, rejects, rows
 
 LIC = Path("shards/augment/lic.yaml")

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from shards.duplicates import BANDS, NEAR, band_of, look
+from shards.making.duplicates import BANDS, NEAR, band_of, look
 from shards.run import shard
 from tests.shards.making import SMALL, corpus, encoded, make, rejects, rows
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.verify import verify
+from shards.inspecting.verify import verify
 from tests.shards.making import checksums, corpus
 
 OPTIONS = ["--shard-size", "30KB", "--min-side", "32", "--workers", "2"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from shards.jpeg import jpeg_header
+from shards.making.jpeg import jpeg_header
 
 SAVED: dict[str, dict[str, Any]] = {
     "plain": {},

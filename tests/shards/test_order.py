@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import ShardsError
-from shards.order import SampleOrder, hashed, permutation
+from shards.streaming.order import SampleOrder, hashed, permutation
 
 GOLDEN_ORDER = [(3, 0), (3, 1), (0, 0), (2, 2), (2, 1), (0, 2), (2, 0), (2, 3), (0, 1)]
 GOLDEN_HASH = 0x6AE515C1C0AC7E37

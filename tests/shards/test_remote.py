@@ -12,9 +12,9 @@ import fsspec
 import pytest
 
 from shards import Manifest, ShardsRuntimeError
-from shards.inspect import inspect
+from shards.inspecting.summary import inspect
+from shards.inspecting.verify import verify
 from shards.store import Store
-from shards.verify import verify
 from tests.shards.making import checksums, corpus, make
 
 pytestmark = pytest.mark.slow  # processes, servers and codecs of their own

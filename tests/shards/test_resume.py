@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from shards import Manifest, ShardsError
+from shards.inspecting.verify import verify
 from shards.options import Options
 from shards.run import finish_splits
 from shards.store import open_partial
-from shards.verify import verify
 from tests.shards.making import checksums, corpus, jpeg, make
 
 
@@ -141,7 +141,7 @@ def test_what_a_killed_process_left_is_swept_and_no_more(source: Path, dest: Pat
 
 
 def test_a_source_that_changes_meanwhile_is_noticed(source: Path, tmp_path: Path) -> None:
-    from shards.listing import list_corpus
+    from shards.making.listing import list_corpus
     from shards.sources import Entry, open_sources
 
     with open_sources([str(source)]) as (opened,):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards import SampleOrder, ShardsError, Stream
-from shards.stream_mixture import PERIOD, MixedOrder, shares
+from shards.streaming.mixture import PERIOD, MixedOrder, shares
 from tests.shards.made import numbered, write_split
 
 

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards import Manifest, ShardsError
-from shards.inspect import inspect
-from shards.page import bars, write_page
-from shards.verify import verify
+from shards.inspecting.page import bars, write_page
+from shards.inspecting.summary import inspect
+from shards.inspecting.verify import verify
 from tests.shards.making import corpus, jpeg, make
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.cli.contest import _curve
+from pipeline.cli.challenge import _curve
 from pipeline.codec import CCAConfig, CCAModel, load_model, save_model
 from pipeline.codec.bitstream import read_header
 from pipeline.tracking import measurements, register_model, resolve_model

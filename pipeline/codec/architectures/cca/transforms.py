@@ -1,0 +1,87 @@
+"""Picture to latent and back, latent to hyper-latent and back.
+
+Shapes: N batch, M latent channels, Z hyper-latent channels; h = H/16, w = W/16.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from pipeline.codec.architectures.cca.config import CCAConfig
+from pipeline.codec.layers import NAFBlock, ResidualBottleneck, conv, deconv
+
+RESIDUAL_BLOCKS = 3
+
+
+def _residuals(width: int) -> list[nn.Module]:
+    return [ResidualBottleneck(width) for _ in range(RESIDUAL_BLOCKS)]
+
+
+def _nafs(width: int, count: int) -> list[nn.Module]:
+    return [NAFBlock(width) for _ in range(count)]
+
+
+class Analysis(nn.Module):
+    """g_a: (N, 3, H, W) -> (N, M, h, w), for H and W multiples of 16."""
+
+    def __init__(self, config: CCAConfig) -> None:
+        super().__init__()
+        widths = config.transform_channels
+        inputs = (3, *widths[:-1])
+        self.down = nn.ModuleList(
+            conv(before, width, 5, stride=2) for before, width in zip(inputs, widths, strict=True)
+        )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*_residuals(width), *_nafs(width, count))
+            for width, count in zip(widths, config.transform_blocks, strict=True)
+        )
+        self.last = conv(widths[-1], config.latent_channels, 5, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the latent y of pictures in [0, 1]."""
+        for down, blocks in zip(self.down, self.blocks, strict=True):
+            x = blocks(down(x))
+        y: Tensor = self.last(x)
+        return y
+
+
+class Synthesis(nn.Module):
+    """g_s, the mirror image: (N, M, h, w) -> (N, 3, H, W), not clamped."""
+
+    def __init__(self, config: CCAConfig) -> None:
+        super().__init__()
+        widths = config.transform_channels[::-1]
+        inputs = (config.latent_channels, *widths[:-1])
+        self.up = nn.ModuleList(
+            deconv(before, width, 5, stride=2) for before, width in zip(inputs, widths, strict=True)
+        )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*_nafs(width, count), *_residuals(width))
+            for width, count in zip(widths, config.transform_blocks[::-1], strict=True)
+        )
+        self.last = deconv(widths[-1], 3, 5, stride=2)
+
+    def forward(self, y_hat: Tensor) -> Tensor:
+        """Return pictures, about [0, 1]."""
+        for up, blocks in zip(self.up, self.blocks, strict=True):
+            y_hat = blocks(up(y_hat))
+        x_hat: Tensor = self.last(y_hat)
+        return x_hat
+
+
+def hyper_analysis(config: CCAConfig) -> nn.Sequential:
+    """Return h_a: (N, M, h, w) -> (N, Z, h/4, w/4)."""
+    width = config.transform_channels[-1]
+    return nn.Sequential(
+        conv(config.latent_channels, width, 3), nn.GELU(), conv(width, width, 5, stride=2),
+        nn.GELU(), conv(width, config.hyper_latent_channels, 5, stride=2),
+    )  # fmt: skip
+
+
+def hyper_synthesis(config: CCAConfig) -> nn.Sequential:
+    """Return h_mean_s or h_scale_s: (N, Z, h/4, w/4) -> (N, M, h, w)."""
+    width = config.transform_channels[-1]
+    return nn.Sequential(
+        deconv(config.hyper_latent_channels, width, 5, stride=2), nn.GELU(),
+        deconv(width, width, 5, stride=2), nn.GELU(), deconv(width, config.latent_channels, 3),
+    )  # fmt: skip

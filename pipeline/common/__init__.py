@@ -1,0 +1,1 @@
+"""The ground floor: what every room needs. It imports nothing of ours, and no torch."""

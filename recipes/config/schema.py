@@ -1,0 +1,288 @@
+"""What a recipe may say of stages and runs: every field with its meaning, range and default.
+
+No torch here: a scheduler plans from a recipe alone. Paths are relative to the working folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from recipes.config.settings import (
+    BLOCK,
+    Cca,
+    Checkpoint,
+    Data,
+    Loss,
+    Name,
+    Part,
+    Place,
+    Plateau,
+    Positive,
+    Rate,
+    RateWeight,
+    RecipeError,
+    Speed,
+    Tracking,
+)
+
+_THRESHOLDS = {"clamp_warning", "clamp_error"}
+# MS-SSIM halves a picture four times and then lays an 11-pixel window on it.
+MS_SSIM_CROP = 192
+
+
+class Stage(Part):
+    """One stage of training: what it starts from, what it minimises, for how long."""
+
+    name: Name
+    """How runs, folders and other stages refer to it."""
+    init: Name | None = None
+    """The stage whose weights this one starts from; without one, random weights."""
+    variable_rate: Annotated[list[RateWeight], Field(min_length=2, max_length=64)] | None = None
+    """In place of `rate_weight`: one run, whose model serves all of these weights and the rates
+    between them. Each sample of a batch is trained at one of them, drawn at random."""
+    rate_weight: Annotated[
+        RateWeight | Annotated[list[RateWeight], Field(min_length=1)] | None,
+        Field(validate_default=True),
+    ] = None
+    """Weight of the rate in the loss; a list makes one run, and one model, for each."""
+    distortion: Literal["mse", "ms-ssim"] = "mse"
+    """What distortion is."""
+    steps: Positive
+    """Optimizer steps."""
+    batch: Positive = 8
+    """Pictures in a global batch: over all processes and all accumulated parts."""
+    crop: Annotated[int, Field(gt=0, multiple_of=64)] = 256
+    """Side of the square crops, in pixels."""
+    lr: Rate = 1e-4
+    """Adam's learning rate for the weights."""
+    quantile_lr: Rate = 1e-3
+    """Adam's learning rate for the quantiles of the factorised densities."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """How lr goes from its value to final_lr * lr over the steps after the warm-up."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps over which lr grows from 0."""
+    final_lr: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """The share of lr that a falling schedule ends with."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest norm of the gradient; main and auxiliary model are clipped apart."""
+    frozen: list[str] = Field(default_factory=list)
+    """Parts of the model that don't change: names, or patterns such as `g_a*`."""
+    plateau: Plateau | None = None
+    """When to stop before `steps`; needs `data.validation`."""
+    cca: Cca | None = None
+    """In place of the recipe's `cca`."""
+    model: Literal["paper", "tiny"] | dict[str, Any] | None = None
+    """In place of the recipe's `model`."""
+    draws: Name | None = None
+    """Stages of one seed that say the same here see the same pictures, crops and noise, at every
+    rate: to compare them. Default: each stage its own pictures, each run its own noise."""
+
+    @field_validator("variable_rate")
+    @classmethod
+    def _falling(cls, weights: list[float] | None) -> list[float] | None:
+        if weights is not None and len(set(weights)) != len(weights):
+            raise ValueError("names the same weight twice")
+        # The order of a model's rates, whatever the recipe's is.
+        return weights and sorted(weights, reverse=True)
+
+    @field_validator("rate_weight")
+    @classmethod
+    def _one_of_two(
+        cls, weight: float | list[float] | None, info: ValidationInfo
+    ) -> float | list[float] | None:
+        # A variable_rate that is wrong itself is not there.
+        several = info.data.get("variable_rate", []) is not None
+        if weight is None and not several:
+            raise ValueError("is missing (or variable_rate, for one model at several weights)")
+        if weight is not None and info.data.get("variable_rate"):
+            raise ValueError("must be left out where variable_rate is given: that has one run")
+        return weight
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.distortion == "ms-ssim" and self.crop < MS_SSIM_CROP:
+            raise ValueError(f"ms-ssim needs a crop of {MS_SSIM_CROP} pixels or more")
+        if self.warmup > self.steps:
+            raise ValueError("warmup must not be longer than steps")
+        weights = self.weights
+        if len(set(weights)) != len(weights):
+            raise ValueError("rate_weight names the same weight twice")
+        if len({"" if weight is None else f"{weight:g}" for weight in weights}) < len(weights):
+            raise ValueError("rate_weight has two that are the same to six digits, as folders are")
+        return self
+
+    @property
+    def weights(self) -> Sequence[float | None]:
+        """The rate weight of each of the stage's runs; None: that of a model for several."""
+        return self.rate_weight if isinstance(self.rate_weight, list) else [self.rate_weight]
+
+
+class Recipe(Part):
+    """An experiment: what `accelerate launch recipes/train.py RECIPE.yaml` runs."""
+
+    name: Name
+    """Name of the experiment, which its runs and models carry."""
+    out: Place
+    """Folder that runs are written to."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the weights, the order and crops of pictures, and the training noise."""
+    model: Literal["paper", "tiny"] | dict[str, Any] = "paper"
+    """`paper`, `tiny`, or the fields of a CCAConfig that differ from the published one."""
+    start: Literal["random", "pyramid"] = "random"
+    """How untrained transforms start: as torch does, or as a pyramid of wavelets, which saves a
+    short training the way from noise to a blurred picture (docs/training.md has measurements)."""
+    processes: Positive | None = None
+    """Processes to train with; default: one for each GPU, one on a CPU. Refused when it differs."""
+    data: Data
+    cca: Cca = Cca()
+    loss: Loss = Loss()
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the weights, 0.999 say, which is what evaluations measure and
+    what the final model, and a stage that starts from it, has. Default: the weights themselves."""
+    stages: Annotated[list[Stage], Field(min_length=1)]
+    evaluate_every: Positive = 5000
+    """Steps between evaluations on the held-out pictures; there is always one at the end."""
+    checkpoint: Checkpoint = Checkpoint()
+    tracking: Tracking = Tracking()
+    speed: Speed = Speed()
+
+    @field_validator("stages")
+    @classmethod
+    def _names(cls, stages: list[Stage]) -> list[Stage]:
+        known: list[str] = []
+        for stage in stages:
+            if stage.name in known:
+                raise ValueError(f"two stages are called {stage.name}")
+            if stage.init is not None and stage.init not in known:
+                raise ValueError(
+                    f"stage {stage.name} starts from {stage.init}, which is no stage before it"
+                    f" (those are: {', '.join(known) or 'none'})"
+                )
+            known.append(stage.name)
+        return stages
+
+    @model_validator(mode="after")
+    def _judged(self) -> Self:
+        for stage in self.stages:
+            if stage.plateau is not None and self.data.validation is None:
+                raise ValueError(f"stage {stage.name}: plateau needs data.validation to judge by")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of everything the recipe says."""
+        return _digest(self.model_dump(mode="json"))
+
+    def runs(self) -> list[Run]:
+        """Return one run for each stage and rate weight, in an order in which parents come first.
+
+        Raises `RecipeError` when a stage starts from one of several runs and doesn't say which.
+        """
+        made: dict[str, list[Run]] = {}
+        for stage in self.stages:
+            made[stage.name] = [
+                self._run(stage, weight, made.get(stage.init or "", [])) for weight in stage.weights
+            ]
+        return [run for runs in made.values() for run in runs]
+
+    def _run(self, stage: Stage, weight: float | None, parents: list[Run]) -> Run:
+        fans_out = isinstance(stage.rate_weight, list)
+        identity = f"{stage.name}/w{weight:g}" if fans_out else stage.name
+        folder = Path(self.out) / identity
+        return Run(self, stage, weight, identity, folder, _parent(stage, weight, parents))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: a stage at one rate weight, or (None) at all of its `variable_rate`."""
+
+    recipe: Recipe
+    stage: Stage
+    rate_weight: float | None
+    id: str
+    folder: Path
+    parent: Run | None
+
+    @property
+    def variable_rate(self) -> tuple[float, ...]:
+        """The rate weights of a model for several rates, falling; () for a single rate."""
+        return tuple(self.stage.variable_rate or ())
+
+    @property
+    def cca(self) -> Cca:
+        """The CCA term that holds for this run."""
+        return self.stage.cca or self.recipe.cca
+
+    @property
+    def model(self) -> str | dict[str, Any]:
+        """The architecture that holds for this run."""
+        return self.stage.model or self.recipe.model
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run has been trained to its end, in its folder: to as many steps as now."""
+        try:
+            state = json.loads((self.folder / "run.json").read_text())
+        except (OSError, ValueError):
+            return False
+        if not isinstance(state, dict) or state.get("done") is not True:
+            return False
+        return bool(state.get("steps", self.stage.steps) >= self.stage.steps)
+
+    def decisive(self) -> dict[str, Any]:
+        """Return what decides the numbers of the run: neither places, nor speed, nor logging.
+
+        What is left out and what is said as it would be by default are the same.
+        """
+        stage = self.stage.model_dump(mode="json", exclude={"cca", "model", "rate_weight", "steps"})
+        constant = self.stage.schedule == "constant"
+        data, cca = self.recipe.data, self.cca
+        return {
+            **stage,
+            "final_lr": None if constant else self.stage.final_lr,
+            "rate_weight": self.rate_weight,
+            "seed": self.recipe.seed,
+            "model": self.model,
+            "start": self.recipe.start,
+            **{f"cca.{key}": value for key, value in cca.model_dump(exclude=_THRESHOLDS).items()},
+            "cca.auxiliary_weight": cca.half,
+            "loss": self.recipe.loss.model_dump(mode="json"),
+            "ema": self.recipe.ema,
+            "flip": data.flip,
+            "block": data.block or BLOCK,
+            "augment": data.augment.model_dump(mode="json") if data.augment else None,
+            "steps": None if constant else self.stage.steps,
+            "precision": self.recipe.speed.precision,
+        }
+
+
+def _parent(stage: Stage, weight: float | None, parents: list[Run]) -> Run | None:
+    if stage.init is None:
+        return None
+    if len(parents) == 1:
+        return parents[0]
+    for parent in parents:
+        if parent.rate_weight == weight:
+            return parent
+    known = ", ".join(f"{parent.rate_weight:g}" for parent in parents)
+    if weight is None:
+        raise RecipeError(
+            f"stage {stage.name} trains one model and starts from stage {stage.init}, which has"
+            f" one at each of {known}: start from a stage with one run"
+        )
+    raise RecipeError(
+        f"stage {stage.name} at rate_weight {weight:g} starts from stage {stage.init}, which has"
+        f" runs at {known}: give {stage.init} the weight {weight:g}, or {stage.name} one of those"
+    )
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()

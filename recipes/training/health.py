@@ -1,0 +1,53 @@
+"""Whether the CCA loss is healthy: the share of the auxiliary likelihoods at their lower bound.
+
+When the auxiliary model is paid for predicting badly, it runs to the clamp, where every likelihood
+is 1e-9 and the term has no gradient any more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping
+
+from recipes.config.schema import Run
+
+# Steps whose mean is judged: in the first steps after random weights the share may jump up.
+WINDOW = 50
+# Steps between two warnings of the same run.
+QUIET_STEPS = 1000
+CURE = "set cca.mode=adversarial, which trains the auxiliary model to predict well"
+log = logging.getLogger(__name__)
+
+
+class CollapseError(RuntimeError):
+    """The auxiliary model has collapsed: the CCA term no longer says anything."""
+
+
+class Watch:
+    """Watches the share of likelihoods at the clamp, as a mean over the last `WINDOW` steps."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._shares: deque[float] = deque(maxlen=WINDOW)
+        self._quiet_until = 0
+
+    def check(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Warn above the warning threshold; above the other one raise `CollapseError`.
+
+        Mode `published` is only warned of: it is there to be compared with.
+        """
+        self._shares.append(metrics["clamp_share"])
+        if len(self._shares) < WINDOW:
+            return
+        cca, share = self.run.cca, sum(self._shares) / WINDOW
+        where = f"{self.run.id}: {share:.0%} of the auxiliary likelihoods are at the clamp"
+        if cca.mode == "adversarial" and share >= cca.clamp_error:
+            raise CollapseError(
+                f"{where} at step {step}, so the CCA term is a constant: lower lr or"
+                " cca.auxiliary_weight, or set cca.hyper=detached, and start again"
+            )
+        if share >= cca.clamp_warning and step >= self._quiet_until:
+            self._quiet_until = step + QUIET_STEPS
+            cure = CURE if cca.mode == "published" else "lower lr or cca.auxiliary_weight"
+            log.warning("%s at step %d: %s", where, step, cure)

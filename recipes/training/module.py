@@ -1,0 +1,224 @@
+"""The model and its auxiliary model as one module whose forward gives the loss.
+
+One module, because data-parallel and sharding wrappers see parameters only through the forward
+of what they wrap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.codec import (
+    AuxiliaryEntropyModel,
+    CCAConfig,
+    CCAModel,
+    Noise,
+    load_auxiliary,
+    load_model,
+    start_as_pyramid,
+)
+from recipes.config.schema import Run
+from recipes.config.settings import RecipeError
+from recipes.training.losses import (
+    Weights,
+    auxiliary_terms,
+    clamp_share,
+    distortion,
+    early_share,
+    early_term,
+    final_weight,
+    sample_bits,
+    squared_error,
+)
+
+# What every training pass reports, in this order: processes add their vectors up.
+METRICS = (
+    "loss",
+    "cost",
+    "distortion",
+    "mse",
+    "bpp",
+    "r_main",
+    "r_z",
+    "r_aux",
+    "gap",
+    "l_aux",
+    "clamp_share",
+    "clamp_share_main",
+    "early_share",
+)
+
+
+def model_config(model: str | Mapping[str, Any], variable_rate: Sequence[float] = ()) -> CCAConfig:
+    """Return the architecture that a recipe's `model` names, with gains for `variable_rate`.
+
+    Raises `CodecError` when there is no such architecture.
+    """
+    if isinstance(model, Mapping):
+        if "rate_weights" in model:
+            raise RecipeError("model: rate_weights are a stage's: name them as its variable_rate")
+        config = CCAConfig.from_mapping(dict(model))
+    else:
+        config = {"paper": CCAConfig, "tiny": CCAConfig.tiny}[model]()
+    return replace(config, rate_weights=tuple(variable_rate))
+
+
+def can_start_from(config: CCAConfig, parent: CCAConfig) -> bool:
+    """Tell whether a model can take the weights of `parent`: all, or all but its gains."""
+    return parent in (config, replace(config, rate_weights=()))
+
+
+class TrainingModule(nn.Module):
+    """What is trained in a run: `model`, and beside it `auxiliary` unless the CCA term is off."""
+
+    def __init__(self, run: Run, model: CCAModel, auxiliary: AuxiliaryEntropyModel | None) -> None:
+        super().__init__()
+        self.model = model
+        self.auxiliary = auxiliary
+        self.run = run
+        freeze(self, run)
+
+    def forward(
+        self, x: Tensor, noise: Noise, weights: Weights, rates: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss of pictures x, (N, 3, H, W) in [0, 1], and the `METRICS` as a vector.
+
+        `rates` (N,) are those of the pictures where the model has several. The loss is the mean of
+        the pictures', each under its own `weights`.
+        """
+        run, output = self.run, self.model(x, noise, rates)
+        pixels = x.shape[2] * x.shape[3]
+        distorted = distortion(x, output.x_hat, run.stage.distortion, run.recipe.loss)
+        r_main = sample_bits(output.likelihoods["y"]) / pixels
+        r_z = sample_bits(output.likelihoods["z"]) / pixels
+        cost = distorted + weights.rate * (r_main + r_z)
+        share = early_share(output.likelihoods["y"], self.model.config.slice_sizes)
+        loss = cost + early_term(share, r_main, run.cca)
+        quantiles = self.model.quantile_loss()
+        found = {
+            "distortion": distorted,
+            "mse": squared_error(x, output.x_hat.detach()),
+            "bpp": r_main + r_z,
+            "r_main": r_main,
+            "r_z": r_z,
+            "clamp_share_main": clamp_share(output.likelihoods["y"]),
+            "early_share": share,
+        }
+        if self.auxiliary is not None:
+            extra, more = auxiliary_terms(self.auxiliary, output, noise, run.cca, weights)
+            loss = loss + weights.main * r_main + extra
+            if run.cca.mode == "published":
+                quantiles = quantiles + self.auxiliary.quantile_loss()
+            found |= more | {"gap": more["r_aux"] - r_main}
+        found |= {"loss": loss, "cost": cost}
+        zero = x.new_zeros(())
+        metrics = torch.stack([found.get(name, zero).detach().mean() for name in METRICS])
+        return loss.mean() + quantiles, metrics
+
+    def groups(self) -> Iterator[dict[str, Any]]:
+        """Yield the groups of trained parameters: weights of each model, and the quantiles."""
+        quantiles = {id(parameter) for parameter in self.quantiles()}
+        for name, part in (("main", self.model), ("auxiliary", self.auxiliary)):
+            weights = [
+                parameter
+                for parameter in (part.parameters() if part is not None else ())
+                if parameter.requires_grad and id(parameter) not in quantiles
+            ]
+            if weights:
+                yield {"name": name, "params": weights}
+        trained = [parameter for parameter in self.quantiles() if parameter.requires_grad]
+        if trained:
+            yield {"name": "quantiles", "params": trained}
+
+    def quantiles(self) -> list[nn.Parameter]:
+        """Return the parameters that the quantile losses alone train."""
+        auxiliary = self.auxiliary.quantiles() if self.auxiliary is not None else []
+        return [*self.model.quantiles(), *auxiliary]
+
+
+def build(run: Run) -> TrainingModule:
+    """Return the run's module as it is before its first step.
+
+    It has its parent's weights, or random ones that the recipe's seed decides. Raises
+    `RecipeError` when the parent has not been trained or has another architecture.
+    """
+    config = model_config(run.model, run.variable_rate)
+    torch.manual_seed(run.recipe.seed)
+    model: CCAModel = CCAModel(config)
+    if run.recipe.start == "pyramid":
+        start_as_pyramid(model)
+    if model.gains is not None:
+        weights = [final_weight(run, weight) for weight in run.variable_rate]
+        model.gains.start(weights, _reference(run.parent))
+    auxiliary = None if run.cca.mode == "off" else AuxiliaryEntropyModel(config)
+    if run.parent is not None:
+        _inherit(run, run.parent, model, auxiliary)
+    return TrainingModule(run, model, auxiliary)
+
+
+def _reference(parent: Run | None) -> float | None:
+    """Return the weight at which an inherited model's gain is 1: the one it was trained at."""
+    if parent is None or parent.rate_weight is None:
+        return None
+    return final_weight(parent, parent.rate_weight)
+
+
+def _inherit(
+    run: Run, parent: Run, model: CCAModel, auxiliary: AuxiliaryEntropyModel | None
+) -> None:
+    if not (parent.folder / "model.safetensors").is_file():
+        raise RecipeError(
+            f"{run.id} starts from {parent.id}, which has no trained model in {parent.folder}:"
+            f" train stage {parent.stage.name} first"
+        )
+    trained = load_model(parent.folder)
+    if not can_start_from(model.config, trained.config):
+        raise RecipeError(
+            f"{run.id} starts from {parent.id}, whose model in {parent.folder} has another"
+            f" architecture: give both the same `model`"
+        )
+    # A parent with a single rate has no gains: those stay as they start.
+    model.load_state_dict(model.state_dict() | trained.state_dict())
+    inherited = load_auxiliary(parent.folder)
+    if auxiliary is not None and inherited is not None:
+        auxiliary.load_state_dict(inherited.state_dict())
+
+
+def freeze(module: TrainingModule, run: Run) -> None:
+    """Stop gradients to what the stage freezes, and to the density that its mode doesn't train.
+
+    Raises `RecipeError` when a pattern of `frozen` names nothing, or all of them everything.
+    """
+    if module.auxiliary is not None and run.cca.mode != "published":
+        module.auxiliary.density.requires_grad_(False)
+    parameters = dict(module.model.named_parameters())
+    for name in frozen_names(run, module.model):
+        parameters[name].requires_grad_(False)
+
+
+def frozen_names(run: Run, model: CCAModel) -> set[str]:
+    """Return the parameters of `model` that a run's stage freezes; raises as `freeze` does."""
+    names = [name for name, _ in model.named_parameters()]
+    found: set[str] = set()
+    for pattern in run.stage.frozen:
+        meant = [name for name in names if _names(pattern, name)]
+        if not meant:
+            parts = ", ".join(name for name, _ in model.named_children())
+            raise RecipeError(
+                f"stage {run.stage.name}: frozen names {pattern}, which is no part of the model"
+                f" (its parts: {parts})"
+            )
+        found.update(meant)
+    if len(found) == len(names):
+        raise RecipeError(f"stage {run.stage.name}: frozen leaves nothing of the model to train")
+    return found
+
+
+def _names(pattern: str, name: str) -> bool:
+    return name == pattern or name.startswith(f"{pattern}.") or fnmatch(name, pattern)

@@ -1,0 +1,191 @@
+"""What a run leaves behind: its folder, its MLflow run, its model. Written by the first process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.codec import AuxiliaryEntropyModel, CCAConfig, CCAModel, save_model
+from pipeline.codec.storage import FILE_NAME, stored_fingerprint
+from pipeline.evaluation.metrics import Picture
+from pipeline.tracking import Tracker
+from recipes.config.schema import Run
+from recipes.training.data import Corpora
+from recipes.training.files import write_json, write_text
+from recipes.training.state import part
+from recipes.training.throughput import Meter, psnr
+from shards import Batch
+
+
+class Results:
+    """The folder and the MLflow run of one run."""
+
+    def __init__(self, run: Run, corpora: Corpora, overrides: Sequence[str] = ()) -> None:
+        self.run, self.corpora, self.overrides = run, corpora, overrides
+        self.data_digest = corpora.digest
+        self._tracker: Tracker | None = None
+
+    def open(self) -> None:
+        """Write the resolved recipe, begin or continue the MLflow run."""
+        run, recipe = self.run, self.run.recipe
+        resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+        write_text(run.folder / "recipe.yaml", resolved)
+        known = read_run(run.folder)
+        self._tracker = Tracker.start(
+            recipe.tracking.experiment,
+            f"{recipe.name}/{run.id}",
+            params=run.decisive() | {"recipe": recipe.name},
+            tags=self._tags(),
+            run_id=known.get("run_id") or None,
+            parent_run_id=self._parent_run_id(),
+            folder=run.folder,
+        )
+        for name, place, manifest in self.corpora.named(recipe.data.split):
+            self._tracker.dataset(name, manifest.digest, place)
+            self._tracker.log_text(manifest.to_json(), f"{name}.json", "data")
+        self._tracker.log_file(run.folder / "recipe.yaml")
+        self._write_run(done=False, step=int(known.get("step", 0)))
+
+    def log(self, step: int, found: Mapping[str, float], meter: Meter) -> None:
+        """Track the metrics of a step."""
+        metrics = {name: found[name] for name in found if name not in ("stop", "due")}
+        metrics["psnr"] = psnr(found["mse"])
+        speed = {f"speed/{name}": value for name, value in meter.metrics().items()}
+        self.tracker.log({f"train/{name}": metrics[name] for name in metrics} | speed, step)
+
+    def log_held_out(self, step: int, means: Mapping[str, float]) -> None:
+        """Track an evaluation on the held-out pictures."""
+        self.tracker.log({f"val/{name}": value for name, value in means.items()}, step)
+
+    def show(self, name: str, picture: Picture, step: int) -> None:
+        """Show a picture (H, W, 3) uint8 in MLflow."""
+        self.tracker.log_image(picture, name, step)
+
+    def finish(self, config: CCAConfig, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Write the model of the state `tensors`, then say that the run is done."""
+        self._write_run(done=False, step=step)
+        path = export(config, tensors, self.run.folder, self.info(step))
+        self.tracker.log_file(path, "model")
+        self._write_run(done=True, step=step)
+
+    def close(self, status: str) -> None:
+        """End the MLflow run; what it could not deliver stays in the folder."""
+        if self._tracker is not None:
+            self._tracker.finish(status)
+
+    def keep_failure(
+        self, folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
+    ) -> None:
+        """Keep the state before a step that could not be taken."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(dict(tensors), folder / "state.safetensors")
+        write_json(folder / "checkpoint.json", about)
+
+    @property
+    def tracker(self) -> Tracker:
+        """The MLflow run; `open` comes first."""
+        assert self._tracker is not None
+        return self._tracker
+
+    def info(self, step: int) -> dict[str, object]:
+        """Return what a model says about where it comes from."""
+        run = self.run
+        return {
+            "name": run.id,
+            "recipe": run.recipe.name,
+            "stage": run.stage.name,
+            "rate_weight": run.rate_weight,
+            "variable_rate": run.stage.variable_rate,
+            "distortion": run.stage.distortion,
+            "step": step,
+            "recipe_digest": run.recipe.digest,
+            "data_digest": self.data_digest,
+            "git_commit": git_commit(),
+            "run_id": self.tracker.run_id,
+            "parent": run.parent.id if run.parent else None,
+        }
+
+    def _tags(self) -> dict[str, str]:
+        run = self.run
+        tags = {
+            "recipe": run.recipe.name,
+            "run": run.id,
+            "stage": run.stage.name,
+            "recipe_digest": run.recipe.digest,
+            "data_digest": self.data_digest,
+            "git_commit": git_commit(),
+            "overrides": " ".join(self.overrides),
+        }
+        return tags | ({"parent": run.parent.id} if run.parent else {})
+
+    def _parent_run_id(self) -> str | None:
+        return read_run(self.run.parent.folder).get("run_id") if self.run.parent else None
+
+    def _write_run(self, *, done: bool, step: int) -> None:
+        run = self.run
+        content = {
+            "id": run.id,
+            "run_id": self.tracker.run_id,
+            "stage": run.stage.name,
+            "rate_weight": run.rate_weight,
+            "parent": run.parent.id if run.parent else None,
+            "parent_fingerprint": parent_fingerprint(run),
+            "steps": run.stage.steps,
+            "step": step,
+            "recipe_digest": run.recipe.digest,
+            "done": done,
+        }
+        write_json(run.folder / "run.json", content)
+
+
+def export(
+    config: CCAConfig, tensors: Mapping[str, Tensor], out: Path, info: Mapping[str, Any]
+) -> Path:
+    """Write the model of a gathered state to `out`, averaged if the state is; return the file."""
+    weights = part(tensors, "weights") | part(tensors, "ema")
+    model = CCAModel(config)
+    model.load_state_dict(part(weights, "model"))
+    auxiliary = None
+    if part(weights, "auxiliary"):
+        auxiliary = AuxiliaryEntropyModel(config)
+        auxiliary.load_state_dict(part(weights, "auxiliary"))
+    return save_model(model, out, info, auxiliary)
+
+
+def keep_batch(path: Path, batch: Batch) -> None:
+    """Keep a batch's pictures, with their keys in the metadata."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"images": batch.images}, path, {"keys": json.dumps(batch.keys)})
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Return what `run.json` says; {} where there is none."""
+    try:
+        content = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def parent_fingerprint(run: Run) -> str | None:
+    """Return the fingerprint of the model that a run starts from; None if it starts from none."""
+    if run.parent is None or not (run.parent.folder / FILE_NAME).is_file():
+        return None
+    return stored_fingerprint(run.parent.folder / FILE_NAME)
+
+
+def git_commit() -> str:
+    """Return the commit of this code; "" outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()

@@ -1,0 +1,89 @@
+"""How fast training goes: samples a second, time spent waiting for data, memory, time left."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from recipes.config.schema import Run
+
+# Weight of the newest step in the moving averages.
+NEWEST = 0.05
+
+
+class Meter:
+    """Moving averages over the steps of a run; `batch` is the global batch."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.seconds = 0.0
+        self.waited = 0.0
+        self._wait = 0.0
+        self._last = time.monotonic()
+        self._steps = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for data."""
+        start = time.monotonic()
+        yield
+        self._wait = time.monotonic() - start
+
+    def step(self) -> None:
+        """Note that a step has ended."""
+        now = time.monotonic()
+        self._steps += 1
+        weight = max(NEWEST, 1 / self._steps)
+        self.seconds += weight * (now - self._last - self.seconds)
+        self.waited += weight * (self._wait - self.waited)
+        self._last = now
+
+    @property
+    def samples_per_second(self) -> float:
+        """Pictures a second, over all processes."""
+        return self.batch / self.seconds if self.seconds else 0.0
+
+    @property
+    def waiting_share(self) -> float:
+        """The share of the time that goes into waiting for data."""
+        return self.waited / self.seconds if self.seconds else 0.0
+
+    def note(self, found: Mapping[str, float], step: int, run: Run) -> str:
+        """Return the line that progress shows."""
+        left = self.seconds * (run.stage.steps - step)
+        return (
+            f"loss {found['loss']:.4g}, {found['bpp']:.3f} bpp, {psnr(found['mse']):.2f} dB,"
+            f" {self.samples_per_second:.1f} samples/s, {self.waiting_share:.0%} waiting,"
+            f" {memory() / 2**30:.1f} GiB, {_duration(left)} left"
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Return what is tracked of the speed."""
+        return {
+            "samples_per_second": self.samples_per_second,
+            "waiting_share": self.waiting_share,
+            "memory_gib": memory() / 2**30,
+        }
+
+
+def psnr(mse: float) -> float:
+    """Return the PSNR in dB of a mean squared error on [0, 1] values, at most 100."""
+    return min(100.0, -10 * math.log10(mse)) if mse > 0 else 100.0
+
+
+def memory() -> int:
+    """Return the most bytes used so far: on the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

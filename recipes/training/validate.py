@@ -1,0 +1,127 @@
+"""Evaluation on held-out pictures while training, shared out over the processes.
+
+Metrics are those of the field: on 8-bit pictures, per picture and then the mean over the set.
+Rates are the likelihoods' here; `pipeline evaluate` counts real files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.codec import CCAModel
+from pipeline.codec.architectures.cca.config import LATENT_STRIDE
+from pipeline.evaluation.learned import to_picture, to_tensor
+from pipeline.evaluation.metrics import Picture, ms_ssim, psnr
+from pipeline.evaluation.pictures import read_picture
+from recipes.config.schema import Run
+from recipes.training.losses import bits_per_pixel, distortion
+from recipes.training.speed import uncompiled
+
+NAMES = ("cost", "bpp", "psnr", "ms_ssim")
+
+
+def evaluate(
+    model: CCAModel,
+    run: Run,
+    pictures: Sequence[Path],
+    accelerator: Any,
+    asked: Callable[[], bool],
+) -> dict[str, float] | None:
+    """Return the mean over `pictures` of `NAMES`, the same on all processes.
+
+    None: it was `asked` to stop, which all processes are together, before each picture.
+
+    Of a model for several rates it is the mean over these too, with `rate_K/bpp` and so on for
+    each. Process r takes every world_size-th picture from r on. All do as many passes, because a
+    sharded model needs all of them for each: a process without a picture left repeats its last.
+    """
+    world, rank = accelerator.num_processes, accelerator.process_index
+    points = rate_points(run)
+    totals = torch.zeros(
+        len(points), len(NAMES) + 2, dtype=torch.float64, device=accelerator.device
+    )
+    training = model.training
+    model.eval()
+    for first in range(0, len(pictures), world):
+        if asked():
+            model.train(training)
+            return None
+        number = first + rank
+        picture = read_picture(pictures[min(number, len(pictures) - 1)])
+        found = [measure(model, run, picture, *point) for point in points]
+        if number < len(pictures):
+            totals += torch.tensor(found, dtype=torch.float64, device=totals.device)
+    model.train(training)
+    sums = accelerator.reduce(totals, reduction="sum").cpu()
+    means = _means(sums.sum(0).tolist())
+    for rate, of_rate in enumerate(sums.tolist() if len(points) > 1 else []):
+        means |= {f"rate_{rate}/{name}": mean for name, mean in _means(of_rate).items()}
+    return means
+
+
+def rate_points(run: Run) -> list[tuple[float | None, float]]:
+    """Return the rates that a run is evaluated at (None: its single one), and their weights."""
+    if run.rate_weight is not None:
+        return [(None, run.rate_weight)]
+    return [(float(rate), weight) for rate, weight in enumerate(run.variable_rate)]
+
+
+def _means(sums: Sequence[float]) -> dict[str, float]:
+    cost, bpp, decibels, similarity, similar, count = sums
+    means = {"cost": cost / count, "bpp": bpp / count, "psnr": decibels / count}
+    return means | ({"ms_ssim": similarity / similar} if similar else {})
+
+
+@torch.no_grad()
+def measure(
+    model: CCAModel, run: Run, picture: Picture, rate: float | None, rate_weight: float
+) -> list[float]:
+    """Return cost, bpp, PSNR, MS-SSIM (0 where undefined), whether that is defined, and 1."""
+    decoded, bpp = reconstruct(model, picture, rate)
+    decibels, similarity = psnr(picture, decoded), ms_ssim(picture, decoded)
+    # On the CPU: a GPU may convolve with less than float32, which is too coarse for a metric.
+    x, x_hat = (to_tensor(one, torch.device("cpu")) for one in (picture, decoded))
+    distorted = float(distortion(x, x_hat, run.stage.distortion, run.recipe.loss))
+    cost = distorted + rate_weight * bpp
+    return [cost, bpp, decibels, similarity or 0.0, float(similarity is not None), 1.0]
+
+
+def look(model: CCAModel, picture: Picture) -> Picture:
+    """Return a picture, its reconstruction, and the map of y's bits, side by side (H, 3 W, 3).
+
+    In the map white is the position (16 x 16 pixels) that costs most, black costs nothing.
+    """
+    training = model.training
+    model.eval()
+    x_hat, likelihoods = _code(model, picture)
+    model.train(training)
+    bits = -likelihoods["y"][0].log2().sum(0)
+    levels = (bits / bits.max().clamp(min=1e-9) * 255).round().to(torch.uint8).cpu().numpy()
+    height, width = picture.shape[:2]
+    large = levels.repeat(LATENT_STRIDE, 0).repeat(LATENT_STRIDE, 1)[:height, :width]
+    return np.concatenate([picture, to_picture(x_hat), np.stack([large] * 3, axis=2)], axis=1)
+
+
+def reconstruct(
+    model: CCAModel, picture: Picture, rate: float | None = None
+) -> tuple[Picture, float]:
+    """Return what the model makes of a picture, (H, W, 3) uint8, and its estimated bpp."""
+    x_hat, likelihoods = _code(model, picture, rate)
+    pixels = picture.shape[0] * picture.shape[1]
+    bpp = sum(float(bits_per_pixel(part, pixels)) for part in likelihoods.values())
+    return to_picture(x_hat), bpp
+
+
+@torch.no_grad()
+def _code(
+    model: CCAModel, picture: Picture, rate: float | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    with uncompiled():
+        output = model(to_tensor(picture, next(model.parameters()).device), rate=rate)
+    return output.x_hat, output.likelihoods

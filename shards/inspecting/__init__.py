@@ -1,0 +1,1 @@
+"""Look at shards without changing them: verify every byte, count, show."""

@@ -1,0 +1,262 @@
+"""`pipeline verify`: reads every byte of a destination and names everything that is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+
+from pipeline.common.workers import Tell, work_in_processes
+from shards.errors import ShardsError
+from shards.making.check import RejectedError, examine
+from shards.making.finish import read_sidecar, rejects_name
+from shards.manifest import Manifest, ShardInfo, splits
+from shards.options import Options, crops_of
+from shards.store import Store
+from shards.tables import read_rows
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong: the file, the sample if it is one, and what it is."""
+
+    file: str
+    what: str
+    key: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}: {f'{self.key}: ' if self.key else ''}{self.what}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verification found."""
+
+    splits: tuple[str, ...]
+    shards: int
+    samples: int
+    problems: tuple[Problem, ...]
+
+
+def verify(
+    dest: str | Path,
+    *,
+    split: str | None = None,
+    workers: int = 1,
+    progress: Callable[[int, int | None, str], None] | None = None,
+) -> Verdict:
+    """Check every shard and every sample of `dest`: sizes, checksums, counts, decodes.
+
+    Raises:
+        ShardsError: there is nothing to verify.
+    """
+    store = Store(dest)
+    chosen = [split] if split else _splits(store)
+    problems: list[Problem] = []
+    shards = samples = 0
+    for one in chosen:
+        try:
+            manifest = Manifest.read(dest, one)
+        except ShardsError as error:
+            if Manifest.file_name(one) not in store.names():
+                raise
+            problems.append(Problem(Manifest.file_name(one), str(error)))
+            continue
+        problems += _manifest_problems(store, manifest)
+        problems += _shard_problems(store, manifest, workers, progress)
+        shards += len(manifest.shards)
+        samples += manifest.samples
+    return Verdict(tuple(chosen), shards, samples, tuple(problems))
+
+
+def _splits(store: Store) -> list[str]:
+    """Return the splits that have a manifest, or shards of which it is missing."""
+    tars = {re.sub(r"-\d{6}\.tar$", "", name) for name in store.names() if name.endswith(".tar")}
+    found = sorted(tars | set(splits(store)))
+    if not found:
+        raise ShardsError(f"{store} holds no shards: name a folder that `pipeline shard` wrote")
+    return found
+
+
+def _manifest_problems(store: Store, manifest: Manifest) -> Iterator[Problem]:
+    """Yield what contradicts itself in the manifest, or contradicts the rejects and the files."""
+    name = Manifest.file_name(manifest.split)
+    if sum(manifest.sizes) != manifest.samples:
+        yield Problem(name, f"says {manifest.samples} samples, its shards {sum(manifest.sizes)}")
+    crops = crops_of(manifest.options.get("augment"))
+    if manifest.samples != crops * (manifest.listed - manifest.rejected):
+        yield Problem(
+            name,
+            f"{manifest.listed} listed are not {manifest.samples} samples"
+            f" and {manifest.rejected} rejected",
+        )
+    if json.loads(store.read(name)).get("digest") != manifest.digest:
+        yield Problem(name, "was edited: its digest is not that of its contents")
+    yield from _plan_problems(store, manifest)
+    yield from _rejects_problems(store, manifest)
+    known = {file for info in manifest.shards for file in (info.tar, info.sidecar)}
+    ours = re.compile(rf"{re.escape(manifest.split)}-\d{{6}}\.(tar|parquet)")
+    for file in sorted(store.names()):
+        if ours.fullmatch(file) and file not in known:
+            yield Problem(file, "is not in the manifest")
+
+
+def _plan_problems(store: Store, manifest: Manifest) -> Iterator[Problem]:
+    """Yield where the manifest is not what the plan led to."""
+    try:
+        plan = json.loads(store.read(f".{manifest.split}.plan.json"))
+    except (FileNotFoundError, ValueError):
+        return  # a destination may be copied without its hidden files
+    name = Manifest.file_name(manifest.split)
+    for field in ("options", "source_digest", "listed"):
+        if plan.get(field) != getattr(manifest, field):
+            yield Problem(name, f"its {field} is not the plan's")
+    if plan.get("shards") != len(manifest.shards):
+        yield Problem(name, f"lists {len(manifest.shards)} shards of {plan.get('shards')} planned")
+    if manifest.seed != manifest.options.get("seed"):
+        yield Problem(name, "its seed is not that of its options")
+
+
+def _rejects_problems(store: Store, manifest: Manifest) -> Iterator[Problem]:
+    file = rejects_name(manifest.split)
+    try:
+        with store.open(file) as stream:
+            reasons = Counter(read_rows(stream, ["reason"])["reason"].to_pylist())
+    except FileNotFoundError:
+        yield Problem(file, "is missing")
+    except (pa.ArrowException, OSError) as error:
+        yield Problem(file, f"cannot be read: {error}")
+    else:
+        if dict(reasons) != manifest.reasons or reasons.total() != manifest.rejected:
+            yield Problem(file, f"holds {reasons.total()} rejects, not as the manifest counts them")
+
+
+def _shard_problems(
+    store: Store,
+    manifest: Manifest,
+    workers: int,
+    progress: Callable[[int, int | None, str], None] | None,
+) -> list[Problem]:
+    problems: dict[str, list[Problem]] = {}
+    done = 0
+    for info, found in _each_shard(store, manifest, workers):
+        problems[info.tar] = found
+        done += info.samples
+        if progress is not None:
+            count = sum(map(len, problems.values()))
+            progress(done, manifest.samples, f"{info.tar}, {count} problems")
+    return [problem for info in manifest.shards for problem in problems[info.tar]]
+
+
+def _each_shard(
+    store: Store, manifest: Manifest, workers: int
+) -> Iterator[tuple[ShardInfo, list[Problem]]]:
+    options = Options.from_dict(manifest.options)
+    if workers == 1 or not store.shared_between_processes:
+        for info in manifest.shards:
+            yield info, check_shard(store, info, options)
+        return
+    start = partial(_checker, store, options)
+    yield from work_in_processes(start, manifest.shards, min(workers, len(manifest.shards)))
+
+
+def _checker(store: Store, options: Options, tell: Tell) -> Callable[[ShardInfo], list[Problem]]:
+    return lambda info: check_shard(store, info, options)
+
+
+def check_shard(store: Store, info: ShardInfo, options: Options) -> list[Problem]:
+    """Return everything that is wrong with one shard."""
+    try:
+        said, _ = read_sidecar(store, info.name)
+        with store.open(info.sidecar) as stream:
+            rows = read_rows(stream).to_pylist()
+    except FileNotFoundError:
+        return [*_missing_tar(store, info), Problem(info.sidecar, "is missing")]
+    except (ShardsError, pa.ArrowException, OSError, ValueError):
+        return [*_missing_tar(store, info), Problem(info.sidecar, "is damaged")]
+    problems = []
+    if replace(said, name=info.name) != info or len(rows) != info.samples:
+        problems.append(Problem(info.sidecar, "is not of the shard that the manifest lists"))
+    try:
+        with store.open(info.tar) as stream:
+            problems += _tar_problems(stream, info, rows, options)
+    except FileNotFoundError:
+        problems.append(Problem(info.tar, "is missing"))
+    return problems
+
+
+def _missing_tar(store: Store, info: ShardInfo) -> list[Problem]:
+    return [] if info.tar in store.names() else [Problem(info.tar, "is missing")]
+
+
+def _tar_problems(
+    stream: IO[bytes], info: ShardInfo, rows: list[dict[str, Any]], options: Options
+) -> list[Problem]:
+    problems = []
+    size, digest = _checksum(stream)
+    if size != info.bytes:
+        problems.append(Problem(info.tar, f"has {size} bytes, not {info.bytes}"))
+    elif digest != info.sha256:
+        problems.append(Problem(info.tar, "has another checksum than the manifest"))
+    for row in rows:
+        stream.seek(row["offset"])
+        data = stream.read(row["size"])
+        what = _sample_problem(data, row, options)
+        if what:
+            problems.append(Problem(info.tar, what, row["key"]))
+    if not problems:
+        problems += _member_problems(stream, info, rows)
+    return problems
+
+
+def _checksum(stream: IO[bytes]) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    while chunk := stream.read(CHUNK):
+        digest.update(chunk)
+        size += len(chunk)
+    return size, digest.hexdigest()
+
+
+def _sample_problem(data: bytes, row: dict[str, Any], options: Options) -> str:
+    if len(data) != row["size"]:
+        return "is cut off"
+    if hashlib.sha256(data).hexdigest() != row["sha256"]:
+        return "has another checksum"
+    if options.check == "none":
+        return ""
+    try:
+        facts = examine(data, replace(options, check="full", min_side=0, max_aspect=0.0))
+    except RejectedError as error:
+        return f"cannot be used: {error}"
+    if (facts.width, facts.height) != (row["width"], row["height"]):
+        return f"is {facts.width} x {facts.height}, not {row['width']} x {row['height']}"
+    return ""
+
+
+def _member_problems(
+    stream: IO[bytes], info: ShardInfo, rows: list[dict[str, Any]]
+) -> Iterator[Problem]:
+    """Yield where the tar's members are not those of the sidecar."""
+    stream.seek(0)
+    places = {row["member"]: (row["offset"], row["size"]) for row in rows}
+    keys = {row["key"] for row in rows}
+    with tarfile.open(fileobj=stream, mode="r:") as tar:
+        for member in tar:
+            if places.pop(member.name, None) == (member.offset_data, member.size):
+                continue
+            folder, slash, name = member.name.rpartition("/")
+            if folder + slash + name.partition(".")[0] not in keys:
+                yield Problem(info.tar, "is a member that the sidecar does not list", member.name)
+    for name in places:
+        yield Problem(info.sidecar, "lists a member that the tar does not have", name)

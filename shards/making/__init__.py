@@ -1,0 +1,1 @@
+"""From a source to shards: list, plan, check, write, finish."""

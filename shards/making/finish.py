@@ -1,0 +1,120 @@
+"""Ends a split: collects what its shards say of themselves into the rejects table and manifest."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.errors import ShardsError
+from shards.making.plan import Plan
+from shards.making.write import REJECTS
+from shards.manifest import Manifest, ShardInfo, shard_name
+from shards.options import crops_of
+from shards.store import Store
+
+SHOWN = 5
+
+
+def rejects_name(split: str) -> str:
+    """Return the name of the table of rejected pictures."""
+    return f"{split}.rejects.parquet"
+
+
+def missing_shards(names: set[str], plan: Plan) -> list[int]:
+    """Return the numbers of the plan's shards that are not complete among the files `names`."""
+    shards = (shard_name(plan.split, number) for number in range(plan.shards))
+    return [
+        number
+        for number, name in enumerate(shards)
+        if f"{name}.tar" not in names or f"{name}.parquet" not in names
+    ]
+
+
+def read_sidecar(store: Store, name: str) -> tuple[ShardInfo, list[dict[str, Any]]]:
+    """Return what the sidecar of shard `name` says of the tar, and the pictures it rejected.
+
+    Raises:
+        ShardsError: it is not a sidecar.
+    """
+    file = f"{name}.parquet"
+    try:
+        with store.open(file) as stream:
+            metadata = pq.read_schema(stream).metadata or {}
+        facts = json.loads(metadata[b"shard"])
+        rejects = json.loads(metadata[b"rejects"])
+        return ShardInfo(name=name, **facts), rejects
+    except (KeyError, TypeError, ValueError, pa.ArrowInvalid) as error:
+        raise ShardsError(
+            f"{store.where(file)} is damaged: delete it and run the same command again"
+        ) from error
+
+
+def finish(store: Store, plan: Plan, created_with: dict[str, Any]) -> Manifest:
+    """Write the rejects table, then the manifest.
+
+    Raises:
+        ShardsError: a shard is missing, or not one picture could be used.
+    """
+    missing = missing_shards(store.names(), plan)
+    if missing:
+        raise ShardsError(
+            f"{store} is not complete: {len(missing)} of {plan.shards} shards of split "
+            f"{plan.split!r} are missing ({_shown(missing)}); run the parts that make them"
+        )
+    infos, rejects = [], []
+    for number in range(plan.shards):
+        info, rejected = read_sidecar(store, shard_name(plan.split, number))
+        infos.append(info)
+        rejects.extend(rejected)
+    _write_rejects(store, plan.split, rejects)
+    manifest = _manifest(plan, infos, rejects, created_with)
+    if plan.listed and not manifest.samples:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.reasons.items())
+        raise ShardsError(
+            f"not one of the {plan.listed} pictures could be used ({reasons}): "
+            f"see {store.where(rejects_name(plan.split))}, change the options and add --fresh"
+        )
+    store.write(Manifest.file_name(plan.split), manifest.to_json().encode())
+    return manifest
+
+
+def _manifest(
+    plan: Plan,
+    infos: Sequence[ShardInfo],
+    rejects: Sequence[dict[str, Any]],
+    created_with: dict[str, Any],
+) -> Manifest:
+    reasons = Counter(one["reason"] for one in rejects)
+    samples = sum(info.samples for info in infos)
+    if samples != crops_of(plan.options.get("augment")) * (plan.listed - len(rejects)):
+        raise AssertionError("every listed picture is written or rejected")
+    return Manifest(
+        split=plan.split,
+        seed=plan.options["seed"],
+        options=plan.options,
+        source_digest=plan.source_digest,
+        shards=tuple(infos),
+        samples=samples,
+        listed=plan.listed,
+        rejected=len(rejects),
+        reasons=dict(sorted(reasons.items())),
+        classes=tuple(plan.classes),
+        created_with={**created_with, "sources": plan.sources, "ignored": plan.ignored},
+    )
+
+
+def _write_rejects(store: Store, split: str, rejects: list[dict[str, Any]]) -> None:
+    table = pa.Table.from_pylist(rejects, schema=REJECTS).sort_by("key")
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    store.write(rejects_name(split), sink.getvalue().to_pybytes())
+
+
+def _shown(numbers: Sequence[int]) -> str:
+    text = ", ".join(str(number) for number in numbers[:SHOWN])
+    return text + (f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else "")

@@ -1,0 +1,291 @@
+"""The plan of a split: which sample goes into which shard. Made once, then only read.
+
+It is stored in the destination as `.SPLIT.plan.parquet`, a row group a shard, so that whoever makes
+a shard reads the rows of that shard alone; `.SPLIT.plan.json` beside it is written last and says
+what the plan was made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from shards.errors import ShardsError
+from shards.making.listing import Corpus
+from shards.options import Options, parse_split
+from shards.sources.base import LISTING, Listed, decode_path
+from shards.store import Store
+
+BLOCK = 512  # a tar's unit: a header takes one, contents are filled up to one
+ROWS = (
+    LISTING.append(pa.field("captions", pa.list_(pa.string())))
+    .append(pa.field("columns", pa.string()))
+    .append(pa.field("duplicate", pa.string()))
+)
+Sizes = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `.SPLIT.plan.json` says: what the split is made from, and how many shards it will have.
+
+    `sources` are names as messages show them; `classes` are labels in the order of their numbers.
+    """
+
+    split: str
+    options: dict[str, Any]
+    source_digest: str
+    stamp: str
+    listed: int
+    shards: int
+    bytes: int
+    ignored: int
+    sources: list[str]
+    classes: list[str]
+
+    @staticmethod
+    def file_name(split: str) -> str:
+        """Return the name of the plan's file in a destination."""
+        return f".{split}.plan.json"
+
+    @staticmethod
+    def rows_name(split: str) -> str:
+        """Return the name of the file with the plan's rows."""
+        return f".{split}.plan.parquet"
+
+    @classmethod
+    def read(cls, store: Store, split: str) -> Plan | None:
+        """Return the plan of `split` in `store`, or None when there is none."""
+        try:
+            return cls(**json.loads(store.read(cls.file_name(split))))
+        except FileNotFoundError:
+            return None
+        except (TypeError, ValueError) as error:
+            where = store.where(cls.file_name(split))
+            raise ShardsError(f"{where} is not a plan: start anew with --fresh") from error
+
+    def write(self, store: Store) -> None:
+        """Write `.SPLIT.plan.json`."""
+        store.write(
+            self.file_name(self.split), (json.dumps(asdict(self), indent=1) + "\n").encode()
+        )
+
+
+class PlanRows:
+    """The rows of a stored plan, shard by shard; a context manager that closes the file."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._stream = file
+        self._file = pq.ParquetFile(file)
+        metadata = self._file.metadata
+        self.counts = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
+
+    @classmethod
+    def of(cls, store: Store, split: str) -> PlanRows:
+        """Open the stored rows of `split`."""
+        return cls(store.open(Plan.rows_name(split)))
+
+    def __enter__(self) -> PlanRows:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stream.close()
+
+    def shard(self, number: int) -> pa.Table:
+        """Return the rows (columns of `ROWS`) of shard `number`."""
+        return self._file.read_row_group(number)
+
+    def columns(self, names: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
+        """Yield the number of each shard with the columns `names` of its rows."""
+        for number in range(len(self.counts)):
+            yield number, self._file.read_row_group(number, columns=list(names))
+
+
+def make_plans(
+    corpus: Corpus,
+    options: Options,
+    files: Mapping[str, IO[bytes]],
+    duplicates: Mapping[str, str] | None = None,
+) -> dict[str, Plan]:
+    """Write the rows of every split's plan into its file, and return the plans by split.
+
+    Args:
+        corpus: the listing.
+        options: what decides the shards.
+        files: by split, the file that takes the rows.
+        duplicates: for the key of a picture that came before, the key it came under first.
+    """
+    shares = parse_split(options.split)
+    makers = {split: _Maker(files[split], options) for split in shares}
+    bounds = np.cumsum(list(shares.values()))[:-1]
+    for table in corpus.ranges():
+        lots = np.searchsorted(bounds, table["lot"].to_numpy() / 2.0**64, side="right")
+        rows = completed(table, corpus.facts, options.labels, duplicates or {})
+        for number, maker in enumerate(makers.values()):
+            maker.take(rows.filter(pa.array(lots == number)) if len(makers) > 1 else rows)
+    classes = _classes(corpus.facts, makers.values()) if options.labels else []
+    return {
+        split: Plan(
+            split=split,
+            options=options.to_dict(),
+            source_digest=corpus.digest,
+            stamp=corpus.stamp,
+            listed=maker.listed,
+            shards=maker.finish(),
+            bytes=maker.bytes,
+            ignored=corpus.ignored,
+            sources=corpus.names,
+            classes=classes,
+        )
+        for split, maker in makers.items()
+    }
+
+
+class _Maker:
+    """Cuts the rows of one split, in order, into shards: a row group each."""
+
+    def __init__(self, file: IO[bytes], options: Options) -> None:
+        self.options = options
+        self._spec = options.spec
+        self.listed = self.shards = self.bytes = 0
+        self.labels: set[str] = set()
+        self._writer = pq.ParquetWriter(file, ROWS, compression="zstd")
+        self._rest = ROWS.empty_table()
+
+    def take(self, rows: pa.Table) -> None:
+        self.listed += rows.num_rows
+        self.labels.update(label for label in pc.unique(rows["label"]).to_pylist() if label)
+        rows = pa.concat_tables([self._rest, rows]).combine_chunks()
+        costs = self._costs(rows)
+        ends = cut(costs, self.options.shard_size)
+        for start, end in zip([0, *ends], ends, strict=False):
+            self._write(rows.slice(start, end - start), costs[start:end])
+        self._rest = rows.slice(ends[-1] if ends else 0)
+
+    def finish(self) -> int:
+        """Write what is left; return the number of shards."""
+        if self._rest.num_rows:
+            self._write(self._rest, self._costs(self._rest))
+        self._writer.close()
+        return self.shards
+
+    def _costs(self, rows: pa.Table) -> Sizes:
+        costs = tar_bytes(rows)
+        if self._spec is None:
+            return costs
+        sizes = map(self._spec.bytes_per_picture, costs.tolist())
+        return np.fromiter(sizes, np.int64, len(costs))
+
+    def _write(self, rows: pa.Table, costs: Sizes) -> None:
+        self._writer.write_table(rows, row_group_size=rows.num_rows)
+        self.shards += 1
+        self.bytes += int(costs.sum())
+
+
+def tar_bytes(rows: pa.Table) -> Sizes:
+    """Return about how many bytes each sample takes in a tar: headers and filling included."""
+    sizes = np.maximum(rows["size"].to_numpy(), 0)
+    costs: Sizes = BLOCK + -(-sizes // BLOCK) * BLOCK
+    for column, extra in (("label", 4 * BLOCK), ("captions", 4 * BLOCK), ("columns", 2 * BLOCK)):
+        costs += extra * rows[column].is_valid().to_numpy()
+    siblings = rows["siblings"].combine_chunks()
+    parents = pc.list_parent_indices(siblings).to_numpy()
+    beside = pc.struct_field(pc.list_flatten(siblings), "size").to_numpy()
+    np.add.at(costs, parents, BLOCK + -(-np.maximum(beside, 0) // BLOCK) * BLOCK)
+    return costs
+
+
+def cut(costs: Sizes, limit: int) -> list[int]:
+    """Return where full shards end: each takes samples while they stay within `limit` bytes.
+
+    A sample larger than the limit gets a shard of its own. What follows the last end is not full.
+    """
+    total = np.cumsum(costs)
+    ends: list[int] = []
+    start, before = 0, 0
+    while start < len(total):
+        end = max(int(np.searchsorted(total, before + limit, side="right")), start + 1)
+        if end >= len(total):
+            break
+        ends.append(end)
+        start, before = end, int(total[end - 1])
+    return ends
+
+
+def completed(
+    table: pa.Table,
+    facts: Sequence[Listed],
+    labels: bool = True,
+    duplicates: Mapping[str, str] | None = None,
+) -> pa.Table:
+    """Return the rows as the plan has them: unique keys, labels, captions and columns decided."""
+    table = table.drop_columns(["order", "lot"])
+    labelled = [number for number, fact in enumerate(facts) if fact.labelled and labels]
+    keep = pc.is_in(table["source"], pa.array(labelled, pa.int32()))
+    table = _with(table, "label", pc.if_else(keep, table["label"], None))
+    table = _with(table, "key", _unique(table))
+    described = any(fact.captions or fact.columns for fact in facts)
+    captions, columns = _described(table, facts) if described else (None, None)
+    size = table.num_rows
+    found = [duplicates.get(key) for key in table["key"].to_pylist()] if duplicates else None
+    for name, values in (("captions", captions), ("columns", columns), ("duplicate", found)):
+        kind = ROWS.field(name).type
+        table = table.append_column(
+            name, pa.array(values, kind) if values else pa.nulls(size, kind)
+        )
+    return table.cast(ROWS)
+
+
+def _described(
+    table: pa.Table, facts: Sequence[Listed]
+) -> tuple[list[list[str] | None], list[str | None]]:
+    captions: list[list[str] | None] = []
+    columns: list[str | None] = []
+    for number, location in zip(
+        table["source"].to_pylist(), table["location"].to_pylist(), strict=True
+    ):
+        path = decode_path(location)
+        name = path.rpartition("/")[2]
+        fact = facts[number]
+        captions.append(fact.captions.get(path) or fact.captions.get(name))
+        values = fact.columns.get(path) or fact.columns.get(name)
+        columns.append(json.dumps(values, sort_keys=True, ensure_ascii=False) if values else None)
+    return captions, columns
+
+
+def _unique(table: pa.Table) -> pa.Array:
+    """Return the keys, a short hash of its place added to each that another picture has before it.
+
+    Equal keys stand together, since their order is the same.
+    """
+    keys = table["key"].combine_chunks()
+    if len(keys) < 2:
+        return keys
+    same = np.concatenate([[False], pc.equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)])
+    if not same.any():
+        return keys
+    values = keys.to_pylist()
+    for row in np.flatnonzero(same).tolist():
+        place = [table[name][row].as_py() for name in ("source", "location", "offset")]
+        values[row] += "-" + hashlib.blake2b(repr(place).encode(), digest_size=4).hexdigest()
+    return pa.array(values)
+
+
+def _classes(facts: Sequence[Listed], makers: Any) -> list[str]:
+    known = [fact.classes for fact in facts if fact.classes]
+    found = set().union(*(maker.labels for maker in makers))
+    first = known[0] if known else ()
+    return [*first, *sorted(found - set(first))]
+
+
+def _with(table: pa.Table, name: str, values: Any) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, values)

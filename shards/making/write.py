@@ -1,0 +1,312 @@
+"""Makes one shard: a pure function of its rows of the plan, the options and the pictures' bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.making import check
+from shards.making.check import Facts, RejectedError, examine
+from shards.making.partial import partial_file, settle, start_writing
+from shards.manifest import ShardInfo, shard_name
+from shards.options import Options
+from shards.sources import Entry, Reader, Sample, Source, UnreadableError
+from shards.sources.base import decode_path, stem_and_ending
+from shards.store import Store
+
+if TYPE_CHECKING:
+    from shards.augment.operations import Augmenter
+
+T = TypeVar("T")
+R = TypeVar("R")
+BLOCK, RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
+# A header's name field, and what its size field can say: beyond them, `tarfile` writes longer ones.
+NAME_BYTES, LARGEST = 100, 8**11 - 1
+AHEAD = 4 << 20  # bytes after which the disk is set to work
+EMPTY_HEADER = tarfile.TarInfo("").tobuf(tarfile.GNU_FORMAT)
+
+SIDECAR = pa.schema(
+    [
+        ("key", pa.string()),
+        ("member", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("format", pa.string()),
+        ("sha256", pa.string()),
+        ("source", pa.string()),
+        ("mode", pa.string()),
+        ("orientation", pa.int8()),
+        ("label", pa.string()),
+        ("origin_sha256", pa.string()),  # of the source's bytes where they did not pass through
+    ]
+)
+REJECTS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("source", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("size", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all shards of a split have in common."""
+
+    split: str
+    store: Store
+    sources: Sequence[Source]
+    options: Options
+    classes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A sample whose picture passed: its row of the sidecar, and its members by ending."""
+
+    row: dict[str, Any]
+    ending: str
+    picture: bytes
+    others: dict[str, bytes]
+
+
+@dataclass
+class ShardMaker:
+    """Makes shards of one split, one after the other, with one set of open sources.
+
+    `on_sample` is called with (picture's bytes, whether it was rejected) after each.
+    """
+
+    context: Context
+    on_sample: Callable[[int, bool], None] = lambda size, rejected: None
+    _readers: dict[int, Reader] = field(default_factory=dict)
+    _augmenter: Augmenter | None = None
+
+    def make(self, number: int, rows: pa.Table, threads: int = 1) -> ShardInfo:
+        """Write shard `number` from its rows of the plan: the tar, then the sidecar that counts.
+
+        Raises:
+            ShardsError: the source changed since it was listed.
+            ShardsRuntimeError: the disk is full, or the store does not answer.
+        """
+        name = shard_name(self.context.split, number)
+        table: list[dict[str, Any]] = []
+        rejects: list[dict[str, Any]] = []
+        with partial_file(self.context.store, f"{name}.tar") as (file, path):
+            tar = TarFile(file)
+            results = _in_order(self._prepare, rows.to_pylist(), threads)
+            for result in self._augmented(results):
+                if isinstance(result, Ready):
+                    table.append(tar.add(result))
+                    self.on_sample(len(result.picture), False)
+                else:
+                    rejects.append(result)
+                    self.on_sample(result["size"], True)
+            info = tar.finish(name, len(table))
+            settle(self.context.store, file, path, info.tar, more_follows=True)
+        self._write_sidecar(info, table, rejects)
+        return info
+
+    def close(self) -> None:
+        """Close the sources."""
+        while self._readers:
+            self._readers.popitem()[1].close()
+
+    def _write_sidecar(
+        self, info: ShardInfo, table: list[dict[str, Any]], rejects: list[dict[str, Any]]
+    ) -> None:
+        facts = {"samples": info.samples, "bytes": info.bytes, "sha256": info.sha256}
+        schema = SIDECAR.with_metadata({"shard": json.dumps(facts), "rejects": json.dumps(rejects)})
+        with partial_file(self.context.store, info.sidecar) as (file, path):
+            pq.write_table(pa.Table.from_pylist(table, schema=schema), file, compression="zstd")
+            settle(self.context.store, file, path, info.sidecar)
+
+    def _augmented(
+        self, results: Iterable[Ready | dict[str, Any]]
+    ) -> Iterable[Ready | dict[str, Any]]:
+        """Return the results, augmented if that is asked for."""
+        options = self.context.options
+        spec = options.spec
+        if spec is None or options.augment is None:
+            return results
+        from shards.augment.operations import Augmenter
+        from shards.augment.writing import augmented
+
+        if self._augmenter is None:
+            self._augmenter = Augmenter(spec, options.seed, options.augment["device"])
+        return augmented(results, self._augmenter)
+
+    def _prepare(self, row: dict[str, Any]) -> Ready | dict[str, Any]:
+        """Return the sample of a row of the plan, or the row of its reject."""
+        entry = Entry.from_row(row)
+        place = decode_path(row["location"]).encode(errors="replace").decode()
+        origin = f"{self._names[row['source']]}/{place}"
+        try:
+            if row["duplicate"] is not None:
+                kind, _, first = row["duplicate"].partition(" ")
+                raise RejectedError(check.DUPLICATES[kind], f"of {first}")
+            if entry.picture.size < 0:
+                raise RejectedError(check.MISSING, "the path leads to no file")
+            sample = self._reader(row["source"]).read(entry)
+            facts = examine(sample.data, self.context.options, _ending(row["location"]))
+        except UnreadableError as error:
+            problem = RejectedError(check.UNREADABLE, str(error))
+        except RejectedError as error:
+            problem = error
+        else:
+            return self._ready(row, origin, sample, facts)
+        size = max(entry.picture.size, 0)
+        return reject_row(entry.key, origin, problem.reason, problem.detail, size)
+
+    def _ready(self, row: dict[str, Any], origin: str, sample: Sample, facts: Facts) -> Ready:
+        member = {
+            "key": row["key"],
+            "size": len(sample.data),
+            "width": facts.width,
+            "height": facts.height,
+            "format": facts.format,
+            "sha256": hashlib.sha256(sample.data).hexdigest(),
+            "source": origin,
+            "mode": facts.mode,
+            "orientation": facts.orientation,
+            "label": row["label"],
+            "origin_sha256": None,
+        }
+        others = describe(row, sample, self.context.classes)
+        others.pop(facts.ending, None)
+        return Ready(member, facts.ending, sample.data, others)
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return [source.name for source in self.context.sources]
+
+    def _reader(self, number: int) -> Reader:
+        reader = self._readers.get(number)
+        if reader is None:
+            # Of two threads that come here at once, both use the reader that was stored first.
+            reader = self._readers.setdefault(number, self.context.sources[number].reader())
+        return reader
+
+
+class TarFile:
+    """Writes an ordinary tar whose bytes depend on the members alone: no times, no owners."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self._position = self._started = 0
+
+    def add(self, sample: Ready) -> dict[str, Any]:
+        """Write the sample's members, the picture first; return its row of the sidecar."""
+        key = sample.row["key"]
+        member = f"{key}.{sample.ending}"
+        offset = self._add(member, sample.picture)
+        for ending in sorted(sample.others):
+            self._add(f"{key}.{ending}", sample.others[ending])
+        if self._position - self._started > AHEAD:
+            start_writing(self._file, self._started, self._position)
+            self._started = self._position
+        return {**sample.row, "member": member, "offset": offset}
+
+    def finish(self, name: str, samples: int) -> ShardInfo:
+        """Write the end of the archive; return what the file is."""
+        end = self._position + 2 * BLOCK
+        self._write(b"\0" * (2 * BLOCK + -end % RECORD))
+        return ShardInfo(name, samples, self._position, self._hash.hexdigest())
+
+    def _add(self, name: str, data: bytes) -> int:
+        """Write one member; return the offset of its data in bytes."""
+        self._write(header(name, len(data)))
+        offset = self._position
+        self._write(data)
+        self._write(b"\0" * (-len(data) % BLOCK))
+        return offset
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self._position += len(data)
+
+
+def header(name: str, size: int) -> bytes:
+    """Return the header of a member: `tarfile`'s own in GNU format, for most names made quicker."""
+    if len(name) > NAME_BYTES or not name.isascii() or size > LARGEST:
+        member = tarfile.TarInfo(name)
+        member.size = size
+        return member.tobuf(tarfile.GNU_FORMAT)
+    fields = b"%b%011o\0" % (EMPTY_HEADER[100:124], size)
+    blank = name.encode().ljust(NAME_BYTES, b"\0") + fields + EMPTY_HEADER[136:148] + b" " * 8
+    checksum = sum(blank) + sum(EMPTY_HEADER[156:])
+    return blank[:148] + b"%06o\0 " % checksum + EMPTY_HEADER[156:]
+
+
+def reject_row(key: str, source: str, reason: str, detail: str, size: int) -> dict[str, Any]:
+    """Return a row of the table of rejects."""
+    return {"key": key, "source": source, "reason": reason, "detail": detail, "size": size}
+
+
+def describe(row: dict[str, Any], sample: Sample, classes: Mapping[str, int]) -> dict[str, bytes]:
+    """Return the members beside the picture, by ending: what the source has, and what is known.
+
+    A label gives `cls` (its number) and JSON `label`; captions give `txt` (one a line) and JSON
+    `captions`; further columns go to the JSON. What the source has already stays as it is.
+    """
+    members = dict(sample.fields)
+    known: dict[str, Any] = dict(sample.meta)
+    if row["columns"] is not None:
+        known |= json.loads(row["columns"])
+    if row["label"] is not None:
+        known["label"] = row["label"]
+        members.setdefault("cls", str(classes[row["label"]]).encode())
+    if row["captions"] is not None:
+        known["captions"] = row["captions"]
+        members.setdefault("txt", "\n".join(row["captions"]).encode())
+    if known:
+        members["json"] = _merged(members.get("json"), known)
+    return members
+
+
+def _merged(text: bytes | None, known: dict[str, Any]) -> bytes:
+    """Return JSON of `known` and of the source's own JSON `text`, which wins."""
+    try:
+        own = json.loads(text) if text else {}
+    except ValueError:
+        own = None
+    if not isinstance(own, dict):
+        return text or b""
+    if text and all(own.get(name) == value for name, value in known.items()):
+        return text
+    return json.dumps({**known, **own}, sort_keys=True, ensure_ascii=False).encode()
+
+
+def _ending(location: bytes) -> str:
+    return stem_and_ending(decode_path(location))[1]
+
+
+def _in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """Yield `function` of each item in order, worked out by `threads` threads a little ahead."""
+    if threads < 2:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[R]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

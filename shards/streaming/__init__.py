@@ -1,0 +1,1 @@
+"""From shards to batches: the order of training, mixtures, crops, batches on a device."""

@@ -1,0 +1,182 @@
+"""Batches by arithmetic: the batch at a place of an epoch, for one rank, made by any process.
+
+Legend: B pictures to a rank's batch, R ranks, G = B R pictures to a global batch, S side of a crop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shards.errors import ShardsError, ShardsRuntimeError
+from shards.reading import turbo
+from shards.reading.corpus import Corpus
+from shards.reading.decode import BrokenPictureError, CropDraw, Pixels, decode_crop, filled
+from shards.streaming.mixture import MixedOrder
+from shards.streaming.order import SUBSTITUTE, hashed
+
+# A broken sample's substitute comes from this many positions after it: shards at hand have it.
+NEAR = 1000
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample that could not be decoded; another one took its position."""
+
+    key: str
+    position: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures of one step for one rank, all of one epoch.
+
+    Attributes:
+        images: uint8 (B, 3, S, S), RGB.
+        keys: the samples' keys, B of them.
+        positions: their positions in the epoch.
+        epoch: the epoch that the positions count in.
+        state: where a stream continues after this batch, `{"epoch", "samples_seen"}`.
+        skipped: broken samples whose positions others took.
+        extents: height and width in pixels of what each crop shows of its picture, from the upper
+            left on: less than S where the picture is smaller; the rest mirrors it.
+    """
+
+    images: Tensor
+    keys: list[str]
+    positions: list[int]
+    epoch: int
+    state: dict[str, int]
+    skipped: tuple[Skipped, ...] = ()
+    extents: tuple[tuple[int, int], ...] = ()
+
+    def pin_memory(self) -> Batch:
+        """Return the batch with its images in pinned memory: a DataLoader calls this."""
+        return replace(self, images=self.images.pin_memory())
+
+
+class BatchSource:
+    """Makes the batch at any place. Has no state but open files, so any process may hold a copy."""
+
+    def __init__(
+        self,
+        corpora: Sequence[Corpus],
+        weights: Sequence[float],
+        *,
+        batch_size: int,
+        crop: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        block: int,
+        flip: bool,
+        max_broken: int,
+    ) -> None:
+        """Raises ShardsError for numbers that make no batches, and for fewer samples than G."""
+        for name, value in (("batch_size", batch_size), ("crop", crop), ("max_broken", max_broken)):
+            if value < 1:
+                raise ShardsError(f"{name} is {value}: give 1 or more")
+        if not 0 <= rank < world_size:
+            raise ShardsError(f"rank {rank} of {world_size}: give 0 <= rank < world_size")
+        turbo.library()  # looked for once, before workers are forked
+        self.corpora = corpora
+        self.order = MixedOrder([corpus.sizes for corpus in corpora], weights, seed, block)
+        self.batch_size, self.crop, self.seed, self.rank = batch_size, crop, seed, rank
+        self.flip, self.max_broken = flip, max_broken
+        self._expected: list[list[int]] = []
+        self.global_batch = batch_size * world_size
+        if len(self.order) < self.global_batch:
+            raise ShardsError(
+                f"{self.name} has {len(self.order)} samples, fewer than one global batch of "
+                f"{self.global_batch} ({batch_size} on each of {world_size} ranks): "
+                "take smaller batches or more pictures"
+            )
+
+    @property
+    def name(self) -> str:
+        """What is read, for messages."""
+        return " + ".join(corpus.name for corpus in self.corpora)
+
+    @property
+    def samples(self) -> int:
+        """The number of samples in an epoch, those of its dropped last part included."""
+        return len(self.order)
+
+    def places(self, epoch: int, seen: int, epochs: int | None) -> Iterator[tuple[int, int]]:
+        """Yield (epoch, samples seen before) of every global batch from a place on.
+
+        What is left of an epoch after its last whole global batch is dropped. None: for ever.
+        """
+        last = None if epochs is None else epoch + epochs
+        while last is None or epoch < last:
+            while seen + self.global_batch <= self.samples:
+                yield epoch, seen
+                seen += self.global_batch
+            epoch, seen = epoch + 1, 0
+
+    def batch(self, epoch: int, seen: int) -> Batch:
+        """Return this rank's part of the global batch at a place.
+
+        The ranks' parts follow each other: rank r has positions seen + r B to seen + (r + 1) B - 1.
+        """
+        self._look_ahead(epoch, seen)
+        first = seen + self.rank * self.batch_size
+        positions = list(range(first, first + self.batch_size))
+        images = np.empty((self.batch_size, 3, self.crop, self.crop), dtype=np.uint8)
+        keys: list[str] = []
+        skipped: list[Skipped] = []
+        extents: list[tuple[int, int]] = []
+        for row, position in enumerate(positions):
+            key, pixels = self._picture(epoch, position, skipped)
+            keys.append(key)
+            extents.append((pixels.shape[0], pixels.shape[1]))
+            images[row] = filled(pixels, self.crop).transpose(2, 0, 1)
+        state = {"epoch": epoch, "samples_seen": seen + self.global_batch}
+        return Batch(
+            torch.from_numpy(images), keys, positions, epoch, state, tuple(skipped), tuple(extents)
+        )
+
+    def close(self) -> None:
+        """Close files; making a batch opens them again."""
+        self._expected = []
+        for corpus in self.corpora:
+            corpus.close()
+
+    def _look_ahead(self, epoch: int, seen: int) -> None:
+        """On entering a block, have its shards and those of the next one made ready."""
+        expected = self.order.blocks(epoch, seen)
+        if expected != self._expected:
+            self._expected = expected
+            for corpus, shards in zip(self.corpora, expected, strict=True):
+                corpus.expect(shards)
+
+    def _picture(self, epoch: int, position: int, skipped: list[Skipped]) -> tuple[str, Pixels]:
+        """Return key and crop, S at most, for a position, noting what had to be skipped for it."""
+        draw = CropDraw.at(self.seed, epoch, position, self.flip)
+        place = position
+        for attempt in range(self.max_broken):
+            number, shard, index = self.order(epoch, place)
+            corpus = self.corpora[number]
+            sample = corpus.sample(shard, index)
+            try:
+                pixels = decode_crop(corpus.read(sample), self.crop, draw)
+            except BrokenPictureError as error:
+                skipped.append(Skipped(sample.key, position, str(error)))
+                ahead = hashed(self.seed, epoch, position, SUBSTITUTE, attempt) % NEAR
+                place = (position + 1 + ahead) % self.samples
+            else:
+                return sample.key, pixels[:, ::-1] if draw.flip else pixels
+        raise too_many_broken(self.max_broken, skipped[-1])
+
+
+def too_many_broken(count: int, last: Skipped) -> ShardsRuntimeError:
+    """Return the error that stops a run after `count` broken samples in a row."""
+    return ShardsRuntimeError(
+        f"{count} broken samples in a row, the last is {last.key} ({last.reason}): "
+        "run `pipeline verify` on the shards"
+    )

@@ -1,0 +1,332 @@
+"""Shards to batches: `stream` for one epoch, `Stream` for ever and from any place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from shards.errors import ShardsError, ShardsRuntimeError
+from shards.reading.cache import Cache
+from shards.reading.corpus import Corpus
+from shards.reading.decode import BrokenPictureError, Pixels, decode
+from shards.reading.opening import Dest, open_corpora, open_corpus
+from shards.streaming.augment import Augment
+from shards.streaming.device import on_device
+from shards.streaming.source import Batch, BatchSource, Skipped, too_many_broken
+
+log = logging.getLogger(__name__)
+
+# Batches that each worker makes ahead of use.
+AHEAD = 2
+
+
+class Stream(IterableDataset[Batch]):
+    """Batches of random crops, epoch after epoch, in an order that is arithmetic.
+
+    The picture at a position of an epoch, its crop and its flip are functions of (shards, seed,
+    epoch, position): the same for any number of ranks and workers. The global batch that follows
+    `samples_seen` samples has the next G = batch_size x world_size positions, and rank r takes the
+    r-th run of batch_size of them. What is left of an epoch below G is dropped.
+
+    Iterating continues from `state_dict()`, which counts what was received, never what workers made
+    ahead. In a worker of a DataLoader (`loader`) a stream makes its share of the batches, and
+    `batch.state` says what to continue from. Accelerate's `prepare` leaves a stream alone.
+    """
+
+    def __init__(
+        self,
+        dest: Dest,
+        *,
+        split: str = "train",
+        batch_size: int,
+        crop: int = 256,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        block: int = 8,
+        flip: bool = True,
+        max_broken: int = 16,
+        epochs: int | None = None,
+        cache: Cache | None = None,
+        device: str | torch.device | None = None,
+        augment: Augment | None = None,
+    ) -> None:
+        """Open the shards in `dest`; `batch_size` is per rank.
+
+        Args:
+            dest: where `pipeline shard` wrote, a folder or any fsspec URL; or tars that others
+                made, as a pattern that ends in `.tar`; or several of these with their weights,
+                `{"shards/a": 3, "shards/b": 1}`.
+            split: which of its splits.
+            batch_size: pictures to a batch of this rank.
+            crop: side of the crops in pixels; smaller pictures are mirrored until they fill it.
+            seed: of the order, the crops and the flips.
+            rank: this process's number, below `world_size`.
+            world_size: processes that train together.
+            workers: processes that decode for this rank; 0: this process does.
+            block: shards that are shuffled together.
+            flip: whether half of the crops are mirrored left to right.
+            max_broken: broken samples in a row that stop the run.
+            epochs: how many epochs an iteration lasts; None: for ever.
+            cache: where shards behind a URL are kept on this machine; None: `Cache()`.
+            device: where the images are to be, copied ahead of use; None: left in main memory.
+            augment: what is done to them there; they are float32 in [0, 1] then. Its crop is cut
+                from the stream's, and its flips come on top: `flip=False` leaves them to it.
+
+        Raises:
+            ShardsError: no such split, numbers that make no batch, or fewer samples than one
+                global batch.
+        """
+        if workers < 0:
+            raise ShardsError(f"workers is {workers}: give 0 or more")
+        corpora, weights = open_corpora(dest, split, cache, block)
+        self._source = BatchSource(
+            corpora,
+            weights,
+            batch_size=batch_size,
+            crop=crop,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            block=block,
+            flip=flip,
+            max_broken=max_broken,
+        )
+        if augment is not None and augment.needed() > crop:
+            raise ShardsError(
+                f"crops of {augment.crop} at scale {augment.downscale} are cut from "
+                f"{augment.needed()} pixels, the stream's crop is {crop}: raise it to that"
+            )
+        self.workers, self.epochs = workers, epochs
+        self.augment = augment
+        self.device = torch.device(device or "cpu") if device or augment else None
+        self.broken: dict[str, str] = {}
+        self._epoch = self._seen = self._in_a_row = 0
+        self._iterator: Iterator[Batch] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The iterator has processes of its own; a copy starts without.
+        return {**self.__dict__, "_iterator": None}
+
+    @property
+    def samples(self) -> int:
+        """Samples in an epoch."""
+        return self._source.samples
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Whole global batches in an epoch."""
+        return self.samples // self._source.global_batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the next batch begins, `{"epoch", "samples_seen"}`, equal on all ranks."""
+        return {"epoch": self._epoch, "samples_seen": self._seen}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue from `state`; the number of ranks may differ from that of the saved stream.
+
+        Raises:
+            ShardsError: not such a state, or one of more samples than an epoch has.
+        """
+        if set(state) != {"epoch", "samples_seen"}:
+            raise ShardsError(
+                f"a stream's state has epoch and samples_seen, this one {sorted(state)}"
+            )
+        epoch, seen = int(state["epoch"]), int(state["samples_seen"])
+        if epoch < 0 or not 0 <= seen <= self.samples:
+            raise ShardsError(
+                f"the state is at epoch {epoch}, {seen} samples seen, but an epoch has "
+                f"{self.samples} samples: give the shards that it was saved with"
+            )
+        self.close()
+        self._epoch, self._seen = epoch, seen
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches from the present state on. One iteration at a time."""
+        self.close()
+        self._iterator = self._received()
+        return self._iterator
+
+    def loader(self, workers: int = 0) -> DataLoader[Batch]:
+        """Return a DataLoader over this stream, for code that wants one.
+
+        Accelerate's `prepare` leaves it as it is: the ranks' parts are cut already. It does not
+        move this stream's state: `batch.state` says what to continue from.
+        """
+        loader = DataLoader(self, batch_size=None, num_workers=workers, generator=Generator())
+        loader._is_accelerate_prepared = True
+        return loader
+
+    def close(self) -> None:
+        """End the iteration: stop its workers, close files. Iterating again continues."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            iterator.close()  # type: ignore[attr-defined]
+        self._source.close()
+
+    def _received(self) -> Iterator[Batch]:
+        """Yield batches, counting each as seen when it is handed over."""
+        end = self._epoch + (self.epochs or 0)
+        made = self._by_workers() if self.workers and get_worker_info() is None else self._made()
+        there = made
+        if self.device is not None:
+            if get_worker_info() is not None:
+                raise ShardsError(
+                    "a stream with a device or augmentation has no place in a DataLoader's "
+                    "worker: iterate over the stream itself, with workers of its own"
+                )
+            there = on_device(made, self.device, self._augmented if self.augment else None)
+        try:
+            for batch in there:
+                self._note(batch)
+                self._epoch, self._seen = batch.state["epoch"], batch.state["samples_seen"]
+                yield batch
+            self._epoch, self._seen = end, 0
+        finally:
+            made.close()  # type: ignore[attr-defined]
+
+    def _augmented(self, batch: Batch) -> Tensor:
+        assert self.augment is not None
+        return self.augment(
+            batch.images, self._source.seed, batch.epoch, batch.positions, batch.extents
+        )
+
+    def _made(self) -> Iterator[Batch]:
+        """Make batches in this process: all of them, or a DataLoader worker's share."""
+        info = get_worker_info()
+        first, step = (info.id, info.num_workers) if info else (0, 1)
+        places = self._source.places(self._epoch, self._seen, self.epochs)
+        for number, (epoch, seen) in enumerate(places):
+            if number % step == first:
+                yield self._source.batch(epoch, seen)
+
+    def _by_workers(self) -> Iterator[Batch]:
+        """Yield the batches of `workers` processes in order."""
+        loader = DataLoader(
+            _WorkerSide(self),
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=AHEAD,
+            pin_memory=self.device is not None and self.device.type == "cuda",
+            generator=Generator(),  # the process's own generator is left alone
+        )
+        iterator = iter(loader)
+        try:
+            while True:
+                try:
+                    made = next(iterator)
+                except StopIteration:
+                    return
+                except RuntimeError as error:
+                    raise ShardsRuntimeError(
+                        f"a worker that decodes pictures died: {error}"
+                    ) from error
+                if isinstance(made, Exception):
+                    raise made
+                yield made
+        finally:
+            del iterator  # stops the workers
+
+    def _note(self, batch: Batch) -> None:
+        """Count and name broken samples; too many in a row end the run."""
+        failed: dict[int, list[Skipped]] = {}
+        for one in batch.skipped:
+            failed.setdefault(one.position, []).append(one)
+            self.broken[one.key] = one.reason
+            log.warning("skipped broken sample %s: %s", one.key, one.reason)
+        for position in batch.positions:
+            self._in_a_row += len(failed.get(position, ()))
+            if self._in_a_row >= self._source.max_broken:
+                raise too_many_broken(self._in_a_row, batch.skipped[-1])
+            if position not in failed:
+                self._in_a_row = 0
+
+
+class _WorkerSide(IterableDataset[Batch | Exception]):
+    """A stream in a worker, its errors passed on whole: a DataLoader would bury them in text."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[Batch | Exception]:
+        try:
+            yield from self.stream._made()
+        except (ShardsError, ShardsRuntimeError) as error:
+            yield error
+
+
+def stream(
+    dest: Dest,
+    *,
+    split: str = "train",
+    batch_size: int,
+    crop: int = 256,
+    seed: int = 0,
+    epoch: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    start: int = 0,
+    workers: int = 0,
+    block: int = 8,
+    flip: bool = True,
+    cache: Cache | None = None,
+) -> Iterator[Batch]:
+    """Yield the batches of one epoch, `batch_size` per rank; the last incomplete one is dropped.
+
+    `start` samples of the epoch, of all ranks, are taken as seen. All else is as in `Stream`.
+
+    Raises:
+        ShardsError: as `Stream`, at the call.
+    """
+    batches = Stream(
+        dest,
+        split=split,
+        batch_size=batch_size,
+        crop=crop,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        workers=workers,
+        block=block,
+        flip=flip,
+        epochs=1,
+        cache=cache,
+    )
+    batches.load_state_dict({"epoch": epoch, "samples_seen": start})
+    return iter(batches)
+
+
+def pictures(
+    dest: str | Path, split: str = "val", cache: Cache | None = None
+) -> Iterator[tuple[str, Pixels]]:
+    """Yield key and whole picture, uint8 (H, W, 3) RGB, of every sample in the stored order.
+
+    Raises:
+        ShardsError: no such split.
+        ShardsRuntimeError: a picture can't be read or decoded.
+    """
+    corpus = open_corpus(dest, split, cache)
+    return _pictures(corpus)
+
+
+def _pictures(corpus: Corpus) -> Iterator[tuple[str, Pixels]]:
+    try:
+        for shard, size in enumerate(corpus.sizes):
+            for index in range(size):
+                sample = corpus.sample(shard, index)
+                try:
+                    yield sample.key, decode(corpus.read(sample))
+                except BrokenPictureError as error:
+                    raise ShardsRuntimeError(
+                        f"{sample.key} in {sample.shard} of {corpus.name} is broken ({error}): "
+                        "run `pipeline verify`"
+                    ) from error
+    finally:
+        corpus.close()
