@@ -5,12 +5,12 @@ It is written last, so a split is complete exactly when its manifest is there.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.digests import json_sha256
 from shards.errors import ShardsError
 from shards.store import Store
 
@@ -86,8 +86,7 @@ class Manifest:
         """SHA-256 (hex) of what the shards hold: the same wherever and whenever they were made."""
         what = asdict(self)
         del what["created_with"]
-        canonical = json.dumps(what, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return json_sha256(what)
 
     @staticmethod
     def file_name(split: str) -> str:

@@ -5,15 +5,15 @@ No torch here: a scheduler plans from a recipe alone. Paths are relative to the 
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from pipeline.common.digests import json_sha256
 from recipes.config.settings import (
     BLOCK,
     Cca,
@@ -178,7 +178,7 @@ class Recipe(Part):
     @property
     def digest(self) -> str:
         """Hex SHA-256 of everything the recipe says."""
-        return _digest(self.model_dump(mode="json"))
+        return json_sha256(self.model_dump(mode="json"))
 
     def runs(self) -> list[Run]:
         """Return one run for each stage and rate weight, in an order in which parents come first.
@@ -281,8 +281,3 @@ def _parent(stage: Stage, weight: float | None, parents: list[Run]) -> Run | Non
         f"stage {stage.name} at rate_weight {weight:g} starts from stage {stage.init}, which has"
         f" runs at {known}: give {stage.init} the weight {weight:g}, or {stage.name} one of those"
     )
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import yaml
 
+from pipeline.common.locks import FolderInUseError, folder_lock
 from recipes.config.bundled import shipped
 from recipes.config.schema import Recipe
 from recipes.config.settings import RecipeError
-from recipes.training.files import HeldError, held
 
 T = TypeVar("T")
 
@@ -70,8 +70,8 @@ def held_by_first(accelerator: Any, folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
         if accelerator.is_main_process:
             try:
-                stack.enter_context(held(folder, PATIENCE))
-            except HeldError as error:
+                stack.enter_context(folder_lock(folder, PATIENCE))
+            except FolderInUseError as error:
                 refused = f"{error}: wait until that has ended, or give another out"
         refused = from_first(accelerator, refused)
         if refused is not None:

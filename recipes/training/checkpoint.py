@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from recipes.training.files import flush, sha256, write_json
+from pipeline.common.atomic import remove_folder, sweep, write_json, writing_folder
+from pipeline.common.digests import file_sha256
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -62,7 +62,7 @@ class Checkpoint:
     def tensors(self) -> dict[str, Tensor]:
         """Read the state; raises `CheckpointError` when it is not what was written."""
         path = self.folder / STATE
-        if sha256(path) != self.about["sha256"]:
+        if file_sha256(path) != self.about["sha256"]:
             raise CheckpointError(f"{path} is damaged: its checksum differs from {ABOUT}")
         state: dict[str, Tensor] = load_file(path)
         return state
@@ -112,25 +112,17 @@ def read(run_folder: Path, step: int) -> tuple[Checkpoint, dict[str, Tensor]]:
 def write(run_folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Path:
     """Write a checkpoint of step `about["step"]`; it is there once it has its final name."""
     folder = run_folder / FOLDER / f"step-{about['step']:08d}"
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        _fill(partial, tensors, about)
+        with writing_folder(folder) as partial:
+            _fill(partial, tensors, about)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"can't write {folder}: {error}") from error
-    if folder.exists():
-        _remove(folder)
-    partial.rename(folder)
-    flush(folder.parent)
     return folder
 
 
 def _fill(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     save_file(dict(tensors), folder / STATE)
-    flush(folder / STATE)
-    write_json(folder / ABOUT, {"format": FORMAT, "sha256": sha256(folder / STATE), **about})
+    write_json(folder / ABOUT, {"format": FORMAT, "sha256": file_sha256(folder / STATE), **about})
     # The tensors' file would be its owner's alone.
     shutil.copymode(folder / ABOUT, folder / STATE)
 
@@ -158,20 +150,12 @@ def prune(run_folder: Path, keep: int, keep_best: bool) -> None:
         kept.add(lowest.folder)
     for checkpoint in checkpoints:
         if checkpoint.folder not in kept:
-            _remove(checkpoint.folder)
+            remove_folder(checkpoint.folder)
 
 
 def clean(run_folder: Path) -> None:
     """Remove what a killed process left half-written."""
-    for partial in (run_folder / FOLDER).glob(".step-*"):
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _remove(folder: Path) -> None:
-    # Out of the way first: half-removed, it must not look complete.
-    doomed = folder.with_name(f".{folder.name}.{os.getpid()}.removed")
-    folder.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    sweep(run_folder / FOLDER, "step-")
 
 
 class Writer:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from pipeline.common.digests import file_sha256
 from recipes.config.bundled import shipped
 from recipes.config.schema import Run
 from recipes.config.settings import BLOCK, Data, RecipeError
-from recipes.training.files import sha256
 from recipes.training.noise import address
 from shards import Augment, Batch, Cache, Manifest, ShardsError, Stream, open_corpus
 from shards.run import default_workers
@@ -159,7 +159,7 @@ def digest(pictures: Sequence[Path]) -> str:
     """Return the hex SHA-256 of what the files `pictures` hold, in order; "" of none."""
     if not pictures:
         return ""
-    return hashlib.sha256(" ".join(sha256(path) for path in pictures).encode()).hexdigest()
+    return hashlib.sha256(" ".join(file_sha256(path) for path in pictures).encode()).hexdigest()
 
 
 def _cache(data: Data) -> Cache:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from pipeline.codec import AuxiliaryEntropyModel, CCAConfig, CCAModel, save_model
 from pipeline.codec.storage import FILE_NAME, stored_fingerprint
+from pipeline.common.atomic import write_json, write_text
 from pipeline.evaluation.metrics import Picture
 from pipeline.tracking import Tracker
 from recipes.config.schema import Run
 from recipes.training.data import Corpora
-from recipes.training.files import write_json, write_text
 from recipes.training.state import part
 from recipes.training.throughput import Meter, psnr
 from shards import Batch

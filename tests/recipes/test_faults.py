@@ -139,8 +139,10 @@ def test_a_folder_that_another_job_trains_in_is_waited_for_then_refused(
     monkeypatch.setattr("recipes.launching.processes.PATIENCE", 0.5)
     path = write_recipe()
     folder = path.parent / "runs" / "base"
-    code = "import sys, pathlib; from recipes.training.files import held\n"
-    code += "with held(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    code = "import sys, pathlib; from pipeline.common.locks import folder_lock\n"
+    code += (
+        "with folder_lock(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(folder)],
         cwd=root,

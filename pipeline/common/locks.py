@@ -1,0 +1,184 @@
+"""Locks between processes: on a file, or on a folder with its owner's name in it.
+
+The kernel takes them back from a process that ends, however it ends. Two kinds are used:
+
+- A *file lock* is a `flock`. It belongs to the open file, so children that inherit the descriptor
+  share it. Caches, partial files and the local engine use it.
+- A *folder lock* is a record lock (`lockf`) on `FOLDER/.lock`. It belongs to the process alone, so
+  a data-loading child that outlives a killed job does not keep the next one waiting. The file says
+  who the owner is.
+
+Some network file systems have no locks, or pretend to. `folder_lock` then warns and goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TextIO
+
+from pipeline.common.errors import RunError
+
+log = logging.getLogger(__name__)
+
+LOCK_FILE = ".lock"
+SECONDS_BETWEEN_TRIES = 10.0
+# Another process has the lock; the second is what System V says for the first.
+TAKEN = {errno.EAGAIN, errno.EACCES}
+_folders_of_this_process: set[Path] = set()
+_guard = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a folder: a process, and the job that it belongs to ("" where there is none)."""
+
+    host: str
+    pid: int
+    job: str = ""
+
+    @classmethod
+    def this_process(cls, job: str = "") -> Owner:
+        """Return the owner that this process is."""
+        return cls(socket.gethostname(), os.getpid(), job)
+
+    @classmethod
+    def read(cls, text: str) -> Owner | None:
+        """Return the owner that a lock file's `text` names, or None where it names none."""
+        try:
+            said = json.loads(text)
+            return cls(str(said["host"]), int(said["pid"]), str(said.get("job", "")))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def __str__(self) -> str:
+        job = f" ({self.job})" if self.job else ""
+        return f"process {self.pid} on {self.host}{job}"
+
+
+class FolderInUseError(RunError):
+    """Another process holds a folder; `owner` is None where the lock file does not name it."""
+
+    def __init__(self, folder: Path, owner: Owner | None) -> None:
+        super().__init__(f"{folder} is being written by {owner or 'another process'}")
+        self.folder, self.owner = folder, owner
+
+    def __reduce__(self) -> tuple[type[FolderInUseError], tuple[Path, Owner | None]]:
+        return FolderInUseError, (self.folder, self.owner)
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path, patience: float = 0.0, job: str = "") -> Iterator[Owner]:
+    """Hold `folder` against other processes until the block ends or this process dies.
+
+    The folder is made where it is missing.
+
+    Args:
+        folder: what to hold.
+        patience: seconds to wait for another owner to leave.
+        job: what others are told about the owner, beside its process and host.
+
+    Raises:
+        FolderInUseError: another owner still holds it after `patience` seconds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _once_in_this_process(folder), (folder / LOCK_FILE).open("a+") as file:
+        _wait_for(file, folder, patience)
+        owner = Owner.this_process(job)
+        file.seek(0)
+        file.truncate()
+        file.write(json.dumps(asdict(owner)) + "\n")
+        file.flush()
+        yield owner
+
+
+def _wait_for(file: TextIO, folder: Path, patience: float) -> None:
+    end = time.monotonic() + patience
+    while not _take_record_lock(file, folder):
+        file.seek(0)
+        taken = FolderInUseError(folder, Owner.read(file.read()))
+        left = end - time.monotonic()
+        if left <= 0:
+            raise taken
+        log.warning("%s: waiting for it to end, %.0f s more", taken, left)
+        time.sleep(min(SECONDS_BETWEEN_TRIES, patience))
+
+
+def _take_record_lock(file: TextIO, folder: Path) -> bool:
+    """Return whether the lock is ours now; True with a warning where there are no locks."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in TAKEN:
+            return False
+        log.warning("%s can't be locked (%s): see that no other job uses it", folder, error)
+    return True
+
+
+@contextlib.contextmanager
+def _once_in_this_process(folder: Path) -> Iterator[None]:
+    """Refuse a folder that this process holds already: record locks would let it in twice."""
+    place = folder.resolve()
+    with _guard:
+        if place in _folders_of_this_process:
+            raise FolderInUseError(folder, Owner.this_process())
+        _folders_of_this_process.add(place)
+    try:
+        yield
+    finally:
+        with _guard:
+            _folders_of_this_process.discard(place)
+
+
+@contextlib.contextmanager
+def file_lock(path: Path) -> Iterator[int]:
+    """Hold the file `path`, made where it is missing, for this process alone; wait for others.
+
+    Yields the descriptor that the lock is on.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def try_lock(descriptor: int, shared: bool = False) -> bool:
+    """Lock an open file or folder if nobody else has; return whether it is locked now.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in TAKEN:
+            return False
+        raise
+    return True
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a living process holds `path`; False where there is no file, or no locks."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        # Shared, so that two who look at the same moment do not take each other for the owner.
+        return not try_lock(descriptor, shared=True)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
