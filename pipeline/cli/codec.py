@@ -204,6 +204,9 @@ def _tiles(title: str) -> Iterator[Callable[[int, int], None]]:
 
 def _show_folder(as_json: bool, target: Path, done: Folder) -> None:
     sentence = f"{target}: {done['written']} written, {done['kept']} there already"
+    if others := done["passed_over"]:
+        shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        sentence += f"; passed over {len(others)} that are no pictures: {shown}"
     _show(as_json, {"folder": str(target), **done}, sentence)
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TypedDict
 
 import torch
-from PIL import Image
 
 from pipeline.codec.architectures.cca.model import CCAModel
 from pipeline.codec.bitstream import Header, read_stream
@@ -25,6 +24,7 @@ from pipeline.codec.coding import MAX_MEMORY
 from pipeline.codec.errors import CodecError, MismatchError
 from pipeline.codec.files import compress_file, decompress_file, read_file
 from pipeline.codec.picture import read_picture
+from pipeline.common.pictures import find_pictures
 
 Progress = Callable[[int, int | None, str], None]
 # A file and what is to be made of it; working on one returns the bytes of the stream.
@@ -43,11 +43,16 @@ class Task:
 
 
 class Folder(TypedDict):
-    """What going through a folder came to; `bytes` are those of the streams worked on."""
+    """What going through a folder came to.
+
+    `bytes` are those of the streams worked on, `passed_over` the files that are no pictures, by
+    their paths below the folder.
+    """
 
     written: int
     kept: int
     bytes: int
+    passed_over: list[str]
 
 
 def compress_folder(
@@ -80,11 +85,13 @@ def compress_folder(
         content = read_picture(picture, profile=profile)
         return compress_file(task.model, content, stream, verify, task.max_memory, rate)["bytes"]
 
-    suffixes = Image.registered_extensions()
-    found = _files(source, lambda path: path.suffix.lower() in suffixes)
+    found, others = find_pictures(source)
     # The whole name stays, so that a.png and a.jpg don't meet in a.cca.
     jobs = [(file, _beside(file, source, task.target, ".cca")) for file in found]
-    return _go_through(jobs, f"there are no pictures in {source}", task, is_done, work, progress)
+    nothing = f"there are no pictures in {source}"
+    done = _go_through(jobs, nothing, task, is_done, work, progress)
+    done["passed_over"] = [str(file.relative_to(source)) for file in others]
+    return done
 
 
 def decompress_folder(
@@ -171,7 +178,7 @@ def _go_through(
         worst = max(errors, key=lambda e: (isinstance(e, MismatchError), isinstance(e, OSError)))
         kind = OSError if isinstance(worst, OSError) else type(worst)
         raise kind(f"{len(errors)} of {len(jobs)} failed, the others are there: {worst}")
-    return Folder(written=len(todo), kept=kept, bytes=size)
+    return Folder(written=len(todo), kept=kept, bytes=size, passed_over=[])
 
 
 def _share_out(todo: Sequence[Job], work: Work, task: Task) -> Iterator[int | Exception]:

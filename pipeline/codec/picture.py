@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from pipeline.codec.bitstream import MAX_PIXELS, Header
 from pipeline.codec.errors import CodecError
+from pipeline.common import pictures
 
 Bytes = npt.NDArray[np.uint8]
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-_DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-_GREY_MODES = ("1", "L", "LA", "La", *_DEEP_MODES)
-_ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 # Formats that lose by default what the codec has kept.
 _BEST: dict[str, dict[str, Any]] = {
     "WEBP": {"lossless": True},
@@ -91,59 +88,34 @@ class Picture:
         return side
 
 
-def read_picture(path: Path, max_pixels: int = MAX_PIXELS, profile: bool = True) -> Picture:
-    """Read any picture that Pillow can; `profile` keeps its ICC profile.
+def read_picture(
+    source: Path | bytes, max_pixels: int = MAX_PIXELS, profile: bool = True
+) -> Picture:
+    """Read a picture from its file or its bytes, by the policy of `pipeline.common.pictures`.
 
-    EXIF orientation is applied to the pixels; 16-bit grey keeps its 16 bits, 16-bit colour is
-    read as 8 bits; of several frames the first is taken. Raises `CodecError` when the file is no
-    picture, has too many pixels, or samples without a known range.
+    `profile` keeps its ICC profile; without it a picture that has one is converted to sRGB (and to
+    8 bits), so that its colours stay what they were. Raises `CodecError` when it is refused.
     """
+    name = str(source) if isinstance(source, Path) else "the picture"
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            # The limit that counts is `max_pixels`.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            if image.width * image.height > max_pixels:
-                raise CodecError(
-                    f"{path} has {image.width} x {image.height} pixels, more than the limit of "
-                    f"{max_pixels}"
-                )
-            image.load()
-            _check_range(image, path)
-            icc = image.info.get("icc_profile") if profile else None
-            return _picture(ImageOps.exif_transpose(image), icc)
+        found = pictures.read(source, max_pixels)
     except FileNotFoundError as error:
-        raise CodecError(f"there is no picture {path}") from error
-    except CodecError:
-        raise
-    # Decoders of broken files raise whatever comes: struct.error, SyntaxError, IndexError, ...
-    except Exception as error:
-        raise CodecError(f"{path} is not a picture that can be read: {error}") from error
+        raise CodecError(f"there is no picture {name}") from error
+    except pictures.PictureError as error:
+        raise CodecError(_sentence(name, error)) from error
+    except IsADirectoryError as error:
+        raise CodecError(f"{name} is a folder, not a picture") from error
+    if found.profile is None or profile:
+        return Picture(found.samples, found.alpha, found.profile)
+    return Picture(found.in_srgb(), found.alpha)
 
 
-def _check_range(image: Image.Image, path: Path) -> None:
-    """Refuse samples of which nobody knows what is white: they would come out black or clipped."""
-    extremes: Any = image.getextrema() if image.mode == "I" else (0, 0)
-    if image.mode == "F" or min(extremes) < 0 or max(extremes) > 65535:
-        raise CodecError(
-            f"{path} has samples of 32 bits ({image.mode}), whose range isn't known: convert it to "
-            "8 or 16 bits"
-        )
-
-
-def _picture(image: Image.Image, icc: Any) -> Picture:
-    grey, deep = image.mode in _GREY_MODES, image.mode in _DEEP_MODES
-    alpha = None
-    if image.mode in _ALPHA_MODES or "transparency" in image.info:
-        alpha = np.asarray(image.convert("RGBA"))[..., 3].copy()
-        alpha = None if alpha.min() == 255 else alpha
-    # A profile that fits RGB or grey pixels; CMYK's doesn't fit what is made of it.
-    keep = isinstance(icc, bytes) and icc and image.mode not in ("CMYK", "LAB", "YCbCr")
-    pixels: Pixels
-    if deep:
-        pixels = np.asarray(image).clip(0, 65535).astype(np.uint16)
-    else:
-        pixels = np.asarray(image.convert("L" if grey else "RGB")).copy()
-    return Picture(pixels, alpha, icc if keep else None)
+def _sentence(name: str, error: pictures.PictureError) -> str:
+    if error.refusal is pictures.Refusal.UNSUPPORTED:
+        return f"{name} can't be read: {error.detail}"
+    if error.refusal is pictures.Refusal.TOO_LARGE:
+        return f"{name} is too large: {error.detail}"
+    return f"{name} is not a picture that can be read: {error.detail}"
 
 
 class Canvas:
@@ -168,11 +140,29 @@ class Canvas:
     def image(self, side: dict[str, bytes]) -> Image.Image:
         """Return the picture with its side data, of which damaged ones raise `CodecError`."""
         image = Image.fromarray(self.pixels)
-        if self.header.alpha and "alpha" in side and not self.deep:
-            image.putalpha(Image.fromarray(_unpack_alpha(side["alpha"], self.header)))
+        if self.header.alpha and "alpha" in side:
+            alpha = _unpack_alpha(side["alpha"], self.header)
+            if self.deep:
+                return _with_transparent_value(self.pixels, alpha)
+            image.putalpha(Image.fromarray(alpha))
         if self.header.profile and "profile" in side:
             image.info["icc_profile"] = _inflate(side["profile"], 2**24, "colour profile")
         return image
+
+
+def _with_transparent_value(pixels: Pixels, alpha: Bytes) -> Image.Image:
+    """Return 16-bit grey `pixels` (H, W) with what is transparent in the value of a PNG's tRNS.
+
+    The source had such a value too: no format that Pillow reads has 16-bit grey beside alpha. It
+    is a value that no opaque pixel has; where all are taken, the rarest moves by one of 65,535.
+    """
+    opaque = alpha > 0
+    counts = np.bincount(pixels[opaque], minlength=65536)
+    value = int(counts.argmin())
+    marked = np.where(pixels == value, value + 1 if value < 65535 else value - 1, pixels)
+    image = Image.fromarray(np.where(opaque, marked, value).astype(np.uint16))
+    image.info["transparency"] = value
+    return image
 
 
 def picture_format(path: Path) -> str:
@@ -186,6 +176,8 @@ def picture_format(path: Path) -> str:
 def write_image(image: Image.Image, path: Path) -> None:
     """Write `image` to `path`, in the format of its suffix, whole or not at all."""
     kind = picture_format(path)
+    if "transparency" in image.info and kind != "PNG":
+        raise CodecError(f"{path} can't be written as {kind} with 16 bits and alpha; take .png")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     options = _BEST.get(kind, {})
     profile = image.info.get("icc_profile")

@@ -10,10 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.codec import CCAModel, CodecError, load_config, load_model
+from pipeline.codec.bitstream import read_stream
+from pipeline.codec.coding import check_model, compress, decode_stream
+from pipeline.codec.picture import Canvas
+from pipeline.codec.picture import read_picture as read_for_coding
 from pipeline.evaluation import memory
 from pipeline.evaluation.classical import measure
 from pipeline.evaluation.complexity import count_parameters, parts_table
@@ -82,7 +87,7 @@ def measure_model(
     """
     model = load_model(spec.path, device=str(device))
     streams.mkdir(parents=True)
-    _round_trip(model, spec.rate, read_picture(sources[0].path), streams / ".warm-up", device)
+    _round_trip(model, spec.rate, sources[0], streams / ".warm-up", device)
     (streams / ".warm-up").unlink()
     memory.reset_peak(device)
     found = []
@@ -108,22 +113,35 @@ def _measure_picture(
     original = read_picture(source.path)
     path = streams / stream_name(source)
     try:
-        decoded, seconds = _round_trip(model, rate, original, path, device)
+        decoded, seconds = _round_trip(model, rate, source, path, device)
     except RuntimeError as error:
         raise MeasurementError(f"coding {source.path} failed: {error}") from error
     return measure(source.name, original, decoded, path.stat().st_size, seconds)
 
 
 def _round_trip(
-    model: CCAModel, rate: float | None, picture: Picture, path: Path, device: torch.device
+    model: CCAModel, rate: float | None, source: Source, path: Path, device: torch.device
 ) -> tuple[Picture, tuple[float, float]]:
-    """Write `picture`'s stream to `path`, read it back, decode; seconds without the disk."""
-    x = to_tensor(picture, device)
-    data, encoding = _timed(lambda: model.compress(x, rate), device)
+    """Write a picture's stream to `path`, read it back, decode; seconds without the disk.
+
+    The stream is what `compress` writes, without what goes beside the samples: alpha and profile.
+    """
+    picture = replace(read_for_coding(source.path), alpha=None, profile=None)
+    data, encoding = _timed(lambda: compress(model, picture, picture.header(), rate=rate), device)
     path.write_bytes(data)
     written = path.read_bytes()
-    x_hat, decoding = _timed(lambda: model.decompress(written), device)
-    return to_picture(x_hat), (encoding, decoding)
+    decoded, decoding = _timed(lambda: decode_file(model, written), device)
+    return decoded, (encoding, decoding)
+
+
+def decode_file(model: CCAModel, data: bytes) -> Picture:
+    """Return what `decompress` makes of the stream `data`, as (H, W, 3) uint8."""
+    stream = read_stream(data)
+    check_model(model, stream.header)
+    canvas = Canvas(stream.header)
+    decode_stream(model, stream, canvas.paint)
+    pixels = canvas.pixels.astype(np.uint8)
+    return np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else pixels
 
 
 def _timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:

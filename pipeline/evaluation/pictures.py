@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from pipeline.common import pictures
 from pipeline.evaluation.errors import EvaluationError
 from pipeline.evaluation.metrics import Picture
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif"})
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,10 @@ def find_pictures(folder: Path) -> list[Path]:
         return [folder]
     if not folder.is_dir():
         raise EvaluationError(f"{folder} is no folder of pictures: give one that exists")
-    files = (path for path in folder.rglob("*") if path.is_file())
-    found = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
+    found, _ = pictures.find_pictures(folder)
     if not found:
-        raise EvaluationError(
-            f"{folder} holds no pictures: looked for {', '.join(sorted(SUFFIXES))} in it and below"
-        )
+        endings = ", ".join(f".{ending}" for ending in sorted(pictures.ENDINGS))
+        raise EvaluationError(f"{folder} holds no pictures: looked for {endings} in it and below")
     return found
 
 
@@ -55,23 +51,15 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
 
 
 def read_picture(path: Path) -> Picture:
-    """Return the picture at `path` as (H, W, 3) uint8.
+    """Return the picture at `path` as (H, W, 3) uint8: the samples that `compress` codes.
 
-    16-bit greyscale is cut to its upper 8 bits, transparency dropped, orientation tags ignored:
-    what every codec is given and measured against. Raises EvaluationError if it can't be read.
+    It is upright; its alpha and colour profile, which go beside the samples, are left out. The
+    policy is that of `pipeline.common.pictures`. Raises EvaluationError if it can't be read.
     """
     try:
-        with Image.open(path) as image:
-            return _rgb(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return pictures.read_coded(path)
+    except (pictures.PictureError, OSError) as error:
         raise EvaluationError(f"{path} is not a picture that can be read: {error}") from error
-
-
-def _rgb(image: Image.Image) -> Picture:
-    if image.mode.startswith("I;16"):
-        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    return np.array(image.convert("RGB"), dtype=np.uint8)
 
 
 def _source(name: str, path: Path) -> Source:

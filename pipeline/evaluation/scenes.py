@@ -15,9 +15,9 @@ from pipeline.codec import CCAModel, load_model
 from pipeline.evaluation.classical import run_peer
 from pipeline.evaluation.learned import (
     ModelSpec,
+    decode_file,
     folder_name,
     stream_name,
-    to_picture,
     to_tensor,
 )
 from pipeline.evaluation.metrics import Picture
@@ -108,7 +108,7 @@ def _add_model(
 ) -> None:
     """Decode the model's stream of the picture and add the window to the draft."""
     with torch.inference_mode():
-        decoded = to_picture(model.decompress((folder / stream_name(source)).read_bytes()))
+        decoded = decode_file(model, (folder / stream_name(source)).read_bytes())
     if draft.box is None:
         error = read_picture(source.path).astype(np.float64) - decoded
         draft.box = densest_window(np.square(error).sum(axis=2), LARGEST)

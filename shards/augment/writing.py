@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipeline.common.pictures import PictureError
+from pipeline.common.pictures import read as read_picture
 from shards.augment.operations import Augmenter
 from shards.making.check import TOO_SMALL
 from shards.making.write import Ready, reject_row
-from shards.pixels import to_rgb
 
 BATCH_PIXELS = 1 << 22  # of the pictures that are worked on at once, unless one alone has more
 Result = Ready | dict[str, Any]
@@ -37,10 +38,9 @@ def augmented(
 
 
 def _worked_out(batch: Iterable[Result], augmenter: Augmenter) -> Iterator[Result]:
-    batch = list(batch)
-    read = [one for one in batch if isinstance(one, Ready)]
-    done = augmenter((one.row["key"], _pixels(one.picture)) for one in read)
-    for one in batch:
+    read = [_pixels(one) for one in batch]
+    done = augmenter((one.row["key"], pixels) for one, pixels in read if isinstance(one, Ready))
+    for one, _ in read:
         if not isinstance(one, Ready):
             yield one
             continue
@@ -53,9 +53,16 @@ def _worked_out(batch: Iterable[Result], augmenter: Augmenter) -> Iterator[Resul
             yield _ready(one, key, pixels, augmenter.spec.format)
 
 
-def _pixels(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    with Image.open(io.BytesIO(data)) as image:
-        return to_rgb(image)
+def _pixels(result: Result) -> tuple[Result, Any]:
+    """Return a result with its pixels, which a reject lacks; a picture without any is a reject."""
+    if not isinstance(result, Ready):
+        return result, None
+    row = result.row
+    try:
+        return result, read_picture(result.picture).shown()
+    except PictureError as error:
+        reason, detail = str(error.refusal), error.detail
+        return reject_row(row["key"], row["source"], reason, detail, row["size"]), None
 
 
 def _ready(one: Ready, key: str, pixels: np.ndarray[Any, np.dtype[np.uint8]], form: str) -> Ready:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from jinja2 import Environment, PackageLoader, select_autoescape
-from PIL import Image, ImageOps
+from PIL import Image
 
+from pipeline.common.pictures import thumbnail
 from shards.inspecting.summary import SplitFacts, facts_of, manifests, read_tables
 from shards.making.listing import hash_keys
 from shards.manifest import Manifest
@@ -129,18 +129,14 @@ def _pictures(
             with store.open(f"{manifest.shards[row['shard']].name}.tar") as stream:
                 stream.seek(row["offset"])
                 yield row, _small(stream.read(row["size"]))
-        except (OSError, ValueError, SyntaxError):
+        except (OSError, ValueError):
             yield row, None
 
 
 def _small(data: bytes) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data)) as image:
-            image.draft("RGB", (THUMBNAIL, THUMBNAIL))
-            upright = ImageOps.exif_transpose(image)
-            upright.thumbnail((THUMBNAIL, THUMBNAIL))
-            return upright.convert("RGB")
+    image = Image.fromarray(thumbnail(data, THUMBNAIL))
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return image
 
 
 def _thumbnail(row: dict[str, Any], image: Image.Image | None) -> Thumbnail:

@@ -6,33 +6,34 @@ every coefficient, where damage shows, and saves only the inverse transform, whi
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import simplejpeg
 from PIL import Image
 
+from pipeline.common.pictures import PictureError, Refusal, opened
+from pipeline.common.pictures.errors import first_line
+from pipeline.common.pictures.formats import usual_ending
+from pipeline.common.pictures.opening import header_of, load
+from pipeline.common.pictures.orientation import orientation_of
+from pipeline.common.pictures.samples import check_mode, check_samples
 from shards.making.jpeg import jpeg_header
 from shards.options import MAX_AREA, Options
 
 # What libjpeg says of files that are odd but whole, or of kinds it was not built for.
 HARMLESS = ("extraneous bytes", "Invalid SOS parameters", "nsupported")
 # Reasons for a reject.
-NOT_A_PICTURE = "not a picture"
-DAMAGED = "damaged"
+DAMAGED = str(Refusal.DAMAGED)
 TOO_SMALL = "too small"
-TOO_LARGE = "too large"
+TOO_LARGE = str(Refusal.TOO_LARGE)
 TOO_LONG = "too elongated"
 MISSING = "missing"
 UNREADABLE = "unreadable"
 DUPLICATE = "duplicate"
 NEAR_DUPLICATE = "near duplicate"
+# What the check "none" keeps all the same.
+KEPT_UNCHECKED = frozenset({Refusal.NOT_A_PICTURE, Refusal.UNSUPPORTED})
 DUPLICATES = {"exact": DUPLICATE, "near": NEAR_DUPLICATE}
-
-ENDINGS = {"jpeg": "jpg", "tiff": "tif", "jpeg2000": "jp2"}
-ORIENTATION = 0x0112
 
 
 class RejectedError(Exception):
@@ -61,7 +62,7 @@ class Facts:
     @property
     def ending(self) -> str:
         """The file name's ending that decoders know the format by."""
-        return ENDINGS.get(self.format, self.format)
+        return usual_ending(self.format)
 
 
 def examine(data: bytes, options: Options, ending: str = "") -> Facts:
@@ -75,9 +76,12 @@ def examine(data: bytes, options: Options, ending: str = "") -> Facts:
         _within(facts, options)
         if options.check != "full" or _jpeg_is_sound(data, facts.mode):
             return facts
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of large pictures; our own limit decides
-        return _examine_by_pillow(data, options, ending)
+    try:
+        return _examine_by_pillow(data, options)
+    except PictureError as error:
+        if options.check == "none" and error.refusal in KEPT_UNCHECKED:
+            return Facts(ending or "bin")
+        raise RejectedError(str(error.refusal), error.detail) from None
 
 
 def _quick_facts(data: bytes) -> Facts | None:
@@ -88,34 +92,26 @@ def _quick_facts(data: bytes) -> Facts | None:
     return Facts("jpeg", *header)
 
 
-def _examine_by_pillow(data: bytes, options: Options, ending: str) -> Facts:
-    try:
-        image = Image.open(io.BytesIO(data))
-    except Image.DecompressionBombError as error:
-        raise RejectedError(TOO_LARGE, _first_line(error)) from None
-    except Exception as error:
+def _examine_by_pillow(data: bytes, options: Options) -> Facts:
+    """Return what the picture `data` is; raises PictureError too."""
+    with opened(data) as image:
+        facts = _facts(image)
+        _within(facts, options)
         if options.check == "none":
-            return Facts(ending or "bin")
-        raise RejectedError(NOT_A_PICTURE, _first_line(error)) from None
-    facts = _facts(image)
-    _within(facts, options)
-    if options.check == "full":
-        _decode(data, image, facts)
-    return facts
+            return facts
+        check_mode(image.mode)
+        if options.check == "header":
+            return facts
+        if facts.format != "jpeg" or not _jpeg_is_sound(data, facts.mode):
+            load(image)
+            check_samples(image)
+        return replace(facts, orientation=orientation_of(image))
 
 
 def _facts(image: Image.Image) -> Facts:
-    # Pillow calls a JPEG with more pictures behind the first one MPO.
-    name = (image.format or "").lower().replace("mpo", "jpeg")
-    return Facts(name, image.width, image.height, image.mode, _orientation(image))
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged EXIF says nothing against the picture
-        return 1
-    return value if 1 <= value <= 8 else 1
+    header = header_of(image)
+    name = header.format.lower()
+    return Facts(name, header.width, header.height, header.mode, header.orientation)
 
 
 def _within(facts: Facts, options: Options) -> None:
@@ -130,15 +126,6 @@ def _within(facts: Facts, options: Options) -> None:
         raise RejectedError(TOO_LONG, f"{size}, over {options.max_aspect:g} to 1")
 
 
-def _decode(data: bytes, image: Image.Image, facts: Facts) -> None:
-    if facts.format == "jpeg" and _jpeg_is_sound(data, facts.mode):
-        return
-    try:
-        image.load()
-    except Exception as error:
-        raise RejectedError(DAMAGED, _first_line(error)) from None
-
-
 def _jpeg_is_sound(data: bytes, mode: str) -> bool:
     """Return whether every coefficient can be read; False: ask another decoder.
 
@@ -149,14 +136,8 @@ def _jpeg_is_sound(data: bytes, mode: str) -> bool:
     try:
         simplejpeg.decode_jpeg(data, colorspace=space, min_height=1, min_width=1, min_factor=8)
     except ValueError as error:
-        words = _first_line(error)
+        words = first_line(error)
         if any(harmless in words for harmless in HARMLESS):
             return False
         raise RejectedError(DAMAGED, words) from None
     return True
-
-
-def _first_line(error: Exception) -> str:
-    """Return what `error` says, without addresses of objects."""
-    words = str(error).partition("\n")[0]
-    return re.sub(r"<[^>]* object at 0x[0-9a-f]+>", "the data", words) or type(error).__name__

@@ -10,8 +10,6 @@ aspect.
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -23,6 +21,7 @@ import pyarrow.compute as pc
 from PIL import Image
 from scipy.fft import dctn
 
+from pipeline.common.pictures import PictureError, thumbnail
 from pipeline.common.workers import Tell, work_in_processes
 from shards.making.listing import Corpus
 from shards.making.plan import completed
@@ -70,15 +69,12 @@ def look(data: bytes, near: bool) -> tuple[bytes, int | None, float]:
     digest = hashlib.sha256(data).digest()
     if not near:
         return digest, None, 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                aspect = image.width / image.height
-                image.draft("L", (64, 64))  # JPEG: decode no more than is needed
-                grey = image.convert("L").resize((32, 32), Image.Resampling.LANCZOS)
-        except Exception:  # a picture that cannot be decoded is no duplicate: its check tells
-            return digest, None, 0.0
+    try:
+        image = Image.fromarray(thumbnail(data, 64))
+    except PictureError:  # a picture that cannot be decoded is no duplicate: its check tells
+        return digest, None, 0.0
+    aspect = image.width / image.height
+    grey = image.convert("L").resize((32, 32), Image.Resampling.LANCZOS)
     return digest, perceptual_hash(np.asarray(grey, dtype=np.float64)), aspect
 
 

@@ -15,6 +15,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.common.pictures import PictureError
+from pipeline.common.pictures.limits import check_bytes
 from shards.making import check
 from shards.making.check import Facts, RejectedError, examine
 from shards.making.partial import partial_file, settle, start_writing
@@ -161,10 +163,13 @@ class ShardMaker:
                 raise RejectedError(check.DUPLICATES[kind], f"of {first}")
             if entry.picture.size < 0:
                 raise RejectedError(check.MISSING, "the path leads to no file")
+            check_bytes(entry.picture.size)
             sample = self._reader(row["source"]).read(entry)
             facts = examine(sample.data, self.context.options, _ending(row["location"]))
         except UnreadableError as error:
             problem = RejectedError(check.UNREADABLE, str(error))
+        except PictureError as error:
+            problem = RejectedError(str(error.refusal), error.detail)
         except RejectedError as error:
             problem = error
         else:

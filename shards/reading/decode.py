@@ -1,30 +1,30 @@
 """Bytes of a picture to uint8 RGB: the whole of it, or a crop.
 
-Pictures are taken as they are stored: an EXIF orientation is not applied, transparency is dropped,
-greyscale is repeated in three channels. Legend: H height, W width, S the crop's side, in pixels.
+Pictures are read by the policy of `pipeline.common.pictures`: upright, as a codec would code them,
+without alpha and profile, grey repeated in three channels. JPEGs take a quicker way to the same
+pixels. Legend: H height, W width, S the crop's side, in pixels, of the upright picture.
 """
 
 from __future__ import annotations
 
-import io
-import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.common.pictures.jpeg import SIGNATURE as JPEG
+from pipeline.common.pictures.limits import MAX_PIXELS
+from pipeline.common.pictures.orientation import (
+    jpeg_orientation,
+    stored_region,
+    turned,
+    upright_size,
+)
 from shards.reading import turbo
 from shards.streaming.order import CROP, hashed
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 Pixels = npt.NDArray[np.uint8]
 
-# A picture above this is refused before memory is taken for it.
-MAX_PIXELS = 1 << 28
-JPEG_MAGIC = b"\xff\xd8\xff"
 # A JPEG without its end here was cut off: that must not depend on where the crop lies.
 JPEG_END, JPEG_TAIL = b"\xff\xd9", 32
 
@@ -57,9 +57,9 @@ def decode(data: bytes) -> Pixels:
     """Return the whole picture, uint8 (H, W, 3).
 
     Raises:
-        BrokenPictureError: the bytes are not a complete picture, or have over 2**28 pixels.
+        BrokenPictureError: the bytes are refused: not a whole picture, too large, or the like.
     """
-    if data.startswith(JPEG_MAGIC):
+    if data.startswith(JPEG):
         pixels = _decode_jpeg(data)
         if pixels is not None:
             return pixels
@@ -92,13 +92,17 @@ def filled(pixels: Pixels, side: int) -> Pixels:
 
 def _crop_jpeg(data: bytes, side: int, draw: CropDraw) -> Pixels | None:
     """Return a JPEG's crop, at most (S, S, 3), by decoding little else; None: decode it whole."""
-    if not data.startswith(JPEG_MAGIC) or JPEG_END not in data[-JPEG_TAIL:]:
+    if not data.startswith(JPEG) or JPEG_END not in data[-JPEG_TAIL:]:
         return None
     try:
-        height, width = turbo.size(data)
-        _check_size(height, width)
+        stored = turbo.size(data)
+        _check_size(*stored)
+        orientation = jpeg_orientation(data)
+        height, width = upright_size(*stored, orientation)
         top, left = draw.corner(height, width, side)
-        return turbo.crop(data, top, left, min(side, height), min(side, width))
+        rows, columns = min(side, height), min(side, width)
+        region = stored_region(*stored, orientation, top, left, rows, columns)
+        return turned(turbo.crop(data, *region), orientation)
     except turbo.CannotCropError:
         return None
 
@@ -112,7 +116,8 @@ def _decode_jpeg(data: bytes) -> Pixels | None:
         _check_size(height, width)
         if space not in ("YCbCr", "Gray", "RGB"):
             return None
-        return np.asarray(simplejpeg.decode_jpeg(data, "RGB"))
+        stored = np.asarray(simplejpeg.decode_jpeg(data, "RGB"))
+        return np.ascontiguousarray(turned(stored, jpeg_orientation(data)))
     except BrokenPictureError:
         raise
     except ValueError:
@@ -120,29 +125,12 @@ def _decode_jpeg(data: bytes) -> Pixels | None:
 
 
 def _decode_any(data: bytes) -> Pixels:
-    import PIL.Image
+    from pipeline.common import pictures
 
     try:
-        with warnings.catch_warnings():
-            # Our own limit is checked below, before any pixel is decoded.
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-            with PIL.Image.open(io.BytesIO(data)) as picture:
-                _check_size(picture.height, picture.width)
-                return _rgb(picture)
-    except BrokenPictureError:
-        raise
-    except Exception as error:  # decoders raise nearly anything on damaged bytes
-        raise BrokenPictureError(f"{type(error).__name__}: {error}") from error
-
-
-def _rgb(picture: Image) -> Pixels:
-    """Return Pillow's picture as uint8 RGB, of 16-bit samples the upper eight bits."""
-    if picture.mode.startswith("I"):
-        grey = np.clip(np.asarray(picture), 0, 65535).astype(np.uint16) >> 8
-        return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
-    if picture.mode == "F":
-        raise BrokenPictureError("its pixels are floating-point numbers of unknown range")
-    return np.asarray(picture.convert("RGB"))
+        return pictures.read_coded(data)
+    except pictures.PictureError as error:
+        raise BrokenPictureError(str(error)) from error
 
 
 def _check_size(height: int, width: int) -> None:

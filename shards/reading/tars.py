@@ -12,9 +12,9 @@ from typing import IO
 
 import numpy as np
 
+from pipeline.common.pictures.formats import ENDINGS
 from shards.errors import ShardsError
 from shards.reading.index import STAMP, ShardTable, read_table
-from shards.sources.base import PICTURES
 
 # WebDataset's rule: the key is all before the first dot of the file's name, its folders included.
 MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")
@@ -38,7 +38,7 @@ def tar_table(tar: IO[bytes], where: str) -> ShardTable:
             match = MEMBER.fullmatch(member.name)
             if match is None or not member.isreg():
                 continue
-            picture = match[2].lower().rpartition(".")[2] in PICTURES
+            picture = match[2].lower().rpartition(".")[2] in ENDINGS
             if picture and not (keys and keys[-1] == match[1]):
                 keys.append(match[1])
                 places.append((member.offset_data, member.size))

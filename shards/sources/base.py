@@ -10,13 +10,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-# What a file's ending must be for the file to count as a picture.
-PICTURES = frozenset(
-    [
-        *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "dib", "tif", "tiff", "gif"),
-        *("ppm", "pgm", "pbm", "pnm", "avif", "jp2", "j2k", "jxl", "heic", "heif"),
-    ]
-)
+from pipeline.common.pictures.formats import ENDINGS
+
 # Files beside a picture, of the same stem, that travel with it.
 SIDECARS = frozenset({"json", "txt", "cls"})
 
@@ -143,7 +138,7 @@ def is_picture(path: str) -> bool:
     """Whether `path` looks like a picture that someone meant: not hidden, a known ending."""
     if any(part.startswith(".") or part == "__MACOSX" for part in path.split("/")):
         return False
-    return stem_and_ending(path)[1] in PICTURES
+    return stem_and_ending(path)[1] in ENDINGS
 
 
 def clean_key(stem: str) -> str:

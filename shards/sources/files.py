@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pipeline.common.pictures.formats import ENDINGS
 from shards.sources.base import (
-    PICTURES,
     SIDECARS,
     ClassFolders,
     Part,
@@ -66,7 +66,7 @@ def add_samples(rows: Rows, files: Iterable[Found]) -> list[Found]:
             samples.setdefault(folder + slash + stem, []).append((ending.lower(), file))
     left: list[Found] = []
     for stem, members in samples.items():
-        pictures = [file for ending, file in members if ending.rpartition(".")[2] in PICTURES]
+        pictures = [file for ending, file in members if ending.rpartition(".")[2] in ENDINGS]
         if not pictures:
             left.extend(file for _, file in members)
             continue

@@ -99,8 +99,28 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
 def test_samples_without_a_known_range_are_refused(tmp_path: Path) -> None:
     for samples in (np.ones((4, 5), np.float32), np.full((4, 5), 70_000, np.int32)):
         Image.fromarray(samples).save(tmp_path / "x.tif")
-        with pytest.raises(CodecError, match=r"x\.tif has samples of 32 bits"):
+        with pytest.raises(CodecError, match=r"x\.tif can't be read: .* which is white"):
             read_picture(tmp_path / "x.tif")
+
+
+def test_sixteen_bits_keep_their_transparent_value(tmp_path: Path) -> None:
+    values = (np.arange(40 * 30, dtype=np.uint16) * 50).reshape(30, 40)
+    values[:10] = 7
+    for deep in (True, False):
+        found = _round_trip(Image.fromarray(values), tmp_path, deep=deep, transparency=7)
+        assert found.mode == ("I;16" if deep else "LA")
+        alpha = read_picture(tmp_path / "out.png").alpha
+        assert alpha is not None
+        assert np.array_equal(alpha == 0, values == 7)
+    data = (tmp_path / "a.cca").read_bytes()
+    with pytest.raises(CodecError, match=r"take \.png"):
+        decompress_file(MODEL, data, tmp_path / "out.tif", deep=True)
+
+
+def test_colours_stay_where_the_profile_is_not_kept(tmp_path: Path) -> None:
+    wide = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    _image("RGB").save(tmp_path / "x.png", icc_profile=wide)
+    assert read_picture(tmp_path / "x.png").profile is None, "a profile for other samples"
 
 
 def test_targets_that_are_no_pictures_are_refused(tmp_path: Path) -> None:

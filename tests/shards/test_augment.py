@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image
 
 from shards import Manifest, ShardsError
 from shards.augment.operations import Augmenter
@@ -19,8 +19,7 @@ from shards.augment.writing import augmented
 from shards.inspecting.verify import verify
 from shards.making.write import Ready
 from shards.options import augment_options
-from shards.pixels import to_rgb
-from tests.shards.making import SMALL, checksums, corpus, encoded, jpeg, make, rejects, rows
+from tests.shards.making import SMALL, checksums, corpus, jpeg, make, rejects, rows
 
 LIC = Path("shards/augment/lic.yaml")
 EVERYTHING = """
@@ -180,29 +179,3 @@ def test_resizing_by_the_shorter_side() -> None:
     spec = Spec.from_dict({"operations": [{"Resize": {"shorter": 24}}], "format": "webp"})
     (result,) = Augmenter(spec, 0)([("a", np.zeros((48, 96, 3), np.uint8))])["a"]
     assert result.shape == (24, 48, 3)
-
-
-def test_pixels_of_every_mode() -> None:
-    grey = Image.new("L", (4, 3), 100)
-    for mode in ("L", "1", "P", "CMYK", "RGB", "YCbCr", "LAB", "HSV"):
-        assert to_rgb(grey.convert("RGB").convert(mode) if mode != "LAB" else grey).shape == (
-            3,
-            4,
-            3,
-        )
-    assert (to_rgb(Image.new("RGBA", (4, 3), (9, 9, 9, 0))) == 255).all()
-    assert (to_rgb(Image.new("LA", (4, 3), (9, 255))) == 9).all()
-    deep = Image.fromarray(np.full((3, 4), 0x8012, np.uint16))
-    assert (to_rgb(deep) == 0x80).all()
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    turned = Image.open(io.BytesIO(encoded(Image.new("RGB", (4, 3)), "JPEG", exif=exif)))
-    assert to_rgb(turned).shape == (4, 3, 3)
-
-
-def test_profiles_are_converted_and_damaged_ones_ignored() -> None:
-    image = Image.new("RGB", (4, 3), (10, 200, 30))
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    for icc in (profile, b"no profile"):
-        stored = Image.open(io.BytesIO(encoded(image, "PNG", icc_profile=icc)))
-        assert np.abs(to_rgb(stored).astype(int) - np.asarray(image)).max() <= 1

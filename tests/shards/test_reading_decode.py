@@ -12,7 +12,7 @@ import pytest
 import simplejpeg
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from shards.reading import turbo
 from shards.reading.decode import BrokenPictureError, CropDraw, decode, decode_crop, filled
@@ -121,13 +121,31 @@ def test_any_mode_becomes_rgb(mode):
         assert decode_crop(buffer.getvalue(), 16, CropDraw.at(0, 0, 0)).shape == (16, 16, 3)
 
 
-def test_of_sixteen_bits_the_upper_eight_are_taken():
+def test_of_sixteen_bits_the_nearest_eight_are_taken():
     grey = (np.arange(1600, dtype=np.uint32) * 40).astype(np.uint16).reshape(40, 40)
+    nearest = np.rint(grey / 257).astype(np.uint8)
     for kind in ("PNG", "TIFF"):
         pixels = decode(encoded(grey, kind))
-        assert np.array_equal(pixels, np.repeat((grey >> 8)[:, :, None], 3, axis=2))
+        assert np.array_equal(pixels, np.repeat(nearest[:, :, None], 3, axis=2))
     with pytest.raises(BrokenPictureError, match="floating-point"):
         decode(encoded(grey.astype(np.float32), "TIFF"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_a_crop_is_cut_from_the_upright_picture(orientation, subsampling):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = pillow_jpeg(noisy(orientation, 61, 90), exif=exif, subsampling=subsampling)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    whole = decode(data)
+    assert np.array_equal(whole, np.asarray(upright))
+    for seed in range(10):
+        draw = CropDraw.at(seed, 0, 0)
+        top, left = draw.corner(*whole.shape[:2], 40)
+        crop = decode_crop(data, 40, draw)
+        assert np.array_equal(crop, whole[top : top + 40, left : left + 40])
+    assert filled(decode_crop(data, 128, CropDraw.at(0, 0, 0)), 128).shape == (128, 128, 3)
 
 
 @settings(max_examples=80, deadline=None)

@@ -36,7 +36,7 @@ from pipeline.common.pictures.errors import PictureError, Refusal
 from pipeline.common.pictures.formats import ENDINGS, find_pictures, is_picture
 from pipeline.common.pictures.limits import MAX_BYTES, MAX_PIXELS
 from pipeline.common.pictures.opening import Header, opened
-from pipeline.common.pictures.reading import Picture, read, read_coded
+from pipeline.common.pictures.reading import Picture, read, read_coded, thumbnail
 
 __all__ = [
     "ENDINGS",
@@ -51,4 +51,5 @@ __all__ = [
     "opened",
     "read",
     "read_coded",
+    "thumbnail",
 ]

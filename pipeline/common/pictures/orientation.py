@@ -19,7 +19,9 @@ Samples = TypeVar("Samples", bound=npt.NDArray[Any])
 SCAN, APP1 = 0xDA, 0xE1
 WITHOUT_LENGTH = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xDA)})
 EXIF = b"Exif\0\0"
-SHORT = 3  # EXIF's type of 16-bit numbers
+# EXIF's types, by the bytes of a number; text, integers, fractions.
+SHORT = 3
+SIZES = {1: 1, 2: 1, SHORT: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8}
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -105,11 +107,16 @@ def _of_exif(tiff: bytes) -> int | None:
     if first < 8 or len(entries) != 12 * count:
         return None
     for at in range(0, len(entries), 12):
-        tag, kind = (int.from_bytes(entries[at + i : at + i + 2], order) for i in (0, 2))
+        tag, kind, number, value = (
+            int.from_bytes(entries[at + start : at + stop], order)
+            for start, stop in ((0, 2), (2, 4), (4, 8), (8, 12))
+        )
         if tag == TAG:
-            number = int.from_bytes(entries[at + 4 : at + 8], order)
             value = int.from_bytes(entries[at + 8 : at + 10], order)
             return value if kind == SHORT and number == 1 and 1 <= value <= 8 else None
+        size = number * SIZES.get(kind, len(tiff))
+        if size > 4 and value + size > len(tiff):  # Pillow reads no further
+            return None
     return None
 
 

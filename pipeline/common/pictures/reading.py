@@ -47,6 +47,13 @@ class Picture:
         """Return the samples that a codec codes, uint8 RGB (H, W, 3)."""
         return _rgb(self.samples)
 
+    def in_srgb(self) -> Samples:
+        """Return the samples in sRGB: converted, in 8 bits, if they have a profile."""
+        if self.profile is None:
+            return self.samples
+        image = to_srgb(Image.fromarray(to_eight_bits(self.samples)), self.profile)
+        return np.asarray(image.convert("L") if self.samples.ndim == 2 else image)
+
     def shown(self) -> Bytes:
         """Return what a viewer shows, uint8 sRGB (H, W, 3): colours managed, on white."""
         grey = self.samples.ndim == 2
@@ -67,15 +74,17 @@ def read(source: bytes | Path, max_pixels: int = MAX_PIXELS) -> Picture:
         OSError: the file is not there, or cannot be read.
     """
     with opened(source, max_pixels) as image:
-        check_mode(image.mode)
-        load(image)
-        header = header_of(image)
-        samples, alpha = samples_of(image), alpha_of(image)
-        profile = _profile(image, samples)
-        done = _words(image, header, samples, alpha, profile)
-        if alpha is not None:
-            alpha = _upright(alpha, header)
-        return Picture(_upright(samples, header), alpha, profile, header, done)
+        return _picture(image)
+
+
+def thumbnail(source: bytes | Path, side: int) -> Bytes:
+    """Return what a viewer shows, uint8 sRGB (H, W, 3), of `side` pixels a side or more.
+
+    A JPEG is decoded at a fraction of its size. Raises as `read`.
+    """
+    with opened(source) as image:
+        image.draft(None, (side, side))
+        return _picture(image).shown()
 
 
 def read_coded(source: bytes | Path, max_pixels: int = MAX_PIXELS) -> Bytes:
@@ -84,6 +93,18 @@ def read_coded(source: bytes | Path, max_pixels: int = MAX_PIXELS) -> Bytes:
         check_mode(image.mode)
         load(image)
         return _rgb(_upright(samples_of(image), header_of(image)))
+
+
+def _picture(image: Image.Image) -> Picture:
+    check_mode(image.mode)
+    load(image)
+    header = header_of(image)
+    samples, alpha = samples_of(image), alpha_of(image)
+    profile = _profile(image, samples)
+    done = _words(image, header, samples, alpha, profile)
+    if alpha is not None:
+        alpha = _upright(alpha, header)
+    return Picture(_upright(samples, header), alpha, profile, header, done)
 
 
 def _rgb(samples: Samples) -> Bytes:

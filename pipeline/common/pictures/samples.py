@@ -31,6 +31,13 @@ def check_mode(mode: str) -> None:
         raise PictureError(Refusal.UNSUPPORTED, f"samples of the kind {mode}")
 
 
+def check_samples(image: Image.Image) -> None:
+    """Raise `PictureError` where `samples_of` would, for a loaded picture."""
+    check_mode(image.mode)
+    if image.mode == "I":
+        _of_integers(image)
+
+
 def samples_of(image: Image.Image) -> Samples:
     """Return the samples of a loaded picture, uint8 or uint16, (H, W) for grey or (H, W, 3).
 
