@@ -22,6 +22,7 @@ from orchestration.load import ENGINES, engine_of, load_profile, profile_from
 from orchestration.plan import Job, Plan, is_done
 from orchestration.profile import Profile
 from orchestration.states import JobStatus, State, blocked_by
+from pipeline.common.atomic import write_text
 from recipes.config.load import load_recipe
 
 LAST_BYTES = 16384
@@ -98,9 +99,9 @@ def schedule(made: Scheduled) -> list[str]:
         ) from error
     names = [job.name for job in plan.jobs if not _done_here(plan, job)]
     for name, text in made.scripts.items():
-        store.write_whole(folder / name, text)
+        write_text(folder / name, text)
     recipe = Path(plan.recipe)
-    store.write_whole(folder / recipe.name, recipe.read_text())
+    write_text(folder / recipe.name, recipe.read_text())
     store.save(plan, folder)
     if names:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 
 from orchestration.errors import OrchestrationError
 from orchestration.plan import Plan
+from pipeline.common.atomic import write_text
 
 FOLDER = "plans"
 # Schedulers limit what they call a job, and Kubernetes a label to 63 characters.
@@ -26,20 +26,9 @@ def new_id(name: str) -> str:
     return f"{name[:LONGEST_NAME]}-{day}-{secrets.token_hex(2)}"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` so that `path` holds all of it or is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def save(plan: Plan, folder: Path) -> None:
     """Write the plan's file; it never changes afterwards."""
-    write_whole(folder / FILE, plan.model_dump_json(indent=1) + "\n")
+    write_text(folder / FILE, plan.model_dump_json(indent=1) + "\n")
 
 
 def read(folder: Path) -> Plan:

@@ -15,7 +15,7 @@ from typing import IO, Any
 from shards.errors import ShardsError
 from shards.making.finish import finish, missing_shards
 from shards.making.listing import Corpus, list_corpus
-from shards.making.partial import partial_file, settle, space_needed, sweep
+from shards.making.partial import failures_named, partial_file, settle, sweep
 from shards.making.plan import Plan, PlanRows, make_plans
 from shards.making.resume import check_contents, check_foreign, check_options, check_source, clear
 from shards.making.workers import Done, Job, run_jobs
@@ -84,7 +84,7 @@ def shard(
             "--fresh with --part would remove what other parts have made: "
             f"empty {store} once, then run the parts without --fresh"
         )
-    with space_needed(store), open_sources(sources, scratch) as opened:
+    with failures_named(store), open_sources(sources, scratch) as opened:
         run = _Run(store, opened, options, workers or default_workers(), part, progress)
         corpus = list_corpus(opened, options.seed, scratch, progress)
         if not corpus.rows:
@@ -106,7 +106,7 @@ def finish_splits(dest: str | Path, split: str | None = None) -> list[Summary]:
         ShardsError: nothing is planned there, or a shard is missing.
     """
     store = Store(dest)
-    with space_needed(store):
+    with failures_named(store):
         return _finish_splits(store, split)
 
 
@@ -175,15 +175,15 @@ class _Run:
                 split: stack.enter_context(partial_file(self.store, Plan.rows_name(split)))
                 for split in stored
             }
-            rows = {split: file for split, (file, _) in files.items()}
+            rows = {split: partial.file for split, partial in files.items()}
             plans = make_plans(corpus, self.options, rows, self._duplicates(corpus))
-            for split, (file, path) in files.items():
-                file.flush()
+            for split, partial in files.items():
+                partial.file.flush()
                 before = stored[split]
                 if before is not None:
-                    self._check_same(before, corpus, path)
+                    self._check_same(before, corpus, partial.path)
                 if before is None or self.part == (0, 1):
-                    settle(self.store, file, path, Plan.rows_name(split))
+                    settle(self.store, partial, Plan.rows_name(split))
                     plans[split].write(self.store)
         return list(plans.values())
 

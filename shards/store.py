@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
+from pipeline.common.atomic import PARTIAL, flush, write_bytes
 from shards.errors import ShardsError, ShardsRuntimeError
 
 T = TypeVar("T")
 ATTEMPTS = 4
-PARTIAL = ".partial"
 
 # Protocols whose uploads appear at once and whole; elsewhere a temporary name is renamed.
 WHOLE_UPLOADS = {"s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oss", "memory", "oci", "r2"}
@@ -77,16 +76,7 @@ class Store:
         if self.folder is None:
             _retried(lambda: self._upload(name, lambda path: self._remote().pipe_file(path, data)))
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file, partial = open_partial(self.folder, name)
-        try:
-            with file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                self.settle(partial, name)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_bytes(self.folder / name, data)
 
     def settle(self, path: Path, name: str, more_follows: bool = False) -> None:
         """Move the complete, flushed local file `path` to `name`; `path` is gone afterwards.
@@ -96,7 +86,7 @@ class Store:
         if self.folder is not None:
             path.replace(self.folder / name)
             if not more_follows:
-                _flush_folder(self.folder)
+                flush(self.folder)
             return
         _retried(lambda: self._upload(name, lambda target: self._remote().put_file(path, target)))
         path.unlink()
@@ -133,19 +123,15 @@ class Store:
             send(target)
             return
         self._remote().makedirs(self.url, exist_ok=True)
-        send(target + PARTIAL)
-        self._remote().mv(target + PARTIAL, target)
-
-
-def open_partial(folder: Path, name: str) -> tuple[IO[bytes], Path]:
-    """Open a new file in `folder` that will become `name`; it is locked until it is closed."""
-    while True:
-        path = folder / f".{name.lstrip('.')}.{os.urandom(6).hex()}{PARTIAL}"
-        file = path.open("xb", buffering=1 << 20)
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if path.exists():  # else a sweep came between opening and locking
-            return file, path
-        file.close()
+        # Two that write the same name at once each have a file of their own.
+        partial = self.where(f".{name}.{os.urandom(6).hex()}{PARTIAL}")
+        try:
+            send(partial)
+            self._remote().mv(partial, target)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._remote().rm_file(partial)
+            raise
 
 
 def _retried(attempt: Callable[[], T]) -> T:
@@ -160,12 +146,3 @@ def _retried(attempt: Callable[[], T]) -> T:
                 raise ShardsRuntimeError(f"the store did not answer: {error}") from error
             time.sleep(0.5 * 2**tried)
     raise AssertionError("unreachable")
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename in `folder` last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,7 +14,7 @@ from orchestration.errors import EngineError, UnansweredError
 from orchestration.plan import Job, Plan
 from orchestration.profile import KubernetesProfile
 from orchestration.states import JobStatus, State
-from orchestration.store import write_whole
+from pipeline.common.atomic import write_text
 
 FILE = "jobset-{turn}.json"
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Kubernetes:
         """Write the manifest of the jobs, and apply it if the profile names a context."""
         turn = len(self._objects("jobsets", plan)) if self.profile.context else 0
         path = folder / FILE.format(turn=turn)
-        write_whole(path, _text(jobset(plan, self.profile, names, turn)))
+        write_text(path, _text(jobset(plan, self.profile, names, turn)))
         if self.profile.context:
             self._kubectl("create", "--filename", str(path))
 
@@ -69,7 +69,7 @@ class Kubernetes:
                 # A pod that waits for a node or its image has none.
                 log.info("no log of %s: %s", pod_name, error)
                 continue
-            write_whole(path, written)
+            write_text(path, written)
             paths.append(path)
         return paths
 

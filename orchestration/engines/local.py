@@ -11,7 +11,6 @@ also when the machine loses power, so nothing here can claim that a dead job run
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
@@ -25,6 +24,7 @@ from orchestration.plan import Job, Plan
 from orchestration.profile import LocalProfile
 from orchestration.script import command, preamble, title
 from orchestration.states import JobStatus, State, blocked_by, gathered
+from pipeline.common.locks import is_locked
 
 SPOOL = "local"
 SUPERVISOR = "supervisor"
@@ -58,11 +58,11 @@ class Local:
         spool = folder / SPOOL
         spool.mkdir(parents=True, exist_ok=True)
         (folder / "logs").mkdir(exist_ok=True)
-        if held(spool / f"{SUPERVISOR}.lock"):
+        if is_locked(spool / f"{SUPERVISOR}.lock"):
             raise EngineError(f"plan {plan.id} is at work already: wait for it, or cancel it")
         for job in plan.jobs:
             for label in labels(job):
-                if held(spool / f"{label}.lock"):
+                if is_locked(spool / f"{label}.lock"):
                     raise EngineError(
                         f"{label} of plan {plan.id} still runs: cancel the plan first"
                     )
@@ -74,12 +74,12 @@ class Local:
             process = subprocess.Popen(
                 words, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        _until(lambda: held(spool / f"{SUPERVISOR}.lock") or process.poll() is not None)
+        _until(lambda: is_locked(spool / f"{SUPERVISOR}.lock") or process.poll() is not None)
 
     def statuses(self, plan: Plan, folder: Path) -> Mapping[str, JobStatus]:
         """Return the state of each job from the locks and exit codes of its processes."""
         spool = folder / SPOOL
-        alive = held(spool / f"{SUPERVISOR}.lock")
+        alive = is_locked(spool / f"{SUPERVISOR}.lock")
         known: dict[str, JobStatus] = {}
         for job in plan.jobs:
             parts = [_status(spool, job, label, alive, known) for label in labels(job)]
@@ -97,11 +97,11 @@ class Local:
         """Tell the background process to stop its jobs, and any that outlived it to stop too."""
         spool = folder / SPOOL
         lock = spool / f"{SUPERVISOR}.lock"
-        if held(lock):
+        if is_locked(lock):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int((spool / f"{SUPERVISOR}.pid").read_text()), signal.SIGTERM)
             # It stops its jobs itself, one after another.
-            _until(lambda: not held(lock), CHECKPOINT_SECONDS * len(plan.jobs))
+            _until(lambda: not is_locked(lock), CHECKPOINT_SECONDS * len(plan.jobs))
         for job in plan.jobs:
             for label in labels(job):
                 stop_group(spool, label)
@@ -112,29 +112,17 @@ def labels(job: Job) -> list[str]:
     return [job.name] if job.parts == 1 else [f"{job.name}.{part}" for part in range(job.parts)]
 
 
-def held(lock: Path) -> bool:
-    """Return whether a living process holds `lock`."""
-    try:
-        with lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
 def stop_group(spool: Path, label: str) -> None:
     """End the processes of a job: asked first, forced after a while."""
     lock, pid = spool / f"{label}.lock", spool / f"{label}.pid"
-    if not held(lock) or not pid.exists():
+    if not is_locked(lock) or not pid.exists():
         return
     group = int(pid.read_text())
     for number, seconds in ((signal.SIGTERM, CHECKPOINT_SECONDS), (signal.SIGKILL, STOP_SECONDS)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, number)
         # Launchers end at once and keep the lock to themselves; training writes a checkpoint.
-        if _until(lambda: not held(lock) and not _lives(group), seconds):
+        if _until(lambda: not is_locked(lock) and not _lives(group), seconds):
             return
     raise EngineError(f"the processes of {label} do not end (process group {group})")
 
@@ -165,7 +153,7 @@ def _status(
     """Return the state of one part; `alive`: the background process runs."""
     pid, ended = spool / f"{label}.pid", spool / f"{label}.exit"
     number = pid.read_text() if pid.exists() else ""
-    if held(spool / f"{label}.lock"):
+    if is_locked(spool / f"{label}.lock"):
         return JobStatus(job.name, State.RUNNING, engine_id=number)
     if ended.exists():
         code = ended.read_text().strip()

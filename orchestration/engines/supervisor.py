@@ -6,7 +6,6 @@ ends when nothing is left to do.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -21,7 +20,9 @@ from orchestration.engines.local import CANCELLED, SPOOL, SUPERVISOR, labels, st
 from orchestration.load import profile_from
 from orchestration.plan import Job, Plan, is_done
 from orchestration.profile import LocalProfile
-from orchestration.store import read, write_whole
+from orchestration.store import read
+from pipeline.common.atomic import write_text
+from pipeline.common.locks import file_lock
 
 POLL_SECONDS = 0.1
 
@@ -74,7 +75,7 @@ class Supervisor:
     def _note_done(self, job: Job) -> None:
         for label in labels(job):
             if job.name in self.names:
-                write_whole(self._spool(f"{label}.exit"), "0\n")
+                write_text(self._spool(f"{label}.exit"), "0\n")
 
     def _ready(self, todo: Sequence[Job]) -> Iterator[tuple[Job, str]]:
         for job in todo:
@@ -102,10 +103,8 @@ class Supervisor:
         environment = {**os.environ, "PART": label.rpartition(".")[2]}
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
-        lock = self._spool(f"{label}.lock").open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX)
         log = (self.folder / "logs" / f"{label}.log").open("wb")
-        with lock, log:
+        with file_lock(self._spool(f"{label}.lock")) as lock, log:
             # The lock goes along to the job and all that it starts, and is given up here.
             process = subprocess.Popen(
                 ["/bin/bash", str(self.folder / f"{job.name}.sh")],
@@ -113,10 +112,10 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=[lock.fileno()],
+                pass_fds=[lock],
                 start_new_session=True,
             )
-            write_whole(self._spool(f"{label}.pid"), str(process.pid))
+            write_text(self._spool(f"{label}.pid"), str(process.pid))
         self.started.add(label)
         self.running.append(Running(job, label, process, gpus))
 
@@ -129,18 +128,18 @@ class Supervisor:
             if code == 0:
                 self.succeeded.add(one.label)
             # A negative code is a signal, which a shell writes as 128 + its number.
-            write_whole(self._spool(f"{one.label}.exit"), f"{code if code >= 0 else 128 - code}\n")
+            write_text(self._spool(f"{one.label}.exit"), f"{code if code >= 0 else 128 - code}\n")
 
     def _stop(self) -> None:
         for one in self.running:
             stop_group(self.folder / SPOOL, one.label)
             one.process.wait()
-            write_whole(self._spool(f"{one.label}.exit"), f"{CANCELLED}\n")
+            write_text(self._spool(f"{one.label}.exit"), f"{CANCELLED}\n")
         for job in self.plan.jobs:
             for label in labels(job):
                 ended = self._spool(f"{label}.exit")
                 if job.name in self.names and not ended.exists():
-                    write_whole(ended, f"{CANCELLED}\n")
+                    write_text(ended, f"{CANCELLED}\n")
 
     def _spool(self, name: str) -> Path:
         return self.folder / SPOOL / name
@@ -154,10 +153,8 @@ def main(arguments: Sequence[str]) -> int:
     assert isinstance(profile, LocalProfile)
     supervisor = Supervisor(plan, folder, profile, arguments[1:])
     signal.signal(signal.SIGTERM, supervisor.stop)
-    write_whole(folder / SPOOL / f"{SUPERVISOR}.pid", str(os.getpid()))
-    with (folder / SPOOL / f"{SUPERVISOR}.lock").open("w") as lock:
-        # Whoever looks at a lock holds it for a moment.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    write_text(folder / SPOOL / f"{SUPERVISOR}.pid", str(os.getpid()))
+    with file_lock(folder / SPOOL / f"{SUPERVISOR}.lock"):
         return 0 if supervisor.run() else 1
 
 

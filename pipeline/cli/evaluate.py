@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,6 +54,7 @@ def evaluate(
     Example: pipeline evaluate out/mse/w0.85 models:/cca@champion --data kodak --out report
     """
     from pipeline.cli.progress import progress
+    from pipeline.common.scratch import cache_folder
     from pipeline.evaluation import evaluate as run
     from pipeline.evaluation import find_pictures
     from recipes.config.bundled import shipped
@@ -66,7 +66,7 @@ def evaluate(
     with progress("Evaluating", unit="steps") as report:
         found = run(
             specs, pictures, out, names, report,
-            device=device, cache=cache or _default_cache(), workers=workers, rates=chosen,
+            device=device, cache=cache or cache_folder("peers"), workers=workers, rates=chosen,
         )  # fmt: skip
     typer.echo(json.dumps(_summary(found, out), indent=1) if as_json else _text(found, out))
 
@@ -95,11 +95,6 @@ def _name(path: Path) -> str:
     if folder.is_file() and folder.name == "model.safetensors":
         folder = folder.parent
     return "/".join((folder.parent.name, folder.stem if folder.is_file() else folder.name))
-
-
-def _default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "cca-pipeline" / "peers"
 
 
 def _summary(report: Report, out: Path) -> dict[str, Any]:

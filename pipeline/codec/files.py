@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -13,6 +12,7 @@ from pipeline.codec.errors import CodecError
 from pipeline.codec.picture import Canvas, Picture, picture_format, write_image
 from pipeline.codec.storage import stored_fingerprint
 from pipeline.codec.tiles import TilesDone
+from pipeline.common.atomic import write_bytes
 
 if TYPE_CHECKING:
     from pipeline.codec.architectures.cca.model import CCAModel
@@ -58,7 +58,7 @@ def compress_file(
             model, read_stream(data), lambda top, block: None, max_memory,
             lambda done, of: told(of + done, 2 * of),
         )  # fmt: skip
-    _write(data, target)
+    write_bytes(target, data)
     height, width = picture.size
     return Compressed(
         bytes=len(data), bpp=8 * len(data) / (width * height), width=width, height=height
@@ -119,15 +119,3 @@ def find_model(data: bytes, folders: Sequence[Path]) -> Path:
         f"no model with the fingerprint {wanted} lies beside the file or in the working folder; "
         "name it with --model"
     )
-
-
-def _write(data: bytes, target: Path) -> None:
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)

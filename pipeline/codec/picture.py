@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from pipeline.codec.bitstream import MAX_PIXELS, Header
 from pipeline.codec.errors import CodecError
 from pipeline.common import pictures
+from pipeline.common.atomic import writing
 
 Bytes = npt.NDArray[np.uint8]
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -178,21 +178,15 @@ def write_image(image: Image.Image, path: Path) -> None:
     kind = picture_format(path)
     if "transparency" in image.info and kind != "PNG":
         raise CodecError(f"{path} can't be written as {kind} with 16 bits and alpha; take .png")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     options = _BEST.get(kind, {})
     profile = image.info.get("icc_profile")
     try:
-        with partial.open("wb") as file:
+        with writing(path) as file:
             image.save(file, kind, **options, **({"icc_profile": profile} if profile else {}))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except (OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
-            raise
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's, not Pillow's
         raise CodecError(f"{path} can't be written as {kind}: {error}; take .png") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _pack_alpha(alpha: Bytes) -> bytes:

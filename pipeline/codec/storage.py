@@ -8,7 +8,6 @@ Nothing in the file is ever executed.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from pipeline.codec.architectures.cca.auxiliary import AuxiliaryEntropyModel
 from pipeline.codec.architectures.cca.config import CCAConfig
 from pipeline.codec.architectures.cca.model import CCAModel
 from pipeline.codec.errors import CodecError
+from pipeline.common.atomic import write_bytes
 
 FORMAT = "cca-pipeline model"
 VERSION = "1"
@@ -49,16 +49,7 @@ def save_model(
         "config": json.dumps(model.config.to_dict()),
         "info": json.dumps(dict(model.info if info is None else info)),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(save(tensors, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_bytes(path, save(tensors, metadata))
     return path
 
 

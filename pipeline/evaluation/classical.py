@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pipeline.common.atomic import write_bytes
 from pipeline.evaluation.errors import MeasurementError
 from pipeline.evaluation.metrics import Picture, decibels, ms_ssim, psnr
 from pipeline.evaluation.peers import Peer
 from pipeline.evaluation.pictures import Source, read_picture
 from pipeline.evaluation.progress import Meter
 from pipeline.evaluation.results import Measurement, PeerResult, Point
-from pipeline.evaluation.storage import write_bytes
 
 # Raise it when a change here changes what is measured: older entries are then passed over.
 CACHE_FORMAT = 1

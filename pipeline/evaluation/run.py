@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from pipeline.common.atomic import writing_folder
 from pipeline.evaluation.classical import Cache, Runner, Span
 from pipeline.evaluation.compare import compare
 from pipeline.evaluation.errors import EvaluationError
@@ -33,7 +34,7 @@ from pipeline.evaluation.progress import Meter, Progress
 from pipeline.evaluation.published import is_kodak, published_curves
 from pipeline.evaluation.results import ModelResult, PeerResult, Report
 from pipeline.evaluation.scenes import Scene, make_scenes
-from pipeline.evaluation.storage import MARK, check_folder, whole_folder, write_bytes
+from pipeline.evaluation.storage import MARK, check_folder
 from pipeline.evaluation.verdict import verdict
 from pipeline.evaluation.webpage import render
 
@@ -72,7 +73,7 @@ def evaluate(
     meter = Meter(progress)
     # One step beyond the pictures: the report.
     meter.expect(len(specs) * len(sources) + 1)
-    with whole_folder(out) as folder:
+    with writing_folder(out) as folder:
         streams = folder / STREAMS
         measured = tell_curves_apart(
             [
@@ -158,8 +159,9 @@ def _write(report: Report, scenes: Sequence[Scene], folder: Path) -> None:
     writer = csv.DictWriter(table, fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-    write_bytes(folder / "results.csv", table.getvalue().encode())
+    (folder / "results.csv").write_bytes(table.getvalue().encode())
     for suffix in ("png", "svg"):
-        write_bytes(folder / f"rd-curve.{suffix}", draw_curves(report, suffix))
-    write_bytes(folder / "report.html", render(report, scenes).encode())
-    write_bytes(folder / MARK, json.dumps(report.to_dict(), indent=1, allow_nan=False).encode())
+        (folder / f"rd-curve.{suffix}").write_bytes(draw_curves(report, suffix))
+    (folder / "report.html").write_bytes(render(report, scenes).encode())
+    content = json.dumps(report.to_dict(), indent=1, allow_nan=False)
+    (folder / MARK).write_bytes(content.encode())

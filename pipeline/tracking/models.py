@@ -7,13 +7,15 @@ kept under it in `~/.cache/cca-pipeline/models` (`XDG_CACHE_HOME` is respected),
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from pipeline.common.atomic import flush
+from pipeline.common.digests import file_sha256
+from pipeline.common.scratch import cache_folder
 from pipeline.tracking.errors import StoreError, TrackingError
 from pipeline.tracking.store import client, explained, first_sentence, public
 
@@ -74,12 +76,6 @@ def find_version(
             ) from error
 
 
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _what_exists(where: MlflowClient, name: str) -> str:
     versions = sorted(int(v.version) for v in where.search_model_versions(f"name = '{name}'"))
     if not versions:
@@ -125,18 +121,16 @@ def _fetch(where: MlflowClient, what: str, uri: str, target: Path | None, digest
             path = Path(download_artifacts(uri, dst_path=folder, tracking_uri=where.tracking_uri))
         except Exception as error:  # each kind of artifact store raises errors of its own
             raise StoreError(f"{what} can't be downloaded: {first_sentence(error)}") from error
-        if digest and digest_of(path) != digest:
+        if digest and file_sha256(path) != digest:
             raise StoreError(
                 f"{what} arrived damaged: its SHA-256 is not the registered one; try again, and "
                 "register the model anew if that does not help"
             )
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        flush(path)
         return path.replace(target)
 
 
 def _cache() -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "cca-pipeline" / "models"
+    folder = cache_folder("models")
     folder.mkdir(parents=True, exist_ok=True)
     return folder

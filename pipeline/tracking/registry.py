@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.common.digests import file_sha256
 from pipeline.tracking.errors import TrackingError
-from pipeline.tracking.models import digest_of, find_version, resolve_model
+from pipeline.tracking.models import find_version, resolve_model
 from pipeline.tracking.store import client, experiment_id, explained
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def _create(
     logged = where.create_logged_model(experiment, name, run_id, dict(tags), model_type="cca")
     try:
         with written(model, logged) as folder:
-            digest = digest_of(folder / "artifacts" / "model.safetensors")
+            digest = file_sha256(folder / "artifacts" / "model.safetensors")
             where.log_model_artifacts(logged.model_id, str(folder))
     except BaseException:
         where.finalize_logged_model(logged.model_id, "FAILED")

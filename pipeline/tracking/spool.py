@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.atomic import write_json
+
 Record = dict[str, Any]
 
 
@@ -117,13 +119,7 @@ class Spool:
     def save_state(self, state: State, **changes: Any) -> State:
         """Write `state` with `changes`, whole, and return it."""
         state = replace(state, **changes)
-        target = self.folder / "state.json"
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        with temporary.open("w") as file:
-            json.dump(asdict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        write_json(self.folder / "state.json", asdict(state))
         return state
 
     def close(self) -> None:

@@ -8,7 +8,6 @@ made under a lock and a temporary name.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from pipeline.common.locks import file_lock
 from pipeline.tracking.errors import StoreError, TrackingError
 
 if TYPE_CHECKING:
@@ -88,8 +88,7 @@ def _make_tables(path: Path) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with file_lock(path.with_name(f".{path.name}.lock")):
         if path.exists():
             return
         for left in path.parent.glob(f".{path.name}.*.making*"):

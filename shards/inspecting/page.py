@@ -15,11 +15,12 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
+from pipeline.common.atomic import write_text
 from pipeline.common.pictures import thumbnail
 from shards.inspecting.summary import SplitFacts, facts_of, manifests, read_tables
 from shards.making.listing import hash_keys
 from shards.manifest import Manifest
-from shards.store import Store, open_partial
+from shards.store import Store
 
 SHOWN = 60  # pictures of the contact sheet, which the colour histogram is taken from too
 THUMBNAIL = 128  # pixels
@@ -67,15 +68,7 @@ def write_page(dest: str | Path, path: Path, split: str | None = None) -> None:
     )
     environment.autoescape = True
     text = environment.get_template("page.html.j2").render(where=str(dest), pages=pages)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file, partial = open_partial(path.parent, path.name)
-    try:
-        with file:
-            file.write(text.encode())
-            file.flush()
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, text)
 
 
 def _page(store: Store, manifest: Manifest, table: pa.Table) -> SplitPage:

@@ -7,29 +7,28 @@ and never one that somebody is writing.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from pipeline.common import atomic
+from pipeline.common.atomic import NO_SPACE, PartialFile
+from pipeline.common.errors import RunError
+from pipeline.common.scratch import private_folder
 from shards.errors import ShardsError, ShardsRuntimeError
-from shards.store import PARTIAL, Store, open_partial
-
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+from shards.store import Store
 
 
 def folder_for(store: Store) -> Path:
     """Return the folder where files for `store` are written first: itself, if it is local."""
+    if store.folder is None:
+        return private_folder("pipeline-shards")
     folder = store.folder
-    if folder is None:
-        folder = Path(tempfile.gettempdir()) / f"pipeline-shards-{os.getuid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in NO_SPACE:
             raise
         why = error.strerror or str(error)
         raise ShardsError(f"{folder} cannot be made ({why}): name another --out") from error
@@ -37,17 +36,21 @@ def folder_for(store: Store) -> Path:
 
 
 @contextlib.contextmanager
-def partial_file(store: Store, name: str) -> Iterator[tuple[IO[bytes], Path]]:
+def partial_file(store: Store, name: str) -> Iterator[PartialFile]:
     """Yield a new locked file that will become `name` in `store`; it is removed if it is left."""
-    folder = folder_for(store)
-    file, path = open_partial(folder, name)
+    while True:
+        folder = folder_for(store)
+        try:
+            partial = PartialFile(folder, name)
+        except FileNotFoundError:
+            if folder.is_dir() or store.folder is not None:
+                raise
+            continue  # another run has just ended, and removed the shared folder
+        break
     try:
-        yield file, path
+        yield partial
     finally:
-        # What a full disk could not take must not be flushed again when the file is closed.
-        with contextlib.suppress(OSError):
-            file.close()
-        path.unlink(missing_ok=True)
+        partial.discard()
 
 
 def start_writing(file: IO[bytes], start: int, end: int) -> None:
@@ -57,42 +60,38 @@ def start_writing(file: IO[bytes], start: int, end: int) -> None:
         os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
 
 
-def settle(
-    store: Store, file: IO[bytes], path: Path, name: str, more_follows: bool = False
-) -> None:
+def settle(store: Store, partial: PartialFile, name: str, more_follows: bool = False) -> None:
     """Flush the partial file to the disk and move it to its name, as `Store.settle` does."""
-    file.flush()
-    os.fsync(file.fileno())
-    store.settle(path, name, more_follows)
+    partial.flush()
+    store.settle(partial.path, name, more_follows)
 
 
 def sweep(store: Store, split: str) -> None:
     """Remove the partial files of `split` that no living process writes."""
     folder = folder_for(store)
-    for path in folder.glob(f".*{PARTIAL}"):
-        if not path.name.lstrip(".").startswith(split):
-            continue
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+    atomic.sweep(folder, split)
     if store.folder is None:
         with contextlib.suppress(OSError):
             folder.rmdir()
 
 
 @contextlib.contextmanager
-def space_needed(store: Store) -> Iterator[None]:
-    """Turn the system's error for a full disk inside into a sentence.
+def failures_named(store: Store) -> Iterator[None]:
+    """Turn a full disk and a killed worker inside into this room's error.
 
     Raises:
-        ShardsRuntimeError: the disk is full.
+        ShardsRuntimeError: the disk is full, or a worker was killed.
     """
     try:
         yield
+    except ShardsRuntimeError:
+        raise
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in NO_SPACE:
             raise
         raise ShardsRuntimeError(
             f"no space left to write {store}: free some, "
             "then run the same command again; it goes on where it stopped"
         ) from error
+    except RunError as error:
+        raise ShardsRuntimeError(str(error)) from error

@@ -108,8 +108,8 @@ class ShardMaker:
         name = shard_name(self.context.split, number)
         table: list[dict[str, Any]] = []
         rejects: list[dict[str, Any]] = []
-        with partial_file(self.context.store, f"{name}.tar") as (file, path):
-            tar = TarFile(file)
+        with partial_file(self.context.store, f"{name}.tar") as partial:
+            tar = TarFile(partial.file)
             results = _in_order(self._prepare, rows.to_pylist(), threads)
             for result in self._augmented(results):
                 if isinstance(result, Ready):
@@ -119,7 +119,7 @@ class ShardMaker:
                     rejects.append(result)
                     self.on_sample(result["size"], True)
             info = tar.finish(name, len(table))
-            settle(self.context.store, file, path, info.tar, more_follows=True)
+            settle(self.context.store, partial, info.tar, more_follows=True)
         self._write_sidecar(info, table, rejects)
         return info
 
@@ -133,9 +133,10 @@ class ShardMaker:
     ) -> None:
         facts = {"samples": info.samples, "bytes": info.bytes, "sha256": info.sha256}
         schema = SIDECAR.with_metadata({"shard": json.dumps(facts), "rejects": json.dumps(rejects)})
-        with partial_file(self.context.store, info.sidecar) as (file, path):
-            pq.write_table(pa.Table.from_pylist(table, schema=schema), file, compression="zstd")
-            settle(self.context.store, file, path, info.sidecar)
+        with partial_file(self.context.store, info.sidecar) as partial:
+            content = pa.Table.from_pylist(table, schema=schema)
+            pq.write_table(content, partial.file, compression="zstd")
+            settle(self.context.store, partial, info.sidecar)
 
     def _augmented(
         self, results: Iterable[Ready | dict[str, Any]]

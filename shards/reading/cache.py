@@ -19,6 +19,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.common.atomic import write_at
+from pipeline.common.digests import file_sha256
+from pipeline.common.locks import file_lock, is_locked, try_lock
+from pipeline.common.scratch import cache_folder
 from shards.errors import ShardsError, ShardsRuntimeError
 from shards.manifest import Manifest
 from shards.reading.fetch import PART, Fetcher, Patience
@@ -36,7 +40,7 @@ class Cache:
         patience: how long a failing store is asked again.
     """
 
-    folder: Path = field(default_factory=lambda: Path.home() / ".cache" / "cca-pipeline" / "shards")
+    folder: Path = field(default_factory=lambda: cache_folder("shards"))
     limit: int = 64 << 30
     patience: Patience = field(default_factory=Patience)
 
@@ -86,7 +90,7 @@ class CacheFolder:
     def has(self, wanted: Wanted) -> bool:
         """Whether the file is here, or on its way by another process."""
         path = self.path(wanted)
-        return path.exists() or _locked(_partial(path))
+        return path.exists() or is_locked(_partial(path))
 
     def index(self, wanted: Wanted) -> Path:
         """Return where the index of a tar is kept."""
@@ -103,7 +107,7 @@ class CacheFolder:
         try:
             for _ in range(self.cache.patience.attempts):
                 self._complete(wanted.name, partial, wanted.bytes)
-                if wanted.sha256 in (None, _digest(partial)):
+                if wanted.sha256 in (None, file_sha256(partial)):
                     os.fsync(partial)
                     _partial(path).rename(path)
                     return
@@ -125,10 +129,10 @@ class CacheFolder:
         while have < size:
             data = self.fetcher.part(name, have, min(have + PART, size))
             # What is written before the lock is let go, the next one to make room counts.
-            with _lock(self.cache.folder / ".lock"):
+            with file_lock(self.cache.folder / ".lock"):
                 self._make_room(len(data))
                 try:
-                    os.pwrite(partial, data, have)
+                    write_at(partial, data, have)
                 except OSError as error:
                     raise ShardsRuntimeError(
                         f"the cache {self.cache.folder} cannot be written: {error.strerror}"
@@ -190,7 +194,7 @@ def _open_shared(path: Path) -> int | None:
 def _writing(path: Path) -> Iterator[int | None]:
     """Hold the arriving file alone; give None when it arrived while waiting for that."""
     partial = _partial(path)
-    with _lock(partial) as descriptor:
+    with file_lock(partial) as descriptor:
         mine = _same_file(descriptor, partial)
         if mine and path.exists():  # it had arrived: this one was made needlessly
             partial.unlink()
@@ -205,33 +209,6 @@ def _same_file(descriptor: int, path: Path) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[int]:
-    """Hold a file, made when absent, for this process alone; wait for others."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _locked(path: Path) -> bool:
-    """Whether another process holds the file."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(descriptor)
-
-
 def _remove_unused(path: Path) -> bool:
     """Remove a file that nobody holds; return whether it is gone."""
     try:
@@ -239,17 +216,9 @@ def _remove_unused(path: Path) -> bool:
     except FileNotFoundError:
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not try_lock(descriptor):
+            return False
         path.unlink(missing_ok=True)
-    except BlockingIOError:
-        return False
-    else:
         return True
     finally:
         os.close(descriptor)
-
-
-def _digest(descriptor: int) -> str:
-    with os.fdopen(os.dup(descriptor), "rb") as file:
-        file.seek(0)
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import tarfile
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import IO
 
 import numpy as np
 
+from pipeline.common.atomic import writing
 from pipeline.common.pictures.formats import ENDINGS
 from shards.errors import ShardsError
 from shards.reading.index import STAMP, ShardTable, read_table
@@ -63,12 +63,5 @@ def _write(table: ShardTable, path: Path, stamp: str) -> None:
     import pyarrow.parquet as pq
 
     columns = {"key": table.keys, "offset": table.offsets, "size": table.sizes}
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            pq.write_table(pa.table(columns, metadata={STAMP: stamp}), file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path) as file:
+        pq.write_table(pa.table(columns, metadata={STAMP: stamp}), file)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.common.atomic import PartialFile
 from shards import Manifest, ShardsError
 from shards.inspecting.verify import verify
 from shards.options import Options
 from shards.run import finish_splits
-from shards.store import open_partial
 from tests.shards.making import checksums, corpus, jpeg, make
 
 
@@ -133,11 +133,11 @@ def test_finish_refuses_while_a_part_is_missing(source: Path, tmp_path: Path) ->
 def test_what_a_killed_process_left_is_swept_and_no_more(source: Path, dest: Path) -> None:
     dead = dest / ".train-000001.tar.0123456789ab.partial"
     dead.write_bytes(b"half a shard")
-    living, path = open_partial(dest, "train-000000.tar")
-    with living:
-        make(source, dest)
-        assert not dead.exists()
-        assert path.exists()
+    living = PartialFile(dest, "train-000000.tar")
+    make(source, dest)
+    assert not dead.exists()
+    assert living.path.exists()
+    living.discard()
 
 
 def test_a_source_that_changes_meanwhile_is_noticed(source: Path, tmp_path: Path) -> None:
