@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
+
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Stretch pytest-timeout's limit on a slow or busy machine."""
+    if config.option.timeout:
+        config.option.timeout = patience(config.option.timeout)
 
 
 @pytest.fixture(scope="session")

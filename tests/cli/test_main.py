@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli.main import main
+from tests.patience import patience
 
 PIPELINE = Path(sys.executable).parent / "pipeline"
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PIPELINE, *words], capture_output=True, text=True, timeout=120)
+    return subprocess.run([PIPELINE, *words], capture_output=True, text=True, timeout=patience(300))
 
 
 def commands() -> list[str]:
@@ -37,7 +38,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_the_package_runs_as_a_module() -> None:
     words = [sys.executable, "-m", "pipeline", "shard", "nowhere"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=patience(300))
     assert done.returncode == 2
     assert "Usage: pipeline" in done.stderr
 

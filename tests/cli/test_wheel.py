@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.docs.commands import commands
+from tests.patience import patience
 
 ROOMS = ("pipeline", "shards", "recipes", "orchestration")
 # One process, for each start of Python with torch and MLflow takes seconds.
@@ -72,7 +73,13 @@ def _call(words: list[str], folder: Path, text: str = "") -> str:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PYTHON"))}
     environment |= {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        words, cwd=folder, env=environment, input=text, capture_output=True, text=True, timeout=400
+        words,
+        cwd=folder,
+        env=environment,
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=patience(400),
     )
     assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
     return done.stdout

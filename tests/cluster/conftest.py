@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
+
 HERE = Path(__file__).parent
-UP_SECONDS = 900
 MOST_CLUSTERS = 8
 
 
@@ -34,7 +35,9 @@ class Cluster:
 
     def command(self, *words: str) -> str:
         """Return what one of Slurm's commands prints."""
-        done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            words, check=True, capture_output=True, text=True, timeout=patience(300)
+        )
         return done.stdout
 
     def _pid(self, number: int) -> str:
@@ -46,7 +49,7 @@ class Cluster:
             env={**os.environ, **self.environment},
             capture_output=True,
             text=True,
-            timeout=UP_SECONDS,
+            timeout=patience(900),
             check=False,
         )
 

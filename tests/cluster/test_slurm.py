@@ -15,8 +15,9 @@ from orchestration.profile import Resources, SlurmProfile
 from orchestration.states import JobStatus, State
 from tests.cluster.conftest import Cluster
 from tests.cluster.tools import SMALL, ended, job, made_plan, states, wait_for
+from tests.patience import patience
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(patience(1500))]
 
 # Counts steps into a file, whole, and adds up what it did as a stand-in for weights. It goes on
 # until it is asked to stop, and then ends with code 75; started again, it makes ten steps more.

@@ -19,10 +19,11 @@ from orchestration.plan import Plan
 from orchestration.states import JobStatus, State
 from tests.cluster.conftest import Cluster
 from tests.cluster.tools import ended, wait_for
+from tests.patience import patience
 from tests.tracking.pages import Pages, found_browser
 from tests.tracking.servers import Server
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(patience(2400))]
 
 RECIPE = """
 name: tiny

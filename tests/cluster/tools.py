@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ from orchestration import control, store
 from orchestration.plan import Job, Plan, exists
 from orchestration.profile import Profile, Resources
 from orchestration.states import JobStatus, State
+from tests.patience import wait_for
 
-# Generous, so that only a thing that never comes fails, however busy the machine is.
-PATIENCE = 600.0
 SMALL = Resources(cpus=1, memory="200M", minutes=5)
 
 
@@ -55,14 +53,6 @@ def states(plan: Plan, folder: Path) -> dict[str, State]:
     return {one.name: one.state for one in control.status(plan, folder)}
 
 
-def wait_for(reached: Callable[[], bool], what: str) -> None:
-    """Wait until `reached`."""
-    end = time.monotonic() + PATIENCE
-    while not reached():
-        assert time.monotonic() < end, f"{what}: not within {PATIENCE:g} s"
-        time.sleep(0.2)
-
-
 def ended(plan: Plan, folder: Path) -> dict[str, JobStatus]:
     """Wait until nothing of the plan is active, and return the last status of each job."""
     found: list[JobStatus] = []
@@ -71,5 +61,5 @@ def ended(plan: Plan, folder: Path) -> dict[str, JobStatus]:
         found[:] = control.status(plan, folder)
         return not any(one.state.active for one in found)
 
-    wait_for(over, f"the end of plan {plan.id}")
+    wait_for(over, f"the end of plan {plan.id}", seconds=600, pause=0.2)
     return {one.name: one for one in found}

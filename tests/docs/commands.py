@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.patience import patience
+
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>.+?) -->\n)?```console\n(?P<text>.*?)```", re.DOTALL
 )
@@ -73,5 +75,5 @@ def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.run(
-        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=500
+        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=patience(500)
     )

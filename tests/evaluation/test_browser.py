@@ -23,6 +23,7 @@ from pipeline.evaluation.results import Report
 from pipeline.evaluation.scenes import Scene, View
 from pipeline.evaluation.verdict import verdict
 from pipeline.evaluation.webpage import render
+from tests.patience import patience
 
 pytestmark = pytest.mark.browser
 
@@ -125,7 +126,9 @@ def look(browser: str, page: str, folder: Path, width: int, *flags: str) -> dict
         "--virtual-time-budget=20000", "--dump-dom", outer.as_uri(),
     ]  # fmt: skip
     for _ in range(TRIES):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=patience(300), check=False
+        )
         seen = re.search(r'<pre id="found">(.+?)</pre>', done.stdout, re.S)
         if seen:
             break

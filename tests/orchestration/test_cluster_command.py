@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.commands import commands
+from tests.patience import patience
 
 pytestmark = pytest.mark.slow  # processes, servers and codecs of their own
 
@@ -22,7 +23,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        ["pipeline", *words], capture_output=True, text=True, timeout=300, env=environment
+        ["pipeline", *words], capture_output=True, text=True, timeout=patience(300), env=environment
     )
 
 

@@ -20,6 +20,7 @@ from orchestration import control
 from orchestration.engines.kubernetes import job_status
 from orchestration.engines.manifest import MOST_NEEDS
 from orchestration.states import State
+from tests.patience import patience
 
 # A DNS label, which the names of pods with their indices must fit.
 LONGEST = 63
@@ -160,7 +161,7 @@ def test_stopped_pod_says_again(recipe: Path, profiles: Path, tmp_path: Path) ->
     while len([*tmp_path.glob("started-*")]) < 2:
         assert pod.poll() is None
     pod.terminate()
-    assert pod.communicate(timeout=300)[0] == "kept\nkept\n"
+    assert pod.communicate(timeout=patience(300))[0] == "kept\nkept\n"
     assert pod.returncode == AGAIN
 
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from recipes.train import main
+from tests.patience import patience
 from tests.recipes.test_processes import gone_on_without, losses
 
 pytestmark = [
@@ -121,7 +122,7 @@ def test_the_launch_file_for_one_gpu(plain, launch, root: Path, store: str) -> N
     process = launch(
         [path, "out=launched"], "--config_file", str(root / "recipes/accelerate/gpu.yaml")
     )
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=patience(300))
     assert process.returncode == 0, output
     found = losses(store, path.parent / "launched" / "base")
     assert found == pytest.approx(expected, rel=1e-3)

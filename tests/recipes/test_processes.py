@@ -23,6 +23,7 @@ from recipes.train import main
 from recipes.training.checkpoint import found
 from recipes.training.results import read_run
 from recipes.training.signals import AGAIN
+from tests.patience import patience, wait_for
 
 TWO = ("--multi_gpu", "--num_processes", "2")
 
@@ -37,7 +38,7 @@ def losses(store: str, folder: Path) -> list[float]:
 
 def gone_on_without(process: subprocess.Popen[str], path: Path, store: str) -> list[float]:
     """Wait for ZeRO's part of the run in `zero`, go on in this process; return all losses."""
-    output, _ = process.communicate(timeout=500)
+    output, _ = process.communicate(timeout=patience(500))
     assert process.returncode == 0, output
     folder = path.parent / "zero" / "base"
     load_model(folder)
@@ -61,7 +62,7 @@ def test_two_processes_train_the_same_models(write_recipe, launch, store: str) -
     alone, together = path.parent / "alone", path.parent / "together"
     assert main([str(path), f"out={alone}"]) == 0
     process = launch([path, f"out={together}", "processes=2"], *TWO, ACCELERATE_USE_CPU="true")
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=patience(300))
     assert process.returncode == 0, output
     for stage in ("base", "several"):
         one, two = losses(store, alone / stage), losses(store, together / stage)
@@ -96,7 +97,7 @@ def test_a_process_that_sees_another_folder_is_told_so(write_recipe, launch) -> 
     assert main([str(path), "out=runs-0", "stages.0.steps=2"]) == 0
     (path.parent / "runs-0" / "base" / "run.json").unlink()
     process = launch([path, "out=runs-${oc.env:RANK}"], *TWO, ACCELERATE_USE_CPU="true")
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=patience(300))
     assert process.returncode != 0
     assert "has no complete checkpoint of step 2, which the first process goes on from" in output
 
@@ -104,7 +105,7 @@ def test_a_process_that_sees_another_folder_is_told_so(write_recipe, launch) -> 
 @pytest.mark.slow
 def test_a_launch_of_two_apart_is_refused(write_recipe, launch) -> None:
     process = launch([write_recipe()], "--cpu", "--num_processes", "2")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=patience(300))
     assert process.returncode != 0
     assert "accelerate launch (--num_processes) asked for 2 processes, but 1 would train" in output
 
@@ -122,10 +123,10 @@ def test_a_run_killed_at_random_instants_ends_with_the_same_bits(write_recipe, r
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if kills < 3:
             # Once it gets somewhere, not at a step's end but anywhere.
-            wait_for(further(cut / "base", process))
+            wait_for(further(cut / "base", process), "the next checkpoint")
             time.sleep(draw.uniform(0, 0.4))
             process.send_signal(signal.SIGKILL)
-        code = process.wait(timeout=500)
+        code = process.wait(timeout=patience(500))
         assert code in (0, -signal.SIGKILL)
         kills, done = kills + (code != 0), code == 0
     assert kills >= 2
@@ -142,11 +143,11 @@ def test_asked_to_stop_it_keeps_its_state_and_says_again(
     command = [sys.executable, str(root / "recipes" / "train.py"), str(path)]
     process = subprocess.Popen([*command, "stages.0.steps=5000", "checkpoint.every_steps=4000"])
     folder = path.parent / "runs" / "base"
-    wait_for(lambda: (folder / "run.json").exists() or process.poll() is not None)
+    wait_for(begun(folder, process), "the first step")
     time.sleep(1.0)
     process.send_signal(number)
     try:
-        assert process.wait(timeout=300) == AGAIN
+        assert process.wait(timeout=patience(300)) == AGAIN
     finally:
         process.kill()
     (kept,) = found(folder)
@@ -161,11 +162,11 @@ def test_all_ranks_end_together_when_one_is_asked_to_stop(write_recipe, launch) 
     path = write_recipe()
     process = launch([path, "stages.0.steps=5000"], *TWO, ACCELERATE_USE_CPU="true")
     folder = path.parent / "runs" / "base"
-    wait_for(lambda: (folder / "run.json").exists() or process.poll() is not None)
+    wait_for(begun(folder, process), "the first step")
     ranks = [one for one in psutil.Process(process.pid).children() if "RANK" in one.environ()]
     (other,) = [one for one in ranks if one.environ()["RANK"] == "1"]
     other.send_signal(signal.SIGUSR1)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=patience(300))
     assert len(ranks) == 2
     assert not any(one.is_running() for one in ranks)
     # Each rank says at which step it left, and that step's state is the newest.
@@ -181,9 +182,9 @@ def test_pipeline_train_passes_signals_and_codes_on(write_recipe) -> None:
     command = [*pipeline, "stages.0.steps=5000", "processes=2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     folder = path.parent / "runs" / "base"
-    wait_for(lambda: (folder / "run.json").exists() or process.poll() is not None)
+    wait_for(begun(folder, process), "the first step")
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=patience(300))
     assert process.returncode == AGAIN, errors
     assert "Traceback" not in errors
     assert found(folder)
@@ -223,13 +224,13 @@ def further(folder: Path, process: subprocess.Popen[bytes]) -> Callable[[], bool
     return lambda: newest_step(folder) > before or process.poll() is not None
 
 
+def begun(
+    folder: Path, process: subprocess.Popen[bytes] | subprocess.Popen[str]
+) -> Callable[[], bool]:
+    """Return whether the run trains, or has ended."""
+    return lambda: (folder / "run.json").exists() or process.poll() is not None
+
+
 def newest_step(folder: Path) -> int:
     checkpoints = found(folder)
     return checkpoints[-1].step if checkpoints else 0
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 500) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)

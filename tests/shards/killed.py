@@ -23,6 +23,7 @@ import psutil
 from shards.errors import ShardsRuntimeError
 from shards.options import Options
 from shards.run import shard
+from tests.patience import patience
 from tests.shards.making import checksums
 
 OPTIONS = Options(shard_size=30_000, min_side=32)
@@ -64,7 +65,7 @@ def attempt(source: str, dest: Path, workers: int) -> int:
         return process
     status = 1
     # An attempt takes seconds: one that waits for ever says where.
-    faulthandler.dump_traceback_later(120, exit=True)
+    faulthandler.dump_traceback_later(patience(300), exit=True)
     try:
         shard([source], dest, OPTIONS, workers=workers)
         status = 0
@@ -81,13 +82,12 @@ def ended(process: int) -> int:
 
 def children(parent: int) -> list[int]:
     """Return the worker processes of `parent`, once there is one or `parent` ended."""
-    for _ in range(500):
+    while True:
         workers = [child.pid for child in psutil.Process(parent).children() if _is_worker(child)]
         over = os.waitid(os.P_PID, parent, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if workers or over:
             return workers
         time.sleep(0.01)
-    return []
 
 
 def _is_worker(process: psutil.Process) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from shards.inspecting.verify import verify
+from tests.patience import patience
 from tests.shards.making import checksums, corpus
 
 OPTIONS = ["--shard-size", "30KB", "--min-side", "32", "--workers", "2"]
@@ -32,7 +33,7 @@ def start(source: Path, dest: Path, **more: object) -> subprocess.Popen[str]:
 
 def finished(source: Path, dest: Path, **more: object) -> tuple[int, str]:
     process = start(source, dest, **more)
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=patience(300))
     return process.returncode, error
 
 
@@ -62,7 +63,11 @@ def memory(tmp_path: Path) -> Iterator[Path]:
 def test_killed_at_random_instants(source: Path, memory: Path, root: Path) -> None:
     words = [sys.executable, "-m", "tests.shards.killed", source, memory / "shards", KILLS, 7]
     done = subprocess.run(
-        [str(word) for word in words], cwd=root, capture_output=True, text=True, timeout=500
+        [str(word) for word in words],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=patience(500),
     )
     assert done.returncode == 0, done.stderr
     killed, workers_killed = map(int, done.stdout.split())
@@ -77,7 +82,7 @@ def test_an_interrupted_run_leaves_nothing_half_written(source: Path, tmp_path: 
     while not list(dest.glob("*.tar")):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=patience(300))
     assert process.returncode in (130, 0)
     assert "Traceback" not in error
     assert not list(dest.glob(".*.partial"))

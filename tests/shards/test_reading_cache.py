@@ -21,6 +21,7 @@ from shards import Cache, ShardsError, ShardsRuntimeError, Stream, stream
 from shards.reading import fetch
 from shards.reading.cache import CacheFolder, Wanted
 from shards.reading.fetch import Fetcher, Patience
+from tests.patience import patience, wait_for
 from tests.shards.made import numbered, write_split
 
 PROCESSES = multiprocessing.get_context("fork")
@@ -146,9 +147,8 @@ def test_the_next_block_is_fetched_before_it_is_needed(store, tmp_path):
     cache = Cache(tmp_path / "cache", patience=QUICK)
     opened = Stream(store, batch_size=5, crop=8, block=2, cache=cache)
     next(iter(opened))
-    deadline = time.monotonic() + 20
-    while len(list((tmp_path / "cache").glob("*/[!.]*.tar"))) < 4 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    fetched = (tmp_path / "cache").glob
+    wait_for(lambda: len(list(fetched("*/[!.]*.tar"))) >= 4, "the next block")
     opened.close()
     assert len(list((tmp_path / "cache").glob("*/[!.]*.tar"))) == 4
 
@@ -196,7 +196,7 @@ def test_ranks_share_what_one_of_them_fetched(store, tmp_path, monkeypatch):
     for rank in ranks:
         rank.start()
     for rank in ranks:
-        rank.join(60)
+        rank.join(patience(300))
     assert [rank.exitcode for rank in ranks] == [0] * 4
     assert asked(tmp_path) == {f"train-{i:06d}.tar": 1 for i in range(6)}
     assert not list((tmp_path / "cache").glob("*/.*"))
@@ -211,14 +211,13 @@ def test_a_killed_rank_leaves_no_lock_and_its_bytes(store, tmp_path, monkeypatch
     cache = Cache(tmp_path / "cache", patience=QUICK)
     rank = PROCESSES.Process(target=_open_all, args=(cache, store, [tar(tmp_path, 0)]))
     rank.start()
-    deadline = time.monotonic() + 60
-    while not any(
-        path.stat().st_size >= 2000 for path in (tmp_path / "cache").glob("*/.*train-000000.tar")
-    ):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    arrived = (tmp_path / "cache").glob
+    wait_for(
+        lambda: any(path.stat().st_size >= 2000 for path in arrived("*/.*train-000000.tar")),
+        "the first bytes",
+    )
     os.kill(rank.pid, signal.SIGKILL)
-    rank.join(60)
+    rank.join(patience(300))
     monkeypatch.setattr(FaultyFileSystem, "rate", 0.0)
     (arriving,) = (tmp_path / "cache").glob("*/.*train-000000.tar")
     with arriving.open("rb") as file:

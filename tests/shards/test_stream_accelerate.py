@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from shards import stream
+from tests.patience import patience
 from tests.shards.made import numbered, write_split
 
 SCRIPT = """
@@ -44,7 +45,11 @@ def test_prepare_does_not_cut_a_second_time(tmp_path, root):
     command += [f"--master_port={port}", str(tmp_path / "script.py"), str(tmp_path / "corpus")]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root)}
     done = subprocess.run(
-        [*command, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240
+        [*command, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=patience(300),
     )
     assert done.returncode == 0, done.stderr
     whole = [batch.positions for batch in stream(tmp_path / "corpus", batch_size=6, crop=8)]

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.patience import patience
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LOOKS = 8
 
@@ -52,7 +54,7 @@ class Pages:
             [*words, "--dump-dom", f"{self.uri}/#/{page}"],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=patience(300),
         )
         said = " ".join(re.sub(r"<[^>]*>", " ", done.stdout).split())
         return said, np.asarray(Image.open(shot).convert("RGB"), np.int16)

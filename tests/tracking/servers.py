@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-SECONDS_TO_START = 300
+from tests.patience import patience
 
 
 class Server:
@@ -49,7 +49,7 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
-        end = time.monotonic() + SECONDS_TO_START
+        end = time.monotonic() + patience(300)
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > end:
                 self.kill()
@@ -60,7 +60,7 @@ class Server:
         """Kill the server and its workers, which are in its process group."""
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, sign)
-            self._process.wait(30)
+            self._process.wait(patience(60))
 
     def _answers(self) -> bool:
         try:

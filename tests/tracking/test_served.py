@@ -21,6 +21,7 @@ from PIL import Image
 
 from pipeline.codec import CCAModel
 from pipeline.tracking import register_model
+from tests.patience import patience
 from tests.tracking.servers import Server
 
 pytestmark = pytest.mark.slow
@@ -37,7 +38,7 @@ def ask(server: Server, data: bytes, operation: str) -> tuple[int, bytes]:
         f"{server.uri}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=patience(300)) as answer:
             rows = json.load(answer)["predictions"]
             return answer.status, base64.b64decode(rows[0]["data"])
     except urllib.error.HTTPError as error:
@@ -97,7 +98,7 @@ def test_serving_needs_no_installation_of_this_project(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=patience(300),
         check=False,
     )
     assert done.returncode == 0, done.stderr

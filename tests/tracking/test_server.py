@@ -21,13 +21,14 @@ from pipeline.tracking import (
     run_progress,
 )
 from pipeline.tracking.store import client
+from tests.patience import patience
 from tests.tracking.conftest import PASSWORD
 from tests.tracking.servers import Server, with_tls
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(patience(1500))]
 Checkpoint = Callable[..., Path]
-# For a machine that is busy with other things; an idle one needs a second.
-PATIENCE = 300.0
+# An idle machine needs a second.
+PATIENCE = patience(300)
 
 
 def steps(run_id: str, name: str = "loss") -> list[int]:
@@ -65,7 +66,7 @@ def test_a_server_killed_in_the_middle_of_a_run_and_the_run_killed_too(
     run_id = process.stdout.readline().strip()
     assert len(run_id) == 32
     remote.kill()
-    process.communicate("go\n", timeout=300)  # nothing answers, and nothing waits for an answer
+    process.communicate("go\n", timeout=patience(300))
     assert run_progress(run_id) is None
     remote.start()
     assert deliver(workdir / "run", seconds=PATIENCE)
@@ -174,7 +175,7 @@ def test_a_version_codes_on_another_machine(
         cwd=elsewhere,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=patience(300),
         check=False,
     )
     assert done.returncode == 0, done.stderr
