@@ -17,11 +17,8 @@ help:
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml .ci/constraints.txt .ci/cpu-constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
-	$(PYTHON) -m venv $(VENV)
-	PIP_CONSTRAINT='$(CONSTRAINTS)' $(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@
+$(VENV)/.ready: pyproject.toml .ci/setup.py .ci/constraints.txt .ci/cpu-constraints.txt
+	$(PYTHON) .ci/setup.py $(VENV) $(CONSTRAINTS:%=--constraint %)
 
 demo: setup
 	$(BIN)/python recipes/demo/run.py --out demo-out

@@ -8,11 +8,13 @@ import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
-from packaging.requirements import Requirement
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 PROJECT = "cca-pipeline"
 # What is missing without an extra.
@@ -66,6 +68,10 @@ def add_to(app: typer.Typer) -> None:
 
 def _packages() -> Iterator[Finding]:
     """Compare what is installed with what the project's own metadata asks for."""
+    from importlib import metadata
+
+    from packaging.requirements import Requirement
+
     yield Finding("ok", "python", platform.python_version())
     try:
         version, asked = metadata.version(PROJECT), metadata.requires(PROJECT) or []
@@ -87,6 +93,8 @@ def _applies(requirement: Requirement, extra: str = "") -> bool:
 
 
 def _package(requirement: Requirement, otherwise: str, advice: str) -> Finding:
+    from importlib import metadata
+
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import typer
@@ -14,6 +14,17 @@ from pipeline.cli import cluster, codec, doctor, evaluate, models, recipes, shar
 
 # Exit codes: bad usage or input, a failure at run time, Ctrl-C, and what typer reports itself.
 USAGE, FAILURE, INTERRUPTED, PASS = 2, 1, 130, -1
+# The order of `pipeline --help`; a command of no group is listed under OTHER.
+GROUPS = {
+    "Data": ("shard", "verify", "inspect"),
+    "Training": ("train", "export"),
+    "Codec": ("compress", "decompress", "evaluate", "import"),
+    "Registry": ("register", "models", "promote", "lineage", "deliver"),
+    "Cluster": ("schedule", "status", "logs", "cancel", "retry"),
+    "Help": ("recipes", "doctor"),
+}
+OTHER = "Other"
+WHOLE = 10_000  # characters of a command's first sentence: never cut
 ROOMS = ("pipeline", "shards", "recipes", "orchestration")
 
 
@@ -21,6 +32,14 @@ class Commands(TyperGroup):
     """The group of commands: an error inside one becomes a sentence and an exit code."""
 
     debug = False
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the commands by group, each with its whole first sentence."""
+        for title, names in grouped(self.commands).items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(name, self.commands[name].get_short_help_str(WHOLE)) for name in names]
+                )
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; typer itself reports bad usage of options and arguments."""
@@ -51,6 +70,15 @@ def build() -> typer.Typer:
     for room in (shard, train, evaluate, codec, models, cluster, recipes, doctor):
         room.add_to(app)
     return app
+
+
+def grouped(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the commands `names` by the title of their group, without empty groups."""
+    left = list(names)
+    groups = {title: [name for name in names if name in left] for title, names in GROUPS.items()}
+    known = {name for group in groups.values() for name in group}
+    groups[OTHER] = [name for name in left if name not in known]
+    return {title: group for title, group in groups.items() if group}
 
 
 def explain(error: BaseException) -> tuple[int, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,6 +87,8 @@ def promote(
 
     Example: pipeline promote cca --data kodak
     """
+    import tempfile
+
     from pipeline.cli.challenge import contest
     from recipes.config.bundled import shipped
 
