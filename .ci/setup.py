@@ -23,7 +23,9 @@ OLDEST = (3, 11)
 # Smaller files arrive before anyone asks; the size is as pip writes it: "(190.5 MB)".
 LARGE_MB = 20.0
 SECONDS_BETWEEN_LINES = 10.0
-FETCHED = re.compile(r"(?:Downloading|Using cached|Processing) (\S+)(?: \((\d[\d.]*) (kB|MB|GB)\))?")
+FETCHED = re.compile(
+    r"(?:Downloading|Using cached|Processing) (\S+)(?: \((\d[\d.]*) (kB|MB|GB)\))?"
+)
 COLLECTED = re.compile(r"Collecting (\S+)|Requirement already satisfied: (\S+)")
 MEGABYTES = {"kB": 1e-3, "MB": 1.0, "GB": 1e3}
 TAIL = 25

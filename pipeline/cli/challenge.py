@@ -1,4 +1,4 @@
-"""Champion against challenger on real pictures: measured by evaluation, decided by tracking."""
+"""Champion or challenger: evaluation measures both on pictures, tracking decides."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 DRAWS = 1000
 YARDSTICK = "jpeg"
-# What codecs trained for a distortion are compared in; PSNR for all others.
+# The quality in which codecs trained for a distortion are compared; PSNR for all others.
 QUALITY = {"ms-ssim": "ms_ssim_db"}
 
 
-def contest(name: str, data: Path, out: Path, device: str = "auto") -> Decision:
-    """Measure both trainings of the model `name` on the pictures in `data`, decide, and enact it.
+def decide(name: str, data: Path, out: Path, device: str = "auto") -> Decision:
+    """Measure both trainings of model `name` on the pictures in `data`, and move the alias.
 
-    `out` gets the evaluation. Raises TrackingError when there is no challenger or the two are not
-    comparable, EvaluationError when there are no pictures.
+    Writes the evaluation to `out`. Raises TrackingError if there is no challenger or the two can't
+    be compared, EvaluationError if there are no pictures.
     """
     from pipeline.cli.progress import progress
     from pipeline.evaluation import ModelSpec, evaluate, find_pictures
@@ -36,7 +36,7 @@ def contest(name: str, data: Path, out: Path, device: str = "auto") -> Decision:
     if old and old[0].distortion != new[0].distortion:
         raise TrackingError(
             f"{old[0].uri} was trained for {old[0].distortion} and {new[0].uri} for "
-            f"{new[0].distortion}: they are no rivals, register them under two names"
+            f"{new[0].distortion}: they can't be compared; register them under two names"
         )
     specs = [ModelSpec(version.uri, resolve_model(version.uri)) for version in (*old, *new)]
     with progress("Measuring", unit="steps") as shown:
@@ -52,7 +52,7 @@ def contest(name: str, data: Path, out: Path, device: str = "auto") -> Decision:
 
 
 def _gain(report: Report, old: Sequence[Version], new: Sequence[Version]) -> Gain | str:
-    """Return what BD-rate says, or, of curves it can't compare, their places beside JPEG's."""
+    """Return the gain in BD-rate or, for curves that it can't compare, by way of JPEG's curve."""
     from pipeline.evaluation import BDRateError
     from pipeline.evaluation.bootstrap import bd_rate_interval, by_picture, gain_interval
     from pipeline.tracking.promotion import Gain

@@ -1,4 +1,4 @@
-"""`pipeline schedule`, `status`, `logs`, `cancel`, `retry`: a recipe's whole plan on a cluster."""
+"""`pipeline schedule`, `status`, `logs`, `cancel` and `retry`: a recipe as jobs on a cluster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PIPE_COLUMNS = 250
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-PlanId = Annotated[str, typer.Argument(metavar="PLAN", help="Id that `schedule` printed.")]
+PlanId = Annotated[str, typer.Argument(metavar="PLAN", help="The id that `schedule` printed.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -28,21 +28,24 @@ def add_to(app: typer.Typer) -> None:
 
 
 def schedule(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train.")],
-    on: Annotated[Path, typer.Option("--on", metavar="PROFILE.yaml", help="On which machine.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe to train.")],
+    on: Annotated[
+        Path, typer.Option("--on", metavar="PROFILE.yaml", help="The machine or cluster to run on.")
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value]...", help="Changes to the recipe.")
+        list[str] | None,
+        typer.Argument(metavar="[key=value]...", help="Settings to change in the recipe."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and its scripts; submit nothing.")
     ] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Return when the plan has ended.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the plan has ended.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a recipe's whole plan as dependent jobs; prints the plan's id.
+    """Submit a recipe as a plan of dependent jobs, and print the plan's id.
 
-    Shards, each stage at each rate, evaluation, registration and promotion become jobs of the
-    engine that the profile names. Work that is done already is left out.
+    The plan has jobs for sharding, for each stage at each rate, for evaluation, registration and
+    promotion. They run on the engine that the profile names. Finished work gets no job.
 
     Example: pipeline schedule recipes/imagenet.yaml --on orchestration/profiles/slurm.yaml
     """
@@ -55,7 +58,7 @@ def schedule(
         return
     names = control.schedule(made)
     left_out = len(made.plan.jobs) - len(names)
-    typer.echo(f"{len(names)} jobs handed over, {left_out} done already", err=True)
+    typer.echo(f"submitted {len(names)} jobs; {left_out} were done already", err=True)
     if wait and names and not control.wait(made.plan, made.folder, _reporter()):
         failed = [one for one in control.status(made.plan, made.folder) if one.state == "failed"]
         _fail_because_of(made.plan, failed)
@@ -66,12 +69,14 @@ def schedule(
 
 
 def status(
-    plan: Annotated[str | None, typer.Argument(metavar="[PLAN]", help="Default: all.")] = None,
+    plan: Annotated[
+        str | None, typer.Argument(metavar="[PLAN]", help="The plan's id. Default: list all plans.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show every job of a plan: its state, progress, time left, and why it waits or failed.
+    """Show each job of a plan: state, progress, time left, and why it waits or failed.
 
-    The engine is asked for states and MLflow for progress. Without PLAN: the plans that were
+    States come from the engine, progress from MLflow. Without PLAN, list the plans that were
     scheduled from this folder.
 
     Example: pipeline status imagenet-261123-0950-7c1f
@@ -92,10 +97,14 @@ def status(
 
 def logs(
     plan: PlanId,
-    job: Annotated[str, typer.Argument(metavar="JOB", help="A job's name in `status`.")],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+    job: Annotated[
+        str, typer.Argument(metavar="JOB", help="The job's name, as `status` shows it.")
+    ],
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print new lines until the job ends.")
+    ] = False,
 ) -> None:
-    """Print what a job has written, and with --follow what it goes on writing.
+    """Print a job's log; with --follow, also the lines that it still writes.
 
     Example: pipeline logs imagenet-261123-0950-7c1f train-base --follow
     """
@@ -108,7 +117,7 @@ def logs(
 
 
 def cancel(plan: PlanId, as_json: AsJson = False) -> None:
-    """Stop everything of a plan; finished work and checkpoints stay.
+    """Stop all jobs of a plan; finished work and checkpoints are kept.
 
     Example: pipeline cancel imagenet-261123-0950-7c1f
     """
@@ -120,11 +129,11 @@ def cancel(plan: PlanId, as_json: AsJson = False) -> None:
     if as_json:
         _print_json({"plan": found.id, "cancelled": before})
     else:
-        typer.echo(f"{len(before)} jobs cancelled; `pipeline retry {found.id}` goes on")
+        typer.echo(f"{len(before)} jobs cancelled; `pipeline retry {found.id}` continues the plan")
 
 
 def retry(plan: PlanId, as_json: AsJson = False) -> None:
-    """Submit again what failed, was cancelled or is missing, and only that.
+    """Submit again only the jobs that failed, were cancelled or are missing.
 
     Example: pipeline retry imagenet-261123-0950-7c1f
     """
@@ -135,9 +144,9 @@ def retry(plan: PlanId, as_json: AsJson = False) -> None:
     if as_json:
         _print_json({"plan": found.id, "jobs": names})
     elif names:
-        typer.echo(f"{len(names)} jobs handed over: {', '.join(names)}")
+        typer.echo(f"submitted {len(names)} jobs: {', '.join(names)}")
     else:
-        typer.echo("nothing is missing: every job is done or on its way")
+        typer.echo("nothing to retry: every job is done, waiting or running")
 
 
 def _print_plan(made: Scheduled, as_json: bool) -> None:
@@ -150,8 +159,8 @@ def _print_plan(made: Scheduled, as_json: bool) -> None:
         )
         return
     columns = ("job", "needs", "resources", "outputs", "done")
-    _print_table("Plan (nothing is submitted)", table, columns)
-    typer.echo("Picture (Mermaid):\n\n```mermaid\n" + picture + "```\n")
+    _print_table("Plan (dry run: nothing is submitted)", table, columns)
+    typer.echo("Drawing (Mermaid):\n\n```mermaid\n" + picture + "```\n")
     for name, text in made.scripts.items():
         typer.echo(f"===== {name} =====\n{text}")
 
@@ -176,7 +185,7 @@ def _print_plans(as_json: bool) -> None:
 
 
 def _rows(plan: Plan, found: Sequence[JobStatus]) -> list[dict[str, Any]]:
-    """Return each job's status for people, with its progress in MLflow when it trains."""
+    """Return each job's status as a row, with the progress in MLflow of those that train."""
     _look_where_jobs_write(plan)
     rows = []
     reachable = True
@@ -185,14 +194,14 @@ def _rows(plan: Plan, found: Sequence[JobStatus]) -> list[dict[str, Any]]:
         job = plan.job(one.name)
         run_id = _run_id(plan, job.run_folder)
         if run_id and reachable and one.state != "waiting":
-            # A store that does not answer is asked once; that takes seconds enough.
+            # A store that does not answer costs seconds: it is asked once.
             reachable = _add_progress(row, run_id, job.steps or 0, one)
         rows.append(row)
     return rows
 
 
 def _look_where_jobs_write(plan: Plan) -> None:
-    """Make this process find the tracking store that the plan's jobs find."""
+    """Point this process at the tracking store that the plan's jobs use."""
     for name, value in plan.profile["env"].items():
         if name.startswith("MLFLOW_"):
             os.environ.setdefault(name, value)
@@ -220,9 +229,9 @@ def _row(one: JobStatus) -> dict[str, Any]:
 
 
 def _run_id(plan: Plan, run_folder: str | None) -> str | None:
-    """Return what MLflow calls the run in `run_folder`, once training has written it there.
+    """Return the MLflow id of the run in `run_folder`, or None before training has written it.
 
-    Where the server was down at the start, only what delivers the run's records knows it.
+    If the server was down at the start, only the tracking state has the id.
     """
     if run_folder is None:
         return None
@@ -237,7 +246,7 @@ def _run_id(plan: Plan, run_folder: str | None) -> str | None:
 
 
 def _add_progress(row: dict[str, Any], run_id: str, steps: int, one: JobStatus) -> bool:
-    """Add how far MLflow says a run is, and, while it runs, the time that it still needs.
+    """Add the run's step in MLflow and, while it runs, the time that it still needs.
 
     Returns whether MLflow has answered.
     """
@@ -286,7 +295,7 @@ def _fail_because_of(plan: Plan, failed: Sequence[JobStatus]) -> None:
     why = "; ".join(f"{one.name}: {one.reason}" for one in failed) or "it was cancelled"
     raise EngineError(
         f"plan {plan.id} did not succeed ({why}); `pipeline logs {plan.id} JOB` shows more,"
-        f" `pipeline retry {plan.id}` goes on"
+        f" `pipeline retry {plan.id}` continues the plan"
     )
 
 

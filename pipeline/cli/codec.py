@@ -16,18 +16,20 @@ if TYPE_CHECKING:
     from pipeline.codec import CCAModel
     from pipeline.codec.folders import Folder, Task
 
-MODEL_HELP = "A file or folder of a model, runs:/ID, models:/NAME/VERSION or models:/NAME@ALIAS."
+MODEL_HELP = "A model's file or folder, runs:/ID, models:/NAME/VERSION or models:/NAME@ALIAS."
 Model = Annotated[str, typer.Option(help=MODEL_HELP)]
 Device = Annotated[str, typer.Option(help="Where the networks run: cpu, cuda, cuda:1, ...")]
 Memory = Annotated[
     str,
-    typer.Option(help="What the networks may take, as 500MB or 4GB; less makes smaller tiles."),
+    typer.Option(
+        help="Memory that the networks may use, such as 500MB or 4GB; less means smaller tiles."
+    ),
 ]
 Workers = Annotated[
     int | None,
     typer.Option(
-        help="How many files of a folder at once, each with up to --max-memory. Default: as many "
-        "as there are cores and memory; on a GPU, one.",
+        help="Files of a folder to process at once, each with up to --max-memory. Default: as many "
+        "as cores and memory allow; on a GPU, one.",
         min=1,
     ),
 ]
@@ -46,19 +48,19 @@ def compress(
         Path, typer.Argument(metavar="IN", help="A picture, or a folder of pictures.")
     ],
     target: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The .cca file to write, or the folder.")
+        Path, typer.Argument(metavar="OUT", help="The .cca file or folder to write.")
     ],
     model: Model,
     rate: Annotated[
         float | None,
         typer.Option(
-            help="Of a model with several rates: a real number from 0 (fewest bits) to their "
-            "number less 1 (most). Default: the middle."
+            help="For a model with N rates: any number from 0 (fewest bits) to N - 1 (most bits). "
+            "Default: the middle."
         ),
     ] = None,
     profile: Annotated[bool, typer.Option(help="Keep the picture's ICC colour profile.")] = True,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Decode every stream before it is written.")
+        bool, typer.Option("--verify", help="Decode each stream before writing it.")
     ] = False,
     max_memory: Memory = "4GB",
     workers: Workers = None,
@@ -67,8 +69,8 @@ def compress(
 ) -> None:
     """Compress a picture, or every picture in a folder, to .cca files.
 
-    A folder is gone through in parallel; running the same command again makes only what is
-    missing.
+    The pictures of a folder are compressed in parallel. Running the same command again
+    compresses only those that are missing.
 
     Example: pipeline compress photo.png photo.cca --model models:/cca@champion --rate 2.5
     """
@@ -99,17 +101,17 @@ def compress(
 def decompress(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A .cca file, or a folder of them.")],
     target: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The picture to write, as .png, or the folder.")
+        Path, typer.Argument(metavar="OUT", help="The .png file or folder to write.")
     ],
     model: Annotated[
         str | None,
-        typer.Option(help=f"{MODEL_HELP} Default: found by the fingerprint in the file."),
+        typer.Option(help=f"{MODEL_HELP} Default: the model whose fingerprint is in the file."),
     ] = None,
     preview: Annotated[
-        bool, typer.Option("--preview", help="Show what a file whose end is missing still holds.")
+        bool, typer.Option("--preview", help="Decode what a truncated file still holds.")
     ] = False,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Write 16 bits where the source was 16-bit grey.")
+        bool, typer.Option("--deep", help="Write 16-bit grey if the source was 16-bit grey.")
     ] = False,
     max_memory: Memory = "4GB",
     workers: Workers = None,
@@ -135,7 +137,7 @@ def decompress(
         as_json,
         {"file": str(target), **result},
         f"{target}: {result['width']} x {result['height']} pixels"
-        f"{'' if result['complete'] else ', a preview: the file is cut'}",
+        f"{'' if result['complete'] else ', a preview: the file is truncated'}",
     )
 
 
@@ -146,7 +148,7 @@ def import_published(
     out: Annotated[Path, typer.Option(help="The .safetensors file or folder to write.")],
     as_json: Json = False,
 ) -> None:
-    """Convert a checkpoint of the paper's authors to a model of this project.
+    """Convert a checkpoint published by the paper's authors to a model of this project.
 
     Example: pipeline import cca-lambda-0.3.pth.tar --out models/cca-0.3
     """
@@ -203,10 +205,10 @@ def _tiles(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _show_folder(as_json: bool, target: Path, done: Folder) -> None:
-    sentence = f"{target}: {done['written']} written, {done['kept']} there already"
+    sentence = f"{target}: {done['written']} written, {done['kept']} already there"
     if others := done["passed_over"]:
         shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        sentence += f"; passed over {len(others)} that are no pictures: {shown}"
+        sentence += f"; skipped {len(others)} files that are not pictures: {shown}"
     _show(as_json, {"folder": str(target), **done}, sentence)
 
 

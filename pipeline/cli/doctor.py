@@ -101,7 +101,7 @@ def _package(requirement: Requirement, otherwise: str, advice: str) -> Finding:
         return Finding(otherwise, requirement.name, advice)
     if requirement.specifier.contains(version, prereleases=True):
         return Finding("ok", requirement.name, version)
-    return Finding(otherwise, requirement.name, f"{version} does not do: {advice}")
+    return Finding(otherwise, requirement.name, f"{version} is not supported: {advice}")
 
 
 def _devices() -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""`pipeline evaluate`: models on pictures, against the codecs everyone has."""
+"""`pipeline evaluate`: models measured on pictures, beside classical codecs."""
 
 from __future__ import annotations
 
@@ -27,29 +27,33 @@ def evaluate(
             help="A model's file or folder, runs:/ID, models:/NAME/VERSION or models:/NAME@ALIAS.",
         ),
     ],
-    data: Annotated[Path, typer.Option(help="A folder of pictures, searched below too.")],
-    out: Annotated[Path, typer.Option(help="The folder to write; an earlier one is replaced.")],
+    data: Annotated[Path, typer.Option(help="A folder of pictures, searched recursively.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; replaces an earlier evaluation.")],
     peers: Annotated[
-        str, typer.Option(help="Classical codecs to run beside, by commas; '' for none.")
+        str,
+        typer.Option(help="Classical codecs to compare with, separated by commas; '' for none."),
     ] = PEERS,
     rates: Annotated[
         str | None,
         typer.Option(
-            help="Of models with several rates, those to measure, by commas, as 0,0.5,1 "
-            "(default: those of their training)."
+            help="Rates to measure of models with several, separated by commas, such as 0,0.5,1. "
+            "Default: the rates of their training."
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Classical codecs at once (default: the cores).")
+        int | None,
+        typer.Option(min=1, help="Classical codecs to run at once. Default: one per core."),
     ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Where the classical codecs' results are kept for the next evaluation."),
+        typer.Option(
+            help="A folder that keeps the classical codecs' results for later evaluations."
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Measure models on pictures: real files, PSNR, MS-SSIM, BD-rate, a report to open.
+    """Measure models on pictures: size of real files, PSNR, MS-SSIM, BD-rate; writes a report.
 
     Example: pipeline evaluate out/mse/w0.85 models:/cca@champion --data kodak --out report
     """
@@ -90,7 +94,7 @@ def _spec(model: str) -> ModelSpec:
 
 
 def _name(path: Path) -> str:
-    """Return what tells a model's path from its neighbours': out/mse/w0.85 -> mse/w0.85."""
+    """Return a short name for a model's path, unlike its neighbours, out/mse/w0.85 -> mse/w0.85."""
     folder = path.resolve()
     if folder.is_file() and folder.name == "model.safetensors":
         folder = folder.parent
@@ -98,7 +102,7 @@ def _name(path: Path) -> str:
 
 
 def _summary(report: Report, out: Path) -> dict[str, Any]:
-    """Return what scripts want: results.json less the single pictures, and where the files are."""
+    """Return results.json without the single pictures, and the paths of the files written."""
     data = report.to_dict()
     for model in data["models"]:
         del model["pictures"]
@@ -122,5 +126,5 @@ def _text(report: Report, out: Path) -> str:
                 f"{means['encode_seconds']:5.2f} s  {means['decode_seconds']:5.2f} s"
             )
     lines += ["", *report.verdict]
-    lines += [f"{name} is absent: {reason}" for name, reason in report.absent.items()]
+    lines += [f"{name} was left out: {reason}" for name, reason in report.absent.items()]
     return "\n".join([*lines, "", f"Report: {out / 'report.html'}"])

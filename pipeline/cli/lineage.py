@@ -1,4 +1,4 @@
-"""A model's lineage as lines that a person reads."""
+"""A model's lineage as lines of text."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 SHORT = 12
 
 
-def story(lineage: Lineage) -> Iterator[str]:
-    """Yield the lines: the version, each run on the way back, what each was trained on."""
+def lines_of(lineage: Lineage) -> Iterator[str]:
+    """Yield a line for the version, for each run back to the first, and for its training data."""
     yield from _version(lineage.version) if lineage.version else [lineage.model]
     for depth, step in enumerate(lineage.steps):
         yield from ("  " * (depth + 1) + line for line in _step(step))

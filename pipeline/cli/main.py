@@ -1,4 +1,4 @@
-"""The `pipeline` command: gathers the commands, turns errors into a sentence and a code."""
+"""The `pipeline` command: its subcommands, and how an error becomes a sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def build() -> typer.Typer:
     app = typer.Typer(
         name="pipeline",
         cls=Commands,
-        help="Train learned image codecs at scale, and use them. "
-        "Every command takes --debug, which shows the traceback of an error.",
+        help="Train learned image codecs at scale and use them. Every command accepts --debug, "
+        "which shows the traceback of an error.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -82,10 +82,10 @@ def grouped(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def explain(error: BaseException) -> tuple[int, str]:
-    """Return the exit code and the one sentence that `error` deserves (PASS: typer's own)."""
+    """Return the exit code and the sentence for `error`; PASS means that typer reports it."""
     room = type(error).__module__.split(".")[0]
     if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, "interrupted; what was complete is kept, run the same command to go on"
+        return INTERRUPTED, "interrupted; finished work is kept, and the same command continues"
     if room == "typer":
         return PASS, ""
     if isinstance(error, ValueError) and room in ROOMS:

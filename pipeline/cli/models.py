@@ -1,4 +1,4 @@
-"""Codecs in the registry: `register`, `models`, `promote`, `lineage`; and `deliver` for runs."""
+"""`pipeline register`, `models`, `promote` and `lineage`: the registry; `deliver`: late records."""
 
 from __future__ import annotations
 
@@ -27,17 +27,19 @@ def add_to(app: typer.Typer) -> None:
 
 
 def register(
-    source: Annotated[str, typer.Argument(metavar="CHECKPOINT-or-RUN", help="A MODEL or a run.")],
-    name: Annotated[str, typer.Option(help="The registered model that gets the version.")],
-    alias: Annotated[str | None, typer.Option(help="Point this alias to the version.")] = None,
+    source: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT-or-RUN", help="A checkpoint, a model or a run.")
+    ],
+    name: Annotated[str, typer.Option(help="The registered model to add the version to.")],
+    alias: Annotated[str | None, typer.Option(help="An alias to point to the version.")] = None,
     metrics: Annotated[
         Path | None, typer.Option(help="results.json of `pipeline evaluate` with this model.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Enter a trained codec into the registry, with where it comes from and what it measures.
+    """Add a trained codec to the registry, with its origin and its measurements.
 
-    A codec that is registered under NAME already keeps its version; tags and alias are brought up.
+    A codec that NAME already has keeps its version; its tags and alias are updated.
 
     Example: pipeline register runs/mse/w0.85 --name cca --alias challenger --metrics results.json
     """
@@ -53,10 +55,12 @@ def register(
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(help="Only this model's versions.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="List only the versions of this model.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List registered versions: aliases, rate, quality, and the stage and run each came from.
+    """List registered versions with their aliases, rate, quality, stage and run.
 
     Example: pipeline models cca
     """
@@ -73,27 +77,27 @@ def models(
 
 def promote(
     name: Annotated[str, typer.Argument(help="A registered model with a challenger.")],
-    data: Annotated[Path, typer.Option(help="A folder of pictures to measure both on.")],
+    data: Annotated[Path, typer.Option(help="A folder of pictures to measure both trainings on.")],
     out: Annotated[
-        Path | None, typer.Option(help="Keep the evaluation, with its report, in this folder.")
+        Path | None, typer.Option(help="Keep the evaluation and its report in this folder.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Make the challenger champion if its curve is better than the champion's beyond the noise.
+    """Make the challenger the champion if its curve is better beyond the noise.
 
-    Both trainings' versions, one a rate, code the pictures; how far BD-rate can be trusted comes
-    from sets drawn from them. Says why or why not, and exits 0 either way.
+    Both trainings' versions code the pictures. Sets drawn from the pictures tell how far BD-rate
+    can be trusted. Prints the decision with its reason, and exits 0 either way.
 
     Example: pipeline promote cca --data kodak
     """
     import tempfile
 
-    from pipeline.cli.challenge import contest
+    from pipeline.cli.challenge import decide
     from recipes.config.bundled import shipped
 
     with tempfile.TemporaryDirectory() as folder:
-        decision = contest(name, shipped(data), out or Path(folder, "evaluation"), device)
+        decision = decide(name, shipped(data), out or Path(folder, "evaluation"), device)
     if as_json:
         typer.echo(json.dumps(decision.to_dict(), indent=2))
     else:
@@ -105,24 +109,24 @@ def lineage(
     model: Annotated[str, typer.Argument(help="models:/NAME/VERSION, any other MODEL, or a run.")],
     as_json: AsJson = False,
 ) -> None:
-    """Print the way from a model back through stages and recipe to the shards and their source.
+    """Trace a model back through its stages and recipe to the shards and their source.
 
     Example: pipeline lineage models:/cca@champion
     """
-    from pipeline.cli.lineage import story
+    from pipeline.cli.lineage import lines_of
     from pipeline.tracking import lineage as trace
 
     found = trace(model)
-    typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else "\n".join(story(found)))
+    typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else "\n".join(lines_of(found)))
 
 
 def deliver(
-    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders of them.")],
-    seconds: Annotated[float, typer.Option(help="How long to try, for each run.")] = 60.0,
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs, searched recursively.")],
+    seconds: Annotated[float, typer.Option(help="Seconds to try for each run.")] = 60.0,
 ) -> None:
-    """Send what runs could not tell a tracking server that was down.
+    """Send the records that runs could not send while the tracking server was down.
 
-    A run that goes on does this itself; this is for runs that ended meanwhile.
+    A run that still trains does this itself; this command is for runs that have ended.
 
     Example: pipeline deliver out
     """

@@ -15,15 +15,17 @@ def add_to(app: typer.Typer) -> None:
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this file, to be changed.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Print this file, as a start for one of your own.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print names and places as one JSON document.")
     ] = False,
 ) -> None:
     """List the recipes, launch files and profiles that come with the project, or print one.
 
-    Every command finds them by these names from any folder; a file of that name in the working
-    folder comes first.
+    Every command finds them by these names from any folder. A file of the same name in the
+    working folder takes precedence.
 
     Example: pipeline recipes recipes/imagenet.yaml > mine.yaml
     """
@@ -33,7 +35,7 @@ def recipes(
     if name is not None and name not in known:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
         hint = f"did you mean {close[0]}?" if close else "`pipeline recipes` lists them"
-        raise typer.BadParameter(f"no {name} comes with the project; {hint}")
+        raise typer.BadParameter(f"the project has no file {name}; {hint}")
     if as_json:
         typer.echo(json.dumps({one: str(path) for one, path in known.items()}))
     elif name is not None:

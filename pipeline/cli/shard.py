@@ -44,9 +44,9 @@ def shard(
     dry_run: given.DryRun = False,
     as_json: given.Json = False,
 ) -> None:
-    """Make WebDataset shards of pictures; run again, it goes on where it stopped.
+    """Pack pictures into WebDataset shards; run again to continue after a stop.
 
-    Example:  pipeline shard imagenet/train --out shards-out --workers 8
+    Example: pipeline shard imagenet/train --out shards-out --workers 8
     """
     from recipes.config.bundled import shipped
     from shards.options import Options, augment_options, parse_part, parse_size
@@ -102,9 +102,9 @@ def verify(
     workers: given.Workers = None,
     as_json: given.Json = False,
 ) -> None:
-    """Check every shard and every sample: sizes, checksums, counts, decodes.
+    """Check every shard and sample: sizes, checksums, counts and decoding.
 
-    Example:  pipeline verify shards-out
+    Example: pipeline verify shards-out
     """
     from pipeline.cli.progress import progress
     from shards.inspecting.verify import verify as check
@@ -130,9 +130,9 @@ def inspect(
     html: given.Html = None,
     as_json: given.Json = False,
 ) -> None:
-    """Show what shards hold: counts, bytes, sizes of pictures, rejects by reason.
+    """Show what shards contain: counts, bytes, picture sizes, rejects by reason.
 
-    Example:  pipeline inspect shards-out --html shards.html
+    Example: pipeline inspect shards-out --html shards.html
     """
     from shards.inspecting.summary import inspect as look
 
@@ -155,7 +155,7 @@ def _told(one: Summary, out: str, dry_run: bool) -> str:
     if dry_run:
         return (
             f"{one.split}: {one.listed} pictures would make {one.shards} shards, "
-            f"{_bytes(one.bytes)} ({one.ignored} other files left aside)"
+            f"{_bytes(one.bytes)} ({one.ignored} other files ignored)"
         )
     if not one.complete:
         return (

@@ -1,4 +1,4 @@
-"""What may be given to the commands on shards: each option's name, type and help."""
+"""The options of the commands on shards: names, types and help."""
 
 from __future__ import annotations
 
@@ -18,30 +18,40 @@ Out = Annotated[str, typer.Option("--out", help="Where the shards go: a folder o
 NewSplits = Annotated[
     str, typer.Option("--split", help="The split's name, or several: train=0.98,val=0.02.")
 ]
-ShardSize = Annotated[str, typer.Option(help="About how large a shard is.")]
-Seed = Annotated[int, typer.Option(help="Of the order that samples are mixed in.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes; all cores by default.")]
-MinSide = Annotated[int, typer.Option(help="Pixels of the shorter side, at least.")]
-MaxArea = Annotated[int, typer.Option(help="Pixels of a picture, at most.")]
-MaxAspect = Annotated[float, typer.Option(help="Longer over shorter side; 0: any.")]
-Check = Annotated[str, typer.Option(help="full decodes every picture; header; none.")]
-Dedupe = Annotated[str, typer.Option(help="Reject pictures that came before: none, exact, near.")]
-Labels = Annotated[bool, typer.Option("--labels/--no-labels", help="Class folders become labels.")]
+ShardSize = Annotated[str, typer.Option(help="The approximate size of a shard.")]
+Seed = Annotated[int, typer.Option(help="Seed of the order in which samples are shuffled.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")
+]
+MinSide = Annotated[
+    int, typer.Option(help="Reject pictures whose shorter side is smaller, in pixels.")
+]
+MaxArea = Annotated[int, typer.Option(help="Reject pictures with more pixels than this.")]
+MaxAspect = Annotated[
+    float,
+    typer.Option(help="Reject pictures with a longer to shorter side above this; 0 accepts any."),
+]
+Check = Annotated[
+    str, typer.Option(help="How to check pictures: full (decode each), header or none.")
+]
+Dedupe = Annotated[str, typer.Option(help="Which duplicates to reject: none, exact or near.")]
+Labels = Annotated[bool, typer.Option("--labels/--no-labels", help="Use class folders as labels.")]
 Augment = Annotated[
-    str | None, typer.Option(metavar="FILE.yaml", help="Operations to augment pictures with.")
+    str | None,
+    typer.Option(metavar="FILE.yaml", help="Augment pictures with the operations in this file."),
 ]
-Device = Annotated[str, typer.Option(help="Where to augment: auto, cpu or cuda.")]
-Part = Annotated[str, typer.Option(metavar="I/N", help="Make shards I, I+N, I+2N, ... only.")]
+Device = Annotated[str, typer.Option(help="The device for --augment: auto, cpu or cuda.")]
+Part = Annotated[str, typer.Option(metavar="I/N", help="Make only shards I, I+N, I+2N, ...")]
 Finish = Annotated[
-    bool, typer.Option("--finish", help="Only write the manifest of complete parts.")
+    bool, typer.Option("--finish", help="Only write the manifest, after all parts are complete.")
 ]
-Fresh = Annotated[
-    bool, typer.Option("--fresh", help="Remove what the split holds, and start anew.")
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete the split's shards and start again.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="List pictures and plan shards; write nothing.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="List and plan, and write nothing.")]
 
-Dest = Annotated[str, typer.Argument(help="Where the shards are.")]
-Split = Annotated[str | None, typer.Option(help="The split to look at; all of them by default.")]
+Dest = Annotated[str, typer.Argument(help="The folder or URL of the shards.")]
+Split = Annotated[str | None, typer.Option(help="The split to look at. Default: all.")]
 Html = Annotated[
     str | None, typer.Option(metavar="FILE", help="Write a page with histograms and pictures.")
 ]

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 
-from pipeline.cli.main import main
+from pipeline.cli.main import build, grouped, main
 from tests.patience import patience
 
 PIPELINE = Path(sys.executable).parent / "pipeline"
@@ -19,10 +20,6 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def commands() -> list[str]:
-    import typer.main
-
-    from pipeline.cli.main import build
-
     return sorted(typer.main.get_command(build()).commands)
 
 
@@ -53,6 +50,25 @@ def test_every_command_has_help_with_an_example(
     told = capsys.readouterr().out
     assert "Example:" in told
     assert f"pipeline {command}" in told
+
+
+def test_help_lists_every_command_once_with_its_whole_sentence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    group = typer.main.get_command(build())
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for title, names in grouped(group.commands).items():
+        section = told.split(f" {title}: ")[1]
+        for name in names:
+            sentence = " ".join(group.commands[name].help.split("\n\n")[0].split()).rstrip(".")
+            assert f"{name} {sentence}" in section
+            assert told.count(f" {name} {sentence}") == 1
+
+
+def test_a_command_without_a_group_is_listed_too() -> None:
+    assert grouped(["train", "new"]) == {"Training": ["train"], "Other": ["new"]}
 
 
 def test_unknown_command_is_bad_usage() -> None:

@@ -71,7 +71,7 @@ def test_finished_work_needs_no_job(recipe: Path, local: Path) -> None:
         "train-mse-w1.8": "done",
     }
     assert plan["plan"] in run("status").stdout
-    assert "nothing is missing" in run("retry", plan["plan"]).stdout
+    assert "nothing to retry" in run("retry", plan["plan"]).stdout
     assert "0 jobs cancelled" in run("cancel", plan["plan"]).stdout
 
 
