@@ -7,13 +7,16 @@ BIN := $(VENV)/bin
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
 CONSTRAINTS := .ci/constraints.txt $(if $(GPU),,.ci/cpu-constraints.txt)
 
-.PHONY: help setup demo test test-fast lint clean
+.PHONY: help setup demo test test-fast lint docs coverage lowest highest clean
 
 help:
 	@echo 'make setup      the environment, in .venv'
 	@echo 'make demo       shard -> train stage by stage -> evaluate -> register -> compress one picture'
 	@echo 'make test       linters, types, import contract, every test'
 	@echo 'make test-fast  the tests that take seconds'
+	@echo 'make docs       the site, in site/: every page, and a reference made of docstrings'
+	@echo 'make coverage   the quick tests, with the lines that they run'
+	@echo 'make lowest     the quick tests with the lowest versions of all dependencies; make highest'
 
 setup: $(VENV)/.ready
 
@@ -38,5 +41,16 @@ test: lint
 test-fast: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not slow and not slurm and not browser and not gpu'
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# From Python 3.12 on, the interpreter itself says which lines ran, at little cost.
+coverage: setup
+	COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not slow and not slurm and not browser and not gpu' --cov
+
+lowest highest:
+	$(PYTHON) .ci/versions.py $@ $(if $(GPU),,--constraint .ci/cpu-constraints.txt)
+
 clean:
-	rm -rf demo-out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf site .venv-lowest .venv-highest .coverage demo-out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
