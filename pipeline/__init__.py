@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.codec import CCAModel
+    from pipeline.codec import Model
 
 __all__ = ["load_model"]
 
 
-def load_model(model: str, device: str = "cpu") -> CCAModel:
+def load_model(model: str, device: str = "cpu") -> Model:
     """Load a codec: file, folder, `runs:/ID`, `models:/NAME/VERSION` or `models:/NAME@ALIAS`.
 
     Returns the model in evaluation mode on `device`. Raises `ValueError` when there is no such

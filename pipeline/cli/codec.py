@@ -13,7 +13,7 @@ import typer
 from pipeline.cli.progress import progress
 
 if TYPE_CHECKING:
-    from pipeline.codec import CCAModel
+    from pipeline.codec import Model as CodecModel
     from pipeline.codec.folders import Folder, Task
 
 MODEL_HELP = "A model's file or folder, runs:/ID, models:/NAME/VERSION or models:/NAME@ALIAS."
@@ -146,24 +146,28 @@ def import_published(
         Path, typer.Argument(metavar="PUBLISHED", help="A checkpoint of the paper's authors.")
     ],
     out: Annotated[Path, typer.Option(help="The .safetensors file or folder to write.")],
+    architecture: Annotated[
+        str | None, typer.Option(help="The checkpoint's architecture. Default: cca.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Convert a checkpoint published by the paper's authors to a model of this project.
 
     Example: pipeline import cca-lambda-0.3.pth.tar --out models/cca-0.3
     """
-    from pipeline.codec import save_model
-    from pipeline.codec.architectures.cca.published import read_published
+    from pipeline.codec import CodecError, ModelInfo, architectures, save_model
 
-    published = read_published(checkpoint)
-    info = {"name": checkpoint.name, "stage": "import"}
-    file = save_model(published.model, out, info, published.auxiliary)
-    count = sum(parameter.numel() for parameter in published.model.parameters())
-    auxiliary = published.auxiliary is not None
+    made = architectures.load(architecture or architectures.DEFAULT)
+    if made.read_published is None:
+        raise CodecError(f"nobody published checkpoints of {made.name} that could be imported")
+    model, auxiliary = made.read_published(checkpoint)
+    file = save_model(model, out, ModelInfo(name=checkpoint.name, stage="import"), auxiliary)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    beside = "without" if auxiliary is None else "with"
     _show(
         as_json,
-        {"file": str(file), "parameters": count, "auxiliary": auxiliary},
-        f"{file}: {count} parameters, {'with' if auxiliary else 'without'} the auxiliary model",
+        {"file": str(file), "parameters": count, "auxiliary": auxiliary is not None},
+        f"{file}: {count} parameters, {beside} the auxiliary model",
     )
 
 
@@ -236,7 +240,7 @@ def _path(model: str) -> Path:
     return resolve_model(model)
 
 
-def _load(model: str, device: str) -> CCAModel:
+def _load(model: str, device: str) -> CodecModel:
     from pipeline.codec import load_model
 
     return load_model(_path(model), device=device)
@@ -253,7 +257,7 @@ def _about(file: Path) -> Iterator[None]:
         raise CodecError(f"{file}: {error}") from error
 
 
-def _find(data: bytes, source: Path, device: str) -> CCAModel:
+def _find(data: bytes, source: Path, device: str) -> CodecModel:
     """Load the model that the stream names, from beside it or the working folder."""
     from pipeline.codec import load_model
     from pipeline.codec.files import find_model

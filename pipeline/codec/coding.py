@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.codec.architectures.cca.config import LATENT_STRIDE, CCAConfig
 from pipeline.codec.bitstream import (
     MAX_PIXELS,
     TILE_UNIT,
@@ -28,11 +27,10 @@ from pipeline.codec.bitstream import (
     read_stream,
     write_stream,
 )
+from pipeline.codec.config import Config
 from pipeline.codec.errors import CodecError, MismatchError
-from pipeline.codec.tiles import MARGIN, MISMATCH, Sink, TileRows, TilesDone, paint
-
-if TYPE_CHECKING:
-    from pipeline.codec.architectures.cca.model import CCAModel
+from pipeline.codec.interface import Codec
+from pipeline.codec.tiles import MISMATCH, Sink, TileRows, TilesDone, paint
 
 # Memory for the networks' activations, in bytes.
 MAX_MEMORY = 4 * 2**30
@@ -75,7 +73,7 @@ class TensorSource:
 
 @torch.no_grad()
 def compress(
-    model: CCAModel,
+    model: Codec,
     source: Source,
     header: Header | None = None,
     side: dict[str, bytes] | None = None,
@@ -100,13 +98,11 @@ def compress(
         tile=tile_size(model.config, height, width, max_memory),
         rate=model.config.check_rate(rate),
     )
-    gained = model.coder().gained(header.rate)
     check, tiles = 0, []
     boxes = header.tiles()
     for done, box in enumerate(boxes, 1):
-        y = _analyse(model, source, *box) * gained.y
-        z = model.hyper_analysis(y) * gained.z
-        tile = model.coder().encode(y, z, check, header.rate)
+        y = _analyse(model, source, *box)
+        tile = model.coder().encode(y, check, header.rate)
         check = tile.check
         tiles.append(tile.words)
         if progress is not None:
@@ -116,7 +112,7 @@ def compress(
 
 @torch.no_grad()
 def decompress(
-    model: CCAModel, data: bytes, max_pixels: int = MAX_PIXELS, max_memory: int = MAX_MEMORY
+    model: Codec, data: bytes, max_pixels: int = MAX_PIXELS, max_memory: int = MAX_MEMORY
 ) -> Tensor:
     """Return the picture (1, 3, H, W) in [0, 1] of a stream, on the CPU.
 
@@ -130,7 +126,7 @@ def decompress(
     return torch.cat(blocks, dim=1)[None]
 
 
-def check_model(model: CCAModel, header: Header) -> None:
+def check_model(model: Codec, header: Header) -> None:
     """Raise `CodecError` unless `model` is the one that `header` names, and has its rate."""
     if model.fingerprint[:16] != header.fingerprint:
         raise CodecError(
@@ -145,7 +141,7 @@ def check_model(model: CCAModel, header: Header) -> None:
 
 @torch.no_grad()
 def decode_stream(
-    model: CCAModel,
+    model: Codec,
     stream: Stream,
     sink: Sink,
     max_memory: int = MAX_MEMORY,
@@ -158,7 +154,8 @@ def decode_stream(
     """
     header = stream.header
     height, width = header.tiles()[0][2:]
-    needed = _memory(model.config, _padded(height, header), _padded(width, header))
+    around = 2 * model.config.margin if header.tile else 0
+    needed = _memory(model.config, height + around, width + around)
     if needed > max_memory:
         raise CodecError(
             f"decoding takes about {needed >> 20} MiB for the tiles that the file was made with, "
@@ -170,50 +167,41 @@ def decode_stream(
         raise MismatchError(MISMATCH)
 
 
-def tile_size(config: CCAConfig, height: int, width: int, max_memory: int) -> int:
+def tile_size(config: Config, height: int, width: int, max_memory: int) -> int:
     """Return the side of the largest tiles that need no more than `max_memory`; 0 for one tile."""
     if _memory(config, height, width) <= max_memory:
         return 0
-    side = math.isqrt(max_memory // _bytes_per_pixel(config)) - 2 * MARGIN
-    tile = side // TILE_UNIT * TILE_UNIT
-    if tile < 4 * TILE_UNIT:
-        least = _memory(config, 4 * TILE_UNIT + 2 * MARGIN, 4 * TILE_UNIT + 2 * MARGIN)
+    # Whole units of the file's format and of the model; a row of tiles is all that is kept of
+    # the neighbours, so a tile is no smaller than the margin.
+    unit = math.lcm(TILE_UNIT, config.unit)
+    least = max(4 * unit, -(-config.margin // unit) * unit)
+    side = math.isqrt(max_memory // config.bytes_per_pixel) - 2 * config.margin
+    tile = side // unit * unit
+    if tile < least:
+        padded = least + 2 * config.margin
         raise CodecError(
             f"{max_memory >> 20} MiB are too little for this model: it takes at least "
-            f"{-(-least >> 20)} MiB"
+            f"{-(-_memory(config, padded, padded) >> 20)} MiB"
         )
     return tile
 
 
-def _padded(side: int, header: Header) -> int:
-    return side + 2 * MARGIN if header.tile else side
+def _memory(config: Config, height: int, width: int) -> int:
+    return height * width * config.bytes_per_pixel
 
 
-def _memory(config: CCAConfig, height: int, width: int) -> int:
-    return height * width * _bytes_per_pixel(config)
-
-
-def _bytes_per_pixel(config: CCAConfig) -> int:
-    """Return a bound on the activations' bytes per pixel; measured in docs/codec.md."""
-    widths = config.transform_channels
-    transforms = max(width / 4.0**i for i, width in enumerate(widths, start=1))
-    inputs = 2 * config.latent_channels
-    context = (9 * inputs + 8 * config.context_channels) / LATENT_STRIDE**2
-    return math.ceil(4 * 10 * transforms + 8 * 2 * context) + 64
-
-
-def _analyse(
-    model: CCAModel, source: Source, top: int, left: int, height: int, width: int
-) -> Tensor:
-    """Return the latent of one tile, (1, M, h, w), whole hyper-latents."""
-    start = max(0, top - MARGIN), max(0, left - MARGIN)
+def _analyse(model: Codec, source: Source, top: int, left: int, height: int, width: int) -> Tensor:
+    """Return the latent of one tile, (1, M, h, w), for whole units of pixels."""
+    config = model.config
+    margin, stride = config.margin, config.latent_stride
+    start = max(0, top - margin), max(0, left - margin)
     x = source.region(
-        slice(start[0], top + height + MARGIN), slice(start[1], left + width + MARGIN)
+        slice(start[0], top + height + margin), slice(start[1], left + width + margin)
     )
     device = next(model.parameters()).device
-    y = model.analysis(pad(x.to(device, torch.float32), TILE_UNIT))
-    row, column = (top - start[0]) // LATENT_STRIDE, (left - start[1]) // LATENT_STRIDE
-    rows, columns = _latents(height), _latents(width)
+    y = model.analysis(pad(x.to(device, torch.float32), config.unit))
+    row, column = (top - start[0]) // stride, (left - start[1]) // stride
+    rows, columns = (-(-side // config.unit) * config.unit // stride for side in (height, width))
     part: Tensor = y[:, :, row : row + rows, column : column + columns]
     return part.contiguous(memory_format=torch.channels_last)
 
@@ -224,7 +212,3 @@ def pad(x: Tensor, multiple: int) -> Tensor:
     if bottom or right:
         x = F.pad(x, (0, right, 0, bottom), mode="replicate")
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def _latents(pixels: int) -> int:
-    return -(-pixels // TILE_UNIT) * (TILE_UNIT // LATENT_STRIDE)

@@ -15,7 +15,7 @@ from pipeline.codec.tiles import TilesDone
 from pipeline.common.atomic import write_bytes
 
 if TYPE_CHECKING:
-    from pipeline.codec.architectures.cca.model import CCAModel
+    from pipeline.codec.model import Model
 
 
 class Compressed(TypedDict):
@@ -36,7 +36,7 @@ class Decompressed(TypedDict):
 
 
 def compress_file(
-    model: CCAModel,
+    model: Model,
     picture: Picture,
     target: Path,
     verify: bool = False,
@@ -46,7 +46,7 @@ def compress_file(
 ) -> Compressed:
     """Write `picture` to the .cca file `target`; with `verify`, only if it decodes again.
 
-    `rate` as in `CCAModel.compress`. Raises `MismatchError` when verification fails; nothing is
+    `rate` as in `Model.compress`. Raises `MismatchError` when verification fails; nothing is
     then written.
     """
     check_place(target)
@@ -66,7 +66,7 @@ def compress_file(
 
 
 def decompress_file(
-    model: CCAModel,
+    model: Model,
     data: bytes,
     target: Path,
     preview: bool = False,
@@ -78,7 +78,7 @@ def decompress_file(
     """Write the picture of the stream `data` to `target`.
 
     `preview` takes a file whose end is missing; `deep` keeps 16-bit grey. Raises `CodecError`
-    and `MismatchError` as `CCAModel.decompress` does; of `target` before anything is decoded.
+    and `MismatchError` as `Model.decompress` does; of `target` before anything is decoded.
     """
     check_place(target)
     picture_format(target)

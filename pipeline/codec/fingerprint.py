@@ -7,10 +7,10 @@ import json
 
 import torch
 
-from pipeline.codec.architectures.cca.config import CCAConfig
+from pipeline.codec.config import Config
 
 
-def fingerprint(config: CCAConfig, module: torch.nn.Module) -> str:
+def fingerprint(config: Config, module: torch.nn.Module) -> str:
     """Return the hex SHA-256 of `config` and of the names and float32 values of all weights."""
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
     for name, tensor in sorted(module.state_dict().items()):

@@ -18,11 +18,11 @@ from typing import TypedDict
 
 import torch
 
-from pipeline.codec.architectures.cca.model import CCAModel
 from pipeline.codec.bitstream import Header, read_stream
 from pipeline.codec.coding import MAX_MEMORY
 from pipeline.codec.errors import CodecError, MismatchError
 from pipeline.codec.files import compress_file, decompress_file, read_file
+from pipeline.codec.model import Model
 from pipeline.codec.picture import read_picture
 from pipeline.common.pictures import find_pictures
 
@@ -36,7 +36,7 @@ Work = Callable[[Path, Path], int]
 class Task:
     """How to code each picture; `max_memory`, in bytes, is what each worker may take."""
 
-    model: CCAModel
+    model: Model
     target: Path
     max_memory: int = MAX_MEMORY
     workers: int = 1
@@ -222,7 +222,7 @@ class _Stopped(Exception):  # noqa: N818 - no error
 
 
 @contextmanager
-def _stoppable(model: CCAModel) -> Iterator[threading.Event]:
+def _stoppable(model: Model) -> Iterator[threading.Event]:
     """Yield an event after which the model's layers refuse to work."""
     stop = threading.Event()
 

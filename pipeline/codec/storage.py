@@ -1,7 +1,8 @@
 """Models on disk: one safetensors file with weights, configuration and where they come from.
 
 Tensors are called `model.NAME` and `auxiliary.NAME`; the metadata holds `format`, `version`,
-`fingerprint` (a hint for finding models), `config` and `info` (both JSON).
+`fingerprint` (a hint for finding models), `config` (JSON, which names the architecture, or is
+older than the choice) and `info` (JSON of a `ModelInfo`).
 Nothing in the file is ever executed.
 """
 
@@ -17,10 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pipeline.codec.architectures.cca.auxiliary import AuxiliaryEntropyModel
-from pipeline.codec.architectures.cca.config import CCAConfig
-from pipeline.codec.architectures.cca.model import CCAModel
+from pipeline.codec import architectures
+from pipeline.codec.config import Config
 from pipeline.codec.errors import CodecError
+from pipeline.codec.info import ModelInfo
+from pipeline.codec.model import AuxiliaryModel, Model
 from pipeline.common.atomic import write_bytes
 
 FORMAT = "cca-pipeline model"
@@ -29,14 +31,15 @@ FILE_NAME = "model.safetensors"
 
 
 def save_model(
-    model: CCAModel,
+    model: Model,
     path: Path,
-    info: Mapping[str, object] | None = None,
-    auxiliary: AuxiliaryEntropyModel | None = None,
+    info: ModelInfo | Mapping[str, object] | None = None,
+    auxiliary: AuxiliaryModel | None = None,
 ) -> Path:
     """Write `model` (and `auxiliary`) with `info`, whole or not at all; return the file.
 
-    `path` ends in .safetensors, or is a folder that gets a `model.safetensors`.
+    Without `info` it keeps the model's own. `path` ends in .safetensors, or is a folder that gets
+    a `model.safetensors`.
     """
     path = path if path.suffix == ".safetensors" else path / FILE_NAME
     tensors = _named("model", model)
@@ -47,13 +50,13 @@ def save_model(
         "version": VERSION,
         "fingerprint": model.fingerprint,
         "config": json.dumps(model.config.to_dict()),
-        "info": json.dumps(dict(model.info if info is None else info)),
+        "info": json.dumps((model.info if info is None else ModelInfo.of(info)).to_dict()),
     }
     write_bytes(path, save(tensors, metadata))
     return path
 
 
-def load_model(path: str | Path, device: str = "cpu") -> CCAModel:
+def load_model(path: str | Path, device: str = "cpu") -> Model:
     """Read the model in `path` (a file, or a folder with a `model.safetensors`) for evaluation.
 
     Raises `CodecError` when there is none, when it isn't one of ours, or without such a device.
@@ -61,7 +64,7 @@ def load_model(path: str | Path, device: str = "cpu") -> CCAModel:
     file = model_file(path)
     config, info = _read_header(file)
     with torch.device("meta"):
-        model = CCAModel(config)
+        model: Model = architectures.load(config.architecture).model(config)
     _fill(model, file, "model")
     model.info = info
     try:
@@ -70,20 +73,23 @@ def load_model(path: str | Path, device: str = "cpu") -> CCAModel:
         raise CodecError(f"no device {device!r} here: {str(error).splitlines()[0]}") from error
 
 
-def load_auxiliary(path: str | Path, device: str = "cpu") -> AuxiliaryEntropyModel | None:
+def load_auxiliary(path: str | Path, device: str = "cpu") -> AuxiliaryModel | None:
     """Read the auxiliary model saved beside the model in `path`; None if there is none."""
     file = model_file(path)
     config, _ = _read_header(file)
     with _opened(file) as tensors:
         if not any(name.startswith("auxiliary.") for name in tensors.keys()):  # noqa: SIM118 - no dict
             return None
+    make = architectures.load(config.architecture).auxiliary
+    if make is None:
+        raise CodecError(f"{file} has an auxiliary model, and {config.architecture} has none")
     with torch.device("meta"):
-        auxiliary = AuxiliaryEntropyModel(config)
+        auxiliary: AuxiliaryModel = make(config)
     _fill(auxiliary, file, "auxiliary")
     return auxiliary.to(device).eval()
 
 
-def load_config(path: str | Path) -> CCAConfig:
+def load_config(path: str | Path) -> Config:
     """Read what the model in `path` is, without its weights; raises as `load_model` does."""
     return _read_header(model_file(path))[0]
 
@@ -123,7 +129,7 @@ def _opened(file: Path) -> Any:
         ) from error
 
 
-def _read_header(file: Path) -> tuple[CCAConfig, dict[str, Any]]:
+def _read_header(file: Path) -> tuple[Config, ModelInfo]:
     with _opened(file) as tensors:
         metadata = tensors.metadata() or {}
     if metadata.get("format") != FORMAT:
@@ -139,7 +145,10 @@ def _read_header(file: Path) -> tuple[CCAConfig, dict[str, Any]]:
         raise CodecError(f"{file} has a broken description of its model ({error})") from error
     if not isinstance(config, dict) or not isinstance(info, dict):
         raise CodecError(f"{file} has a broken description of its model")
-    return CCAConfig.from_mapping(config), info
+    try:
+        return architectures.config_of(config), ModelInfo.of(info)
+    except CodecError as error:
+        raise CodecError(f"{file} has a description that makes no sense: {error}") from error
 
 
 def _fill(module: nn.Module, file: Path, prefix: str) -> None:

@@ -1,6 +1,6 @@
 """Decoding tile by tile: rows of latents in, blocks of blended pixels out.
 
-Shapes: M latent channels; h = H/16, w = W/16.
+Shapes: M latent channels; h and w the positions of the latent.
 """
 
 from __future__ import annotations
@@ -8,22 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.codec.architectures.cca.config import LATENT_STRIDE
-from pipeline.codec.bitstream import TILE_UNIT, Header, Stream
+from pipeline.codec.bitstream import Header, Stream
 from pipeline.codec.errors import CodecError, MismatchError
+from pipeline.codec.interface import Codec
 from pipeline.codec.symbols import Words
 
-if TYPE_CHECKING:
-    from pipeline.codec.architectures.cca.model import CCAModel
-
-# Pixels that the transforms see around a tile: more than the reach of their convolutions.
-MARGIN = 128
 # Neighbours are blended over this many pixels on either side of their border.
 BLEND = 32
 
@@ -40,7 +34,7 @@ MISMATCH = (
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of tiles: its place in pixels and its latent (1, M, h, all columns), gain undone."""
+    """A row of tiles: its place in pixels and its latent (1, M, h, all columns)."""
 
     top: int
     height: int
@@ -50,7 +44,7 @@ class _Row:
 class TileRows:
     """Decodes tiles in order; `check` is that of the symbols decoded so far."""
 
-    def __init__(self, model: CCAModel, stream: Stream, progress: TilesDone | None = None) -> None:
+    def __init__(self, model: Codec, stream: Stream, progress: TilesDone | None = None) -> None:
         self.model, self.stream, self.progress = model, stream, progress
         self.check = 0
 
@@ -69,22 +63,22 @@ class TileRows:
         arrived = self.stream.tiles
         words: Words = arrived[number] if number < len(arrived) else np.empty(0, np.uint32)
         cut = number >= len(arrived) or (self.stream.cut_tile and number + 1 == len(arrived))
-        coder, rate = self.model.coder(), self.stream.header.rate
-        size = -(-height // TILE_UNIT), -(-width // TILE_UNIT)
+        unit, rate = self.model.config.unit, self.stream.header.rate
+        size = -(-height // unit), -(-width // unit)
         try:
-            tile = coder.decode(words, *size, self.check, partial=cut, rate=rate)
+            tile = self.model.coder().decode(words, *size, self.check, partial=cut, rate=rate)
         except CodecError as error:
             # Of a whole file, whose checksums fit, no word is damaged.
             if self.stream.complete:
                 raise MismatchError(MISMATCH) from error
             raise
         self.check = tile.check
-        return tile.y_hat.float() * coder.gained(rate).y_inverse
+        return tile.y_hat
 
 
-def paint(model: CCAModel, header: Header, rows: TileRows, sink: Sink) -> None:
+def paint(model: Codec, header: Header, rows: TileRows, sink: Sink) -> None:
     """Turn rows of latents into blocks of pixels, each row once the next one is there."""
-    margin = MARGIN // LATENT_STRIDE
+    margin = model.config.margin // model.config.latent_stride
     carry = torch.zeros(3, 0, header.width)
     above: Tensor | None = None
     waiting: _Row | None = None
@@ -97,7 +91,7 @@ def paint(model: CCAModel, header: Header, rows: TileRows, sink: Sink) -> None:
 
 
 def _paint_row(
-    model: CCAModel,
+    model: Codec,
     header: Header,
     row: _Row,
     around: tuple[Tensor | None, Tensor | None],
@@ -111,7 +105,7 @@ def _paint_row(
     start = row.top - (0 if above is None else BLEND)
     end = min(header.height, bottom + (0 if below is None else BLEND))
     # Pixels of y_hat's first row, which may lie above the strip.
-    origin = row.top - (0 if above is None else above.shape[2] * LATENT_STRIDE)
+    origin = row.top - (0 if above is None else above.shape[2] * model.config.latent_stride)
     strip = torch.zeros(3, end - start, header.width)
     strip[:, : carry.shape[1]] += carry
     down = _ramp(start, end, None if above is None else row.top, None if below is None else bottom)
@@ -131,13 +125,13 @@ def _columns(header: Header) -> list[tuple[int, int]]:
     return [(left, min(left + side, header.width)) for left in range(0, header.width, side)]
 
 
-def _synthesise(model: CCAModel, y_hat: Tensor, left: int, right: int) -> tuple[Tensor, int]:
+def _synthesise(model: Codec, y_hat: Tensor, left: int, right: int) -> tuple[Tensor, int]:
     """Return the pixels of columns `left` to `right` and a margin, and their first column."""
-    margin = MARGIN // LATENT_STRIDE
-    first = max(0, left // LATENT_STRIDE - margin)
-    last = -(-right // LATENT_STRIDE) + margin
+    stride, margin = model.config.latent_stride, model.config.margin
+    first = max(0, (left - margin) // stride)
+    last = -(-(right + margin) // stride)
     part = y_hat[:, :, :, first:last].contiguous(memory_format=torch.channels_last)
-    return model.synthesis(part)[0].float().clamp(0, 1).cpu(), first * LATENT_STRIDE
+    return model.synthesis(part)[0].float().clamp(0, 1).cpu(), first * stride
 
 
 def _ramp(start: int, end: int, lower: int | None, upper: int | None) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.codec import CCAModel
+from pipeline.codec import Model
 
 # Counted on a square of this side; a fully convolutional model's cost a pixel hardly depends on it.
 SIDE = 256
@@ -20,7 +20,7 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def kmac_per_pixel(model: CCAModel) -> tuple[float, dict[str, float]]:
+def kmac_per_pixel(model: Model) -> tuple[float, dict[str, float]]:
     """Return thousands of multiply-accumulates a pixel of one forward pass, and by part.
 
     Counts convolutions, transposed convolutions and linear layers, analysis, entropy model and
@@ -69,7 +69,7 @@ def layer_macs(layer: nn.Module, x: Tensor, output: Tensor) -> int:
     return output.numel() * layer.in_channels // layer.groups * taps
 
 
-def parts_table(model: CCAModel) -> tuple[float, tuple[dict[str, Any], ...]]:
+def parts_table(model: Model) -> tuple[float, tuple[dict[str, Any], ...]]:
     """Return the total kMAC a pixel and, for each top-level module, its parameters and kMAC."""
     total, macs = kmac_per_pixel(model)
     rows = [

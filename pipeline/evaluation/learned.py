@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.codec import CCAModel, CodecError, load_config, load_model
+from pipeline.codec import CodecError, Model, ModelInfo, architectures, load_config, load_model
 from pipeline.codec.bitstream import read_stream
 from pipeline.codec.coding import check_model, compress, decode_stream
 from pipeline.codec.picture import Canvas
@@ -108,7 +108,7 @@ def folder_name(text: str) -> str:
 
 
 def _measure_picture(
-    model: CCAModel, rate: float | None, source: Source, streams: Path, device: torch.device
+    model: Model, rate: float | None, source: Source, streams: Path, device: torch.device
 ) -> Measurement:
     original = read_picture(source.path)
     path = streams / stream_name(source)
@@ -120,7 +120,7 @@ def _measure_picture(
 
 
 def _round_trip(
-    model: CCAModel, rate: float | None, source: Source, path: Path, device: torch.device
+    model: Model, rate: float | None, source: Source, path: Path, device: torch.device
 ) -> tuple[Picture, tuple[float, float]]:
     """Write a picture's stream to `path`, read it back, decode; seconds without the disk.
 
@@ -134,7 +134,7 @@ def _round_trip(
     return decoded, (encoding, decoding)
 
 
-def decode_file(model: CCAModel, data: bytes) -> Picture:
+def decode_file(model: Model, data: bytes) -> Picture:
     """Return what `decompress` makes of the stream `data`, as (H, W, 3) uint8."""
     stream = read_stream(data)
     check_model(model, stream.header)
@@ -160,35 +160,36 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _result(
-    spec: ModelSpec, model: CCAModel, found: tuple[Measurement, ...], peak: int
+    spec: ModelSpec, model: Model, found: tuple[Measurement, ...], peak: int
 ) -> ModelResult:
-    info = {key: value for key, value in dict(model.info).items() if _plain(value)}
-    weight = info.get("rate_weight")
+    info, weight = model.info, model.info.rate_weight
     if spec.rate is not None:
         weight = model.config.rate_weight_at(spec.rate)
-    distortion = info.get("distortion")
     total, parts = parts_table(model)
     return ModelResult(
         name=spec.name,
-        curve=curve_name(info),
+        curve=curve_name(info, architectures.load(model.config.architecture).title),
         path=str(spec.path),
         fingerprint=model.fingerprint,
         rate=spec.rate,
-        rate_weight=float(weight) if isinstance(weight, int | float) else None,
-        distortion=str(distortion) if distortion else None,
+        rate_weight=None if weight is None else float(weight),
+        distortion=info.distortion or None,
         point=Point("" if weight is None else f"rate weight {weight:g}", found),
         parameters=count_parameters(model),
         kmac_per_pixel=total,
         peak_memory_bytes=peak,
         parts=parts,
-        info=info,
+        info={key: value for key, value in info.to_dict().items() if _plain(value)},
+        architecture=model.config.architecture,
     )
 
 
-def curve_name(info: Mapping[str, Any]) -> str:
-    """Return the curve that a model lies on: one per recipe, stage and distortion."""
-    recipe, stage, distortion = (info.get(key) for key in ("recipe", "stage", "distortion"))
-    parts = [str(recipe or "CCA"), str(stage or ""), str(distortion or "").upper()]
+def curve_name(info: ModelInfo, otherwise: str) -> str:
+    """Return the curve that a model lies on: one per recipe, stage and distortion.
+
+    `otherwise` is the name of a model that came from no recipe.
+    """
+    parts = [info.recipe or otherwise, info.stage or "", (info.distortion or "").upper()]
     if parts[1].upper() == parts[2]:
         del parts[1]
     return ", ".join(part for part in parts if part)

@@ -1,4 +1,4 @@
-"""Where a model spends its bits: by latent position and by slice, from its own likelihoods."""
+"""Where a model spends its bits: by latent position and by group, from its own likelihoods."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.codec import CCAModel
+from pipeline.codec import Model
 
-LATENT_STRIDE, HYPER_STRIDE = 16, 64
-# A multiple of both strides, in pixels.
+# The side of what is looked at at once, in pixels, before it is rounded to whole units.
 BLOCK = 1024
 
 
@@ -20,42 +19,48 @@ BLOCK = 1024
 class RateMap:
     """Bits of a picture as the model estimates them.
 
-    `y`: (ceil(H/16), ceil(W/16)) float32, bits of the latent at each position, all channels;
-    `slices`: bits of each slice of y; `z_bits`: bits of the hyper-latent.
+    `y`: (h, w) float32, bits of the latent at each position that has pixels of the picture, all
+    channels; `groups`: bits of each group of y that is coded at once, in that order, by its name;
+    `side_bits`: bits of what is coded beside y (hyper-latents).
     """
 
     y: NDArray[np.float32]
-    slices: tuple[float, ...]
-    z_bits: float
+    groups: dict[str, float]
+    side_bits: float
+
+    @property
+    def bits(self) -> float:
+        """All bits of the picture."""
+        return sum(self.groups.values()) + self.side_bits
 
 
-def rate_map(model: CCAModel, x: Tensor, rate: float | None = None) -> RateMap:
+def rate_map(model: Model, x: Tensor, rate: float | None = None) -> RateMap:
     """Return where the bits of picture `x` (1, 3, H, W) in [0, 1] go, at one of the model's rates.
 
     The model pads below and to the right; what is spent there is in the sums, not on the map.
     A picture with a side above 1,024 pixels is gone through in blocks, for bounded memory.
     """
+    side = -(-BLOCK // model.config.unit) * model.config.unit
     rows = [
-        [_block(model, part, rate) for part in torch.split(strip, BLOCK, dim=3)]
-        for strip in torch.split(x, BLOCK, dim=2)
+        [_block(model, part, rate) for part in torch.split(strip, side, dim=3)]
+        for strip in torch.split(x, side, dim=2)
     ]
     blocks = [block for row in rows for block in row]
     return RateMap(
         y=np.block([[block.y for block in row] for row in rows]),
-        slices=tuple(map(sum, zip(*(block.slices for block in blocks), strict=True))),
-        z_bits=sum(block.z_bits for block in blocks),
+        groups={name: sum(b.groups[name] for b in blocks) for name in blocks[0].groups},
+        side_bits=sum(block.side_bits for block in blocks),
     )
 
 
-def _block(model: CCAModel, x: Tensor, rate: float | None) -> RateMap:
+def _block(model: Model, x: Tensor, rate: float | None) -> RateMap:
     with torch.inference_mode():
         likelihoods = model(x, rate=rate).likelihoods
     bits = {name: -torch.log2(p.double()) for name, p in likelihoods.items()}
-    height, width = (-(-side // LATENT_STRIDE) for side in x.shape[2:])
-    slices = torch.split(bits["y"], list(model.config.slice_sizes), dim=1)
+    height, width = (-(-side // model.config.latent_stride) for side in x.shape[2:])
     plane = bits["y"].sum(dim=(0, 1))[:height, :width]
     return RateMap(
         y=plane.float().cpu().numpy(),
-        slices=tuple(float(part.sum()) for part in slices),
-        z_bits=float(bits["z"].sum()),
+        groups={name: float(part.sum()) for name, part in model.group_bits(bits["y"]).items()},
+        side_bits=sum(float(part.sum()) for name, part in bits.items() if name != "y"),
     )

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from statistics import fmean
 from typing import Any
 
+from pipeline.codec.architectures import DEFAULT
 from pipeline.evaluation.bdrate import RDCurve
 
 # The qualities that curves are drawn and compared in, with how a reader calls them.
@@ -76,6 +77,7 @@ class ModelResult:
     info: dict[str, Any] = field(default_factory=dict)
     # Of a model that has several, the one that was measured.
     rate: float | None = None
+    architecture: str = DEFAULT
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

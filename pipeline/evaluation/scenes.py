@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.codec import CCAModel, load_model
+from pipeline.codec import Model, load_model
 from pipeline.evaluation.classical import run_peer
 from pipeline.evaluation.learned import (
     ModelSpec,
@@ -104,7 +104,7 @@ class _Draft:
 
 
 def _add_model(
-    draft: _Draft, result: ModelResult, model: CCAModel, source: Source, folder: Path
+    draft: _Draft, result: ModelResult, model: Model, source: Source, folder: Path
 ) -> None:
     """Decode the model's stream of the picture and add the window to the draft."""
     with torch.inference_mode():

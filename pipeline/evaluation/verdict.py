@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
+from pipeline.codec.architectures import load
 from pipeline.evaluation.bdrate import RDCurve
 from pipeline.evaluation.results import Comparison, ModelResult, Report, curve
 
 YARDSTICK = "jpeg"
-PUBLISHED_MILLIONS = 65.0
 
 
 def verdict(report: Report) -> tuple[str, ...]:
@@ -88,12 +88,13 @@ def _ranking(name: str, report: Report) -> list[str]:
 
 
 def _size(models: Sequence[ModelResult]) -> list[str]:
-    millions = models[0].parameters / 1e6
-    if millions > PUBLISHED_MILLIONS / 2:
+    millions, architecture = models[0].parameters / 1e6, load(models[0].architecture)
+    published = architecture.published_millions
+    if published is None or millions > published / 2:
         return []
     return [
-        f"With {millions:.2f} million parameters, where the published CCA model has "
-        f"{PUBLISHED_MILLIONS}, a model is for trying the pipeline out."
+        f"With {millions:.2f} million parameters, where the published {architecture.title} model "
+        f"has {published}, a model is for trying the pipeline out."
     ]
 
 

@@ -143,16 +143,15 @@ def _scene(scene: Scene, shown: str) -> dict[str, Any]:
 
 def _rates(scene: Scene) -> dict[str, Any]:
     found = scene.rates
-    total = sum(found.slices) + found.z_bits
-    bars = [(f"slice {i}", bits / total) for i, bits in enumerate(found.slices, 1)]
+    bars = [(name, bits / found.bits) for name, bits in found.groups.items()]
     return {
         "map": heat(found.y),
         "most": float(found.y.max()),
         "thumbnail": thumbnail(scene.whole),
         "width": scene.whole.shape[1],
         "height": scene.whole.shape[0],
-        "bars": [*bars, ("hyper", found.z_bits / total)],
-        "bpp": total / (scene.whole.shape[0] * scene.whole.shape[1]),
+        "bars": [*bars, ("hyper", found.side_bits / found.bits)],
+        "bpp": found.bits / (scene.whole.shape[0] * scene.whole.shape[1]),
     }
 
 

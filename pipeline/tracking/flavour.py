@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.codec import CCAModel, save_model
+from pipeline.codec import Model, save_model
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -27,7 +27,7 @@ REQUIREMENTS = ("mlflow", "torch", "numpy", "constriction", "safetensors", "pill
 
 
 @contextmanager
-def written(model: CCAModel, logged: LoggedModel) -> Iterator[Path]:
+def written(model: Model, logged: LoggedModel) -> Iterator[Path]:
     """Yield a folder with the MLflow model of `model`; it is gone afterwards."""
     import mlflow
     from mlflow.models import Model
@@ -36,7 +36,7 @@ def written(model: CCAModel, logged: LoggedModel) -> Iterator[Path]:
         # The signature is stated, not guessed from an example.
         warnings.filterwarnings("ignore", message=".*input example was not provided")
         folder = Path(temporary)
-        weights = save_model(model, folder / "model.safetensors", model.info)
+        weights = save_model(model, folder / "model.safetensors")
         mlflow.pyfunc.save_model(
             folder / "flavour",
             mlflow_model=Model(

@@ -75,7 +75,7 @@ def lineage(model: str) -> Lineage:
     else:
         from pipeline.codec import load_model
 
-        run_id = str(load_model(resolve_model(model)).info.get("run_id") or "")
+        run_id = load_model(resolve_model(model)).info.run_id or ""
     with explained(where.tracking_uri):
         steps, gap = _walk(where, run_id)
     return Lineage(model, version, tuple(steps), gap)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-    from pipeline.codec import CCAModel
+    from pipeline.codec import Model
 
 # What of a checkpoint's info becomes a tag of its version.
 INFO = (
@@ -89,7 +89,7 @@ def register_model(
     path = resolve_model(_as_uri(source))
     model = load_model(path)
     with explained(where.tracking_uri):
-        run_id = _known_run(where, str(model.info.get("run_id") or ""))
+        run_id = _known_run(where, model.info.run_id or "")
         tags = _training(where, run_id) | _tags(model, metrics or {})
         version = _same(where, name, tags) or _create(where, name, model, run_id, tags)
         if alias is not None:
@@ -197,7 +197,7 @@ def _ends(text: str) -> tuple[float, float]:
 
 
 def _create(
-    where: MlflowClient, name: str, model: CCAModel, run_id: str | None, tags: Mapping[str, str]
+    where: MlflowClient, name: str, model: Model, run_id: str | None, tags: Mapping[str, str]
 ) -> ModelVersion:
     """Upload the model and enter it into the registry; half of it is never entered."""
     from mlflow.entities import LoggedModelOutput
@@ -208,7 +208,9 @@ def _create(
     experiment = (
         where.get_run(run_id).info.experiment_id if run_id else experiment_id(where, UNTRACKED)
     )
-    logged = where.create_logged_model(experiment, name, run_id, dict(tags), model_type="cca")
+    logged = where.create_logged_model(
+        experiment, name, run_id, dict(tags), model_type=model.config.architecture
+    )
     try:
         with written(model, logged) as folder:
             digest = file_sha256(folder / "artifacts" / "model.safetensors")
@@ -249,8 +251,10 @@ def _ensure_name(where: MlflowClient, name: str) -> None:
             raise
 
 
-def _tags(model: CCAModel, metrics: Mapping[str, float | str]) -> dict[str, str]:
-    known = {key: model.info[key] for key in INFO if model.info.get(key) not in (None, "")}
+def _tags(model: Model, metrics: Mapping[str, float | str]) -> dict[str, str]:
+    info = model.info.to_dict()
+    known = {key: info[key] for key in INFO if info.get(key) not in (None, "")}
+    known["architecture"] = model.config.architecture
     if model.config.rate_weights:
         known["rate_weights"] = " ".join(f"{weight:g}" for weight in model.config.rate_weights)
     return {k: str(v) for k, v in {**known, "fingerprint": model.fingerprint, **metrics}.items()}

@@ -30,6 +30,7 @@ from recipes.config.settings import (
     RecipeError,
     Speed,
     Tracking,
+    Word,
 )
 
 _THRESHOLDS = {"clamp_warning", "clamp_error"}
@@ -78,7 +79,7 @@ class Stage(Part):
     """When to stop before `steps`; needs `data.validation`."""
     cca: Cca | None = None
     """In place of the recipe's `cca`."""
-    model: Literal["paper", "tiny"] | dict[str, Any] | None = None
+    model: Word | dict[str, Any] | None = None
     """In place of the recipe's `model`."""
     draws: Name | None = None
     """Stages of one seed that say the same here see the same pictures, crops and noise, at every
@@ -133,11 +134,13 @@ class Recipe(Part):
     """Folder that runs are written to."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the weights, the order and crops of pictures, and the training noise."""
-    model: Literal["paper", "tiny"] | dict[str, Any] = "paper"
-    """`paper`, `tiny`, or the fields of a CCAConfig that differ from the published one."""
-    start: Literal["random", "pyramid"] = "random"
-    """How untrained transforms start: as torch does, or as a pyramid of wavelets, which saves a
-    short training the way from noise to a blurred picture (docs/training.md has measurements)."""
+    model: Word | dict[str, Any] = "paper"
+    """A preset of CCA (`paper`, `tiny`), an architecture, ARCHITECTURE/PRESET, or a mapping of
+    `architecture` (default: cca), `preset` and the fields of its config that differ."""
+    start: Name = "random"
+    """How untrained weights start: `random` as torch does, or, where the architecture has it,
+    `pyramid`: transforms as wavelets, which saves a short training the way from noise to a blurred
+    picture (docs/training.md has measurements)."""
     processes: Positive | None = None
     """Processes to train with; default: one for each GPU, one on a CPU. Refused when it differs."""
     data: Data

@@ -41,6 +41,8 @@ RateWeight = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False), Number]
 CorpusWeight = Annotated[float, Field(gt=0, allow_inf_nan=False), Number]
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), Number]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+# An architecture, a preset of the default one, or ARCHITECTURE/PRESET.
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$")]
 # A path, or a URL where one is allowed; ~ is the user's home.
 Place = Annotated[str, AfterValidator(_from_home)]
 

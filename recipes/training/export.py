@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipeline.codec import CCAConfig
+from pipeline.codec import ModelInfo, architectures
 from recipes.config.settings import RecipeError
 from recipes.training import results
 from recipes.training.checkpoint import ABOUT, Checkpoint, found
@@ -23,8 +23,8 @@ def export_checkpoint(source: Path, out: Path, *, best: bool = False) -> tuple[P
     about = chosen.about
     if "config" not in about:
         raise RecipeError(f"{chosen.folder} doesn't say what its model is: it is of an old version")
-    config = CCAConfig.from_mapping(about["config"])
-    return results.export(config, chosen.tensors(), out, about["run"]), chosen
+    config, info = architectures.config_of(about["config"]), ModelInfo.of(about["run"])
+    return results.export(config, chosen.tensors(), out, info), chosen
 
 
 def _choose(source: Path, best: bool) -> Checkpoint:

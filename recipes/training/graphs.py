@@ -101,10 +101,11 @@ class Replayed:
 
     def _take(self, piece: Piece) -> None:
         self._x.copy_(piece.x)
-        for mine, given in ((self._noise, piece.noise), (self._weights, piece.weights)):
-            for name, tensor in vars(mine).items():
-                value = getattr(given, name)
-                tensor.copy_(value) if isinstance(value, Tensor) else tensor.fill_(value)
+        for name, tensor in self._noise.items():
+            tensor.copy_(piece.noise[name])
+        for name, tensor in vars(self._weights).items():
+            value = getattr(piece.weights, name)
+            tensor.copy_(value) if isinstance(value, Tensor) else tensor.fill_(value)
         if self._rates is not None and piece.rates is not None:
             self._rates.copy_(piece.rates)
 

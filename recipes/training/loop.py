@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.codec import CCAModel
+from pipeline.codec import Model
 from pipeline.evaluation.pictures import read_picture
 from recipes.config.schema import Run
 from recipes.config.settings import Plateau
@@ -311,7 +311,7 @@ class Trainer:
         mine = torch.tensor(float(bool(self.session.stop)), device=self.device)
         return bool(self.session.accelerator.reduce(mine, reduction="sum") > 0)
 
-    def _show(self, model: CCAModel) -> None:
+    def _show(self, model: Model) -> None:
         """Show the first held-out pictures beside what the model makes of them, and its rate.
 
         All processes look, because a sharded model needs them all; the first one shows.
@@ -351,7 +351,7 @@ class Trainer:
             "decisive": self.run.decisive(),
             "data_digest": self.feed.corpora.digest,
             "recipe_digest": self.run.recipe.digest,
-            "run": self.results.info(self.memory.step) if self.results is not None else {},
+            "run": self.results.info(self.memory.step).to_dict() if self.results else {},
             "recipe": self.run.recipe.model_dump(mode="json"),
             "config": self.config.to_dict(),
         }

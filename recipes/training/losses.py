@@ -10,7 +10,7 @@ w_A the weights of the two halves of the CCA term:
                   auxiliary likelihoods against the factorised density; nothing is detached
 
 With `early_share` s, in any mode: + w_E R_y (R_early / R_y - s)^2, the factor R_y without gradient,
-R_early the rate of the first half of the slices.
+R_early the rate of the first half of the groups that y is coded in (CCA's slices).
 
 Each is the mean over the batch's samples, whose weights may differ (one model for several rates).
 Source: Han et al., arXiv 2410.04847; the gradient reversal is Ganin and Lempitsky's (2015).
@@ -18,14 +18,14 @@ Source: Han et al., arXiv 2410.04847; the gradient reversal is Ganin and Lempits
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.codec import AuxiliaryEntropyModel, CCAOutput, HyperOutput, Noise
+from pipeline.codec import AuxiliaryModel, CodecOutput, HyperOutput, Noise
 from pipeline.codec.densities import LIKELIHOOD_BOUND
 from pipeline.evaluation.metrics import MS_SSIM_SIDE
 from recipes.config.schema import Run
@@ -95,13 +95,10 @@ def sample_bits(likelihoods: Tensor) -> Tensor:
     return -likelihoods.log2().sum((1, 2, 3))
 
 
-def early_share(likelihoods: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Return the share (N,) of the bits of `likelihoods` (N, C, h, w) in the first half of slices.
-
-    `sizes` are the channels of the slices, C in all; of an odd number, the middle one is late.
-    """
-    early = sum(sizes[: len(sizes) // 2])
-    return sample_bits(likelihoods[:, :early]) / sample_bits(likelihoods)
+def early_share(groups: Mapping[str, Tensor], early: int) -> Tensor:
+    """Return the share (N,) of bits in the first `early` of `groups`: the bits (N,) of each."""
+    bits = torch.stack(list(groups.values()))
+    return bits[:early].sum(0) / bits.sum(0)
 
 
 def early_term(share: Tensor, rate: Tensor, cca: Cca) -> Tensor | float:
@@ -150,7 +147,7 @@ def distortion(x: Tensor, x_hat: Tensor, kind: str, loss: Loss) -> Tensor:
 
 
 def auxiliary_terms(
-    auxiliary: AuxiliaryEntropyModel, output: CCAOutput, noise: Noise, cca: Cca, weights: Weights
+    auxiliary: AuxiliaryModel, output: CodecOutput, noise: Noise, cca: Cca, weights: Weights
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return what the CCA term adds to the loss beyond the rate of y, (N,), and its metrics."""
     pixels = output.x_hat.shape[2] * output.x_hat.shape[3]

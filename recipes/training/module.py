@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.codec import (
-    AuxiliaryEntropyModel,
-    CCAConfig,
-    CCAModel,
+    AuxiliaryModel,
+    CodecOutput,
+    Config,
+    Model,
     Noise,
+    architectures,
     load_auxiliary,
     load_model,
-    start_as_pyramid,
 )
 from recipes.config.schema import Run
 from recipes.config.settings import RecipeError
@@ -55,21 +56,39 @@ METRICS = (
 )
 
 
-def model_config(model: str | Mapping[str, Any], variable_rate: Sequence[float] = ()) -> CCAConfig:
-    """Return the architecture that a recipe's `model` names, with gains for `variable_rate`.
+def model_config(model: str | Mapping[str, Any], variable_rate: Sequence[float] = ()) -> Config:
+    """Return the config of the model that a recipe names, with gains for `variable_rate`.
 
-    Raises `CodecError` when there is no such architecture.
+    Raises `CodecError` when there is no such architecture, preset or field.
     """
-    if isinstance(model, Mapping):
-        if "rate_weights" in model:
-            raise RecipeError("model: rate_weights are a stage's: name them as its variable_rate")
-        config = CCAConfig.from_mapping(dict(model))
-    else:
-        config = {"paper": CCAConfig, "tiny": CCAConfig.tiny}[model]()
-    return replace(config, rate_weights=tuple(variable_rate))
+    if isinstance(model, Mapping) and "rate_weights" in model:
+        raise RecipeError("model: rate_weights are a stage's: name them as its variable_rate")
+    return replace(architectures.config_of(model), rate_weights=tuple(variable_rate))
 
 
-def can_start_from(config: CCAConfig, parent: CCAConfig) -> bool:
+def run_config(run: Run) -> Config:
+    """Return the config of a run's model.
+
+    Raises `RecipeError` when the recipe asks for what its architecture doesn't have, and
+    `CodecError` as `model_config` does.
+    """
+    config = model_config(run.model, run.variable_rate)
+    made = architectures.load(config.architecture)
+    where = f"stage {run.stage.name}: the architecture {made.name}"
+    if run.recipe.start != "random" and run.recipe.start not in made.starts:
+        known = ", ".join(("random", *made.starts))
+        raise RecipeError(f"{where} can't start as {run.recipe.start}, only as: {known}")
+    if run.cca.mode != "off" and made.auxiliary is None:
+        raise RecipeError(
+            f"{where} has no auxiliary model for the causal context adjustment term: set"
+            " cca.mode=off"
+        )
+    if run.cca.early_share is not None and not made.early_groups(config):
+        raise RecipeError(f"{where} codes all latents at once: leave cca.early_share out")
+    return config
+
+
+def can_start_from(config: Config, parent: Config) -> bool:
     """Tell whether a model can take the weights of `parent`: all, or all but its gains."""
     return parent in (config, replace(config, rate_weights=()))
 
@@ -77,11 +96,12 @@ def can_start_from(config: CCAConfig, parent: CCAConfig) -> bool:
 class TrainingModule(nn.Module):
     """What is trained in a run: `model`, and beside it `auxiliary` unless the CCA term is off."""
 
-    def __init__(self, run: Run, model: CCAModel, auxiliary: AuxiliaryEntropyModel | None) -> None:
+    def __init__(self, run: Run, model: Model, auxiliary: AuxiliaryModel | None) -> None:
         super().__init__()
         self.model = model
         self.auxiliary = auxiliary
         self.run = run
+        self.early_groups = architectures.load(model.config.architecture).early_groups(model.config)
         freeze(self, run)
 
     def forward(
@@ -96,9 +116,10 @@ class TrainingModule(nn.Module):
         pixels = x.shape[2] * x.shape[3]
         distorted = distortion(x, output.x_hat, run.stage.distortion, run.recipe.loss)
         r_main = sample_bits(output.likelihoods["y"]) / pixels
-        r_z = sample_bits(output.likelihoods["z"]) / pixels
+        r_z = self._side_bits(output) / pixels
         cost = distorted + weights.rate * (r_main + r_z)
-        share = early_share(output.likelihoods["y"], self.model.config.slice_sizes)
+        groups = self.model.group_bits(-output.likelihoods["y"].log2())
+        share = early_share(groups, self.early_groups)
         loss = cost + early_term(share, r_main, run.cca)
         quantiles = self.model.quantile_loss()
         found = {
@@ -120,6 +141,11 @@ class TrainingModule(nn.Module):
         zero = x.new_zeros(())
         metrics = torch.stack([found.get(name, zero).detach().mean() for name in METRICS])
         return loss.mean() + quantiles, metrics
+
+    def _side_bits(self, output: CodecOutput) -> Tensor:
+        """Return the bits (N,) of the latents that are coded beside y."""
+        sides = [bits for name, bits in output.likelihoods.items() if name != "y"]
+        return sum((sample_bits(bits) for bits in sides), output.y.new_zeros(len(output.y)))
 
     def groups(self) -> Iterator[dict[str, Any]]:
         """Yield the groups of trained parameters: weights of each model, and the quantiles."""
@@ -148,15 +174,17 @@ def build(run: Run) -> TrainingModule:
     It has its parent's weights, or random ones that the recipe's seed decides. Raises
     `RecipeError` when the parent has not been trained or has another architecture.
     """
-    config = model_config(run.model, run.variable_rate)
+    config = run_config(run)
+    architecture = architectures.load(config.architecture)
     torch.manual_seed(run.recipe.seed)
-    model: CCAModel = CCAModel(config)
-    if run.recipe.start == "pyramid":
-        start_as_pyramid(model)
+    model = architecture.model(config)
+    if run.recipe.start in architecture.starts:
+        architecture.starts[run.recipe.start](model)
     if model.gains is not None:
         weights = [final_weight(run, weight) for weight in run.variable_rate]
         model.gains.start(weights, _reference(run.parent))
-    auxiliary = None if run.cca.mode == "off" else AuxiliaryEntropyModel(config)
+    make = architecture.auxiliary if run.cca.mode != "off" else None
+    auxiliary = None if make is None else make(config)
     if run.parent is not None:
         _inherit(run, run.parent, model, auxiliary)
     return TrainingModule(run, model, auxiliary)
@@ -169,9 +197,7 @@ def _reference(parent: Run | None) -> float | None:
     return final_weight(parent, parent.rate_weight)
 
 
-def _inherit(
-    run: Run, parent: Run, model: CCAModel, auxiliary: AuxiliaryEntropyModel | None
-) -> None:
+def _inherit(run: Run, parent: Run, model: Model, auxiliary: AuxiliaryModel | None) -> None:
     if not (parent.folder / "model.safetensors").is_file():
         raise RecipeError(
             f"{run.id} starts from {parent.id}, which has no trained model in {parent.folder}:"
@@ -202,7 +228,7 @@ def freeze(module: TrainingModule, run: Run) -> None:
         parameters[name].requires_grad_(False)
 
 
-def frozen_names(run: Run, model: CCAModel) -> set[str]:
+def frozen_names(run: Run, model: Model) -> set[str]:
     """Return the parameters of `model` that a run's stage freezes; raises as `freeze` does."""
     names = [name for name, _ in model.named_parameters()]
     found: set[str] = set()

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline.codec import CCAConfig, Noise
-from pipeline.codec.architectures.cca.config import HYPER_STRIDE, LATENT_STRIDE
+from pipeline.codec import Config, Noise
 
 
 def address(*words: object) -> int:
@@ -21,26 +20,23 @@ def address(*words: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def draw_noise(
-    config: CCAConfig, crop: int, addresses: Sequence[int], device: torch.device
-) -> Noise:
+def draw_noise(config: Config, crop: int, addresses: Sequence[int], device: torch.device) -> Noise:
     """Return the uniform noise in [-1/2, 1/2) of a training pass over square crops.
 
-    Sample n of the batch has the noise of `addresses[n]`, whatever the rest of the batch is.
+    `config.noise_shapes` says which arrays there are and the order in which they are drawn. Sample
+    n of the batch has the noise of `addresses[n]`, whatever the rest of the batch is.
     """
-    latent = (config.latent_channels, crop // LATENT_STRIDE, crop // LATENT_STRIDE)
-    hyper = (config.hyper_latent_channels, crop // HYPER_STRIDE, crop // HYPER_STRIDE)
-    shapes = (latent, hyper, latent, latent)
-    sizes = [channels * height * width for channels, height, width in shapes]
+    shapes = config.noise_shapes(crop)
+    sizes = [channels * height * width for channels, height, width in shapes.values()]
     drawn = torch.stack([_uniform(sum(sizes), seed, device) for seed in addresses])
-    parts: list[Tensor] = [
-        part.reshape(len(addresses), *shape)
-        for part, shape in zip(torch.split(drawn, sizes, dim=1), shapes, strict=True)
-    ]
-    return Noise(y=parts[0], z=parts[1], aux_y=parts[2], aux_factorized=parts[3])
+    parts = torch.split(drawn, sizes, dim=1)
+    return Noise(
+        (name, part.reshape(len(addresses), *shape))
+        for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    )
 
 
-def draw_rates(config: CCAConfig, addresses: Sequence[int], device: torch.device) -> Tensor | None:
+def draw_rates(config: Config, addresses: Sequence[int], device: torch.device) -> Tensor | None:
     """Return the rates (N,) of a training pass, whole numbers from 0 to K - 1, equally likely.
 
     Sample n of the batch has the rate of `addresses[n]`. None: the model has a single rate.

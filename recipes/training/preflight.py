@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from pipeline.codec import CCAConfig, CCAModel, CodecError
+from pipeline.codec import CodecError, Config, architectures
 from recipes.config.schema import Run
 from recipes.config.settings import RecipeError
 from recipes.launching import processes as launch
 from recipes.training import checkpoint
 from recipes.training.data import check_batch, check_same, check_shards, held_out
-from recipes.training.module import can_start_from, frozen_names, model_config
+from recipes.training.module import can_start_from, frozen_names, run_config
 from recipes.training.results import parent_fingerprint, read_run
 
 
@@ -34,7 +34,7 @@ def before_work(runs: Sequence[Run]) -> None:
             )
         if run.stage.frozen:
             with torch.device("meta"):
-                frozen_names(run, CCAModel(config))
+                frozen_names(run, architectures.load(config.architecture).model(config))
         _check_parent(run)
         _check_folder(run)
         corpora = check_shards(run)
@@ -84,8 +84,8 @@ def for_processes(runs: Sequence[Run], accelerator: Any) -> None:
             )
 
 
-def _config(run: Run) -> CCAConfig:
+def _config(run: Run) -> Config:
     try:
-        return model_config(run.model, run.variable_rate)
+        return run_config(run)
     except CodecError as error:
         raise RecipeError(f"stage {run.stage.name}: model: {error}") from error

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.codec import AuxiliaryEntropyModel, CCAConfig, CCAModel, save_model
+from pipeline.codec import Config, ModelInfo, architectures, save_model
 from pipeline.codec.storage import FILE_NAME, stored_fingerprint
 from pipeline.common.atomic import write_json, write_text
 from pipeline.evaluation.metrics import Picture
@@ -68,7 +68,7 @@ class Results:
         """Show a picture (H, W, 3) uint8 in MLflow."""
         self.tracker.log_image(picture, name, step)
 
-    def finish(self, config: CCAConfig, tensors: Mapping[str, Tensor], step: int) -> None:
+    def finish(self, config: Config, tensors: Mapping[str, Tensor], step: int) -> None:
         """Write the model of the state `tensors`, then say that the run is done."""
         self._write_run(done=False, step=step)
         path = export(config, tensors, self.run.folder, self.info(step))
@@ -94,23 +94,23 @@ class Results:
         assert self._tracker is not None
         return self._tracker
 
-    def info(self, step: int) -> dict[str, object]:
+    def info(self, step: int) -> ModelInfo:
         """Return what a model says about where it comes from."""
         run = self.run
-        return {
-            "name": run.id,
-            "recipe": run.recipe.name,
-            "stage": run.stage.name,
-            "rate_weight": run.rate_weight,
-            "variable_rate": run.stage.variable_rate,
-            "distortion": run.stage.distortion,
-            "step": step,
-            "recipe_digest": run.recipe.digest,
-            "data_digest": self.data_digest,
-            "git_commit": git_commit(),
-            "run_id": self.tracker.run_id,
-            "parent": run.parent.id if run.parent else None,
-        }
+        return ModelInfo(
+            name=run.id,
+            recipe=run.recipe.name,
+            stage=run.stage.name,
+            rate_weight=run.rate_weight,
+            variable_rate=run.variable_rate or None,
+            distortion=run.stage.distortion,
+            step=step,
+            recipe_digest=run.recipe.digest,
+            data_digest=self.data_digest,
+            git_commit=git_commit(),
+            run_id=self.tracker.run_id,
+            parent=run.parent.id if run.parent else None,
+        )
 
     def _tags(self) -> dict[str, str]:
         run = self.run
@@ -145,16 +145,15 @@ class Results:
         write_json(run.folder / "run.json", content)
 
 
-def export(
-    config: CCAConfig, tensors: Mapping[str, Tensor], out: Path, info: Mapping[str, Any]
-) -> Path:
+def export(config: Config, tensors: Mapping[str, Tensor], out: Path, info: ModelInfo) -> Path:
     """Write the model of a gathered state to `out`, averaged if the state is; return the file."""
     weights = part(tensors, "weights") | part(tensors, "ema")
-    model = CCAModel(config)
+    architecture = architectures.load(config.architecture)
+    model = architecture.model(config)
     model.load_state_dict(part(weights, "model"))
     auxiliary = None
-    if part(weights, "auxiliary"):
-        auxiliary = AuxiliaryEntropyModel(config)
+    if part(weights, "auxiliary") and architecture.auxiliary is not None:
+        auxiliary = architecture.auxiliary(config)
         auxiliary.load_state_dict(part(weights, "auxiliary"))
     return save_model(model, out, info, auxiliary)
 

@@ -1,7 +1,7 @@
 """The same arithmetic, done faster: bf16, torch.compile, recomputed activations.
 
-All three are applied to the parts that cost: transforms, hyper-transforms, supports and heads. What
-lies between them stays as it is: means, scales, rounding, entropy models and the loss in float32.
+All three are applied to the parts that cost, as the model names them. What lies between them stays
+as it is: means, scales, rounding, entropy models and the loss in float32.
 Without gradients the parts compute as the codec does, in float32 and uncompiled, so that what is
 measured on held-out pictures is what a file will have.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.codec import CCAModel
+from pipeline.codec.model import Trained
 from recipes.config.settings import Speed
 from recipes.training.module import TrainingModule
 
@@ -44,32 +44,19 @@ def uncompiled() -> AbstractContextManager[None]:
 
 
 def stacks(module: TrainingModule) -> Iterator[nn.Module]:
-    """Yield the sequences of blocks, in which most small operations are.
-
-    There are seven kinds, so seven graphs to compile: the supports, all of one shape, share theirs.
-    """
-    yield from (*module.model.analysis.blocks, *module.model.synthesis.blocks)
-    for context in _contexts(module):
-        for support in (*context.mean_supports, *context.scale_supports):
-            yield support.blocks
-
-
-def _contexts(module: TrainingModule) -> list[Any]:
-    auxiliary = [] if module.auxiliary is None else [module.auxiliary.context]
-    return [module.model.context, *auxiliary]
+    """Yield the sequences of small operations: what is of one shape shares a compiled graph."""
+    for part in _parts(module):
+        yield from part.stacks()
 
 
 def costly_parts(module: TrainingModule) -> Iterator[nn.Module]:
     """Yield the modules in which nearly all of the arithmetic is done; each is called whole."""
-    model: CCAModel = module.model
-    yield from (model.analysis, model.synthesis, model.hyper_analysis)
-    yield from (model.hyper_mean, model.hyper_scale)
-    for context in _contexts(module):
-        yield from context.mean_supports
-        yield from context.scale_supports
-        yield from context.mean_heads
-        yield from context.scale_heads
-        yield from context.residual_heads
+    for part in _parts(module):
+        yield from part.costly_parts()
+
+
+def _parts(module: TrainingModule) -> list[Trained]:
+    return [part for part in (module.model, module.auxiliary) if part is not None]
 
 
 def _in_bf16(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.codec import CCAConfig, Noise
+from pipeline.codec import Config, Noise
 from recipes.config.schema import Run
 from recipes.training.losses import Weights, weights_at
 from recipes.training.module import METRICS, TrainingModule
@@ -36,7 +36,7 @@ class Piece:
     rates: Tensor | None
 
 
-def pieces(run: Run, config: CCAConfig, images: Tensor, step: int, first: int) -> Iterator[Piece]:
+def pieces(run: Run, config: Config, images: Tensor, step: int, first: int) -> Iterator[Piece]:
     """Yield the parts of a process's batch of `run`, with their draws, at step `step`.
 
     `images` (n, 3, crop, crop) are uint8, or floats in [0, 1]; picture i is number `first` + i of

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.codec import CCAModel
-from pipeline.codec.architectures.cca.config import LATENT_STRIDE
+from pipeline.codec import Model
 from pipeline.evaluation.learned import to_picture, to_tensor
 from pipeline.evaluation.metrics import Picture, ms_ssim, psnr
 from pipeline.evaluation.pictures import read_picture
@@ -27,7 +26,7 @@ NAMES = ("cost", "bpp", "psnr", "ms_ssim")
 
 
 def evaluate(
-    model: CCAModel,
+    model: Model,
     run: Run,
     pictures: Sequence[Path],
     accelerator: Any,
@@ -80,7 +79,7 @@ def _means(sums: Sequence[float]) -> dict[str, float]:
 
 @torch.no_grad()
 def measure(
-    model: CCAModel, run: Run, picture: Picture, rate: float | None, rate_weight: float
+    model: Model, run: Run, picture: Picture, rate: float | None, rate_weight: float
 ) -> list[float]:
     """Return cost, bpp, PSNR, MS-SSIM (0 where undefined), whether that is defined, and 1."""
     decoded, bpp = reconstruct(model, picture, rate)
@@ -92,10 +91,10 @@ def measure(
     return [cost, bpp, decibels, similarity or 0.0, float(similarity is not None), 1.0]
 
 
-def look(model: CCAModel, picture: Picture) -> Picture:
+def look(model: Model, picture: Picture) -> Picture:
     """Return a picture, its reconstruction, and the map of y's bits, side by side (H, 3 W, 3).
 
-    In the map white is the position (16 x 16 pixels) that costs most, black costs nothing.
+    In the map white is the position of the latent that costs most, black costs nothing.
     """
     training = model.training
     model.eval()
@@ -104,13 +103,12 @@ def look(model: CCAModel, picture: Picture) -> Picture:
     bits = -likelihoods["y"][0].log2().sum(0)
     levels = (bits / bits.max().clamp(min=1e-9) * 255).round().to(torch.uint8).cpu().numpy()
     height, width = picture.shape[:2]
-    large = levels.repeat(LATENT_STRIDE, 0).repeat(LATENT_STRIDE, 1)[:height, :width]
+    stride = model.config.latent_stride
+    large = levels.repeat(stride, 0).repeat(stride, 1)[:height, :width]
     return np.concatenate([picture, to_picture(x_hat), np.stack([large] * 3, axis=2)], axis=1)
 
 
-def reconstruct(
-    model: CCAModel, picture: Picture, rate: float | None = None
-) -> tuple[Picture, float]:
+def reconstruct(model: Model, picture: Picture, rate: float | None = None) -> tuple[Picture, float]:
     """Return what the model makes of a picture, (H, W, 3) uint8, and its estimated bpp."""
     x_hat, likelihoods = _code(model, picture, rate)
     pixels = picture.shape[0] * picture.shape[1]
@@ -120,7 +118,7 @@ def reconstruct(
 
 @torch.no_grad()
 def _code(
-    model: CCAModel, picture: Picture, rate: float | None = None
+    model: Model, picture: Picture, rate: float | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     with uncompiled():
         output = model(to_tensor(picture, next(model.parameters()).device), rate=rate)

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from pipeline.codec import CCAConfig, CCAModel, start_as_pyramid
-from pipeline.codec.architectures.cca.latents import LatentCoder
 from pipeline.codec.coding import pad
 from pipeline.codec.picture import read_picture
 from pipeline.codec.symbols import (
@@ -115,13 +114,13 @@ def networks(config: CCAConfig, picture: Path, runs: int, compiled: bool) -> Non
                 quick = torch.compile(part, dynamic=False)
                 row(f"{name}, float32, compiled", measure(lambda f=quick, g=given: f(g), runs))
         z = model.hyper_analysis(y)
-        coder = LatentCoder(model)
+        coder = model.make_coder()
         timer = _Timed()
         timer.wrap(SymbolEncoder, "encode")
         timer.wrap(SymbolDecoder, "decode")
-        words = coder.encode(y, z).words
+        words = coder.encode(y).words
         for name, work in (
-            ("encode", lambda: coder.encode(y, z)),
+            ("encode", lambda: coder.encode(y)),
             ("decode", lambda: coder.decode(words, *z.shape[2:])),
         ):
             inside: list[float] = []

@@ -26,7 +26,7 @@ def test_any_size_comes_back_as_it_was_encoded(h: int, w: int, seed: int) -> Non
     found = MODEL.decompress(MODEL.compress(x))
     with torch.no_grad():
         output = MODEL(x)
-        y_hat = MODEL.coder().encode(output.y, output.z).y_hat
+        y_hat = MODEL.coder().encode(output.y).y_hat
         expected = MODEL.synthesis(y_hat.float())[..., :h, :w].clamp(0, 1)
     assert torch.allclose(found, expected, atol=1e-5)
 

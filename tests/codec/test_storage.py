@@ -32,7 +32,7 @@ def test_model_comes_back_as_it_was(
         found = load_model(path)
         assert not found.training
         assert found.config == model.config
-        assert found.info == info
+        assert found.info.to_dict() == info
         assert found.fingerprint == model.fingerprint
     again = load_auxiliary(file)
     assert again is not None

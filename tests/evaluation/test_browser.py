@@ -111,7 +111,9 @@ def scene(pictures: Path, kind: str) -> Scene:
     box = (56, 152, 256, 192)
     samples = whole[152:344, 56:312]
     views = (View("Original", samples), View("other", 255 - samples, 0.31, 29.52))
-    rates = RateMap(np.arange(32 * 48, dtype=np.float32).reshape(32, 48), (5.0, 9.0), 1.0)
+    rates = RateMap(
+        np.arange(32 * 48, dtype=np.float32).reshape(32, 48), {"slice 1": 5.0, "slice 2": 9.0}, 1.0
+    )
     return Scene(kind, "kodim20", box, views, whole, rates)
 
 

@@ -48,7 +48,9 @@ def test_the_rate_map_covers_the_picture_and_its_sum_is_the_rate(model_files: li
     assert found.y.shape == (9, 5)
     with torch.inference_mode():
         likelihoods = model(x).likelihoods
-    assert sum(found.slices) == pytest.approx(float(-likelihoods["y"].log2().sum()), rel=1e-4)
-    assert found.z_bits == pytest.approx(float(-likelihoods["z"].log2().sum()), rel=1e-4)
-    assert 0 < found.y.sum() < sum(found.slices)
-    assert len(found.slices) == model.config.slices
+    assert sum(found.groups.values()) == pytest.approx(
+        float(-likelihoods["y"].log2().sum()), rel=1e-4
+    )
+    assert found.side_bits == pytest.approx(float(-likelihoods["z"].log2().sum()), rel=1e-4)
+    assert 0 < found.y.sum() < sum(found.groups.values())
+    assert len(found.groups) == model.config.slices

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from pipeline.cli.main import main
-from pipeline.codec import load_model
+from pipeline.codec import ModelInfo, load_model
 from pipeline.evaluation import EvaluationError, ModelSpec, evaluate, psnr
 from pipeline.evaluation.learned import curve_name, tell_curves_apart, to_picture
 from pipeline.evaluation.pictures import read_picture
@@ -193,7 +193,7 @@ def test_a_metric_loads_neither_plots_nor_scipy() -> None:
 
 def test_curves_are_of_one_training() -> None:
     def named(name: str, weight: float = 1.0, **info: object) -> ModelResult:
-        made = model(name, curve_name(info), (0.5, 30))
+        made = model(name, curve_name(ModelInfo.of(info), "CCA"), (0.5, 30))
         return replace(made, info=info, rate_weight=weight)
 
     base = {"recipe": "demo", "stage": "base", "distortion": "mse", "git_commit": "old"}

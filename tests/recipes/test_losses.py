@@ -165,7 +165,7 @@ def test_noise_of_a_sample_does_not_depend_on_its_batch(write_recipe) -> None:
     together = draw_noise(config, 128, [address("a"), address("b")], CPU)
     alone = draw_noise(config, 128, [address("b")], CPU)
     for name in ("y", "z", "aux_y", "aux_factorized"):
-        assert torch.equal(getattr(together, name)[1:], getattr(alone, name))
+        assert torch.equal(together[name][1:], alone[name])
     assert together.y.shape == (2, 12, 8, 8)
     assert together.z.shape == (2, 8, 2, 2)
     assert -0.5 <= float(together.y.min()) < -0.4

@@ -56,12 +56,12 @@ def test_stages_train_in_order_and_leave_models(write_recipe, pictures: Path, ca
         assert state["run_id"]
         assert (runs / identity / "recipe.yaml").is_file()
     model = load_model(runs / "ms-ssim" / "w3.5")
-    assert model.info["name"] == "ms-ssim/w3.5"
-    assert model.info["rate_weight"] == 3.5
-    assert model.info["distortion"] == "ms-ssim"
-    assert model.info["step"] == 2
-    assert model.info["parent"] == "mse/w3.5"
-    assert len(model.info["data_digest"]) == len(model.info["recipe_digest"]) == 64
+    assert model.info.name == "ms-ssim/w3.5"
+    assert model.info.rate_weight == 3.5
+    assert model.info.distortion == "ms-ssim"
+    assert model.info.step == 2
+    assert model.info.parent == "mse/w3.5"
+    assert len(model.info.data_digest) == len(model.info.recipe_digest) == 64
     assert load_auxiliary(runs / "base") is not None
     # The child began where its parent ended, not from random weights.
     parent, child = weights(runs / "base"), weights(runs / "mse/w0.3")

@@ -137,8 +137,8 @@ def test_trained_resumed_and_used_at_any_rate(write_recipe, pictures: Path, stor
     assert_same(whole / "all", cut / "all")
 
     model = load_model(whole / "all")
-    assert model.info["rate_weight"] is None
-    assert model.info["variable_rate"] == [15, 2, 0.3]
+    assert model.info.rate_weight is None
+    assert model.info.variable_rate == (15, 2, 0.3)
     x = to_tensor(read_picture(sorted((pictures / "kodak").iterdir())[0]), CPU)[..., :256, :256]
     rates = (0, 0.5, 1, 1.3, 2)
     streams = [model.compress(x, rate=rate) for rate in rates]
@@ -150,7 +150,7 @@ def test_trained_resumed_and_used_at_any_rate(write_recipe, pictures: Path, stor
 
     from mlflow import MlflowClient
 
-    found = MlflowClient(store).get_run(model.info["run_id"]).data.metrics
+    found = MlflowClient(store).get_run(model.info.run_id).data.metrics
     bpp = [found[f"val/rate_{k}/bpp"] for k in range(3)]
     assert bpp == sorted(bpp)
     assert found["val/bpp"] == pytest.approx(sum(bpp) / 3)

@@ -39,7 +39,7 @@ def test_a_version_has_the_checkpoints_info_and_resolves_to_the_same_codec(
     for name in ("models:/cca/1", "models:/cca@champion"):
         again = load_model(resolve_model(name))
         assert again.fingerprint == codec.fingerprint == version.fingerprint
-        assert again.info["rate_weight"] == 0.85
+        assert again.info.rate_weight == 0.85
 
 
 def test_a_run_can_be_registered_by_its_id(workdir: Path, checkpoint: Checkpoint) -> None:

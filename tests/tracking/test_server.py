@@ -180,7 +180,7 @@ def test_a_version_codes_on_another_machine(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] == codec.fingerprint
-    assert load_model(next(elsewhere.rglob("*.safetensors"))).info["rate_weight"] == 0.85
+    assert load_model(next(elsewhere.rglob("*.safetensors"))).info.rate_weight == 0.85
 
 
 def test_a_damaged_download_is_refused(

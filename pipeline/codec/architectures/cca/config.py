@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
-from struct import pack, unpack
-from typing import Any
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+from pipeline.codec.config import Config, Shape, as_tuple, check_integer, check_integers
 from pipeline.codec.errors import CodecError
 
 # A latent has one value per 16 x 16 pixels, a hyper-latent one per 64 x 64.
 LATENT_STRIDE = 16
 HYPER_STRIDE = 64
-_LARGEST = 65_536
+RESIDUAL_BLOCKS = 3
 # What powers of the largest number of slices a float still holds.
 _STEEPEST = 50
-_MOST_RATES = 64
+# The margin that tiles have always had: a smaller one would change the means inside the NAF
+# blocks, and so the pixels that older files decode to.
+_LEAST_REACH = 128
 
 
 @dataclass(frozen=True)
-class CCAConfig:
+class CCAConfig(Config):
     """Sizes of a CCA model; the defaults are the published ones.
 
     Raises `CodecError` naming the field when a value is not usable.
     """
+
+    architecture: ClassVar[str] = "cca"
 
     # M, the channels of the latent y.
     latent_channels: int = 320
@@ -43,22 +46,18 @@ class CCAConfig:
     hyper_latent_channels: int = 192
     # Widths inside the context model's heads.
     head_channels: tuple[int, int] = (224, 128)
-    # Weights of the rate in the loss that one model has gains for, falling, so that the rate
-    # rises: rate 0 is the first. Empty: the model has a single rate and no gains.
-    rate_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("transform_channels", "transform_blocks", "head_channels", "rate_weights"):
-            object.__setattr__(self, name, _tuple(name, getattr(self, name)))
-        _check_tuple("transform_channels", self.transform_channels, 3, least=2)
-        _check_tuple("transform_blocks", self.transform_blocks, 3, least=0)
-        _check_tuple("head_channels", self.head_channels, 2, least=1)
+        super().__post_init__()
+        for name in ("transform_channels", "transform_blocks", "head_channels"):
+            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
+        check_integers("transform_channels", self.transform_channels, 3, least=2)
+        check_integers("transform_blocks", self.transform_blocks, 3, least=0)
+        check_integers("head_channels", self.head_channels, 2, least=1)
         for name in ("latent_channels", "context_channels", "hyper_latent_channels"):
-            _check_integer(name, getattr(self, name), least=1)
-        _check_integer("slices", self.slices, least=2)
-        _check_integer("context_blocks", self.context_blocks, least=0)
-        _check_rate_weights(self.rate_weights)
-        object.__setattr__(self, "rate_weights", tuple(map(float, self.rate_weights)))
+            check_integer(name, getattr(self, name), least=1)
+        check_integer("slices", self.slices, least=2)
+        check_integer("context_blocks", self.context_blocks, least=0)
         if any(width % 2 for width in self.transform_channels):
             raise CodecError(f"transform_channels must be even, not {self.transform_channels}")
         exponent = self.slice_exponent
@@ -80,36 +79,46 @@ class CCAConfig:
         return (*sizes, self.latent_channels - sum(sizes))
 
     @property
-    def rates(self) -> tuple[float, float] | None:
-        """The lowest and the highest rate that can be asked for; None: there is but one."""
-        return (0.0, float(len(self.rate_weights) - 1)) if self.rate_weights else None
+    def latent_stride(self) -> int:
+        """Pixels of one position of y."""
+        return LATENT_STRIDE
 
-    def check_rate(self, rate: float | None) -> float | None:
-        """Return `rate` as a stream states it (float32); None: the middle, if there are several.
+    @property
+    def unit(self) -> int:
+        """Pixels of one position of z."""
+        return HYPER_STRIDE
 
-        Raises `CodecError` when it is outside of `rates`, or given where there is but one.
+    @property
+    def reach(self) -> int:
+        """Pixels beyond a tile that its convolutions depend on, at least 128.
+
+        The means over all positions inside the NAF blocks are left out: they see all there is.
         """
-        if self.rates is None:
-            if rate is not None:
-                raise CodecError(
-                    f"the model has a single rate, so {rate:g} can't be chosen: leave the rate "
-                    "out, or take a model that was trained for several (docs/training.md)"
-                )
-            return None
-        lowest, highest = self.rates
-        rate = (lowest + highest) / 2 if rate is None else rate
-        if not lowest <= rate <= highest:
-            raise CodecError(
-                f"the rate must be a number from {lowest:g} (fewest bits) to {highest:g} (most) "
-                f"with this model, not {rate:g}"
-            )
-        return float(unpack("<f", pack("<f", rate))[0])
+        blocks = [RESIDUAL_BLOCKS + count for count in self.transform_blocks]
+        # Analysis: a 5x5 convolution of stride 2 reaches 2 of its inputs, a block 1 (3x3).
+        analysis = 2 << len(blocks)
+        for level, count in enumerate(blocks):
+            analysis += (1 + count) << (level + 1)
+        # Synthesis, backwards from the pixels: what a transposed 5x5 convolution of stride 2 gives
+        # within r depends on its inputs within (r + 2) / 2.
+        positions = 1
+        for count in blocks:
+            positions = -(-(positions + count + 2) // 2)
+        return max(_LEAST_REACH, analysis, positions * LATENT_STRIDE)
 
-    def rate_weight_at(self, rate: float) -> float:
-        """Return the rate weight that `rate` (from 0 to K - 1) stands for, as gains do between."""
-        lower = min(int(rate), len(self.rate_weights) - 2)
-        below, above = self.rate_weights[lower : lower + 2]
-        return float(below ** (1 - (rate - lower)) * above ** (rate - lower))
+    @property
+    def bytes_per_pixel(self) -> int:
+        """A bound on the activations' bytes per pixel; measured in docs/codec.md."""
+        transforms = max(width / 4.0**i for i, width in enumerate(self.transform_channels, start=1))
+        inputs = 2 * self.latent_channels
+        context = (9 * inputs + 8 * self.context_channels) / LATENT_STRIDE**2
+        return math.ceil(4 * 10 * transforms + 8 * 2 * context) + 64
+
+    def noise_shapes(self, side: int) -> dict[str, Shape]:
+        """Return the shapes of the noise of y, z and, in the auxiliary model, of y again."""
+        latent = (self.latent_channels, side // LATENT_STRIDE, side // LATENT_STRIDE)
+        hyper = (self.hyper_latent_channels, side // HYPER_STRIDE, side // HYPER_STRIDE)
+        return {"y": latent, "z": hyper, "aux_y": latent, "aux_factorized": latent}
 
     @classmethod
     def tiny(cls) -> CCAConfig:
@@ -125,52 +134,10 @@ class CCAConfig:
             head_channels=(32, 24),
         )
 
-    @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any]) -> CCAConfig:
-        """Make a config of `mapping`; unknown fields and unusable values raise `CodecError`."""
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(str(name) for name in mapping if name not in known)
-        if unknown:
-            raise CodecError(
-                f"a model has no {', '.join(unknown)}; it has {', '.join(sorted(known))}"
-            )
-        return cls(**mapping)
-
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values (tuples as lists), no rate weights if none."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-            # Left out, a model with a single rate keeps the fingerprint that it always had.
-            if name != "rate_weights" or value
-        }
+        """Return the fields as plain JSON values (tuples as lists), no rate weights if none.
 
-
-def _tuple(name: str, value: Any) -> tuple[Any, ...]:
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
-        raise CodecError(f"{name} must be a list of numbers, not {value!r}")
-    return tuple(value)
-
-
-def _check_rate_weights(weights: tuple[Any, ...]) -> None:
-    numbers = all(isinstance(w, int | float) and not isinstance(w, bool) for w in weights)
-    if not numbers or not all(0 < weight <= _LARGEST for weight in weights):
-        raise CodecError(f"rate_weights must be numbers from 0 to {_LARGEST}, not {list(weights)}")
-    falling = all(before > after for before, after in pairwise(weights))
-    if weights and (not falling or not 2 <= len(weights) <= _MOST_RATES):
-        raise CodecError(
-            f"rate_weights must be 2 to {_MOST_RATES} falling numbers, or none, not {list(weights)}"
-        )
-
-
-def _check_tuple(name: str, value: tuple[Any, ...], length: int, least: int) -> None:
-    if len(value) != length:
-        raise CodecError(f"{name} must have {length} numbers, not {len(value)}")
-    for entry in value:
-        _check_integer(name, entry, least)
-
-
-def _check_integer(name: str, value: Any, least: int) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or not least <= value <= _LARGEST:
-        raise CodecError(f"{name} must be a whole number from {least} to {_LARGEST}, not {value!r}")
+        The architecture is not named: files were made, and have fingerprints, from before there
+        was another.
+        """
+        return {name: value for name, value in super().to_dict().items() if name != "architecture"}

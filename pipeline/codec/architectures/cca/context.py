@@ -11,7 +11,7 @@ Shapes: N batch, M latent channels, C_i channels of slice i; h = H/16, w = W/16.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,17 +19,10 @@ from torch import Tensor, nn
 
 from pipeline.codec.architectures.cca.config import CCAConfig
 from pipeline.codec.layers import NAFBlock, conv, head
+from pipeline.codec.model import HyperOutput
 
 # Given (slice, mean, scale), both (N, C_i, h, w), return the quantised slice: symbols + mean.
 Quantise = Callable[[int, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class HyperOutput:
-    """What the hyper-decoders say about y: `mean` and `scale`, (N, M, h, w)."""
-
-    mean: Tensor
-    scale: Tensor
 
 
 @dataclass(frozen=True)
@@ -100,6 +93,17 @@ class ContextModel(nn.Module):
 
     def _seen(self, slice_index: int) -> int:
         return max(0, slice_index - self.withheld)
+
+    def costly_parts(self) -> Iterator[nn.Module]:
+        """Yield supports and heads."""
+        yield from (*self.mean_supports, *self.scale_supports)
+        yield from (*self.mean_heads, *self.scale_heads, *self.residual_heads)
+
+    def stacks(self) -> Iterator[nn.Module]:
+        """Yield the supports' blocks."""
+        for support in (*self.mean_supports, *self.scale_supports):
+            assert isinstance(support, Support)
+            yield support.blocks
 
     def forward(self, hyper: HyperOutput, quantise: Quantise) -> ContextOutput:
         """Go through the slices in order; `quantise` supplies each one once it is predicted.

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pipeline.codec.architectures.cca.config import CCAConfig
+from pipeline.codec.architectures.cca.config import RESIDUAL_BLOCKS, CCAConfig
 from pipeline.codec.layers import NAFBlock, ResidualBottleneck, conv, deconv
-
-RESIDUAL_BLOCKS = 3
 
 
 def _residuals(width: int) -> list[nn.Module]:

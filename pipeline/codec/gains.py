@@ -28,7 +28,6 @@ from decimal import Context, Decimal, localcontext
 import torch
 from torch import Tensor, nn
 
-from pipeline.codec.architectures.cca.config import CCAConfig
 from pipeline.codec.errors import CodecError
 
 # Logarithms of gains beyond this leave float32's range.
@@ -53,12 +52,14 @@ class Gained:
 
 
 class Gains(nn.Module):
-    """The logarithms of the gains of `config.rate_weights`' K rates: (K, M) for y, (K, Z) for z."""
+    """The logarithms of the gains of K `rate_weights`: (K, M) for y, (K, Z) for z."""
 
-    def __init__(self, config: CCAConfig) -> None:
+    def __init__(
+        self, rate_weights: Sequence[float], latent_channels: int, hyper_latent_channels: int
+    ) -> None:
         super().__init__()
-        m, z = config.latent_channels, config.hyper_latent_channels
-        logs = _start(config.rate_weights)
+        m, z = latent_channels, hyper_latent_channels
+        logs = _start(rate_weights)
         # Made of lists, for arithmetic on the meta device would load torch's compiler: seconds.
         self.y = nn.Parameter(torch.tensor([[log] * m for log in logs]))
         self.z = nn.Parameter(torch.zeros(len(logs), z))

@@ -1,28 +1,30 @@
 """The latents of one tile to words and back: what compress and decompress share.
 
-Symbols and words are made on the CPU; the networks run where the model is. Everything that the
-decoder must repeat runs through `exact_copy`, so that it repeats it to the last bit.
+y is coded under Gaussians whose means and scales networks predict from the hyper-latent z and
+from what of y is decoded already; z is coded under a learned density per channel. Symbols and
+words are made on the CPU; the networks run where the model is. Everything that the decoder must
+repeat runs through `exact_copy`, so that it repeats it to the last bit.
 
-Shapes: M latent channels, Z hyper-latent channels; h = H/16, w = W/16 of the padded tile.
+Shapes: M latent channels, Z hyper-latent channels; h and w the positions of y in the tile.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.codec.architectures.cca.context import HyperOutput
-from pipeline.codec.architectures.cca.gains import Gained, Gains
 from pipeline.codec.densities import FactorizedDensity
 from pipeline.codec.errors import CodecError
-from pipeline.codec.exact import exact_copy
+from pipeline.codec.gains import Gained, Gains
+from pipeline.codec.interface import CodedTile
 from pipeline.codec.symbols import (
     LARGEST_SYMBOL,
     SCALE_STEPS,
@@ -36,56 +38,66 @@ from pipeline.codec.symbols import (
     scale_index,
 )
 
-if TYPE_CHECKING:
-    from pipeline.codec.architectures.cca.model import CCAModel
-
 # Tails of z's density below this mass share the end of a channel's table.
 _TAIL = 1e-7
 _WIDEST = 4096
 
-
-@dataclass(frozen=True)
-class CodedTile:
-    """A tile's words, the decoded latent (1, M, h, w), and the running check of its symbols."""
-
-    words: Words
-    y_hat: Tensor
-    check: int
+# Codes a part of y: given its values (None in a decoder), means and scales, float64 tensors of
+# one shape, returns the quantised part, symbols + mean.
+Code = Callable[[Tensor | None, Tensor, Tensor], Tensor]
 
 
-class _Coder(Protocol):
+class _SymbolCoder(Protocol):
     """Codes one array of symbols: in an encoder the values' nearest, in a decoder the next."""
+
+    check: int
 
     def code(self, values: Tensor | None, index: Index, tables: list[Table]) -> Ints: ...
 
 
-class LatentCoder:
-    """Encodes and decodes latents with the weights that `model` has at this moment."""
+class HyperpriorCoder(ABC):
+    """Encodes and decodes latents with the weights that a model has at this moment.
 
-    def __init__(self, model: CCAModel) -> None:
-        self.device = next(model.parameters()).device
-        self.hyper_channels = model.config.hyper_latent_channels
-        self._hyper_mean = exact_copy(model.hyper_mean)
-        self._hyper_scale = exact_copy(model.hyper_scale)
-        self._context = exact_copy(model.context)
-        self._medians = model.hyper_density.medians.double()
-        self._hyper_tables = hyper_tables(model.hyper_density)
+    An architecture extends it by `decode_y`: the order in which the parts of y are coded.
+    """
+
+    def __init__(
+        self,
+        hyper_analysis: Callable[[Tensor], Tensor],
+        density: FactorizedDensity,
+        gains: Gains | None = None,
+    ) -> None:
+        """`hyper_analysis` maps y (1, M, h, w) to z; `density` is that of z's channels."""
+        self.device = density.quantiles.device
+        self.hyper_channels = density.quantiles.shape[0]
+        self._hyper_analysis = hyper_analysis
+        self._medians = density.medians.double()
+        self._hyper_tables = hyper_tables(density)
         self._tables = gaussian_tables()
         self._level_of = torch.from_numpy(scale_index()).to(self.device)
         # The exact gains at a rate of the model (None: it has but one); the last few are kept.
-        self.gained = lru_cache(maxsize=16)(partial(_gained, model.gains, self.device))
+        self._gained = lru_cache(maxsize=16)(partial(_gained, gains, self.device))
+
+    @abstractmethod
+    def decode_y(self, z_hat: Tensor, y: Tensor | None, code: Code) -> Tensor:
+        """Return the decoded latent (1, M, h, w), having coded each part of it, in order.
+
+        `z_hat` (1, Z, h', w') is the decoded hyper-latent, its gain undone; `y` is what an
+        encoder has, and None in a decoder, where `code` takes None for the values. All float64.
+        Networks that predict means and scales must be exact (`exact_copy`), as must be what is
+        done with their results.
+        """
 
     @torch.no_grad()
-    def encode(self, y: Tensor, z: Tensor, check: int = 0, rate: float | None = None) -> CodedTile:
-        """Encode y (1, M, h, w) and z (1, Z, h/4, w/4), both with the gain of `rate`.
-
-        `check` runs on from the last tile.
-        """
+    def encode(self, y: Tensor, check: int = 0, rate: float | None = None) -> CodedTile:
+        """Encode y (1, M, h, w) as the analysis gives it; `check` runs on from the last tile."""
+        gained = self._gained(rate)
+        y = y * gained.y
+        z = self._hyper_analysis(y) * gained.z
         if not (y.isfinite().all() and z.isfinite().all()):
             raise CodecError("the model makes numbers of this picture that are not finite")
         coder = _Encoder(check)
-        parts = torch.split(y.double(), list(self._context.sizes), dim=1)
-        y_hat = self._run(coder, rate, z.double() - self._medians, parts, z.shape[2:])
+        y_hat = self._run(coder, gained, z.double() - self._medians, y.double(), z.shape[2:])
         return CodedTile(coder.symbols.words, y_hat, coder.check)
 
     @torch.no_grad()
@@ -100,35 +112,34 @@ class LatentCoder:
     ) -> CodedTile:
         """Decode `words` to the latent of a tile whose z has `height` x `width` positions.
 
-        With `partial`, words may be missing at the end: slices that did not arrive as a whole
+        With `partial`, words may be missing at the end: parts that did not arrive as a whole
         take their predicted mean. Raises `CodecError` when the words can't be what an encoder
         wrote.
         """
         coder = _PartialDecoder(words, check) if partial else _Decoder(words, check)
-        y_hat = self._run(coder, rate, None, None, (height, width))
+        y_hat = self._run(coder, self._gained(rate), None, None, (height, width))
         return CodedTile(words, y_hat, coder.check)
 
     def _run(
         self,
-        coder: _Coder,
-        rate: float | None,
+        coder: _SymbolCoder,
+        gained: Gained,
         z: Tensor | None,
-        parts: Any,
+        y: Tensor | None,
         size: tuple[int, ...],
     ) -> Tensor:
-        """Go through z and the slices in order, coding each; return the decoded latent."""
+        """Code z and the parts of y; return the decoded latent, its gain undone."""
         channel = np.repeat(np.arange(self.hyper_channels, dtype=np.uint16), math.prod(size))
         symbols = coder.code(z, channel, self._hyper_tables)
         z_hat = self._tensor(symbols, (1, self.hyper_channels, *size)) + self._medians
-        z_hat *= self.gained(rate).z_inverse
-        hyper = HyperOutput(self._hyper_mean(z_hat), self._hyper_scale(z_hat))
+        z_hat *= gained.z_inverse
 
-        def quantise(i: int, mean: Tensor, scale: Tensor) -> Tensor:
-            values = None if parts is None else parts[i] - mean
-            found = coder.code(values, self._levels(scale), self._tables)
+        def code(values: Tensor | None, mean: Tensor, scale: Tensor) -> Tensor:
+            residual = None if values is None else values - mean
+            found = coder.code(residual, self._levels(scale), self._tables)
             return self._tensor(found, mean.shape) + mean
 
-        return torch.cat(self._context(hyper, quantise).decoded, dim=1)
+        return self.decode_y(z_hat, y, code).float() * gained.y_inverse
 
     def _levels(self, scale: Tensor) -> Index:
         steps = (scale.flatten() * SCALE_STEPS).clamp_(0, len(self._level_of) - 1)

@@ -1,0 +1,166 @@
+"""The numbers that, with the weights, make a model: what every architecture's config has in common.
+
+An architecture's own config is a frozen dataclass that extends `Config`. What the codec asks of
+it are sizes in pixels (strides, reach), memory, and the shapes of training noise; no part of the
+codec holds a constant of one architecture.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from struct import pack, unpack
+from typing import Any, ClassVar, Self
+
+from pipeline.codec.errors import CodecError
+
+# The largest width, count or rate weight that a config may name.
+LARGEST = 65_536
+_MOST_RATES = 64
+
+# Channels, height and width of one array of numbers.
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ABC):
+    """Sizes of a model. Raises `CodecError` naming the field when a value is not usable."""
+
+    # The name of the architecture, by which files and recipes choose it.
+    architecture: ClassVar[str]
+
+    # Weights of the rate in the loss that one model has gains for, falling, so that the rate
+    # rises: rate 0 is the first. Empty: the model has a single rate and no gains.
+    rate_weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        weights = as_tuple("rate_weights", self.rate_weights)
+        _check_rate_weights(weights)
+        object.__setattr__(self, "rate_weights", tuple(map(float, weights)))
+
+    @property
+    @abstractmethod
+    def latent_stride(self) -> int:
+        """Pixels, across and down, of one position of the latent y."""
+
+    @property
+    @abstractmethod
+    def unit(self) -> int:
+        """The multiple of pixels that pictures are padded to, across and down.
+
+        That is one position of the coarsest latent; a multiple of `latent_stride`.
+        """
+
+    @property
+    @abstractmethod
+    def reach(self) -> int:
+        """Pixels beyond a tile that its analysis or its synthesis depends on, at most."""
+
+    @property
+    @abstractmethod
+    def bytes_per_pixel(self) -> int:
+        """A bound on the memory of the networks' activations, per pixel of a tile."""
+
+    @abstractmethod
+    def noise_shapes(self, side: int) -> dict[str, Shape]:
+        """Return the shape of each array of noise that a training pass over a crop takes.
+
+        `side` is that of the square crop in pixels. The order is that in which they are drawn.
+        """
+
+    @property
+    def margin(self) -> int:
+        """Pixels that the transforms are given around a tile: `reach`, in whole latents."""
+        return -(-self.reach // self.latent_stride) * self.latent_stride
+
+    @property
+    def rates(self) -> tuple[float, float] | None:
+        """The lowest and the highest rate that can be asked for; None: there is but one."""
+        return (0.0, float(len(self.rate_weights) - 1)) if self.rate_weights else None
+
+    def check_rate(self, rate: float | None) -> float | None:
+        """Return `rate` as a stream states it (float32); None: the middle, if there are several.
+
+        Raises `CodecError` when it is outside of `rates`, or given where there is but one.
+        """
+        if self.rates is None:
+            if rate is not None:
+                raise CodecError(
+                    f"the model has a single rate, so {rate:g} can't be chosen: leave the rate "
+                    "out, or take a model that was trained for several (docs/training.md)"
+                )
+            return None
+        lowest, highest = self.rates
+        rate = (lowest + highest) / 2 if rate is None else rate
+        if not lowest <= rate <= highest:
+            raise CodecError(
+                f"the rate must be a number from {lowest:g} (fewest bits) to {highest:g} (most) "
+                f"with this model, not {rate:g}"
+            )
+        return float(unpack("<f", pack("<f", rate))[0])
+
+    def rate_weight_at(self, rate: float) -> float:
+        """Return the rate weight that `rate` (from 0 to K - 1) stands for, as gains do between."""
+        lower = min(int(rate), len(self.rate_weights) - 2)
+        below, above = self.rate_weights[lower : lower + 2]
+        return float(below ** (1 - (rate - lower)) * above ** (rate - lower))
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
+        """Make a config of `mapping`; unknown fields and unusable values raise `CodecError`."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(str(name) for name in mapping if name not in known)
+        if unknown:
+            raise CodecError(
+                f"a model has no {', '.join(unknown)}; it has {', '.join(sorted(known))}"
+            )
+        return cls(**mapping)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the architecture's name and the fields as plain JSON values (tuples as lists).
+
+        The fingerprint is made of it. `rate_weights` are left out where there are none.
+        """
+        return {
+            "architecture": self.architecture,
+            **{
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in asdict(self).items()
+                if name != "rate_weights" or value
+            },
+        }
+
+
+def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    """Return the field `name`'s list or tuple as a tuple; else raise `CodecError`."""
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        raise CodecError(f"{name} must be a list of numbers, not {value!r}")
+    return tuple(value)
+
+
+def check_integers(name: str, value: tuple[Any, ...], length: int, least: int) -> None:
+    """Raise `CodecError` unless the field `name` has `length` whole numbers from `least` up."""
+    if len(value) != length:
+        raise CodecError(f"{name} must have {length} numbers, not {len(value)}")
+    for entry in value:
+        check_integer(name, entry, least)
+
+
+def check_integer(name: str, value: Any, least: int) -> None:
+    """Raise `CodecError` unless the field `name` is a whole number from `least` to `LARGEST`."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not least <= value <= LARGEST:
+        raise CodecError(f"{name} must be a whole number from {least} to {LARGEST}, not {value!r}")
+
+
+def _check_rate_weights(weights: tuple[Any, ...]) -> None:
+    numbers = all(isinstance(w, int | float) and not isinstance(w, bool) for w in weights)
+    if not numbers or not all(0 < weight <= LARGEST for weight in weights):
+        raise CodecError(f"rate_weights must be numbers from 0 to {LARGEST}, not {list(weights)}")
+    falling = all(before > after for before, after in pairwise(weights))
+    if weights and (not falling or not 2 <= len(weights) <= _MOST_RATES):
+        raise CodecError(
+            f"rate_weights must be 2 to {_MOST_RATES} falling numbers, or none, not {list(weights)}"
+        )

@@ -1,0 +1,90 @@
+"""What coding pictures asks of a model: transforms that see a margin, a coder that sees a tile.
+
+    pixels -> analysis -> y -> LatentCoder.encode -> words -> LatentCoder.decode -> y_hat
+                                                              y_hat -> synthesis -> pixels
+
+Shapes: M latent channels; h and w the positions of the latent y in a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from pipeline.codec.config import Config
+from pipeline.codec.symbols import Words
+
+
+@dataclass(frozen=True)
+class CodedTile:
+    """A tile's words, the latent (1, M, h, w) that the synthesis takes, float32, and a check.
+
+    `check` is the running CRC-32 of all symbols so far.
+    """
+
+    words: Words
+    y_hat: Tensor
+    check: int
+
+
+class LatentCoder(Protocol):
+    """Turns the latent of one tile into words and back, equal to the last bit on any device."""
+
+    def encode(self, y: Tensor, check: int = 0, rate: float | None = None) -> CodedTile:
+        """Encode y (1, M, h, w), as the analysis gives it, at one of the model's rates.
+
+        h and w cover whole units of the config. `check` runs on from the last tile. Raises
+        `CodecError` for numbers that are not finite.
+        """
+        ...
+
+    def decode(
+        self,
+        words: Words,
+        height: int,
+        width: int,
+        check: int = 0,
+        partial: bool = False,
+        rate: float | None = None,
+    ) -> CodedTile:
+        """Decode `words` to the latent of a tile of `height` x `width` units of the config.
+
+        With `partial`, words may be missing at the end, or all of them: what did not arrive
+        takes its predicted mean. Raises `CodecError` when no encoder can have written the words.
+        """
+        ...
+
+
+class Codec(Protocol):
+    """What coding takes of a model; `pipeline.codec.model.Model` is one."""
+
+    @property
+    def config(self) -> Config:
+        """The sizes of the model."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """The hex digest by which streams name the model."""
+        ...
+
+    @property
+    def analysis(self) -> Callable[[Tensor], Tensor]:
+        """Maps pictures (N, 3, H, W) in [0, 1], whole units, to the latent y (N, M, h, w)."""
+        ...
+
+    @property
+    def synthesis(self) -> Callable[[Tensor], Tensor]:
+        """Maps y_hat (N, M, h, w) to pictures (N, 3, H, W), not clamped."""
+        ...
+
+    def coder(self) -> LatentCoder:
+        """Return the coder of the latents, with the weights of this moment."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the weights, which are all on one device."""
+        ...
