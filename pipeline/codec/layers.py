@@ -1,10 +1,12 @@
-"""The building blocks: NAF block, residual bottleneck, normalisation over channels, heads.
+"""The building blocks: NAF block, residual bottleneck, masked convolution, normalisation, heads.
 
 Shapes: N batch, C channels, H x W positions. All work in any memory format and are quickest
 with channels last, where the normalisation needs no copy.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,48 @@ def deconv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.ConvTr
     return nn.ConvTranspose2d(
         inputs, outputs, kernel, stride=stride, padding=kernel // 2, output_padding=stride - 1
     )
+
+
+class MaskedConv2d(nn.Conv2d):
+    """A convolution of stride 1 some of whose taps are zero, as context models use.
+
+    `mask` says which taps see: "A" those before the centre in raster order, "B" the centre too
+    (van den Oord et al. 2016), "checkerboard" those at an odd distance |dy| + |dx| from it, which
+    are of the other colour (He et al. 2021). Kernels are odd; H and W are kept.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, mask: str, groups: int = 1, bias: bool = True
+    ) -> None:
+        """Raise `ValueError` for another mask or an even kernel."""
+        if kernel % 2 == 0:
+            raise ValueError(f"a masked convolution's kernel is odd, not {kernel}")
+        _taps(mask, kernel)
+        super().__init__(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=bias)
+        self.mask = mask
+
+    def masked_weight(self) -> Tensor:
+        """Return the weight (O, C / groups, k, k), zero where the mask is."""
+        taps = torch.tensor(_taps(self.mask, self.kernel_size[0]), dtype=self.weight.dtype)
+        return self.weight * taps.to(self.weight.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, O, H, W)."""
+        half = self.kernel_size[0] // 2
+        return F.conv2d(x, self.masked_weight(), self.bias, padding=half, groups=self.groups)
+
+
+def _taps(mask: str, kernel: int) -> list[list[float]]:
+    half = kernel // 2
+    seen: dict[str, Callable[[int, int], bool]] = {
+        "A": lambda y, x: (y, x) < (0, 0),
+        "B": lambda y, x: (y, x) <= (0, 0),
+        "checkerboard": lambda y, x: (y + x) % 2 == 1,
+    }
+    if mask not in seen:
+        raise ValueError(f"a mask is one of {', '.join(seen)}, not {mask!r}")
+    around = range(-half, half + 1)
+    return [[float(seen[mask](y, x)) for x in around] for y in around]
 
 
 class ChannelNorm(nn.Module):

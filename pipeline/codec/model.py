@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,12 +18,16 @@ from pipeline.codec import coding
 from pipeline.codec.config import Config
 from pipeline.codec.densities import FactorizedDensity
 from pipeline.codec.errors import CodecError
+from pipeline.codec.exact_code import only_exact
 from pipeline.codec.fingerprint import fingerprint
 from pipeline.codec.gains import Gained, Gains
 from pipeline.codec.info import ModelInfo
 from pipeline.codec.interface import LatentCoder
 
 T = TypeVar("T")
+
+# Models whose decoder does only what comes out equal on any device: the code and the config.
+_watched: set[tuple[type, Config]] = set()
 
 
 class Noise(dict[str, Tensor]):
@@ -155,7 +160,7 @@ class Model(Trained, ABC):
 
     def coder(self) -> LatentCoder:
         """Return the entropy coder of the latents, with the weights of this moment."""
-        return self._of_weights("coder", self.make_coder)
+        return self._of_weights("coder", self._watched_coder)
 
     def gained(self, rate: Tensor | float | None, x: Tensor) -> Gained:
         """Return what the latents of pictures x are multiplied by; see `forward`."""
@@ -168,6 +173,19 @@ class Model(Trained, ABC):
         if self.gains is None or one is None:
             return Gained.none(x.device)
         return Gained(*self.gains(torch.full((x.shape[0],), one, device=x.device)))
+
+    def _watched_coder(self) -> LatentCoder:
+        """Make a coder; if it is the first of this config, decode nothing under watch.
+
+        Decoding a tile of one unit whose words are all missing runs what the decoder runs.
+        """
+        coder, mark = self.make_coder(), (type(self), self.config)
+        if mark not in _watched:
+            with only_exact(f"the entropy model of {type(self).__name__}"):
+                nothing = np.empty(0, np.uint32)
+                coder.decode(nothing, 1, 1, partial=True, rate=self.config.check_rate(None))
+            _watched.add(mark)
+        return coder
 
     def _of_weights(self, name: str, make: Callable[[], T]) -> T:
         """Return what `make` returned last, unless the weights have changed since."""

@@ -1,0 +1,279 @@
+"""Layers whose sums are exact, and so have no order; what `exact_copy` replaces layers by.
+
+Inputs of a layer are rounded to a fixed-point grid of 2^-12 and held below 2^12 (25 bits with the
+sign), weights to a power-of-two grid of the layer's own, fine enough for all products and sums to
+be integers below 2^53, which float64 holds exactly. A bias is added by one operation.
+
+Shapes: N batch, C channels, H x W positions; everything is float64.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.codec.errors import CodecError
+
+_GRID = 2.0**12
+_LIMIT = 2.0**12 - 1 / _GRID
+# Sums of |weight| (in units of the layer's grid) stay below 2^28, those of products below 2^52.
+_WEIGHT_SUM = 2.0**28
+# Squares are summed on a coarser grid: 2 * (12 + 8) bits and 2^13 channels make 53.
+_COARSE = 2.0**8
+_TABLE_GRID = 2.0**20
+
+_inside = threading.local()
+
+
+class ExactLayer(nn.Module):
+    """A layer that computes exactly, whatever operations it uses to do so."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Call `forward`; while it runs, `inside_layer` says so."""
+        before = inside_layer()
+        _inside.layer = True
+        try:
+            return super().__call__(*inputs)
+        finally:
+            _inside.layer = before
+
+
+def inside_layer() -> bool:
+    """Tell whether this thread is in an `ExactLayer`, whose operations need no watching."""
+    return getattr(_inside, "layer", False)
+
+
+def snap(x: Tensor) -> Tensor:
+    """Round x to the grid and hold it within its limits; float64."""
+    return (x * _GRID).round_().mul_(1 / _GRID).clamp_(-_LIMIT, _LIMIT)
+
+
+def snap_weight(weight: Tensor) -> Tensor:
+    """Round (O, ...) to the finest power-of-two grid on which the sums of O outputs stay exact."""
+    largest = weight.abs().flatten(1).sum(1).max().item() if weight.numel() else 0.0
+    exponent = math.floor(math.log2(_WEIGHT_SUM / largest)) - 1 if largest > 0 else 0
+    grid = 2.0 ** min(exponent, 40)
+    return (weight * grid).round() / grid
+
+
+class ExactConv(ExactLayer):
+    """A convolution: as matrix product, or tap by tap when it is depthwise."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Conv2d, weight: Tensor | None = None) -> None:
+        """`weight` (O, C / groups, k, k) in place of the layer's own."""
+        super().__init__()
+        self.register_buffer("weight", snap_weight(layer.weight if weight is None else weight))
+        self.register_buffer("bias", layer.bias)
+        self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
+        self.groups = layer.groups
+        self.depthwise = layer.groups == layer.in_channels == layer.out_channels
+        self.padding = _padding(layer)
+        self.mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, O, H', W')."""
+        x = snap(x)
+        if any(self.padding):
+            x = F.pad(x, self.padding, self.mode)
+        (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
+        h, w = (
+            (x.shape[2] - dh * (kh - 1) - 1) // sh + 1,
+            (x.shape[3] - dw * (kw - 1) - 1) // sw + 1,
+        )
+        out = self._by_taps(x, h, w) if self.depthwise else self._by_columns(x, h, w)
+        return out if self.bias is None else out.add_(self.bias.view(-1, 1, 1))
+
+    def _by_columns(self, x: Tensor, h: int, w: int) -> Tensor:
+        if self.kernel == (1, 1):
+            columns = x[:, :, :: self.stride[0], :: self.stride[1]].flatten(2)
+        else:
+            columns = F.unfold(x, self.kernel, self.dilation, stride=self.stride)
+        if self.groups == 1:
+            out = torch.matmul(self.weight.flatten(1), columns)
+        else:
+            grouped = columns.reshape(len(x), self.groups, -1, h * w)
+            out = torch.matmul(self.weight.reshape(self.groups, -1, grouped.shape[2]), grouped)
+        return out.reshape(len(x), -1, h, w)
+
+    def _by_taps(self, x: Tensor, h: int, w: int) -> Tensor:
+        (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
+        out = x.new_zeros(len(x), x.shape[1], h, w)
+        for i in range(kh):
+            for j in range(kw):
+                rows = slice(i * dh, i * dh + (h - 1) * sh + 1, sh)
+                columns = slice(j * dw, j * dw + (w - 1) * sw + 1, sw)
+                out += x[:, :, rows, columns] * self.weight[:, 0, i, j].view(-1, 1, 1)
+        return out
+
+
+def _padding(layer: nn.Conv2d) -> tuple[int, int, int, int]:
+    """Return what a convolution pads: left, right, above and below."""
+    if layer.padding == "valid":
+        return 0, 0, 0, 0
+    sides: list[tuple[int, int]] = []
+    for axis in (1, 0):
+        if isinstance(layer.padding, str):
+            total = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+            sides.append((total // 2, total - total // 2))
+        else:
+            sides.append((layer.padding[axis], layer.padding[axis]))
+    return (*sides[0], *sides[1])
+
+
+class ExactDeconv(ExactLayer):
+    """A transposed convolution: a matrix product whose columns are added up in place."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.ConvTranspose2d) -> None:
+        super().__init__()
+        if not all(o < s for o, s in zip(layer.output_padding, layer.stride, strict=True)):
+            raise CodecError("an output_padding that isn't below its stride has no exact form")
+        inputs, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+        # (groups, C / groups, O / groups, k, k) by output.
+        split = layer.weight.reshape(layer.groups, inputs, outputs, *layer.kernel_size)
+        snapped = snap_weight(split.transpose(1, 2).flatten(0, 1))
+        snapped = snapped.reshape(layer.groups, outputs, inputs, *layer.kernel_size)
+        # One matrix a group, (O / groups * k * k, C / groups).
+        self.register_buffer("weight", snapped.permute(0, 1, 3, 4, 2).flatten(1, 3).contiguous())
+        self.register_buffer("bias", layer.bias)
+        self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
+        assert not isinstance(layer.padding, str)
+        self.padding, self.extra = layer.padding, layer.output_padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, O, H', W')."""
+        n, h, w = x.shape[0], x.shape[2], x.shape[3]
+        inputs = snap(x).reshape(n, len(self.weight), -1, h * w)
+        columns = torch.matmul(self.weight, inputs).flatten(1, 2)
+        size = tuple(
+            (side - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
+            for side, stride, padding, dilation, kernel, extra in zip(
+                (h, w), self.stride, self.padding, self.dilation, self.kernel, self.extra,
+                strict=True,
+            )
+        )  # fmt: skip
+        out = F.fold(columns, size, self.kernel, self.dilation, self.padding, self.stride)
+        return out if self.bias is None else out.add_(self.bias.view(-1, 1, 1))
+
+
+class ExactLinear(ExactLayer):
+    """A linear layer over the last dimension."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.register_buffer("weight", snap_weight(layer.weight))
+        self.register_buffer("bias", layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., C) to (..., O)."""
+        out = torch.matmul(snap(x), self.weight.t())
+        return out if self.bias is None else out.add_(self.bias)
+
+
+class ExactNorm(ExactLayer):
+    """Layer normalisation over channels, its two sums on grids on which they are exact."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.register_buffer("weight", layer.weight.view(-1, 1, 1))
+        self.register_buffer("bias", layer.bias.view(-1, 1, 1))
+        self.eps = layer.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, H, W)."""
+        x = snap(x)
+        count = _number(x.shape[1], x)
+        coarse = (x * _COARSE).round_().mul_(1 / _COARSE)
+        mean = x.sum(1, keepdim=True) / count
+        coarse_mean = coarse.sum(1, keepdim=True) / count
+        squares = coarse.square_().sum(1, keepdim=True) / count
+        variance = (squares - coarse_mean * coarse_mean).clamp_(min=0)
+        normal: Tensor = (x - mean) / (variance + self.eps).sqrt()
+        return (normal * self.weight).add_(self.bias)
+
+
+class ExactMean(ExactLayer):
+    """The mean over all positions, of numbers on the grid."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, C, 1, 1) of (N, C, H, W)."""
+        return snap(x).sum((2, 3), keepdim=True) / _number(x.shape[2] * x.shape[3], x)
+
+
+def _number(value: int, like: Tensor) -> Tensor:
+    """Return `value` where `like` is: CUDA divides by a plain number as times its reciprocal."""
+    return torch.full((), value, dtype=like.dtype, device=like.device)
+
+
+class Lookup(ExactLayer):
+    """A function of one number, looked up on the grid from -`end` to `end`.
+
+    From `end` up it is `above` (None: x itself), below -`end` what the table begins with.
+    """
+
+    table: Tensor
+
+    def __init__(
+        self, function: Callable[[float], float], above: float | None, end: int = 8
+    ) -> None:
+        super().__init__()
+        self.register_buffer("table", _tabulate(function, end))
+        self.above, self.end = above, end
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the function to numbers of any shape."""
+        x = snap(x)
+        last = self.table.numel() - 1
+        index = ((x + self.end) * _GRID).clamp_(0, last).to(torch.int64)
+        above = x if self.above is None else torch.full_like(x, self.above)
+        return torch.where(x >= self.end, above, self.table[index])
+
+
+@cache
+def _tabulate(function: Callable[[float], float], end: int) -> Tensor:
+    ends = round(end * _GRID)
+    table = torch.tensor([function(i / _GRID) for i in range(-ends, ends)], dtype=torch.float64)
+    return (table * _TABLE_GRID).round() / _TABLE_GRID
+
+
+def gelu(x: float) -> float:
+    """Return the Gaussian error linear unit of x."""
+    return 0.5 * x * math.erfc(-x * math.sqrt(0.5))
+
+
+def gelu_tanh(x: float) -> float:
+    """Return its approximation by a hyperbolic tangent (Hendrycks and Gimpel 2016)."""
+    return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def silu(x: float) -> float:
+    """Return x times its logistic function."""
+    return x * sigmoid(x)
+
+
+def sigmoid(x: float) -> float:
+    """Return the logistic function of x."""
+    return 1 / (1 + math.exp(-x))
+
+
+def tanh(x: float) -> float:
+    """Return the hyperbolic tangent of x."""
+    return math.tanh(x)
