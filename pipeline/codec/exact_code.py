@@ -72,6 +72,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if not inside_layer():
+            # In inference mode operations come as they were called: taken apart, they are known.
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         if not inside_layer() and not _is_exact(func, args, kwargs):
             raise CodecError(
                 f"{self.what} does `{_name(func)}` between its layers, which comes out differently"

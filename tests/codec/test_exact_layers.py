@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -194,8 +195,9 @@ Work = Callable[[Tensor], object]
         lambda x: F.scaled_dot_product_attention(x, x, x), lambda x: x.std(), lambda x: 1.5**x,
     ],
 )  # fmt: skip
-def test_code_between_layers_may_not_sum(work: Work) -> None:
-    with pytest.raises(CodecError, match="between its layers"), only_exact("the model"):
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_code_between_layers_may_not_sum(work: Work, mode: Callable[[], Any]) -> None:
+    with pytest.raises(CodecError, match="between its layers"), mode(), only_exact("the model"):
         work(X)
 
 
@@ -211,12 +213,16 @@ def test_code_between_layers_may_not_sum(work: Work) -> None:
         lambda x: torch.arange(6) % 2 == 0, lambda x: x.masked_fill(x < 0, 0.0),
     ],
 )  # fmt: skip
-def test_code_between_layers_may_work_on_each_number_and_move_it(work: Work) -> None:
-    with only_exact("the model"):
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_code_between_layers_may_work_on_each_number_and_move_it(
+    work: Work, mode: Callable[[], Any]
+) -> None:
+    with mode(), only_exact("the model"):
         work(X)
 
 
-def test_layers_themselves_may() -> None:
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_layers_themselves_may(mode: Callable[[], Any]) -> None:
     exact = exact_copy(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), ChannelNorm(4), nn.GELU()))
-    with only_exact("the model"):
+    with mode(), only_exact("the model"):
         exact(X)
