@@ -16,6 +16,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pipeline.common.digests import json_sha256
 from recipes.config.settings import (
     BLOCK,
+    GROUPS,
     Cca,
     Checkpoint,
     Data,
@@ -260,6 +261,7 @@ class Run:
             "ema": self.recipe.ema,
             "flip": data.flip,
             "block": data.block or BLOCK,
+            "groups": None if data.groups == GROUPS else data.groups,
             "augment": data.augment.model_dump(mode="json") if data.augment else None,
             "steps": None if constant else self.stage.steps,
             "precision": self.recipe.speed.precision,

@@ -34,6 +34,12 @@ def _from_home(place: str) -> str:
     return str(Path(place).expanduser()) if place.startswith("~") else place
 
 
+def _power_of_two(number: int) -> int:
+    if number & (number - 1):
+        raise ValueError("must be a power of two: 64 or 128, say")
+    return number
+
+
 Number = BeforeValidator(_no_word)
 Positive = Annotated[int, Field(gt=0), Number]
 Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False), Number]
@@ -55,6 +61,8 @@ class Part(BaseModel):
 
 # Shards that are shuffled together unless a recipe says otherwise.
 BLOCK = 8
+# Parts that a corpus is cut into, of which each node reads its own.
+GROUPS = 64
 
 
 class ShardCache(Part):
@@ -86,6 +94,9 @@ class Data(Part):
     """The split of those shards to train on."""
     block: Positive | None = None
     """Shards that are shuffled together (docs/streaming.md has measurements); default: 8."""
+    groups: Annotated[Positive, AfterValidator(_power_of_two)] | None = None
+    """Parts that each corpus is cut into, a power of two: a node reads its own ones, so take at
+    least as many as there will be nodes; default: 64."""
     cache: ShardCache = ShardCache()
     augment: Augmentation | None = None
     validation: Place | None = None

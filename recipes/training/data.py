@@ -14,10 +14,11 @@ import torch
 from pipeline.common.digests import file_sha256
 from recipes.config.bundled import shipped
 from recipes.config.schema import Run
-from recipes.config.settings import BLOCK, Data, RecipeError
+from recipes.config.settings import BLOCK, GROUPS, Data, RecipeError
 from recipes.training.noise import address
 from shards import Augment, Batch, Cache, Manifest, ShardsError, Stream, open_corpus
 from shards.run import default_workers
+from shards.streaming.mixture import ORDER
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,6 @@ class Feed:
         check_batch(run, world_size)
         self.batch = stage.batch
         self.local = stage.batch // world_size
-        self.first = rank * self.local
         self.corpora = Corpora.of(data)
         augment = _augment(data, stage.crop)
         self._stream = Stream(
@@ -77,16 +77,18 @@ class Feed:
             # More would wait for each other; what a step sees doesn't depend on their number.
             workers=min(data.workers, default_workers()),
             block=data.block or BLOCK,
+            groups=data.groups or GROUPS,
             flip=data.flip,
             cache=_cache(data),
             device=device,
             augment=augment,
         )
 
-    def from_step(self, step: int) -> Iterator[Batch]:
-        """Yield the batches of steps `step`, `step` + 1, ... without end."""
+    def from_step(self, step: int, order: int = ORDER) -> Iterator[Batch]:
+        """Yield the batches of steps `step`, `step` + 1, ... of a run in `order`, without end."""
         epoch, within = divmod(step, self._stream.batches_per_epoch)
-        self._stream.load_state_dict({"epoch": epoch, "samples_seen": within * self.batch})
+        seen = within * self.batch
+        self._stream.load_state_dict({"epoch": epoch, "samples_seen": seen, "order": order})
         return iter(self._stream)
 
     def close(self) -> None:

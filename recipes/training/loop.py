@@ -38,6 +38,7 @@ from recipes.training.throughput import Meter
 from recipes.training.validate import evaluate, look
 from recipes.training.zero import holding
 from shards import Batch
+from shards.streaming.mixture import ORDER
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,8 @@ class Memory:
     # The digest of the pictures that costs are of, and whether those of this step are due still.
     judged_by: str = ""
     unevaluated: bool = False
+    # The order of pictures that the run counts in (docs/streaming.md).
+    order: int = ORDER
 
     def judged_on(self, digest: str) -> bool:
         """Take down what is evaluated on from now on; return whether earlier costs were of others.
@@ -170,7 +173,8 @@ class Trainer:
             return None
         kept, tensors = newest or checkpoint.read(folder, step)
         check_same(self.run, kept.about, self.feed.corpora)
-        self.memory = Memory(**kept.about["memory"])
+        # A checkpoint that says nothing of an order was written when there was only the first.
+        self.memory = Memory(**{"order": 1, **kept.about["memory"]})
         if self.memory.judged_on(digest(self.pictures)) and self.session.main:
             log.warning(
                 "%s: the held-out pictures have changed, so the lowest cost so far is forgotten",
@@ -226,7 +230,7 @@ class Trainer:
 
     def _steps(self, after_step: Callable[[], None]) -> None:
         total = self.run.stage.steps
-        batches = self.feed.from_step(self.memory.step)
+        batches = self.feed.from_step(self.memory.step, self.memory.order)
         if self.memory.unevaluated:
             self._settle(evaluation=True)
         while self.memory.step < total and not self.memory.ended:
@@ -245,7 +249,7 @@ class Trainer:
         """Do one optimizer step; return its metrics and what the processes agreed on."""
         step = self.memory.step
         rate = set_learning_rate(self.optimizer, self.run.stage, step)
-        given = pieces(self.run, self.config, batch.images, step, self.feed.first)
+        given = pieces(self.run, self.config, batch.images, step, batch.slots)
         found = self.stepper.step(given, self._reduce())
         self.holding.check()
         if self.average is not None:

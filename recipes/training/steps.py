@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +36,13 @@ class Piece:
     rates: Tensor | None
 
 
-def pieces(run: Run, config: Config, images: Tensor, step: int, first: int) -> Iterator[Piece]:
+def pieces(
+    run: Run, config: Config, images: Tensor, step: int, slots: Sequence[int]
+) -> Iterator[Piece]:
     """Yield the parts of a process's batch of `run`, with their draws, at step `step`.
 
-    `images` (n, 3, crop, crop) are uint8, or floats in [0, 1]; picture i is number `first` + i of
-    the global batch. The model's `config` has the shapes of its noise.
+    `images` (n, 3, crop, crop) are uint8, or floats in [0, 1]; picture i has place `slots[i]`
+    in the global batch. The model's `config` has the shapes of its noise.
     """
     x = images if images.is_floating_point() else images.float() / 255
     if run.recipe.speed.channels_last:
@@ -48,8 +50,9 @@ def pieces(run: Run, config: Config, images: Tensor, step: int, first: int) -> I
     size = len(x) // run.recipe.speed.accumulate
     for start in range(0, len(x), size):
         draws, seed = run.stage.draws or run.id, run.recipe.seed
-        places = range(first + start, first + start + size)
-        seeds = [address(seed, "noise", draws, step, place) for place in places]
+        seeds = [
+            address(seed, "noise", draws, step, place) for place in slots[start : start + size]
+        ]
         noise = draw_noise(config, run.stage.crop, seeds, x.device)
         rates = draw_rates(config, seeds, x.device)
         yield Piece(x[start : start + size], noise, weights_at(step, run, rates), rates)

@@ -10,7 +10,7 @@ from shards.reading.cache import Cache, CacheFolder, Wanted, check_room
 from shards.reading.decode import BrokenPictureError
 from shards.reading.fetch import Fetcher
 from shards.reading.files import CachedFiles, Files, LocalFiles
-from shards.reading.index import Sample, ShardTable, SplitIndex, read_table
+from shards.reading.index import Sample, ShardTable, Span, SplitIndex, read_table
 from shards.reading.tars import kept, tar_table
 from shards.store import Store
 
@@ -54,8 +54,14 @@ class Corpus:
             raise BrokenPictureError(f"shard {sample.shard} ends inside this picture")
         return data
 
-    def expect(self, shards: Sequence[int]) -> None:
-        """Make ready shards that will be read soon, in this order. Returns at once."""
+    @property
+    def remote(self) -> bool:
+        """Whether reading waits for a network, unless it is told beforehand what will be read."""
+        return isinstance(self.files, CachedFiles)
+
+    def expect(self, spans: Sequence[Span]) -> None:
+        """Make ready samples that will be read soon, in this order. Returns at once."""
+        shards = dict.fromkeys(span.shard for span in spans)
         self.files.expect([self.manifest.shards[shard].tar for shard in shards])
 
     def close(self) -> None:

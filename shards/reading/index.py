@@ -29,6 +29,15 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Samples `first` to `end` - 1 of a shard, which are next to each other in its tar."""
+
+    shard: int
+    first: int
+    end: int
+
+
+@dataclass(frozen=True)
 class ShardTable:
     """All samples of one shard: keys, and byte offsets and sizes, int64 (samples,).
 

@@ -16,9 +16,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from shards.errors import ShardsError
+from shards.reading.index import Span
+from shards.streaming.groups import GROUPS, GroupedOrder
 from shards.streaming.order import MIXTURE, Indices, SampleOrder, hashed, permutation
 
 PERIOD = 1024
+
+# The order that new runs count in, and all that can be counted in.
+ORDER = 2
+ORDERS = (1, 2)
+
+# Periods whose places are remembered: those of a global batch.
+REMEMBERED = 64
 
 
 class MixedOrder:
@@ -29,65 +38,145 @@ class MixedOrder:
 
     def __init__(
         self,
-        sizes: Sequence[Sequence[int]],
+        sizes: Sequence[Sequence[int] | Indices],
         weights: Sequence[float],
         seed: int = 0,
         block: int = 8,
+        *,
+        number: int = ORDER,
+        groups: int = GROUPS,
     ) -> None:
-        """Take the shards' sizes and the weight of each corpus.
+        """Take the shards' sizes and the weight of each corpus, and the number of their order.
 
         Raises:
-            ShardsError: a corpus has no samples, or a weight below 1/2048 of all.
+            ShardsError: a corpus has no samples, a weight is below 1/2048 of all, or there is no
+                order of this number.
         """
-        self.orders = [
-            SampleOrder(one, hashed(seed, number) if number else seed, block)
-            for number, one in enumerate(sizes)
+        if number not in ORDERS:
+            raise ShardsError(
+                f"order {number} is not known here, only {ORDERS}: install a newer version"
+            )
+        seeds = [hashed(seed, corpus) if corpus else seed for corpus in range(len(sizes))]
+        self.orders: list[SampleOrder | GroupedOrder] = [
+            GroupedOrder(one, own, block, groups) if number == 2 else SampleOrder(one, own, block)
+            for one, own in zip(sizes, seeds, strict=True)
         ]
+        self.number = number
         self.shares = shares(weights) if len(weights) > 1 else np.ones(1, dtype=np.int64)
         if len(weights) > 1 and not all(len(order) for order in self.orders):
             raise ShardsError("a corpus of the mixture has no samples: leave it out")
         self.seed = seed
         self._total = sum(len(order) for order in self.orders)
-        self._period: tuple[int, Indices, Indices] | None = None
+        self._periods: dict[int, tuple[Indices, Indices]] = {}
 
     def __len__(self) -> int:
         return self._total
 
     def __call__(self, epoch: int, position: int) -> tuple[int, int, int]:
         """Return (corpus, shard, index in the shard) at `position` in [0, N) of `epoch`."""
-        if not 0 <= position < self._total:
-            raise IndexError(f"position {position} is not in [0, {self._total})")
-        number, place = divmod(epoch * self._total + position, int(self.shares.sum()))
-        corpora, ranks = self._places(number)
-        corpus = int(corpora[place])
-        count = number * int(self.shares[corpus]) + int(ranks[place])
-        return corpus, *self.orders[corpus](*divmod(count, len(self.orders[corpus])))
+        corpora, shards, indices = self.at(epoch, np.asarray([position], dtype=np.int64))
+        return int(corpora[0]), int(shards[0]), int(indices[0])
 
-    def blocks(self, epoch: int, position: int) -> list[list[int]]:
-        """Return, for each corpus, the shards being read around a position, then the next block's.
+    def at(self, epoch: int, positions: Indices) -> tuple[Indices, Indices, Indices]:
+        """Return corpus, shard and index in the shard at each of `positions`, int64 (n,) each."""
+        corpora, epochs, own = self._own(epoch, positions)
+        shards, indices = np.empty_like(own), np.empty_like(own)
+        for corpus, order in enumerate(self.orders):
+            for one in np.unique(epochs[corpora == corpus]):
+                mine = np.flatnonzero((corpora == corpus) & (epochs == one))
+                shards[mine], indices[mine] = order.at(int(one), own[mine])
+        return corpora, shards, indices
 
-        In the order in which they will be needed.
+    def dealt(self, epoch: int, seen: int, count: int, rank: int, world_size: int) -> Indices:
+        """Return which of `count` positions from `seen` on are the rank's, ascending.
+
+        They are sorted by group, those of equal group in their order, and cut in equal runs.
         """
+        positions = np.arange(seen, seen + count)
+        size = count // world_size
+        if world_size == 1 or self.number == 1:
+            return positions[rank * size : (rank + 1) * size]
+        corpora, epochs, own = self._own(epoch, positions)
+        where = np.empty(count)
+        for corpus, order in enumerate(self.orders):
+            for one in np.unique(epochs[corpora == corpus]):
+                mine = np.flatnonzero((corpora == corpus) & (epochs == one))
+                # Groups of different corpora meet by their place on the corpus's line.
+                where[mine] = (order.group(int(one), own[mine]) + 0.5) / order.groups
+        sorted_by_group = np.argsort(where, kind="stable")
+        return np.sort(positions[sorted_by_group[rank * size : (rank + 1) * size]])
+
+    def windows(self, epoch: int, position: int, rank: int, world_size: int) -> list[Window]:
+        """Return, for each corpus, where its order is around a position, and the rank's groups."""
+        epochs, own = self._next(epoch, position)
+        return [
+            Window(order, int(one), int(place), _share(order.groups, rank, world_size))
+            for order, one, place in zip(self.orders, epochs, own, strict=True)
+        ]
+
+    def _own(self, epoch: int, positions: Indices) -> tuple[Indices, Indices, Indices]:
+        """Return the corpus at each position, and the epoch and the position in its own order."""
+        outside = (positions < 0) | (positions >= self._total)
+        if outside.any():
+            raise IndexError(f"position {positions[outside][0]} is not in [0, {self._total})")
+        if len(self.orders) == 1:
+            return np.zeros_like(positions), np.full_like(positions, epoch), positions
+        numbers, places = np.divmod(epoch * self._total + positions, PERIOD)
+        corpora, counts = np.empty_like(positions), np.empty_like(positions)
+        for number in np.unique(numbers):
+            mine = np.flatnonzero(numbers == number)
+            drawn, ranks = self._places(int(number))
+            corpora[mine], counts[mine] = drawn[places[mine]], ranks[places[mine]]
+        counts += numbers * self.shares[corpora]
+        lengths = np.asarray([len(order) for order in self.orders], dtype=np.int64)
+        epochs, own = np.divmod(counts, lengths[corpora])
+        return corpora, epochs, own
+
+    def _next(self, epoch: int, position: int) -> tuple[Indices, Indices]:
+        """Return the epoch and the place of each corpus's next sample from a position on."""
+        lengths = np.asarray([len(order) for order in self.orders], dtype=np.int64)
         number, place = divmod(epoch * self._total + position, int(self.shares.sum()))
         before = np.bincount(self._places(number)[0][:place], minlength=len(self.orders))
-        counts = number * self.shares + before
-        return [
-            _here_and_next(order, *divmod(int(count), len(order)))
-            for order, count in zip(self.orders, counts, strict=True)
-        ]
+        epochs, own = np.divmod(number * self.shares + before, lengths)
+        return epochs, own
 
     def _places(self, number: int) -> tuple[Indices, Indices]:
         """Return the corpus at each place of a period, and how many of its places came before."""
-        if self._period is None or self._period[0] != number:
-            corpora = np.repeat(np.arange(len(self.shares)), self.shares)
-            ranks = np.concatenate([np.arange(share) for share in self.shares])
-            order = permutation(hashed(self.seed, number, MIXTURE), len(corpora))
-            # The permutation is sorted back within each corpus: its places count up.
-            mixed = corpora[order]
-            counted = np.empty_like(ranks)
-            counted[np.argsort(mixed, kind="stable")] = ranks
-            self._period = (number, mixed, counted)
-        return self._period[1], self._period[2]
+        known = self._periods.get(number)
+        if known is not None:
+            return known
+        corpora = np.repeat(np.arange(len(self.shares)), self.shares)
+        ranks = np.concatenate([np.arange(share) for share in self.shares])
+        order = permutation(hashed(self.seed, number, MIXTURE), len(corpora))
+        # The permutation is sorted back within each corpus: its places count up.
+        mixed = corpora[order]
+        counted = np.empty_like(ranks)
+        counted[np.argsort(mixed, kind="stable")] = ranks
+        while len(self._periods) >= REMEMBERED:
+            del self._periods[next(iter(self._periods))]
+        self._periods[number] = mixed, counted
+        return mixed, counted
+
+
+class Window:
+    """Where one corpus is read: the windows of a rank's groups around a position."""
+
+    def __init__(
+        self, order: SampleOrder | GroupedOrder, epoch: int, position: int, groups: range
+    ) -> None:
+        self.order, self.epoch, self.position, self.groups = order, epoch, position, groups
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The epoch and the numbers of the windows: others when a window ends."""
+        return self.epoch, *self.order.numbers(self.epoch, self.position, self.groups)
+
+    def spans(self) -> list[Span]:
+        """Return the samples of these windows and of those that follow, soonest first."""
+        here, after = (
+            self.order.spans(self.epoch, self.position, self.groups, ahead) for ahead in (0, 1)
+        )
+        return list(dict.fromkeys([*here, *after]))
 
 
 def shares(weights: Sequence[float]) -> Indices:
@@ -108,7 +197,6 @@ def shares(weights: Sequence[float]) -> Indices:
     return found
 
 
-def _here_and_next(order: SampleOrder, epoch: int, position: int) -> list[int]:
-    here = order.block_shards(epoch, position)
-    after = order.block_shards(epoch, position, ahead=1) or order.block_shards(epoch + 1, 0)
-    return [*here, *(shard for shard in after if shard not in here)]
+def _share(groups: int, rank: int, world_size: int) -> range:
+    """Return the groups that a rank meets, those that it shares with its neighbours included."""
+    return range(rank * groups // world_size, -(-(rank + 1) * groups // world_size))

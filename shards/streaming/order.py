@@ -1,4 +1,6 @@
-"""The order of training: which sample is at a position of an epoch, by arithmetic alone.
+"""The first order of training: which sample is at a position of an epoch, by arithmetic alone.
+
+Runs that were begun in it go on in it; new ones take that of `shards.streaming.groups`.
 
 Legend: N samples in the corpus, S shards, K shards to a block, e an epoch, p a position in [0, N).
 
@@ -18,14 +20,17 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.errors import ShardsError
+from shards.reading.index import Span
 
 Indices = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
 
 # What a hash is for, so that two draws for the same position never coincide.
 SHARDS, SAMPLES, CROP, SUBSTITUTE, MIXTURE, AUGMENT = range(1, 7)
+CYCLE, LAST_CYCLE, PIECES, ROTATION, PHASE = range(7, 12)
 
 # Blocks whose permutation is remembered: the one being read and the next.
 REMEMBERED = 4
@@ -45,13 +50,18 @@ def hashed(*words: int) -> int:
     return state
 
 
-def permutation(key: int, count: int) -> Indices:
-    """Return a permutation of range(count), int64 (count,), that is a function of `key` alone."""
-    state = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GOLDEN) + np.uint64(key & MASK)
+def scattered(keys: Hashes | np.uint64, numbers: Indices) -> Hashes:
+    """Return number `numbers[i]` of the SplitMix64 sequence that starts at a key, uint64 (n,)."""
+    state = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN) + keys
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     state ^= state >> np.uint64(31)
-    return np.argsort(state, kind="stable")
+    return state
+
+
+def permutation(key: int, count: int) -> Indices:
+    """Return a permutation of range(count), int64 (count,), that is a function of `key` alone."""
+    return np.argsort(scattered(np.uint64(key & MASK), np.arange(count)), kind="stable")
 
 
 class SampleOrder:
@@ -61,7 +71,10 @@ class SampleOrder:
     shards and one of the samples of a block, wherever in the epoch it lies.
     """
 
-    def __init__(self, sizes: Sequence[int], seed: int = 0, block: int = 8) -> None:
+    number = 1
+    groups = 1
+
+    def __init__(self, sizes: Sequence[int] | Indices, seed: int = 0, block: int = 8) -> None:
         """Take the number of samples in each shard; `block` shards are shuffled together.
 
         Raises:
@@ -90,6 +103,29 @@ class SampleOrder:
         shards, indices = self._block(epoch, number)
         within = position - int(starts[number])
         return int(shards[within]), int(indices[within])
+
+    def at(self, epoch: int, positions: Indices) -> tuple[Indices, Indices]:
+        """Return the shard, and the index in it, of each of `positions`, int64 (n,) each."""
+        found = [self(epoch, int(position)) for position in positions]
+        shards, indices = np.asarray(found, dtype=np.int64).reshape(-1, 2).T
+        return shards, indices
+
+    def group(self, epoch: int, positions: Indices) -> Indices:
+        """Return zeros (n,): there are no groups, every rank reads all shards."""
+        return np.zeros_like(positions)
+
+    def spans(self, epoch: int, position: int, groups: range, ahead: int = 0) -> list[Span]:
+        """Return what is read in the block around a position, or `ahead` blocks later.
+
+        After an epoch's last block the next epoch's first one comes.
+        """
+        shards = self.block_shards(epoch, position, ahead) or self.block_shards(epoch + 1, 0)
+        return [Span(shard, 0, int(self.sizes[shard])) for shard in shards]
+
+    def numbers(self, epoch: int, position: int, groups: range) -> tuple[int, ...]:
+        """Return the number of the block around a position."""
+        _, starts = self._shards(epoch)
+        return (int(np.searchsorted(starts, position, side="right")) - 1,)
 
     def block_shards(self, epoch: int, position: int, ahead: int = 0) -> list[int]:
         """Return the shards of the block around `position`, or of the block `ahead` places on.

@@ -17,7 +17,7 @@ from shards.reading import turbo
 from shards.reading.corpus import Corpus
 from shards.reading.decode import BrokenPictureError, CropDraw, Pixels, decode_crop, filled
 from shards.streaming.mixture import MixedOrder
-from shards.streaming.order import SUBSTITUTE, hashed
+from shards.streaming.order import SUBSTITUTE, Indices, hashed
 
 # A broken sample's substitute comes from this many positions after it: shards at hand have it.
 NEAR = 1000
@@ -39,12 +39,14 @@ class Batch:
     Attributes:
         images: uint8 (B, 3, S, S), RGB.
         keys: the samples' keys, B of them.
-        positions: their positions in the epoch.
+        positions: their positions in the epoch, ascending.
         epoch: the epoch that the positions count in.
-        state: where a stream continues after this batch, `{"epoch", "samples_seen"}`.
+        state: where a stream continues after this batch, `{"epoch", "samples_seen", "order"}`.
         skipped: broken samples whose positions others took.
         extents: height and width in pixels of what each crop shows of its picture, from the upper
             left on: less than S where the picture is smaller; the rest mirrors it.
+        slots: their places in the global batch, in [0, G): what else is drawn for each picture has
+            them for an address, so that it does not depend on ranks.
     """
 
     images: Tensor
@@ -54,6 +56,7 @@ class Batch:
     state: dict[str, int]
     skipped: tuple[Skipped, ...] = ()
     extents: tuple[tuple[int, int], ...] = ()
+    slots: tuple[int, ...] = ()
 
     def pin_memory(self) -> Batch:
         """Return the batch with its images in pinned memory: a DataLoader calls this."""
@@ -74,6 +77,8 @@ class BatchSource:
         rank: int,
         world_size: int,
         block: int,
+        groups: int,
+        order: int,
         flip: bool,
         max_broken: int,
     ) -> None:
@@ -85,10 +90,12 @@ class BatchSource:
             raise ShardsError(f"rank {rank} of {world_size}: give 0 <= rank < world_size")
         turbo.library()  # looked for once, before workers are forked
         self.corpora = corpora
-        self.order = MixedOrder([corpus.sizes for corpus in corpora], weights, seed, block)
-        self.batch_size, self.crop, self.seed, self.rank = batch_size, crop, seed, rank
+        self._weights, self._block, self._groups = weights, block, groups
+        self.order = self._ordered(order, seed)
+        self.batch_size, self.crop, self.seed = batch_size, crop, seed
+        self.rank, self.world_size = rank, world_size
         self.flip, self.max_broken = flip, max_broken
-        self._expected: list[list[int]] = []
+        self._expected: list[tuple[int, ...]] = []
         self.global_batch = batch_size * world_size
         if len(self.order) < self.global_batch:
             raise ShardsError(
@@ -96,6 +103,18 @@ class BatchSource:
                 f"{self.global_batch} ({batch_size} on each of {world_size} ranks): "
                 "take smaller batches or more pictures"
             )
+
+    def count_in(self, order: int) -> None:
+        """Take positions in the order of this number from now on; raises ShardsError."""
+        if order != self.order.number:
+            self.order = self._ordered(order, self.seed)
+            self._expected = []
+
+    def _ordered(self, number: int, seed: int) -> MixedOrder:
+        sizes = [corpus.sizes for corpus in self.corpora]
+        return MixedOrder(
+            sizes, self._weights, seed, self._block, number=number, groups=self._groups
+        )
 
     @property
     def name(self) -> str:
@@ -120,26 +139,33 @@ class BatchSource:
             epoch, seen = epoch + 1, 0
 
     def batch(self, epoch: int, seen: int) -> Batch:
-        """Return this rank's part of the global batch at a place.
-
-        The ranks' parts follow each other: rank r has positions seen + r B to seen + (r + 1) B - 1.
-        """
+        """Return this rank's part of the global batch at a place."""
         self._look_ahead(epoch, seen)
-        first = seen + self.rank * self.batch_size
-        positions = list(range(first, first + self.batch_size))
+        dealt = self.order.dealt(epoch, seen, self.global_batch, self.rank, self.world_size)
+        positions = [int(position) for position in dealt]
         images = np.empty((self.batch_size, 3, self.crop, self.crop), dtype=np.uint8)
         keys: list[str] = []
         skipped: list[Skipped] = []
         extents: list[tuple[int, int]] = []
-        for row, position in enumerate(positions):
-            key, pixels = self._picture(epoch, position, skipped)
+        for row, (position, *place) in enumerate(self._places(epoch, dealt)):
+            key, pixels = self._picture(epoch, position, (place[0], place[1], place[2]), skipped)
             keys.append(key)
             extents.append((pixels.shape[0], pixels.shape[1]))
             images[row] = filled(pixels, self.crop).transpose(2, 0, 1)
-        state = {"epoch": epoch, "samples_seen": seen + self.global_batch}
         return Batch(
-            torch.from_numpy(images), keys, positions, epoch, state, tuple(skipped), tuple(extents)
+            torch.from_numpy(images),
+            keys,
+            positions,
+            epoch,
+            self.state(epoch, seen + self.global_batch),
+            tuple(skipped),
+            tuple(extents),
+            tuple(position - seen for position in positions),
         )
+
+    def state(self, epoch: int, seen: int) -> dict[str, int]:
+        """Return the state of a stream that has seen so many samples of `epoch`."""
+        return {"epoch": epoch, "samples_seen": seen, "order": self.order.number}
 
     def close(self) -> None:
         """Close files; making a batch opens them again."""
@@ -148,19 +174,31 @@ class BatchSource:
             corpus.close()
 
     def _look_ahead(self, epoch: int, seen: int) -> None:
-        """On entering a block, have its shards and those of the next one made ready."""
-        expected = self.order.blocks(epoch, seen)
+        """On entering a window, have its samples and those of the next one made ready."""
+        if not any(corpus.remote for corpus in self.corpora):
+            return
+        windows = self.order.windows(epoch, seen, self.rank, self.world_size)
+        expected = [one.numbers for one in windows]
         if expected != self._expected:
             self._expected = expected
-            for corpus, shards in zip(self.corpora, expected, strict=True):
-                corpus.expect(shards)
+            for corpus, window in zip(self.corpora, windows, strict=True):
+                corpus.expect(window.spans())
 
-    def _picture(self, epoch: int, position: int, skipped: list[Skipped]) -> tuple[str, Pixels]:
-        """Return key and crop, S at most, for a position, noting what had to be skipped for it."""
+    def _places(self, epoch: int, positions: Indices) -> Iterator[tuple[int, ...]]:
+        """Yield (position, corpus, shard, index in the shard) of each of `positions`."""
+        found = self.order.at(epoch, positions)
+        yield from zip(*(one.tolist() for one in (positions, *found)), strict=True)
+
+    def _picture(
+        self, epoch: int, position: int, place: tuple[int, int, int], skipped: list[Skipped]
+    ) -> tuple[str, Pixels]:
+        """Return key and crop, S at most, for a position, noting what had to be skipped for it.
+
+        `place` is the corpus, the shard and the index of the sample that is to be there.
+        """
         draw = CropDraw.at(self.seed, epoch, position, self.flip)
-        place = position
         for attempt in range(self.max_broken):
-            number, shard, index = self.order(epoch, place)
+            number, shard, index = place
             corpus = self.corpora[number]
             sample = corpus.sample(shard, index)
             try:
@@ -168,7 +206,7 @@ class BatchSource:
             except BrokenPictureError as error:
                 skipped.append(Skipped(sample.key, position, str(error)))
                 ahead = hashed(self.seed, epoch, position, SUBSTITUTE, attempt) % NEAR
-                place = (position + 1 + ahead) % self.samples
+                place = self.order(epoch, (position + 1 + ahead) % self.samples)
             else:
                 return sample.key, pixels[:, ::-1] if draw.flip else pixels
         raise too_many_broken(self.max_broken, skipped[-1])

@@ -18,9 +18,14 @@ from shards.reading.decode import BrokenPictureError, Pixels, decode
 from shards.reading.opening import Dest, open_corpora, open_corpus
 from shards.streaming.augment import Augment
 from shards.streaming.device import on_device
+from shards.streaming.groups import GROUPS
+from shards.streaming.mixture import ORDER
 from shards.streaming.source import Batch, BatchSource, Skipped, too_many_broken
 
 log = logging.getLogger(__name__)
+
+# What a state counts in that was saved before there was another order.
+FIRST_ORDER = 1
 
 # Batches that each worker makes ahead of use.
 AHEAD = 2
@@ -31,8 +36,9 @@ class Stream(IterableDataset[Batch]):
 
     The picture at a position of an epoch, its crop and its flip are functions of (shards, seed,
     epoch, position): the same for any number of ranks and workers. The global batch that follows
-    `samples_seen` samples has the next G = batch_size x world_size positions, and rank r takes the
-    r-th run of batch_size of them. What is left of an epoch below G is dropped.
+    `samples_seen` samples has the next G = batch_size x world_size positions. They are dealt to the
+    ranks by groups, so that each rank reads its own share of the corpus. What is left of an epoch
+    below G is dropped.
 
     Iterating continues from `state_dict()`, which counts what was received, never what workers made
     ahead. In a worker of a DataLoader (`loader`) a stream makes its share of the batches, and
@@ -51,6 +57,8 @@ class Stream(IterableDataset[Batch]):
         world_size: int = 1,
         workers: int = 0,
         block: int = 8,
+        groups: int = GROUPS,
+        order: int | None = None,
         flip: bool = True,
         max_broken: int = 16,
         epochs: int | None = None,
@@ -71,7 +79,11 @@ class Stream(IterableDataset[Batch]):
             rank: this process's number, below `world_size`.
             world_size: processes that train together.
             workers: processes that decode for this rank; 0: this process does.
-            block: shards that are shuffled together.
+            block: shards whose number of samples is shuffled together.
+            groups: parts that the corpus is cut into, a power of two: ranks read whole groups, so
+                take at least as many as there will be nodes.
+            order: number of the order that positions count in; None: that of the state that is
+                loaded, or else the newest.
             flip: whether half of the crops are mirrored left to right.
             max_broken: broken samples in a row that stop the run.
             epochs: how many epochs an iteration lasts; None: for ever.
@@ -96,9 +108,12 @@ class Stream(IterableDataset[Batch]):
             rank=rank,
             world_size=world_size,
             block=block,
+            groups=groups,
+            order=order or ORDER,
             flip=flip,
             max_broken=max_broken,
         )
+        self._order = order
         if augment is not None and augment.needed() > crop:
             raise ShardsError(
                 f"crops of {augment.crop} at scale {augment.downscale} are cut from "
@@ -126,25 +141,38 @@ class Stream(IterableDataset[Batch]):
         return self.samples // self._source.global_batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the next batch begins, `{"epoch", "samples_seen"}`, equal on all ranks."""
-        return {"epoch": self._epoch, "samples_seen": self._seen}
+        """Return where the next batch begins, `{"epoch", "samples_seen", "order"}`.
+
+        It is the same on all ranks.
+        """
+        return self._source.state(self._epoch, self._seen)
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continue from `state`; the number of ranks may differ from that of the saved stream.
 
+        A state that names no order counts in the first one.
+
         Raises:
-            ShardsError: not such a state, or one of more samples than an epoch has.
+            ShardsError: not such a state, one of more samples than an epoch has, or one that counts
+                in another order than this stream was opened with.
         """
-        if set(state) != {"epoch", "samples_seen"}:
+        if not {"epoch", "samples_seen"} <= set(state) <= {"epoch", "samples_seen", "order"}:
             raise ShardsError(
-                f"a stream's state has epoch and samples_seen, this one {sorted(state)}"
+                f"a stream's state has epoch, samples_seen and order, this one {sorted(state)}"
             )
         epoch, seen = int(state["epoch"]), int(state["samples_seen"])
+        order = int(state.get("order", FIRST_ORDER))
+        if self._order not in (None, order):
+            raise ShardsError(
+                f"the state counts in order {order}, the stream was opened with order "
+                f"{self._order}: open it without"
+            )
         if epoch < 0 or not 0 <= seen <= self.samples:
             raise ShardsError(
                 f"the state is at epoch {epoch}, {seen} samples seen, but an epoch has "
                 f"{self.samples} samples: give the shards that it was saved with"
             )
+        self._source.count_in(order)
         self.close()
         self._epoch, self._seen = epoch, seen
 
@@ -275,6 +303,8 @@ def stream(
     start: int = 0,
     workers: int = 0,
     block: int = 8,
+    groups: int = GROUPS,
+    order: int = ORDER,
     flip: bool = True,
     cache: Cache | None = None,
 ) -> Iterator[Batch]:
@@ -295,11 +325,13 @@ def stream(
         world_size=world_size,
         workers=workers,
         block=block,
+        groups=groups,
+        order=order,
         flip=flip,
         epochs=1,
         cache=cache,
     )
-    batches.load_state_dict({"epoch": epoch, "samples_seen": start})
+    batches.load_state_dict({"epoch": epoch, "samples_seen": start, "order": order})
     return iter(batches)
 
 

@@ -41,6 +41,7 @@ from recipes.training.module import METRICS, build
 from recipes.training.optim import GuardedAdam, make_optimizer, set_learning_rate
 from recipes.training.steps import FLAGS, Piece
 from recipes.training.validate import rate_points
+from shards import Batch
 
 # Steps that tell how long one takes, for `--minutes`.
 TIMED = 40
@@ -125,7 +126,7 @@ def train(models: Sequence[Model], feed: Feed, total: int | None, minutes: float
             total = TIMED + int((60 * minutes - (time.perf_counter() - start)) / each)
             print(f"{each:.3f} s for a step of {len(models)} models: {total} steps", flush=True)
         # Kept until all streams have read it.
-        given = list(pieces(models, batch.images, step))
+        given = list(pieces(models, batch, step))
         for model, piece in zip(models, given, strict=True):
             planned = {"steps": total or model.run.stage.steps}
             model.step(step, model.run.stage.model_copy(update=planned), piece)
@@ -143,7 +144,7 @@ def check(models: Iterable[Model]) -> None:
         model.optimizer.check()
 
 
-def pieces(models: Sequence[Model], images: Tensor, step: int) -> Iterator[Piece]:
+def pieces(models: Sequence[Model], batch: Batch, step: int) -> Iterator[Piece]:
     """Yield what each model's pass is computed from; what is the same for several is made once."""
     made: dict[Any, Piece] = {}
     for model in models:
@@ -151,7 +152,7 @@ def pieces(models: Sequence[Model], images: Tensor, step: int) -> Iterator[Piece
         draws = (run.stage.draws or run.id, run.recipe.seed)
         shape = (*draws, config.latent_channels, config.hyper_latent_channels)
         if shape not in made or run.variable_rate:
-            (made[shape],) = steps.pieces(run, config, images, step, 0)
+            (made[shape],) = steps.pieces(run, config, batch.images, step, batch.slots)
         piece = made[shape]
         yield replace(piece, weights=weights_at(step, run, piece.rates))
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from shards import Manifest, SampleOrder, Stream
 from shards.manifest import ShardInfo
+from shards.streaming.groups import GroupedOrder
 from tests.benchmarks.stream_peers import prepare
 from tests.shards.made import encoded, photo, write_split
 
@@ -41,20 +42,27 @@ def spread(values: list[float]) -> str:
 
 
 def quality(work: Path) -> None:
-    """How well blocks shuffle, on 80 shards of 2,500 samples in the worst case: sorted shards."""
-    print("\n| block | neighbours from one shard | shards in 256 samples | spread of batch means |")
-    print("|---|---|---|---|")
+    """How well an order shuffles 80 shards of 2,500 samples in the worst case: sorted shards."""
+    columns = "neighbours from one shard | shards in 256 samples | spread of batch means"
+    print(
+        f"\n| order | block | {columns} | positions between neighbours |\n|---|---|---|---|---|---|"
+    )
     sizes = [2500] * 80
-    for block in (1, 2, 4, 8, 16, 32, 80):
-        order = SampleOrder(sizes, 0, block)
-        shards = np.asarray([order(0, position)[0] for position in range(len(order))])
-        same = float((shards[1:] == shards[:-1]).mean())
-        batches = shards[: len(shards) // 256 * 256].reshape(-1, 256)
-        distinct = np.mean([len(np.unique(one)) for one in batches])
-        # 1 is what independent draws give; sorted shards have a label that grows with the shard.
-        ideal = shards.std() / np.sqrt(256)
-        ratio = float(batches.mean(axis=1).std() / ideal)
-        print(f"| {block} | {same:.4f} | {distinct:.1f} | {ratio:.1f} |")
+    for kind in (SampleOrder, GroupedOrder):
+        for block in (1, 2, 4, 8, 16, 32, 80):
+            order = kind(sizes, 0, block)
+            shards, indices = order.at(0, np.arange(len(order)))
+            same = float((shards[1:] == shards[:-1]).mean())
+            batches = shards[: len(shards) // 256 * 256].reshape(-1, 256)
+            distinct = np.mean([len(np.unique(one)) for one in batches])
+            # Sorted shards have a label that grows with the shard; independent draws give 1.
+            ideal = shards.std() / np.sqrt(256)
+            ratio = float(batches.mean(axis=1).std() / ideal)
+            positions = np.empty((80, 2500), dtype=np.int64)
+            positions[shards, indices] = np.arange(len(order))
+            apart = np.median(np.abs(np.diff(positions, axis=1)))
+            row = f"{same:.4f} | {distinct:.1f} | {ratio:.2f} | {apart:,.0f}"
+            print(f"| {order.number} | {block} | {row} |")
 
 
 def _many(work: Path) -> Path:
@@ -84,7 +92,9 @@ def seek(work: Path) -> None:
         for name, seen in places.items():
             begun = time.perf_counter()
             opened = Stream(folder, batch_size=64, crop=32)
-            opened.load_state_dict({"epoch": 0, "samples_seen": seen})
+            opened.load_state_dict(
+                {"epoch": 0, "samples_seen": seen, "order": opened.state_dict()["order"]}
+            )
             next(iter(opened))
             times[name].append(time.perf_counter() - begun)
             opened.close()

@@ -118,7 +118,7 @@ def recipe_step(run: Run, images: torch.Tensor) -> Step:
     def step() -> None:
         # The ways' accelerators share this number.
         accelerator.gradient_accumulation_steps = parts
-        given = pieces(run, module.model.config, images, 0, 0)
+        given = pieces(run, module.model.config, images, 0, range(len(images)))
         stepper.step(given, lambda totals: torch.cat([totals, flags]))
 
     return step

@@ -35,6 +35,10 @@ def feed(path: Path, *overrides: str, rank: int = 0, world_size: int = 1) -> Fee
     return Feed(load_recipe(path, overrides).runs()[0], rank, world_size, CPU)
 
 
+def by_slot(batch: Batch) -> Iterator[tuple[int, tuple[str, torch.Tensor]]]:
+    yield from zip(batch.slots, zip(batch.keys, batch.images, strict=True), strict=True)
+
+
 def taken(feed: Feed, step: int, count: int) -> Iterator[Batch]:
     yield from islice(feed.from_step(step), count)
     feed.close()
@@ -50,8 +54,10 @@ def test_corpora_are_mixed_by_weight(write_recipe, photo_shards: Path, kodak_sha
     # Any number of processes sees the same, from any step on.
     shared = [taken(feed(path, mixture, rank=rank, world_size=2), 50, 5) for rank in range(2)]
     for whole, *parts in zip(batches[50:], *shared, strict=False):
-        assert whole.keys == [key for part in parts for key in part.keys]
-        assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
+        pictures = {slot: picture for part in parts for slot, picture in by_slot(part)}
+        for slot, (key, image) in by_slot(whole):
+            assert pictures[slot][0] == key
+            assert torch.equal(pictures[slot][1], image)
 
 
 def _members(folder: Path) -> Iterator[tuple[str, list[str]]]:

@@ -44,7 +44,7 @@ def given(run: Run, step: int, rank: int = 0, world_size: int = 1) -> Iterator[P
     seeds = [100 * step + rank * size + i for i in range(size)]
     crops = [torch.rand(3, 64, 64, generator=torch.manual_seed(seed)) for seed in seeds]
     config = model_config(run.model, run.variable_rate)
-    return pieces(run, config, torch.stack(crops), step, rank * size)
+    return pieces(run, config, torch.stack(crops), step, range(rank * size, (rank + 1) * size))
 
 
 def replayed(run: Run, world_size: int = 1, module: TrainingModule | None = None) -> Replayed:

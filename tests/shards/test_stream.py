@@ -29,9 +29,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def signature(batch: Batch) -> list[tuple[str, str]]:
     """Key and pixel hash of each picture."""
+    return [one for _, one in placed(batch)]
+
+
+def placed(batch: Batch) -> list[tuple[int, tuple[str, str]]]:
+    """Place in the global batch, and key and pixel hash, of each picture."""
     return [
-        (key, hashlib.sha256(image.numpy().tobytes()).hexdigest())
-        for key, image in zip(batch.keys, batch.images, strict=True)
+        (slot, (key, hashlib.sha256(image.numpy().tobytes()).hexdigest()))
+        for slot, key, image in zip(batch.slots, batch.keys, batch.images, strict=True)
     ]
 
 
@@ -44,13 +49,16 @@ def global_batches(corpus: Path, count: int, ranks: int, state: dict[str, int] |
         for rank in range(ranks)
     ]
     for one in streams:
-        one.load_state_dict(state or {"epoch": 0, "samples_seen": 0})
-    parts = [[signature(batch) for batch in islice(one, count)] for one in streams]
+        if state is not None:
+            one.load_state_dict(state)
+    parts = [[placed(batch) for batch in islice(one, count)] for one in streams]
     states = [one.state_dict() for one in streams]
     for one in streams:
         one.close()
     assert all(other == states[0] for other in states)
-    return [list(chain(*batch)) for batch in zip(*parts, strict=True)], states[0]
+    return [
+        [one for _, one in sorted(chain(*batch))] for batch in zip(*parts, strict=True)
+    ], states[0]
 
 
 def test_a_batch_is_what_the_interface_says(corpus):
@@ -111,9 +119,8 @@ def test_ranks_share_each_global_batch(corpus, world, per_rank, block, start):
         for rank in range(world)
     ]
     for whole, *parts in zip(alone, *ranks, strict=True):
-        assert whole.keys == list(chain(*(part.keys for part in parts)))
-        assert whole.positions == list(chain(*(part.positions for part in parts)))
-        assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
+        assert whole.positions == sorted(chain(*(part.positions for part in parts)))
+        assert signature(whole) == [one for _, one in sorted(chain(*map(placed, parts)))]
         assert all(part.state == whole.state for part in parts)
 
 
@@ -137,15 +144,29 @@ def test_resuming_on_other_ranks_goes_on_exactly(corpus, cuts):
 def test_the_state_counts_what_was_received(corpus):
     endless = Stream(corpus, batch_size=8, crop=16, workers=2)
     received = iter(endless)
-    assert endless.state_dict() == {"epoch": 0, "samples_seen": 0}
+    assert endless.state_dict() == {"epoch": 0, "samples_seen": 0, "order": 2}
     for number in range(6):
         batch = next(received)
         assert batch.state == endless.state_dict()
         assert batch.epoch == number // 4
-    assert endless.state_dict() == {"epoch": 1, "samples_seen": 16}
+    assert endless.state_dict() == {"epoch": 1, "samples_seen": 16, "order": 2}
     endless.close()
-    assert next(iter(endless)).state == {"epoch": 1, "samples_seen": 24}
+    assert next(iter(endless)).state == {"epoch": 1, "samples_seen": 24, "order": 2}
     endless.close()
+
+
+def test_a_state_from_before_there_were_orders_goes_on_in_the_first(corpus):
+    first = [batch.keys for batch in stream(corpus, batch_size=4, crop=16, order=1)]
+    assert first != [batch.keys for batch in stream(corpus, batch_size=4, crop=16)]
+    for state in ({"epoch": 0, "samples_seen": 8}, {"epoch": 0, "samples_seen": 8, "order": 1}):
+        resumed = Stream(corpus, batch_size=4, crop=16, epochs=1)
+        resumed.load_state_dict(state)
+        assert resumed.state_dict() == {"epoch": 0, "samples_seen": 8, "order": 1}
+        assert [batch.keys for batch in resumed] == first[2:]
+    with pytest.raises(ShardsError, match="counts in order 1, the stream was opened with order 2"):
+        Stream(corpus, batch_size=4, crop=16, order=2).load_state_dict(state)
+    with pytest.raises(ShardsError, match="order 7 is not known here"):
+        resumed.load_state_dict({**state, "order": 7})
 
 
 def test_epochs_differ_and_go_on(corpus):
@@ -157,7 +178,7 @@ def test_epochs_differ_and_go_on(corpus):
     assert first != second
     finite = Stream(corpus, batch_size=8, crop=16, epochs=1)
     assert [key for batch in finite for key in batch.keys] == first
-    assert finite.state_dict() == {"epoch": 1, "samples_seen": 0}
+    assert finite.state_dict() == {"epoch": 1, "samples_seen": 0, "order": 2}
     assert [key for batch in finite for key in batch.keys] == second
 
 
@@ -218,7 +239,7 @@ def test_user_errors_say_what_to_do(corpus, tmp_path):
         Stream(corpus, batch_size=0)
     with pytest.raises(ShardsError, match="epoch has 37 samples"):
         Stream(corpus, batch_size=1).load_state_dict({"epoch": 0, "samples_seen": 38})
-    with pytest.raises(ShardsError, match="epoch and samples_seen"):
+    with pytest.raises(ShardsError, match="epoch, samples_seen and order"):
         Stream(corpus, batch_size=1).load_state_dict({"step": 3})
 
 

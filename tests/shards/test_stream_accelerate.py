@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ Path(f"{sys.argv[2]}/rank-{rank}.json").write_text(json.dumps(found))
 
 @pytest.mark.slow
 def test_prepare_does_not_cut_a_second_time(tmp_path, root):
-    write_split(tmp_path / "corpus", [20, 10], numbered(30))
+    write_split(tmp_path / "corpus", [90, 60], numbered(150))
     (tmp_path / "script.py").write_text(SCRIPT)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -52,8 +53,8 @@ def test_prepare_does_not_cut_a_second_time(tmp_path, root):
         timeout=patience(300),
     )
     assert done.returncode == 0, done.stderr
-    whole = [batch.positions for batch in stream(tmp_path / "corpus", batch_size=6, crop=8)]
     for rank in range(2):
         found = json.loads(Path(tmp_path / f"rank-{rank}.json").read_text())
-        wanted = [positions[3 * rank : 3 * rank + 3] for positions in whole[:4]]
+        own = stream(tmp_path / "corpus", batch_size=3, crop=8, rank=rank, world_size=2)
+        wanted = [batch.positions for batch in islice(own, 4)]
         assert found == {"world": 2, "stream": wanted, "loader": wanted}

@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Sequence
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -62,10 +63,13 @@ def ranks_streams(corpus: Path, ranks: int, workers: int, state: dict[str, int])
 def hashed(parts: Sequence[Batch]) -> str:
     """One hash of the keys and pixels of a global batch, from its ranks' parts."""
     digest = hashlib.sha256()
-    for key in (key for part in parts for key in part.keys):
+    pictures = [
+        one for part in parts for one in zip(part.slots, part.keys, part.images, strict=True)
+    ]
+    assert [slot for slot, _, _ in sorted(pictures, key=itemgetter(0))] == list(range(GLOBAL))
+    for _, key, image in sorted(pictures, key=itemgetter(0)):
         digest.update(key.encode())
-    for part in parts:
-        digest.update(part.images.numpy().tobytes())
+        digest.update(image.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -82,7 +86,7 @@ def global_batches(
     return hashes, states[0]
 
 
-BEGINNING = {"epoch": 0, "samples_seen": 0}
+BEGINNING = {"epoch": 0, "samples_seen": 0, "order": 2}
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards import SampleOrder, ShardsError, Stream
+from shards.streaming.groups import GroupedOrder
 from shards.streaming.mixture import PERIOD, MixedOrder, shares
 from tests.shards.made import numbered, write_split
 
@@ -25,15 +26,16 @@ from tests.shards.made import numbered, write_split
     ),
     st.integers(1, 4),
     st.integers(0, 99),
+    st.sampled_from([1, 2]),
 )
-def test_each_corpus_is_walked_in_its_own_order(corpora, block, seed):
+def test_each_corpus_is_walked_in_its_own_order(corpora, block, seed, number):
     sizes, weights = [one for one, _ in corpora], [weight for _, weight in corpora]
-    order = MixedOrder(sizes, weights, seed, block)
+    order = MixedOrder(sizes, weights, seed, block, number=number)
     length = len(order)
     assert length == sum(map(sum, sizes))
     taken = [order(*divmod(place, length)) for place in range(3 * length)]
-    for number, own in enumerate(order.orders):
-        seen = [(shard, index) for corpus, shard, index in taken if corpus == number]
+    for corpus, own in enumerate(order.orders):
+        seen = [(shard, index) for drawn, shard, index in taken if drawn == corpus]
         assert seen == [own(*divmod(count, len(own))) for count in range(len(seen))]
 
 
@@ -54,8 +56,10 @@ def test_weights_are_kept_exactly_in_each_period(weights):
         assert [counts[number] for number in range(len(weights))] == list(found)
 
 
-def test_one_corpus_has_its_own_order():
-    own, mixed = SampleOrder([4, 9, 2], 5, 2), MixedOrder([[4, 9, 2]], [3.0], 5, 2)
+@pytest.mark.parametrize("number", [1, 2])
+def test_one_corpus_has_its_own_order(number):
+    own = (SampleOrder if number == 1 else GroupedOrder)([4, 9, 2], 5, 2)
+    mixed = MixedOrder([[4, 9, 2]], [3.0], 5, 2, number=number)
     assert [mixed(2, p) for p in range(15)] == [(0, *own(2, p)) for p in range(15)]
 
 
@@ -80,8 +84,10 @@ def test_a_mixture_is_the_same_on_any_ranks_and_resumes(two):
         parts.append(list(islice(resumed, 5)))
         resumed.close()
     for whole, *shared in zip(alone[4:], *parts, strict=True):
-        assert whole.keys == [key for part in shared for key in part.keys]
-        assert torch.equal(whole.images, torch.cat([part.images for part in shared]))
+        order = torch.tensor([slot for part in shared for slot in part.slots]).argsort()
+        keys = [key for part in shared for key in part.keys]
+        assert whole.keys == [keys[place] for place in order]
+        assert torch.equal(whole.images, torch.cat([part.images for part in shared])[order])
 
 
 def test_mixtures_that_make_no_sense_are_refused(two, tmp_path):
