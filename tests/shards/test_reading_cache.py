@@ -145,7 +145,7 @@ def test_shards_made_anew_under_the_same_url_are_fetched_anew(store, tmp_path):
 
 def test_the_next_block_is_fetched_before_it_is_needed(store, tmp_path):
     cache = Cache(tmp_path / "cache", patience=QUICK)
-    opened = Stream(store, batch_size=5, crop=8, block=2, cache=cache)
+    opened = Stream(store, batch_size=5, crop=8, block=2, order=1, cache=cache)
     next(iter(opened))
     fetched = (tmp_path / "cache").glob
     wait_for(lambda: len(list(fetched("*/[!.]*.tar"))) >= 4, "the next block")
