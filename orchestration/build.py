@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from orchestration.errors import OrchestrationError
-from orchestration.plan import PART, Job, exists, newer
+from orchestration.plan import PART, Job, Stamp
 from orchestration.profile import Profile
 from recipes.config.schema import Recipe, Run, Stage
 from recipes.launching.command import launch_words
@@ -29,10 +29,29 @@ def build_jobs(
     jobs = [*_shard_jobs(recipe, profile)]
     made = jobs[-1].name if jobs else None
     runs = recipe.runs()
-    jobs += [_train_job(run, profile, path, overrides, made) for run in runs]
+    slugs = run_slugs([run.id for run in runs])
+    jobs += [_train_job(run, profile, path, overrides, made, slugs) for run in runs]
     for stage in published_stages(recipe):
-        jobs += _after_training(recipe, profile, stage, [run for run in runs if run.stage == stage])
+        own = [run for run in runs if run.stage == stage]
+        jobs += _after_training(recipe, profile, stage, own, slugs)
     return tuple(jobs)
+
+
+def run_slugs(ids: Sequence[str]) -> dict[str, str]:
+    """Return, for each run's id ("mse/w0.3"), what the names of its jobs end in ("mse-w0.3").
+
+    No two are the same: a stage that is called `mse-w0.3` itself, beside that run, becomes
+    `mse-w0.3.2`.
+    """
+    slugs: dict[str, str] = {}
+    # A run of one of several rates keeps the name that one expects.
+    for identity in sorted(ids, key=lambda one: "/" not in one):
+        slug = first = identity.replace("/", "-")
+        number = 2
+        while slug in slugs.values() or (slug != first and slug in ids):
+            slug, number = f"{first}.{number}", number + 1
+        slugs[identity] = slug
+    return slugs
 
 
 def published_stages(recipe: Recipe) -> list[Stage]:
@@ -62,6 +81,7 @@ def _shard_jobs(recipe: Recipe, profile: Profile) -> Iterator[Job]:
     words = ["pipeline", "shard", *pictures.source, "--out", out]
     words += ["--split", recipe.data.split, *pictures.options]
     manifest = f"{out.rstrip('/')}/{recipe.data.split}.json"
+    stamp = _stamp(recipe, profile, SHARD, words, pictures.source, [manifest])
     whole = Job(
         name=SHARD,
         kind="shard",
@@ -69,7 +89,9 @@ def _shard_jobs(recipe: Recipe, profile: Profile) -> Iterator[Job]:
         resources=profile.resources_of("shard"),
         inputs=tuple(pictures.source),
         outputs=(manifest,),
-        done=_manifest_test(manifest),
+        # A remote store can't be looked at; there, `pipeline shard` itself finds all done.
+        done="false" if "://" in manifest else stamp.shell("check"),
+        stamp=None if "://" in manifest else stamp,
     )
     if pictures.parts == 1:
         yield whole
@@ -80,13 +102,30 @@ def _shard_jobs(recipe: Recipe, profile: Profile) -> Iterator[Job]:
     yield whole.model_copy(update={"name": FINISH, "needs": (SHARD,)})
 
 
-def _manifest_test(manifest: str) -> str:
-    # A remote store can't be looked at by `test`; there, `pipeline shard` itself finds all done.
-    return "false" if "://" in manifest else exists(manifest)
+def _stamp(
+    recipe: Recipe,
+    profile: Profile,
+    name: str,
+    words: Sequence[str],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+) -> Stamp:
+    return Stamp(
+        file=f"{recipe.out}/stamps/{name}.json",
+        command=shlex.join(words),
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        container=tuple(getattr(profile, "container", ())),
+    )
 
 
 def _train_job(
-    run: Run, profile: Profile, path: str, overrides: Sequence[str], made: str | None
+    run: Run,
+    profile: Profile,
+    path: str,
+    overrides: Sequence[str],
+    made: str | None,
+    slugs: Mapping[str, str],
 ) -> Job:
     resources = profile.resources_of(f"train.{run.stage.name}")
     script = [*_training_words(profile), path, "--stage", run.stage.name]
@@ -95,9 +134,9 @@ def _train_job(
     # The number of ranks goes along so that the script refuses a launch that came out otherwise.
     script += [*overrides, f"processes={resources.ranks}"]
     folder = run.folder.as_posix()
-    before = _train_name(run.parent) if run.parent else made
+    before = f"train-{slugs[run.parent.id]}" if run.parent else made
     return Job(
-        name=_train_name(run),
+        name=f"train-{slugs[run.id]}",
         kind="train",
         words=(*launch_words(resources, profile.launch), *script),
         resources=resources,
@@ -119,45 +158,56 @@ def _training_words(profile: Profile) -> list[str]:
 
 
 def _after_training(
-    recipe: Recipe, profile: Profile, stage: Stage, runs: Sequence[Run]
+    recipe: Recipe, profile: Profile, stage: Stage, runs: Sequence[Run], slugs: Mapping[str, str]
 ) -> Iterator[Job]:
     """Yield the evaluation of a stage's models together, their registration, and promotion."""
     data = profile.evaluation.data or recipe.data.validation
-    report = PurePosixPath(recipe.out, "reports", stage.name).as_posix()
-    trained = tuple(_train_name(run) for run in runs)
-    needs = trained
+    needs = tuple(f"train-{slugs[run.id]}" for run in runs)
+    results: list[str] = []
     if data is not None:
-        evaluation = _evaluate_job(profile, stage, runs, data, report)
-        needs = (evaluation.name,)
+        evaluation = _evaluate_job(recipe, profile, stage, runs, needs, data)
+        needs, results = (evaluation.name,), [*evaluation.outputs]
         yield evaluation
     if not profile.registry.enabled:
         return
     name = _registered_name(recipe, profile, stage)
     registered: list[Job] = []
     for run in runs:
-        registered.append(_register_job(recipe, profile, run, name, needs, report, data))
+        own = f"register-{slugs[run.id]}"
+        registered.append(_register_job(recipe, profile, run, own, name, needs, results))
         # One after another: they move the same alias.
-        needs = (registered[-1].name,)
+        needs = (own,)
     yield from registered
     if profile.registry.promote:
         yield _promote_job(recipe, profile, stage, name, registered, data)
 
 
 def _evaluate_job(
-    profile: Profile, stage: Stage, runs: Sequence[Run], data: str, report: str
+    recipe: Recipe,
+    profile: Profile,
+    stage: Stage,
+    runs: Sequence[Run],
+    needs: tuple[str, ...],
+    data: str,
 ) -> Job:
-    models = tuple(_model(run) for run in runs)
+    report = PurePosixPath(recipe.out, "reports", stage.name).as_posix()
+    name = f"evaluate-{stage.name}"
     folders = [run.folder.as_posix() for run in runs]
     words = ["pipeline", "evaluate", *folders, "--data", data, "--out", report]
+    words += profile.evaluation.options
+    inputs = (*(_model(run) for run in runs), data)
+    outputs = (f"{report}/results.json",)
+    stamp = _stamp(recipe, profile, name, words, inputs, outputs)
     return Job(
-        name=f"evaluate-{stage.name}",
+        name=name,
         kind="evaluate",
-        words=(*words, *profile.evaluation.options),
+        words=tuple(words),
         resources=profile.resources_of("evaluate"),
-        needs=tuple(_train_name(run) for run in runs),
-        inputs=(*models, data),
-        outputs=(f"{report}/results.json",),
-        done=newer(f"{report}/results.json", models),
+        needs=needs,
+        inputs=inputs,
+        outputs=outputs,
+        done=stamp.shell("check"),
+        stamp=stamp,
     )
 
 
@@ -166,33 +216,23 @@ def _register_job(
     profile: Profile,
     run: Run,
     name: str,
+    registered: str,
     needs: tuple[str, ...],
-    report: str,
-    data: str | None,
+    results: Sequence[str],
 ) -> Job:
-    receipt = f"{recipe.out}/registered/{_slug(run)}.json"
-    inputs = (_model(run),) if data is None else (_model(run), f"{report}/results.json")
-    words = ["pipeline", "register", run.folder.as_posix(), "--name", name]
-    words += ["--metrics", f"{report}/results.json"] if data is not None else []
-    return Job(
-        name=f"register-{_slug(run)}",
-        kind="register",
-        words=(*words, "--alias", "challenger", "--json"),
-        resources=profile.resources_of("register"),
-        needs=needs,
-        inputs=inputs,
-        outputs=(receipt,),
-        done=newer(receipt, inputs),
-        receipt=receipt,
-    )
+    """Return the job called `name` that makes a version of the model `registered`."""
+    words = ["pipeline", "register", run.folder.as_posix(), "--name", registered]
+    words += [word for path in results for word in ("--metrics", path)]
+    words += ["--alias", "challenger", "--json"]
+    return _registry_job(recipe, profile, "register", name, words, needs, [_model(run), *results])
 
 
 def _promote_job(
     recipe: Recipe,
     profile: Profile,
     stage: Stage,
-    name: str,
-    registered: Sequence[Job],
+    registered: str,
+    versions: Sequence[Job],
     data: str | None,
 ) -> Job:
     if data is None:
@@ -201,17 +241,34 @@ def _promote_job(
             " (data.validation) nor the profile (evaluation.data) names any: name a folder, or set"
             " registry.promote to false in the profile"
         )
-    receipt = f"{recipe.out}/registered/promoted-{stage.name}.json"
-    inputs = tuple(job.receipt or "" for job in registered)
+    words = ["pipeline", "promote", registered, "--data", data, "--json"]
+    inputs = [*(job.receipt or "" for job in versions), data]
+    needs = tuple(job.name for job in versions)
+    return _registry_job(recipe, profile, "promote", f"promote-{stage.name}", words, needs, inputs)
+
+
+def _registry_job(
+    recipe: Recipe,
+    profile: Profile,
+    kind: Literal["register", "promote"],
+    name: str,
+    words: Sequence[str],
+    needs: tuple[str, ...],
+    inputs: Sequence[str],
+) -> Job:
+    """Return a job that writes to the registry, with a receipt of what the registry answered."""
+    receipt = f"{recipe.out}/registered/{name}.json"
+    stamp = _stamp(recipe, profile, name, words, inputs, [receipt])
     return Job(
-        name=f"promote-{stage.name}",
-        kind="promote",
-        words=("pipeline", "promote", name, "--data", data, "--json"),
-        resources=profile.resources_of("promote"),
-        needs=tuple(job.name for job in registered),
-        inputs=(*inputs, data),
+        name=name,
+        kind=kind,
+        words=tuple(words),
+        resources=profile.resources_of(kind),
+        needs=needs,
+        inputs=tuple(inputs),
         outputs=(receipt,),
-        done=newer(receipt, inputs),
+        done=stamp.shell("check"),
+        stamp=stamp,
         receipt=receipt,
     )
 
@@ -220,14 +277,6 @@ def _registered_name(recipe: Recipe, profile: Profile, stage: Stage) -> str:
     """Return the name in the registry: models of different stages don't compete for one alias."""
     name = profile.registry.name or recipe.name
     return name if len(published_stages(recipe)) == 1 else f"{name}-{stage.name}"
-
-
-def _train_name(run: Run) -> str:
-    return f"train-{_slug(run)}"
-
-
-def _slug(run: Run) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", run.id)
 
 
 def _model(run: Run) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
+import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,31 +16,29 @@ from typing import TypeVar
 
 from orchestration import store
 from orchestration.build import build_jobs
+from orchestration.checks import check
+from orchestration.claims import claimed
 from orchestration.engines.base import Engine
 from orchestration.engines.slurm import find_folder
-from orchestration.errors import EngineError, OrchestrationError, UnansweredError
+from orchestration.errors import (
+    EngineError,
+    HalfSubmittedError,
+    OrchestrationError,
+    UnansweredError,
+)
 from orchestration.load import ENGINES, engine_of, load_profile, profile_from
+from orchestration.logs import last_words, read_on
 from orchestration.plan import Job, Plan, is_done
 from orchestration.profile import Profile
-from orchestration.states import JobStatus, State, blocked_by
+from orchestration.states import JobStatus, State, blockers
 from pipeline.common.atomic import write_text
 from recipes.config.load import load_recipe
 
-LAST_BYTES = 16384
 # A scheduler's controller may restart, which is no reason to stop watching.
 PATIENCE_SECONDS = 600.0
 PAUSE_SECONDS = 10.0
 # Between two looks at a log that is followed.
 READ_SECONDS = 1.0
-ERROR = re.compile(r"([A-Za-z_][\w.]*(Error|Exception|Interrupt)\b|[a-z]+: )")
-LAUNCHERS = re.compile(
-    r"srun: |slurmstepd|Terminated|[EW][0-9]{4} "
-    r"|subprocess\.CalledProcessError|torch\.distributed\."
-)
-# What launchers say of a process that could say nothing itself.
-KILLED = re.compile(r"died with <Signals\.(SIG\w+)|Signal \d+ \((SIG\w+)\) received by PID")
-
-
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -61,6 +60,7 @@ def make_plan(recipe: Path, profile: Path, overrides: Sequence[str] = ()) -> Sch
     """
     read = load_recipe(recipe, overrides)
     known = _at_home(load_profile(profile))
+    check(read, known, str(profile))
     workdir = Path(known.workdir or ".")
     folder = workdir / store.FOLDER / store.new_id(read.name)
     # The jobs read a copy, so that an edit can't change a plan in the middle; a cluster that
@@ -85,18 +85,33 @@ def make_plan(recipe: Path, profile: Path, overrides: Sequence[str] = ()) -> Sch
 def schedule(made: Scheduled) -> list[str]:
     """Write the plan and hand its jobs to the engine; return the names of those handed over.
 
-    Jobs whose work is there already are left out. Raises `OrchestrationError` when another plan
-    is at work in the same folder of runs or has the same id, `EngineError` when the scheduler
-    refuses.
+    Jobs whose work is there already are left out. When the scheduler refuses one, nothing of the
+    plan stays behind.
+
+    Raises:
+        OrchestrationError: another plan is at work in the same folder of runs.
+        EngineError: the scheduler refuses or does not answer.
+        HalfSubmittedError: it does not answer any more, and the plan may have jobs there.
     """
     plan, folder = made.plan, made.folder
-    _refuse_second(plan, folder)
-    try:
-        folder.mkdir(parents=True)  # ours alone: it is removed when the scheduler refuses
-    except FileExistsError as error:
-        raise OrchestrationError(
-            f"there is a plan {plan.id} already: type the command again, for another id"
-        ) from error
+    with _claimed(plan, folder):
+        try:
+            folder.mkdir(parents=True)  # ours alone: it is removed when the scheduler refuses
+        except FileExistsError as error:
+            raise OrchestrationError(
+                f"there is a plan {plan.id} already: type the command again, for another id"
+            ) from error
+        try:
+            return _hand_over(made)
+        except HalfSubmittedError:
+            raise
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+
+
+def _hand_over(made: Scheduled) -> list[str]:
+    plan, folder = made.plan, made.folder
     names = [job.name for job in plan.jobs if not _done_here(plan, job)]
     for name, text in made.scripts.items():
         write_text(folder / name, text)
@@ -104,11 +119,7 @@ def schedule(made: Scheduled) -> list[str]:
     write_text(folder / recipe.name, recipe.read_text())
     store.save(plan, folder)
     if names:
-        try:
-            made.engine.submit(plan, folder, names)
-        except EngineError:
-            shutil.rmtree(folder)
-            raise
+        made.engine.submit(plan, folder, names)
     return names
 
 
@@ -137,28 +148,46 @@ def plans() -> list[tuple[Plan, Path]]:
 
 def status(plan: Plan, folder: Path) -> list[JobStatus]:
     """Return the status of each job, as the engine and the files say at this moment."""
-    known = _engine(plan).statuses(plan, folder)
+    engine = _engine(plan)
+    known = engine.statuses(plan, folder)
+    cancelled = store.read_cancelled(folder)
     found: dict[str, JobStatus] = {}
     for job in plan.jobs:
-        one = _status(plan, folder, job, known.get(job.name))
-        found[job.name] = _explained(one, blocked_by(job, found))
+        one = _status(plan, job, known.get(job.name), cancelled.get(job.name, ""))
+        if one.state == State.FAILED:
+            words = [one.reason, _last_words(engine, plan, folder, job)]
+            one = replace(one, reason=": ".join(word for word in words if word))
+        found[job.name] = _explained(one, blockers(job, found))
     return list(found.values())
 
 
-def cancel(plan: Plan, folder: Path) -> None:
-    """Stop everything of the plan that runs or waits."""
+def cancel(plan: Plan, folder: Path) -> list[str]:
+    """Stop everything of the plan that runs or waits; return the names of those jobs."""
+    active = [one.name for one in status(plan, folder) if one.state.active]
+    # Before anything is stopped: what is stopped must not put itself back in the queue.
+    store.note_cancelled(folder, active)
     _engine(plan).cancel(plan, folder)
+    return active
 
 
 def retry(plan: Plan, folder: Path) -> list[str]:
-    """Submit again what neither is done nor on its way; return the names of those jobs."""
-    names = [
-        one.name
-        for one in status(plan, folder)
-        if not (one.state == State.DONE or one.state.active)
-    ]
-    if names:
-        _engine(plan).submit(plan, folder, names)
+    """Submit again what neither is done nor on its way; return the names of those jobs.
+
+    Raises as `schedule` does; when the scheduler refuses, what is on its way stays there.
+    """
+    with _claimed(plan, folder):
+        names = [
+            one.name
+            for one in status(plan, folder)
+            if not (one.state == State.DONE or one.state.active)
+        ]
+        if names:
+            before = store.forget_cancelled(folder)
+            try:
+                _engine(plan).submit(plan, folder, names)
+            except EngineError:
+                store.restore_cancelled(folder, before)
+                raise
     return names
 
 
@@ -179,7 +208,7 @@ def logs(plan: Plan, folder: Path, name: str, follow: bool = False) -> Iterator[
             due = time.monotonic() + engine.pause
         files = engine.log_files(plan, folder, name)
         for path in files:
-            text = _after(path, seen)
+            text = read_on(path, seen)
             if text:
                 yield f"==> {path.name} <==\n{text}" if job.parts > 1 else text
         if known is None or not known.state.active:
@@ -222,7 +251,12 @@ def _at_home(profile: Profile) -> Profile:
         return profile
     own = None if getattr(profile, "container", None) else sys.prefix
     named = profile.environment
+    # Where several clusters share their users' folders, a plan stays with the one it was made for.
+    cluster = os.environ.get("SLURM_CLUSTERS", "")
+    several = {"cluster": cluster} if cluster and "," not in cluster else {}
+    chosen = several if getattr(profile, "cluster", "no") is None else {}
     filled = {
+        **chosen,
         "workdir": str(Path(profile.workdir or ".").expanduser().absolute()),
         "environment": str(Path(named).expanduser()) if named else own,
     }
@@ -233,21 +267,20 @@ def _copy_of(recipe: Path, folder: Path) -> str:
     return f"{store.FOLDER}/{folder.name}/{recipe.name}"
 
 
-def _refuse_second(plan: Plan, folder: Path) -> None:
-    out = Path(plan.workdir, plan.out).resolve()
-    for other, place in store.plans(Path(plan.workdir)):
-        if Path(other.workdir, other.out).resolve() != out or place == folder:
-            continue
-        try:
-            known = _engine(other).statuses(other, place)
-        except EngineError:
-            # One that can't be asked, such as a manifest that was only written.
-            continue
-        if any(one.state.active for one in known.values()):
-            raise OrchestrationError(
-                f"plan {other.id} is at work in {plan.out}: wait for it, or type"
-                f" `pipeline cancel {other.id}` first"
-            )
+def _claimed(plan: Plan, folder: Path) -> AbstractContextManager[None]:
+    kind, _ = ENGINES[plan.profile["engine"]]
+    return claimed(plan, folder, kind.shares_files, _at_work)
+
+
+def _at_work(plan: Plan, folder: Path) -> bool:
+    try:
+        known = _engine(plan).statuses(plan, folder)
+    except UnansweredError:
+        raise
+    except EngineError:
+        # One that can't be asked at all, such as a manifest that was only written.
+        return False
+    return any(one.state.active for one in known.values())
 
 
 def _done_here(plan: Plan, job: Job) -> bool:
@@ -256,74 +289,38 @@ def _done_here(plan: Plan, job: Job) -> bool:
     return kind.shares_files and is_done(job, plan.workdir)
 
 
-def _status(plan: Plan, folder: Path, job: Job, known: JobStatus | None) -> JobStatus:
+def _status(plan: Plan, job: Job, known: JobStatus | None, cancelled: str) -> JobStatus:
+    """Return the job's status; `cancelled` says who cancelled it, empty if nobody has."""
     if known is not None and (known.state.active or known.state == State.DONE):
         return known
     if _done_here(plan, job):
         return replace(known or JobStatus(job.name, State.DONE), state=State.DONE, reason="")
-    if known is None:
-        return JobStatus(job.name, State.UNKNOWN, "not known to the engine (any more)")
-    if known.state == State.FAILED:
-        words = [known.reason, _last_words(plan, folder, job)]
-        return replace(known, reason=": ".join(word for word in words if word))
-    return known
+    if cancelled:
+        known = known or JobStatus(job.name, State.CANCELLED)
+        return replace(known, state=State.CANCELLED, reason=cancelled)
+    return known or JobStatus(job.name, State.UNKNOWN, "not known to the engine (any more)")
 
 
-def _explained(one: JobStatus, blocking: JobStatus | None) -> JobStatus:
-    """Add which other job it is that a job waits for, or that it was cancelled for."""
-    if blocking is None:
+def _explained(one: JobStatus, blocking: Sequence[JobStatus]) -> JobStatus:
+    """Add which other jobs it is that a job waits for, or that it was cancelled for."""
+    if not blocking:
         return one
     if one.state == State.WAITING:
-        return replace(one, reason=f"for {blocking.name}")
-    if one.state == State.CANCELLED and blocking.state == State.FAILED:
-        return replace(one, reason=f"{blocking.name} failed")
-    if one.state == State.CANCELLED and blocking.reason.endswith(" failed"):
-        return replace(one, reason=blocking.reason)
+        return replace(one, reason=f"for {', '.join(other.name for other in blocking)}")
+    if one.state == State.CANCELLED and not one.reason.startswith("cancelled by"):
+        failed = [other.name for other in blocking if other.state == State.FAILED]
+        inherited = [other.reason for other in blocking if other.reason.endswith(" failed")]
+        reason = f"{', '.join(failed)} failed" if failed else next(iter(inherited), one.reason)
+        return replace(one, reason=reason)
     return one
 
 
-def _last_words(plan: Plan, folder: Path, job: Job) -> str:
-    """Return the line of a job's log that says what went wrong, as far as one can tell.
-
-    That is the last line of an error, before what launchers say about the end of their processes,
-    or that a process was killed; without one, the last line at all.
-    """
+def _last_words(engine: Engine, plan: Plan, folder: Path, job: Job) -> str:
     try:
-        paths = _engine(plan).log_files(plan, folder, job.name)
+        return last_words(engine.log_files(plan, folder, job.name))
     except EngineError:
         # The pods of a job that failed may be gone, and their logs with them.
         return ""
-    for path in reversed(paths):
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - LAST_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-        found = _error(lines)
-        if found:
-            return found
-    return ""
-
-
-def _error(lines: Sequence[str]) -> str:
-    """Return the line that says what went wrong, empty if there are none."""
-    last, error = "", ""
-    for line in lines:
-        killed = KILLED.search(line)
-        if killed:
-            error = f"its process was killed by {killed[1] or killed[2]}"
-            error += " (out of memory?)" if "SIGKILL" in error else ""
-        elif line.strip() and not LAUNCHERS.match(line):
-            last = line.strip()
-            error = last if ERROR.match(last) else error
-    return error or last
-
-
-def _after(path: Path, seen: dict[Path, int]) -> str:
-    """Return what was added to the file since it was last read."""
-    with path.open("rb") as file:
-        file.seek(seen.get(path, 0))
-        content = file.read()
-    seen[path] = seen.get(path, 0) + len(content)
-    return content.decode(errors="replace")
 
 
 __all__ = [

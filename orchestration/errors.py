@@ -13,3 +13,7 @@ class EngineError(RuntimeError):
 
 class UnansweredError(EngineError):
     """A scheduler's command that failed; it may succeed when the controller is back."""
+
+
+class HalfSubmittedError(EngineError):
+    """Some of a plan's jobs may be with the scheduler; `cancel` and `retry` work on them."""

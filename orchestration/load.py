@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,21 @@ ENGINES: dict[str, tuple[type[Profile], Callable[[Any], Engine]]] = {
 }
 
 
+class ProfileLoader(yaml.SafeLoader):
+    """YAML without the numbers of YAML 1.1 that count in sixties: there, 24:00:00 is 86400."""
+
+
+ProfileLoader.yaml_implicit_resolvers = {
+    first: [
+        (tag, re.compile(rf"(?!.*:){pattern.pattern}", re.VERBOSE))
+        if tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        else (tag, pattern)
+        for tag, pattern in resolvers
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def engine_of(profile: Profile) -> Engine:
     """Return the engine that `profile` describes."""
     return ENGINES[profile.engine][1](profile)
@@ -43,7 +59,7 @@ def load_profile(path: str | Path) -> Profile:
     Raises `OrchestrationError` with every mistake of the file in one message.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.load(Path(path).read_text(), Loader=ProfileLoader)
     except FileNotFoundError:
         raise OrchestrationError(
             f"{path}: there is no such profile; orchestration/profiles has one for each engine"

@@ -12,12 +12,36 @@ from pydantic import BaseModel, ConfigDict
 
 from orchestration.errors import OrchestrationError
 from orchestration.profile import Resources
+from orchestration.stamps import fresh
 from recipes.launching.command import RENDEZVOUS
 
 Kind = Literal["shard", "train", "evaluate", "register", "promote"]
 # A word of a command that only the engine knows: which part of an array.
 PART = "{part}"
 DONE_TEST_SECONDS = 60
+
+
+class Stamp(BaseModel):
+    """How a job's work is known to be made from what is there: see `orchestration.stamps`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    """Where the stamp is kept, relative to the plan's working folder."""
+    command: str
+    """The command, as text; another one makes other work."""
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    container: tuple[str, ...] = ()
+    """Words before each command, where jobs run in a container."""
+
+    def shell(self, action: str) -> str:
+        """Return the command of `orchestration.stamps` that does `action`, `check` or `take`."""
+        words = [*self.container, "python", "-P", "-m", "orchestration.stamps", action, self.file]
+        words += [f"--command={self.command}"]
+        words += [f"--input={path}" for path in self.inputs]
+        words += [f"--output={path}" for path in self.outputs]
+        return shlex.join(words)
 
 
 class Job(BaseModel):
@@ -40,6 +64,8 @@ class Job(BaseModel):
     outputs: tuple[str, ...] = ()
     done: str
     """Shell test that succeeds when the job's work is there already."""
+    stamp: Stamp | None = None
+    """Left when the job has succeeded, and what `done` looks at; None: `done` is another test."""
     parts: int = 1
     """More than one: an array of so many jobs that run side by side."""
     receipt: str | None = None
@@ -90,6 +116,9 @@ def is_done(job: Job, workdir: str) -> bool:
     """Return whether the job's own test finds its work done, run in `workdir`."""
     if not Path(workdir).is_dir():
         return False
+    if job.stamp is not None and "://" not in "".join(job.stamp.outputs):
+        stamp = job.stamp
+        return fresh(Path(stamp.file), stamp.command, stamp.inputs, stamp.outputs, Path(workdir))
     test = subprocess.run(
         ["/bin/sh", "-c", job.done],
         cwd=workdir,
@@ -103,14 +132,6 @@ def is_done(job: Job, workdir: str) -> bool:
 def exists(path: str) -> str:
     """Return a shell test that `path` is there; everything is written whole, so that is enough."""
     return f"test -e {shlex.quote(path)}"
-
-
-def newer(output: str, inputs: Sequence[str]) -> str:
-    """Return a shell test that `output` is there and not older than any of `inputs`."""
-    made = shlex.quote(output)
-    return " && ".join(
-        [exists(output), *(f"test ! {shlex.quote(one)} -nt {made}" for one in inputs)]
-    )
 
 
 def _shell_words(words: Sequence[str], known: Mapping[str, str]) -> Iterator[str]:

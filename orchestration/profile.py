@@ -1,11 +1,21 @@
-"""What a profile may say: how one machine or cluster runs a plan, with a sentence on each field."""
+"""What a profile may say: how a machine or cluster runs a plan, with a sentence on each field."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from orchestration.amounts import memory_from, minutes_from
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -30,6 +40,24 @@ ELSEWHERE = (
 )
 
 
+def refuse(mistakes: Iterable[str]) -> None:
+    """Raise `ValueError` with all the mistakes in one message, if there are any."""
+    found = list(dict.fromkeys(mistakes))
+    if found:
+        raise ValueError("; ".join(found))
+
+
+def _needs_quotes(value: object) -> bool:
+    return isinstance(value, bool) or not isinstance(value, (str, int))
+
+
+def _written(value: object) -> str:
+    """Return what a value of YAML was, most likely, when it was typed."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)
+
+
 class Part(BaseModel):
     """A part of a profile: unknown keys are refused, nothing changes after reading."""
 
@@ -47,9 +75,9 @@ class Resources(Part):
     """CPU cores."""
     gpus: Count = 0
     """GPUs."""
-    memory: Annotated[str, Field(pattern=r"^[1-9][0-9]*[MG]$")] | None = None
-    """Main memory, such as 4000M or 64G; default: what the scheduler gives."""
-    minutes: Positive = 60
+    memory: Annotated[str, BeforeValidator(memory_from)] | None = None
+    """Main memory, such as 4000M, 64G or 1T; default: what the scheduler gives."""
+    minutes: Annotated[Positive, BeforeValidator(minutes_from)] = 60
     """Time limit; training checkpoints before it and is queued again."""
 
     @property
@@ -116,6 +144,20 @@ class Profile(Part):
     requeues: Count = 100
     """How often a job may be stopped and start again before it counts as failed."""
 
+    @field_validator("env", mode="before")
+    @classmethod
+    def _as_text(cls, env: object) -> object:
+        """Take numbers as they are written; of what else is no text, a shell has another idea."""
+        if not isinstance(env, dict):
+            return env
+        odd = {name: value for name, value in env.items() if _needs_quotes(value)}
+        if odd:
+            told = ", ".join(f'{name}: "{_written(value)}"' for name, value in odd.items())
+            raise ValueError(f"variables are text, write them in quotes: {told}")
+        return {
+            name: str(value) if isinstance(value, int) else value for name, value in env.items()
+        }
+
     @field_validator("env")
     @classmethod
     def _no_secrets(cls, env: dict[str, str]) -> dict[str, str]:
@@ -136,15 +178,31 @@ class Profile(Part):
 
     @model_validator(mode="after")
     def _resources_fit(self) -> Self:
+        refuse(self._mistakes())
+        return self
+
+    def _mistakes(self) -> Iterator[str]:
+        """Yield what is wrong with fields that fit together only in some ways."""
         for name in self.resources:
-            if name != "default" and name.partition(".")[0] not in KINDS:
-                raise ValueError(
+            kind, _, stage = name.partition(".")
+            if name != "default" and kind not in KINDS:
+                yield (
                     f"resources.{name} is no kind of job (there are: default, {', '.join(KINDS)},"
                     " train.STAGE)"
                 )
-            if self.resources_of(name).nodes > 1 and not name.startswith("train"):
-                raise ValueError(f"resources.{name}.nodes: only training runs on several nodes")
-        return self
+            elif stage and kind != "train":
+                yield f"resources.{name}: only training has stages, so write resources.{kind}"
+            if self.resources_of(name).nodes > 1 and kind not in ("train", "default"):
+                yield f"resources.{name}.nodes: only training runs on several nodes"
+        if self.resources_of("default").nodes > 1:
+            yield "resources.default.nodes: only training runs on several nodes"
+
+    def all_resources(self) -> dict[str, Resources]:
+        """Return what each kind of job takes, and each stage that has an entry of its own."""
+        return {name: self.resources_of(name) for name in (*KINDS, *self._stages())}
+
+    def _stages(self) -> list[str]:
+        return [name for name in self.resources if name.startswith("train.")]
 
     def resources_of(self, kind: str) -> Resources:
         """Return what a job of `kind` ("evaluate", "train.mse") takes: the nearest word wins."""
@@ -165,12 +223,16 @@ class LocalProfile(Profile):
     gpus: Count = 0
     """GPUs to share out."""
 
-    @model_validator(mode="after")
-    def _one_machine(self) -> Self:
-        for name in (*KINDS, *self.resources):
-            if self.resources_of(name).nodes > 1:
-                raise ValueError(f"resources.{name}.nodes: engine local has one machine")
-        return self
+    def _mistakes(self) -> Iterator[str]:
+        yield from super()._mistakes()
+        for name, wanted in self.all_resources().items():
+            if wanted.nodes > 1:
+                yield f"resources.{name}.nodes: engine local has one machine"
+            if wanted.gpus > self.gpus:
+                yield (
+                    f"resources.{name}.gpus: {wanted.gpus} are asked for, and this machine shares"
+                    f" out {self.gpus} (gpus)"
+                )
 
 
 class SlurmProfile(Profile):
@@ -184,6 +246,8 @@ class SlurmProfile(Profile):
     """Account that is charged; default: the user's."""
     qos: str | None = None
     """Quality of service; default: the account's."""
+    cluster: str | None = None
+    """Cluster, at a site with several; default: SLURM_CLUSTERS of the shell, or the local one."""
     signal_seconds: Positive = 300
     """How long before the time limit training is told to checkpoint and stop."""
     gpu_option: Annotated[str, Field(pattern=r"^--[^{}]*\{gpus\}[^{}]*$")] = (
@@ -197,17 +261,16 @@ class SlurmProfile(Profile):
     srun: list[str] = []
     """More options of srun for training, such as --container-image=..."""
 
-    @model_validator(mode="after")
-    def _time_to_work(self) -> Self:
+    def _mistakes(self) -> Iterator[str]:
+        yield from super()._mistakes()
         # A job that is told to stop when it has hardly begun would be queued for ever.
-        for name in {"train", *(name for name in self.resources if name.startswith("train"))}:
+        for name in ("train", *self._stages()):
             minutes = self.resources_of(name).minutes
             if minutes * 60 <= self.signal_seconds:
-                raise ValueError(
+                yield (
                     f"signal_seconds ({self.signal_seconds}) must be less than the time limit of"
                     f" {name} ({minutes} minutes)"
                 )
-        return self
 
 
 class KubernetesProfile(Profile):

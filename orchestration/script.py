@@ -21,24 +21,36 @@ while :; do
 done"""
 
 
+LOADING = " (Python loads its libraries first, which can take minutes on a busy node)"
+
+
 def preamble(plan: Plan, job: Job, profile: Profile) -> list[str]:
-    """Return the lines before the command: folder, environment, and the test for work done."""
-    lines = [f"cd {shlex.quote(plan.workdir)} || exit 1"]
+    """Return the lines before the command: folder, environment, and the test for work done.
+
+    The first line that fails ends the script, one of the profile's set-up too.
+    """
+    lines = ["set -eo pipefail", f"cd {shlex.quote(plan.workdir)}"]
     if job.kind in ("register", "promote"):
         # After days of training, a server that restarts must not fail the plan: 4 minutes.
         lines.append("export MLFLOW_HTTP_REQUEST_MAX_RETRIES=7")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in profile.env.items()]
-    lines += profile.setup
+    for line in profile.setup:
+        # Said first, so that the log ends with the line that failed and what the shell says of it.
+        lines += [f"echo {shlex.quote(f'set-up: {line}')} >&2", line]
     if profile.environment:
         # After the set-up: a module that is loaded there may bring a Python of its own.
         lines.append(f"export PATH={shlex.quote(profile.environment + '/bin')}:$PATH")
     lines += [
-        "set -eo pipefail",
         f"if {job.done}; then",
         "  echo 'The work of this job is there already.'",
         "  exit 0",
         "fi",
     ]
+    if job.kind == "train":
+        now = "$(date -u +%Y-%m-%dT%H:%M:%SZ)"
+        lines.append(f'echo "{now} {job.name} starts on $(uname -n){LOADING}" >&2')
+    if job.stamp is not None and job.parts == 1:
+        lines.append(job.stamp.shell("take"))
     return lines
 
 
@@ -48,19 +60,19 @@ def title(plan: Plan, job: Job) -> str:
 
 
 def command(job: Job, container: list[str] | None = None, **known: str) -> str:
-    """Return the job's command as shell text, its receipt kept if it has one.
+    """Return the job's command as shell text; its receipt and its stamp are kept if it has them.
 
-    A receipt is renamed into place when the command has succeeded, so that it stands for success.
+    Both are renamed into place when the command has succeeded, so that they stand for success.
     """
     text = " ".join([*(shlex.quote(word) for word in container or []), job.shell(**known)])
-    if job.receipt is None:
-        return text
-    receipt, partial = shlex.quote(job.receipt), shlex.quote(f"{job.receipt}.part")
-    return "\n".join(
-        [
-            f'mkdir -p "$(dirname {receipt})"',
-            f"{text} | tee {partial}",
-            f"sync {partial}",
-            f"mv {partial} {receipt}",
-        ]
-    )
+    lines = [text]
+    if job.receipt is not None:
+        receipt, partial = shlex.quote(job.receipt), shlex.quote(f"{job.receipt}.part")
+        lines = [f'mkdir -p "$(dirname {receipt})"', f"{text} >{partial}", *_put(partial, receipt)]
+    if job.stamp is not None and job.parts == 1:
+        lines += _put(shlex.quote(f"{job.stamp.file}.part"), shlex.quote(job.stamp.file))
+    return "\n".join(lines)
+
+
+def _put(partial: str, whole: str) -> list[str]:
+    return [f"sync {partial}", f"mv {partial} {whole}"]

@@ -1,4 +1,4 @@
-"""What an engine says of a job, in words that are the same for all engines."""
+"""What an engine says about a job, in words that are the same for all engines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class State(StrEnum):
     CANCELLED = "cancelled"
     """By a person, or because a job that it needs did not succeed."""
     UNKNOWN = "unknown"
-    """The engine knows nothing of it, and its work is not there."""
+    """The engine does not know it, and its work is not there."""
 
     @property
     def active(self) -> bool:
@@ -37,7 +37,9 @@ class JobStatus:
     name: str
     state: State
     reason: str = ""
-    """Why it waits or did not succeed; of an array, how many parts are where."""
+    """Why it waits or did not succeed; for an array, also how many parts are in which state."""
+    progress: str = ""
+    """For an array: how many of its parts are done."""
     engine_id: str = ""
     """What the engine calls it."""
     elapsed: str = ""
@@ -49,23 +51,25 @@ class JobStatus:
     """How often it was stopped or lost its node and was queued again."""
 
 
-def gathered(name: str, parts: Sequence[JobStatus]) -> JobStatus:
-    """Return the status of an array from that of its parts: the most urgent one speaks for all."""
-    if len(parts) == 1:
+def gathered(name: str, parts: Sequence[JobStatus], total: int = 1) -> JobStatus:
+    """Return the status of an array of `total` parts: the most urgent part speaks for all."""
+    if total == 1 and len(parts) == 1:
         return replace(parts[0], name=name)
     order = [State.RUNNING, State.FAILED, State.QUEUED, State.WAITING, State.CANCELLED, State.DONE]
     order.append(State.UNKNOWN)
     counts = {state: sum(part.state == state for part in parts) for state in order}
     state = next(state for state in order if counts[state])
     shown = next(part for part in parts if part.state == state)
-    words = [f"{count} {state} " for state, count in counts.items() if count]
-    reason = "parts: " + ", ".join(word.strip() for word in words)
+    others = [f"{count} {state}" for state, count in counts.items() if count]
+    reason = f"parts: {', '.join(others)}" if len(others) > 1 else ""
     if shown.reason and state != State.DONE:
-        reason += f" ({shown.reason})"
-    return replace(shown, name=name, reason=reason, engine_id=shown.engine_id.partition("_")[0])
+        reason = f"{reason} ({shown.reason})" if reason else shown.reason
+    engine_id = shown.engine_id.partition("_")[0]
+    progress = f"{counts[State.DONE]} of {total} parts"
+    return replace(shown, name=name, reason=reason, engine_id=engine_id, progress=progress)
 
 
-def blocked_by(job: Job, known: Mapping[str, JobStatus]) -> JobStatus | None:
-    """Return the first status in `known` of a job that `job` needs and that is not done."""
-    found = (known[name] for name in job.needs if name in known)
-    return next((status for status in found if status.state != State.DONE), None)
+def blockers(job: Job, known: Mapping[str, JobStatus]) -> list[JobStatus]:
+    """Return the statuses in `known` of the jobs that `job` needs and that are not done."""
+    needed = (known[name] for name in job.needs if name in known)
+    return [status for status in needed if status.state != State.DONE]

@@ -1,9 +1,12 @@
-"""Where plans lie: a folder each, with what was submitted. What became of it, the engine knows."""
+"""Where plans are kept: a folder for each, with what was submitted. Its engine knows the states."""
 
 from __future__ import annotations
 
+import getpass
+import json
 import logging
 import secrets
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,13 +14,15 @@ from pydantic import ValidationError
 
 from orchestration.errors import OrchestrationError
 from orchestration.plan import Plan
-from pipeline.common.atomic import write_text
+from pipeline.common.atomic import write_json, write_text
 
 FOLDER = "plans"
 # Schedulers limit what they call a job, and Kubernetes a label to 63 characters.
 LONGEST_NAME = 40
 log = logging.getLogger(__name__)
 FILE = "plan.json"
+# Who has cancelled which jobs; a job that finds it does not queue itself again.
+CANCELLED_FILE = "cancelled.json"
 
 
 def new_id(name: str) -> str:
@@ -42,6 +47,35 @@ def read(folder: Path) -> Plan:
             f"{folder / FILE} is no plan that this version reads: {error.error_count()} fields"
             " are wrong; schedule the recipe again"
         ) from error
+
+
+def note_cancelled(folder: Path, names: Sequence[str]) -> None:
+    """Keep who cancels the jobs called `names`, in the plan's folder, for `status` and for them."""
+    when = f"{datetime.now().astimezone():%Y-%m-%d %H:%M}"
+    said = dict.fromkeys(names, f"cancelled by {getpass.getuser()}, {when}")
+    write_json(folder / CANCELLED_FILE, read_cancelled(folder) | said)
+
+
+def read_cancelled(folder: Path) -> dict[str, str]:
+    """Return who cancelled and when, by name of the job."""
+    try:
+        said = json.loads((folder / CANCELLED_FILE).read_text())
+        return {str(name): str(who) for name, who in said.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def forget_cancelled(folder: Path) -> dict[str, str]:
+    """Let the plan's jobs queue themselves again; return who had cancelled them."""
+    said = read_cancelled(folder)
+    (folder / CANCELLED_FILE).unlink(missing_ok=True)
+    return said
+
+
+def restore_cancelled(folder: Path, said: Mapping[str, str]) -> None:
+    """Undo `forget_cancelled`, with what it returned."""
+    if said:
+        write_json(folder / CANCELLED_FILE, dict(said))
 
 
 def plans(place: Path) -> list[tuple[Plan, Path]]:

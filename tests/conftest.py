@@ -20,6 +20,16 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.timeout = patience(config.option.timeout)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `.ci/nightly` run more of what is random."""
+    parser.addoption(
+        "--fault-batches",
+        type=int,
+        default=1,
+        help="batches of five plans that tests/cluster/test_faults.py disturbs",
+    )
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""

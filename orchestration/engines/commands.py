@@ -9,6 +9,7 @@ from orchestration.errors import EngineError, UnansweredError
 
 # A controller that is down makes its clients hang for a minute or more.
 SECONDS = 60
+LONGEST_QUOTE = 300
 
 
 def output_of(
@@ -16,11 +17,22 @@ def output_of(
 ) -> str:
     """Return what the command prints; `environment` in place of this process's own.
 
-    Raises `EngineError` with the command's own words when it fails, is missing or doesn't answer.
+    Bytes that are no UTF-8 become question marks: what a tool prints is never trusted to be text.
+
+    Raises:
+        EngineError: there is no such command.
+        UnansweredError: it failed or gave no answer in time; the message holds its own words.
     """
     try:
         done = subprocess.run(
-            words, check=False, capture_output=True, text=True, timeout=seconds, env=environment
+            words,
+            check=False,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=seconds,
+            env=environment,
+            stdin=subprocess.DEVNULL,
         )
     except FileNotFoundError:
         raise EngineError(f"there is no command {words[0]} on this machine") from None
@@ -29,6 +41,12 @@ def output_of(
             f"{words[0]} has not answered for {seconds:g} s: is its controller running?"
         ) from None
     if done.returncode:
-        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        said = quoted(done.stderr) or quoted(done.stdout) or f"exit code {done.returncode}"
         raise UnansweredError(f"{words[0]} failed: {said}")
     return done.stdout
+
+
+def quoted(text: str) -> str:
+    """Return what a tool has printed as one line; of a long one, the end."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST_QUOTE else f"... {line[-LONGEST_QUOTE:]}"

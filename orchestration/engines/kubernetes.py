@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestration.engines.commands import output_of
+from orchestration.engines.kubernetes_names import label_of
 from orchestration.engines.manifest import CONTAINER, JOB_LABEL, PLAN_LABEL, jobset
 from orchestration.errors import EngineError, UnansweredError
 from orchestration.plan import Job, Plan
@@ -17,6 +19,9 @@ from orchestration.states import JobStatus, State
 from pipeline.common.atomic import write_text
 
 FILE = "jobset-{turn}.json"
+SECONDS_BETWEEN_LOOKS = 2.0
+# For pods to be gone after their grace, while the controllers hear of it.
+SECONDS_TO_END = 120.0
 log = logging.getLogger(__name__)
 
 
@@ -48,7 +53,9 @@ class Kubernetes:
         for found in self._objects("jobs", plan):
             newest[found["metadata"]["labels"].get(JOB_LABEL, "")] = found
         known = {
-            job.name: job_status(job, newest[job.name]) for job in plan.jobs if job.name in newest
+            job.name: job_status(job, newest[label_of(job.name)])
+            for job in plan.jobs
+            if label_of(job.name) in newest
         }
         if sets:
             at_work = not _finished(sets[-1])
@@ -58,7 +65,7 @@ class Kubernetes:
 
     def log_files(self, plan: Plan, folder: Path, name: str) -> list[Path]:
         """Fetch the logs of the job's pods into the plan's folder and return the files."""
-        pods = self._objects("pods", plan, f",{JOB_LABEL}={name}")
+        pods = self._objects("pods", plan, f",{JOB_LABEL}={label_of(name)}")
         paths = []
         for pod in pods:
             pod_name = pod["metadata"]["name"]
@@ -74,15 +81,27 @@ class Kubernetes:
         return paths
 
     def cancel(self, plan: Plan, folder: Path) -> None:
-        """Suspend the plan's sets: their pods go, their history stays."""
+        """Suspend the plan's sets, and wait until their pods are gone; the history stays.
+
+        Pods have the profile's `grace_seconds` to end in, training to write its checkpoint.
+        """
         for found in self._objects("jobsets", plan):
             name = found["metadata"]["name"]
             patch = '{"spec":{"suspend":true}}'
             self._kubectl("patch", "jobset", name, "--type", "merge", "--patch", patch)
+        end = time.monotonic() + self.profile.grace_seconds + SECONDS_TO_END
+        while left := [pod for pod in self._objects("pods", plan) if not _over(pod)]:
+            if time.monotonic() > end:
+                names = ", ".join(pod["metadata"]["name"] for pod in left)
+                raise EngineError(
+                    f"plan {plan.id} is suspended, and its pods do not end: ask `kubectl describe"
+                    f" pod` why ({names})"
+                )
+            time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def _objects(self, kind: str, plan: Plan, more: str = "") -> list[dict[str, Any]]:
         """Return the plan's objects of a kind, oldest first."""
-        selector = f"{PLAN_LABEL}={plan.id}{more}"
+        selector = f"{PLAN_LABEL}={label_of(plan.id)}{more}"
         listed = self._kubectl("get", kind, "--selector", selector, "--output", "json")
         items: list[dict[str, Any]] = json.loads(listed)["items"]
         return sorted(items, key=lambda item: str(item["metadata"].get("creationTimestamp", "")))
@@ -108,14 +127,18 @@ def job_status(job: Job, found: Mapping[str, Any]) -> JobStatus:
             return JobStatus(job.name, State.DONE, engine_id=name)
         if condition["type"] == "Failed":
             reason = condition.get("message") or condition.get("reason", "")
-            return JobStatus(job.name, State.FAILED, reason, name)
+            return JobStatus(job.name, State.FAILED, reason, engine_id=name)
         if condition["type"] == "Suspended":
-            return JobStatus(job.name, State.CANCELLED, "suspended", name)
+            return JobStatus(job.name, State.CANCELLED, "suspended", engine_id=name)
     running = status.get("ready", 0) > 0
-    done = f"parts: {status.get('succeeded', 0)} of {job.parts} done" if job.parts > 1 else ""
-    waiting = "its pods wait for a node"
     state = State.RUNNING if running else State.QUEUED
-    return JobStatus(job.name, state, done or ("" if running else waiting), name)
+    reason = "" if running else "its pods wait for a node"
+    done = f"{status.get('succeeded', 0)} of {job.parts} parts" if job.parts > 1 else ""
+    return JobStatus(job.name, state, reason, engine_id=name, progress=done)
+
+
+def _over(pod: Mapping[str, Any]) -> bool:
+    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
 
 def _finished(found: Mapping[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from orchestration.errors import EngineError
 from orchestration.plan import Job, Plan
 from orchestration.profile import LocalProfile
 from orchestration.script import command, preamble, title
-from orchestration.states import JobStatus, State, blocked_by, gathered
+from orchestration.states import JobStatus, State, blockers, gathered
 from pipeline.common.locks import is_locked
 
 SPOOL = "local"
@@ -85,7 +85,7 @@ class Local:
             parts = [_status(spool, job, label, alive, known) for label in labels(job)]
             found = [part for part in parts if part is not None]
             if found:
-                known[job.name] = gathered(job.name, found)
+                known[job.name] = gathered(job.name, found, job.parts)
         return known
 
     def log_files(self, plan: Plan, folder: Path, name: str) -> list[Path]:
@@ -160,17 +160,20 @@ def _status(
         if code == "0":
             return JobStatus(job.name, State.DONE, engine_id=number)
         if code == CANCELLED:
-            return JobStatus(job.name, State.CANCELLED, "cancelled", number)
-        return JobStatus(job.name, State.FAILED, f"exit code {code}", number)
+            return JobStatus(job.name, State.CANCELLED, "cancelled", engine_id=number)
+        return JobStatus(job.name, State.FAILED, f"exit code {code}", engine_id=number)
     if number and alive:
         return JobStatus(job.name, State.RUNNING, engine_id=number)
     if number:
-        return JobStatus(job.name, State.FAILED, "ended with this machine or by force", number)
-    blocker = blocked_by(job, known)
-    if blocker and not blocker.state.active:
-        return JobStatus(job.name, State.CANCELLED, f"{blocker.name} did not succeed")
+        return JobStatus(
+            job.name, State.FAILED, "ended with this machine or by force", engine_id=number
+        )
+    blocking = blockers(job, known)
+    over = next((other for other in blocking if not other.state.active), None)
+    if over:
+        return JobStatus(job.name, State.CANCELLED, f"{over.name} did not succeed")
     if not alive:
         return None
-    if blocker:
-        return JobStatus(job.name, State.WAITING, f"for {blocker.name}")
+    if blocking:
+        return JobStatus(job.name, State.WAITING, f"for {blocking[0].name}")
     return JobStatus(job.name, State.QUEUED, "for free cores or GPUs")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from orchestration.engines.kubernetes_names import entry_names, label_of, set_name
 from orchestration.plan import Job, Plan
 from orchestration.profile import KubernetesProfile
 from orchestration.script import AGAIN, WAITING, command, preamble
@@ -14,12 +14,12 @@ from recipes.launching.command import rendezvous
 
 PLAN_LABEL = "cca-pipeline/plan"
 JOB_LABEL = "cca-pipeline/job"
+# The job's name in full, where a label is too short for it.
+JOB_ANNOTATION = "cca-pipeline/job-name"
 CONTAINER = "main"
 PORT = 29500
 # JobSet takes at most so many dependencies of one job; more go through a job that only waits.
 MOST_NEEDS = 5
-# Names of pods hold the set's, the job's and two indices, and must fit a DNS label (63).
-LONGEST_SET, LONGEST_JOB = 23, 24
 
 # The pod is told to go (SIGTERM): its ranks are, their launcher must outlive them (see slurm). Each
 # of several ranks has a session of its own, so they are found by who started them.
@@ -56,29 +56,26 @@ def jobset(
     where every job that is done ends at once by its own test.
     """
     chosen = [job for job in plan.jobs if job.name in names]
-    entry = {
-        job.name: f"{_slug(job.name)[:LONGEST_JOB].strip('-')}-{index}"
-        for index, job in enumerate(plan.jobs)
-    }
-    set_name = f"{_set_slug(plan.id)}-{turn}"
+    name = set_name(plan.id, turn)
+    entry = entry_names(plan.jobs, name)
     replicated: list[dict[str, Any]] = []
     for job in chosen:
         needs = [entry[need] for need in job.needs if need in names]
         gates = list(_gates(plan, profile, entry[job.name], needs)) if needs else []
         replicated += gates
         waits = [gate["name"] for gate in gates] or needs
-        template = _job_template(plan, profile, job, f"{set_name}-{entry[job.name]}-0-0.{set_name}")
+        template = _job_template(plan, profile, job, f"{name}-{entry[job.name]}-0-0.{name}")
         replicated.append(_replicated(entry[job.name], template, waits))
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
         "metadata": {
-            "name": set_name,
+            "name": name,
             "namespace": profile.namespace,
-            "labels": {PLAN_LABEL: plan.id},
+            "labels": {PLAN_LABEL: label_of(plan.id)},
         },
         "spec": {
-            "network": {"enableDNSHostnames": True, "subdomain": set_name},
+            "network": {"enableDNSHostnames": True, "subdomain": name},
             "failurePolicy": _failure_policy(profile),
             "replicatedJobs": replicated,
         },
@@ -125,7 +122,8 @@ def _job_template(plan: Plan, profile: KubernetesProfile, job: Job, head: str) -
     container = _container(profile, _script(plan, job, profile, head), amounts)
     count = max(job.parts, wanted.nodes)
     spec = _job_spec(plan, profile, job.name, container, count, several=wanted.nodes > 1)
-    return {"metadata": {"labels": _labels(plan, job.name)}, "spec": spec}
+    about = {"labels": _labels(plan, job.name), "annotations": {JOB_ANNOTATION: job.name}}
+    return {"metadata": about, "spec": spec}
 
 
 def _job_spec(
@@ -151,7 +149,7 @@ def _job_spec(
         "backoffLimit": 0,
         "podFailurePolicy": {"rules": [{"action": action, **rule} for rule in (gone, again)]},
         "template": {
-            "metadata": {"labels": _labels(plan, name)},
+            "metadata": {"labels": _labels(plan, name), "annotations": {JOB_ANNOTATION: name}},
             "spec": _pod_spec(profile, container),
         },
     }
@@ -196,19 +194,4 @@ def _script(plan: Plan, job: Job, profile: KubernetesProfile, head: str) -> str:
 
 
 def _labels(plan: Plan, name: str) -> dict[str, str]:
-    return {PLAN_LABEL: plan.id, JOB_LABEL: name}
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def _set_slug(plan_id: str) -> str:
-    """Return a name for the set, which is a Service's name too: that begins with a letter.
-
-    The end of a plan's id is what no other plan has, so it is the middle that goes.
-    """
-    name = _slug(plan_id)
-    name = name if name[0].isalpha() else f"p{name}"
-    start, end = name[: LONGEST_SET - 5], name[-5:]
-    return name if len(name) <= LONGEST_SET else f"{start.strip('-')}{end}"
+    return {PLAN_LABEL: label_of(plan.id), JOB_LABEL: label_of(name)}

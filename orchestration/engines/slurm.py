@@ -2,59 +2,28 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from orchestration.engines.commands import output_of
-from orchestration.engines.slurm_script import batch_script, job_name
-from orchestration.errors import EngineError
+from orchestration.engines.slurm_script import batch_script, job_name, named_options
+from orchestration.engines.slurm_states import accounted, queued
+from orchestration.engines.slurm_tools import ask, submit
+from orchestration.errors import EngineError, HalfSubmittedError
 from orchestration.plan import Job, Plan
 from orchestration.profile import SlurmProfile
 from orchestration.states import JobStatus, State, gathered
 
-STATES = {
-    "PENDING": State.QUEUED,
-    "REQUEUED": State.QUEUED,
-    "REQUEUE_FED": State.QUEUED,
-    "REQUEUE_HOLD": State.QUEUED,
-    "SPECIAL_EXIT": State.QUEUED,
-    "RESV_DEL_HOLD": State.QUEUED,
-    "PREEMPTED": State.QUEUED,
-    "RUNNING": State.RUNNING,
-    "CONFIGURING": State.RUNNING,
-    "COMPLETING": State.RUNNING,
-    "STAGE_OUT": State.RUNNING,
-    "RESIZING": State.RUNNING,
-    "SIGNALING": State.RUNNING,
-    "STOPPED": State.RUNNING,
-    "SUSPENDED": State.RUNNING,
-    "COMPLETED": State.DONE,
-    "CANCELLED": State.CANCELLED,
-    "REVOKED": State.CANCELLED,
-}
-QUEUE = (
-    "JobArrayID",
-    "Name",
-    "State",
-    "Reason",
-    "TimeUsed",
-    "TimeLeft",
-    "NodeList",
-    "exit_code",
-    "RestartCnt",
-)
-ACCOUNTING = ("JobID", "JobName", "State", "Reason", "Elapsed", "NodeList", "ExitCode")
-# Variables that say which cluster is meant, not what a job is given.
-ABOUT_CLUSTER = {"SLURM_CONF", "SLURM_CLUSTERS"}
+log = logging.getLogger(__name__)
+
 SECONDS_BETWEEN_LOOKS = 1.0
 # A cluster gives the processes of a cancelled job KillWait to end, 30 s by default.
 SECONDS_TO_END = 300.0
-UNINTERESTING = {"None", "NonZeroExitCode", "(null)", "Dependency"}
+# Between attempts to withdraw jobs from a controller that does not answer.
+WITHDRAW_PAUSES = (1.0, 3.0, 10.0, 0.0)
 
 
 class Slurm:
@@ -79,46 +48,94 @@ class Slurm:
             for name, status in self.statuses(plan, folder).items()
             if status.state.active
         }
+        taken: list[str] = []
         try:
             for job in plan.jobs:
                 if job.name in names:
-                    known[job.name] = self._sbatch(folder, job, known)
-        except BaseException:
-            # By name: a controller that did not answer in time may have taken a job all the same.
-            self._cancel(plan, names)
+                    known[job.name] = self._sbatch(plan, folder, job, known)
+                    taken.append(known[job.name])
+        except BaseException as error:
+            self._withdraw(plan, names, taken, error)
             raise
 
-    def _sbatch(self, folder: Path, job: Job, known: Mapping[str, str]) -> str:
-        words = ["sbatch", "--parsable"]
+    def _sbatch(self, plan: Plan, folder: Path, job: Job, known: Mapping[str, str]) -> str:
+        words = ["sbatch", "--parsable", "--export=ALL"]
+        words += [f"--{name}={value}" for name, value in named_options(plan, job, folder).items()]
         needs = [known[need] for need in job.needs if need in known]
         if needs:
             words.append(f"--dependency=afterok:{':'.join(needs)}")
         words.append(str(folder / f"{job.name}.sh"))
-        return output_of(words, environment=_outside_jobs()).strip().partition(";")[0]
+        return submit(words, self.profile.cluster)
+
+    def _withdraw(
+        self, plan: Plan, names: Sequence[str], taken: Sequence[str], error: BaseException
+    ) -> None:
+        """Take back what was submitted before `error`; raises HalfSubmittedError if that fails.
+
+        First by the numbers that are known, which needs one command. Then by name: a controller
+        that did not answer in time may have taken a job all the same.
+        """
+        for pause in WITHDRAW_PAUSES:
+            try:
+                if taken:
+                    self._ask("scancel", *reversed(taken))
+                self._end(plan, names)
+                return
+            except EngineError as another:
+                why = another
+            time.sleep(pause)
+        raise HalfSubmittedError(
+            f"{error}; whether jobs of plan {plan.id} are left can't be told now ({why}): type"
+            f" `pipeline cancel {plan.id}` when the scheduler answers, or `pipeline retry"
+            f" {plan.id}` to go on"
+        ) from error
 
     def statuses(self, plan: Plan, folder: Path) -> Mapping[str, JobStatus]:
-        """Return what the queue knows, and accounting where the queue has forgotten."""
+        """Return what the queue knows, and accounting and the jobs' own files where it does not."""
         by_name = {job_name(plan, job): job for job in plan.jobs}
-        parts: dict[str, dict[str, JobStatus]] = {}
-        queued = list(_queue(by_name))
-        there = {name for name, _ in queued}
+        found = queued(by_name, self.profile.cluster)
+        there = {status.name for status in found}
         forgotten = {name: job for name, job in by_name.items() if job.name not in there}
-        kept = _accounting(plan, forgotten) if forgotten else ()
-        for name, status in (*kept, *queued):
+        if forgotten:
+            found = [*accounted(plan, forgotten, self.profile.cluster), *found]
+        parts: dict[str, dict[str, JobStatus]] = {}
+        for status in found:
             # Of several submissions of a job the newest counts: the one with the highest number.
-            newest = parts.setdefault(name, {})
+            newest = parts.setdefault(status.name, {})
             mine = _number(status.engine_id)
             if newest and max(_number(part) for part in newest) < mine:
                 newest.clear()
             if not newest or max(_number(part) for part in newest) == mine:
                 newest[status.engine_id] = status
-        return {name: gathered(name, _without_bundles(found)) for name, found in parts.items()}
+        for job in plan.jobs:
+            if job.name not in parts and (left := self._left_behind(plan, folder, job)):
+                parts[job.name] = left
+        return {
+            name: gathered(name, _without_bundles(each), plan.job(name).parts)
+            for name, each in parts.items()
+        }
+
+    def _left_behind(self, plan: Plan, folder: Path, job: Job) -> dict[str, JobStatus]:
+        """Return what the log and the exit file of each part say, where Slurm knows nothing."""
+        found = {}
+        for path in self.log_files(plan, folder, job.name):
+            number = path.name[len(job.name) + 1 : -len(".log")]
+            try:
+                code = path.with_suffix(".exit").read_text().strip()
+            except OSError:
+                code = ""
+            state = State.DONE if code == "0" else State.FAILED
+            reason = "" if code == "0" else f"exit code {code}"
+            if not code:
+                reason = "ended by force, and neither queue nor accounting knows it"
+            found[number] = JobStatus(job.name, state, reason, engine_id=number)
+        return found
 
     def log_files(self, plan: Plan, folder: Path, name: str) -> list[Path]:
         """Return the logs of the newest submission."""
         found = [
             path
-            for path in (folder / "logs").glob(f"{name}.*.log")
+            for path in (folder / "logs").glob("*.log")
             if re.fullmatch(rf"{re.escape(name)}\.[0-9]+(_[0-9]+)?\.log", path.name)
         ]
         numbers = {path: int(re.split(r"[._]", path.name[len(name) + 1 :])[0]) for path in found}
@@ -128,9 +145,25 @@ class Slurm:
     def cancel(self, plan: Plan, folder: Path) -> None:
         """Cancel every job of the plan that is not over, and wait until they have ended.
 
-        Whatever is submitted before that would wait for a cancelled job, and be cancelled too.
+        Training that runs is asked to stop first and has `signal_seconds` to write its checkpoint.
+        Whatever is submitted before the end would wait for a cancelled job, and be cancelled too.
         """
         names = [job.name for job in plan.jobs]
+        training = [job.name for job in plan.jobs if job.resumable]
+        listed = self._listed(plan, training) if training else []
+        running = [str(number) for number, state in listed if state == "RUNNING"]
+        if running:
+            seconds = self.profile.signal_seconds
+            log.warning("training has up to %d s to write its checkpoint", seconds)
+            self._try("scancel", "--batch", "--signal=USR1", *running)
+            self._cancel(plan, names, sparing=running)
+            end = time.monotonic() + seconds
+            while self._lively(plan, training, running) and time.monotonic() < end:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+        self._end(plan, names)
+
+    def _end(self, plan: Plan, names: Sequence[str]) -> None:
+        """Cancel the jobs until the queue has none of them that is not over."""
         end = time.monotonic() + SECONDS_TO_END
         # Again and again: one that was putting itself back in the queue is there again.
         while there := self._cancel(plan, names):
@@ -141,18 +174,40 @@ class Slurm:
                 )
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
-    def _cancel(self, plan: Plan, jobs: Sequence[str]) -> list[int]:
+    def _lively(self, plan: Plan, names: Sequence[str], numbers: Sequence[str]) -> bool:
+        """Return whether one of the jobs with these numbers has still processes of its own."""
+        return any(
+            str(number) in numbers and state != "COMPLETING"
+            for number, state in self._listed(plan, names)
+        )
+
+    def _cancel(self, plan: Plan, names: Sequence[str], sparing: Sequence[str] = ()) -> list[int]:
         """Cancel what the queue has of these jobs; return the numbers of what is not over."""
-        names = ",".join(job_name(plan, plan.job(name)) for name in jobs)
-        listed = output_of(["squeue", "--noheader", f"--name={names}", "--format=%A %T"])
-        lines = [line.split() for line in listed.splitlines()]
+        lines = [line for line in self._listed(plan, names) if str(line[0]) not in sparing]
         # scancel takes one name at most, but any number of jobs; the last ones first, so that
         # none starts because of what happens to another.
-        numbers = sorted({int(number) for number, _ in lines}, reverse=True)
-        lively = {int(number) for number, state in lines if state != "COMPLETING"}
+        numbers = sorted({number for number, _ in lines}, reverse=True)
+        lively = {number for number, state in lines if state != "COMPLETING"}
         if lively:
-            output_of(["scancel", *(str(number) for number in numbers if number in lively)])
+            # One may have ended since it was listed, which is no failure: the next look tells.
+            self._try("scancel", *(str(number) for number in numbers if number in lively))
         return numbers
+
+    def _listed(self, plan: Plan, names: Sequence[str]) -> list[tuple[int, str]]:
+        """Return number and state of what the queue has of these jobs and is not over."""
+        wanted = ",".join(job_name(plan, plan.job(name)) for name in names)
+        listed = self._ask("squeue", "--noheader", f"--name={wanted}", "--format=%A %T")
+        found = (re.fullmatch(r"\s*([0-9]+) ([A-Z_]+)\s*", line) for line in listed.splitlines())
+        return [(int(line[1]), line[2]) for line in found if line]
+
+    def _ask(self, *words: str) -> str:
+        return ask(words, self.profile.cluster)
+
+    def _try(self, *words: str) -> None:
+        try:
+            self._ask(*words)
+        except EngineError as error:
+            log.info("%s", error)
 
 
 def find_folder(plan_id: str) -> Path | None:
@@ -160,7 +215,7 @@ def find_folder(plan_id: str) -> Path | None:
     if shutil.which("squeue") is None:
         return None
     try:
-        listed = output_of(["squeue", "--me", "--noheader", "--states=all", "--format=%j|%k"])
+        listed = ask(["squeue", "--me", "--noheader", "--states=all", "--format=%j|%k"])
     except EngineError:
         return None
     for line in listed.splitlines():
@@ -168,98 +223,6 @@ def find_folder(plan_id: str) -> Path | None:
         if name.startswith(f"{plan_id}:"):
             return Path(folder)
     return None
-
-
-def _outside_jobs() -> dict[str, str]:
-    """Return the environment without what a job that this process may run in says of itself.
-
-    Slurm hands it on, and srun would take that job's memory or cores for the new one's.
-    """
-    inside = "SLURM_JOB_ID" in os.environ
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not (inside and name.startswith("SLURM_")) or name in ABOUT_CLUSTER
-    }
-
-
-def _queue(by_name: Mapping[str, Job]) -> Iterator[tuple[str, JobStatus]]:
-    words = ["squeue", "--noheader", "--states=all", "--array", f"--name={','.join(by_name)}"]
-    words.append(f"--Format={','.join(f'{column}:|' for column in QUEUE)}")
-    for line in output_of(words).splitlines():
-        fields = line.split("|")[:-1]
-        if len(fields) != len(QUEUE) or fields[1] not in by_name:
-            continue
-        number, name, word, why, elapsed, left, nodes, code, starts = fields
-        state = _state(word, why)
-        status = JobStatus(
-            name=by_name[name].name,
-            state=state,
-            reason=_reason(word, why, _exit_code(code)),
-            engine_id=number,
-            elapsed=elapsed,
-            left=left if state == State.RUNNING else "",
-            nodes=nodes,
-            restarts=int(starts),
-        )
-        yield status.name, status
-
-
-def _accounting(plan: Plan, by_name: Mapping[str, Job]) -> Iterator[tuple[str, JobStatus]]:
-    words = ["sacct", "--allocations", "--parsable2", "--noheader", f"--name={','.join(by_name)}"]
-    words += [f"--format={','.join(ACCOUNTING)}", f"--starttime={_local_time(plan.created)}"]
-    try:
-        lines = output_of(words).splitlines()
-    except EngineError:
-        # A cluster may have no accounting, or it is down; the queue remembers for some minutes.
-        return
-    for line in lines:
-        fields = line.split("|")
-        if len(fields) != len(ACCOUNTING) or fields[1] not in by_name:
-            continue
-        number, name, word, why, elapsed, nodes, code = fields
-        # In the queue that is for a moment, before the job waits again; here it is the end.
-        state = State.FAILED if word == "PREEMPTED" else _state(word, why)
-        status = JobStatus(
-            name=by_name[name].name,
-            state=state,
-            reason=_reason(word, why, code.partition(":")[0]),
-            engine_id=number,
-            elapsed=elapsed,
-            nodes=nodes,
-        )
-        yield status.name, status
-
-
-def _local_time(created: str) -> str:
-    """Return the time a little before `created` as sacct reads it: local, without a zone."""
-    return (
-        f"{datetime.fromisoformat(created).astimezone() - timedelta(minutes=5):%Y-%m-%dT%H:%M:%S}"
-    )
-
-
-def _state(state: str, reason: str) -> State:
-    word = state.split()[0] if state else ""
-    if word == "PENDING" and reason == "Dependency":
-        return State.WAITING
-    return STATES.get(word, State.FAILED)
-
-
-def _reason(word: str, why: str, code: str) -> str:
-    """Return why a job waits or did not succeed, in Slurm's own words."""
-    found = _state(word, why)
-    if found in (State.RUNNING, State.DONE):
-        return ""
-    words = [] if word in ("PENDING", "FAILED") else [word]
-    words += [why] if why and why not in UNINTERESTING else []
-    if found == State.FAILED and code not in ("", "0"):
-        words.append(f"exit code {code}")
-    return ", ".join(words)
-
-
-def _exit_code(status: str) -> str:
-    """Return the exit code in a status as `wait` gives it: the code times 256."""
-    return str(int(status) >> 8) if status.isdecimal() else ""
 
 
 def _number(engine_id: str) -> int:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
+from orchestration.environment import by_name
 from orchestration.plan import Job, Plan
 from orchestration.profile import SlurmProfile
 from orchestration.script import AGAIN, WAITING, command, preamble, title
+from orchestration.store import CANCELLED_FILE
 from recipes.launching.command import rendezvous
 
 # Nodes find each other at the first one of the job; the port keeps two jobs on a node apart.
-HEAD = '"$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"'
+HEAD = (
+    '"$(scontrol show hostnames "$SLURM_JOB_NODELIST" |'
+    " grep -m 1 -x '[A-Za-z0-9][A-Za-z0-9._-]*')\""
+)
 PORT = "$((20000 + SLURM_JOB_ID % 10000))"
 
 # What to do when the batch shell is told that time is nearly up. srun passes the signal to every
@@ -40,9 +46,10 @@ ask() {{
 preempted() {{
   ask scontrol show job "$SLURM_JOB_ID" | grep "[[:space:]]PreemptTime=[0-9]" >/dev/null
 }}
-if [ "$code" != 0 ] && {{ [ "$stopping" = 1 ] || [ "$code" = {again} ] || preempted; }} &&
+if [ "$code" != 0 ] && [ ! -e {cancelled} ] &&
+  {{ [ "$stopping" = 1 ] || [ "$code" = {again} ] || preempted; }} &&
   [ "${{SLURM_RESTART_COUNT:-0}}" -lt {requeues} ] &&
-  [ "$(ask squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  ask squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T | grep -x RUNNING >/dev/null; then
   echo "Stopped after a checkpoint; queued again."
   ask scontrol requeue "$SLURM_JOB_ID" && sleep 60
 fi
@@ -53,13 +60,44 @@ def batch_script(plan: Plan, job: Job, profile: SlurmProfile, folder: Path) -> s
     """Return what `sbatch` is given for `job`; only its dependencies come on the command line."""
     lines = ["#!/bin/bash", title(plan, job)]
     lines += [f"#SBATCH {option}" for option in _options(plan, job, profile, folder)]
-    lines += ["", *preamble(plan, job, profile), ""]
+    lines += ["", *_ending(job, folder), *_arriving(), *preamble(plan, job, profile), ""]
     if job.resumable:
         lines += [STOPPING, f"{_training(job, profile)} &", "child=$!", WAITING]
-        lines.append(REQUEUE.format(again=AGAIN, requeues=profile.requeues))
+        cancelled = shlex.quote(str(folder / CANCELLED_FILE))
+        lines.append(REQUEUE.format(again=AGAIN, requeues=profile.requeues, cancelled=cancelled))
     else:
         lines.append(command(job, profile.container, part='"$SLURM_ARRAY_TASK_ID"'))
     return "\n".join(lines) + "\n"
+
+
+def _ending(job: Job, folder: Path) -> list[str]:
+    """Return lines that leave the job's exit code beside its log, for a scheduler that forgets."""
+    number = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if job.parts > 1 else "$SLURM_JOB_ID"
+    return [
+        f'ended={shlex.quote(f"{folder}/logs/{job.name}.")}"{number}.exit"',
+        'rm -f "$ended"',
+        """trap 'echo "$?" >"$ended"' EXIT""",
+    ]
+
+
+def _arriving() -> list[str]:
+    """Return lines that make the job independent of what the cluster hands on from the shell.
+
+    With --export=NONE (a site's default, it may be) a job has hardly a variable, and `srun` would
+    start its tasks with even less. What holds no secret is written here by name; credentials can
+    only come through the environment, and a job that misses one says so.
+    """
+    plain, secret = by_name(os.environ)
+    lines = ["unset SLURM_EXPORT_ENV", 'export PATH="${PATH:-/usr/local/bin:/usr/bin:/bin}"']
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in plain.items()]
+    if secret:
+        lines += [
+            f"for name in {' '.join(secret)}; do",
+            '  [ -n "${!name+set}" ] || echo "warning: $name is set in the shell that submitted'
+            ' this plan, and this cluster does not hand it on" >&2',
+            "done",
+        ]
+    return lines
 
 
 def job_name(plan: Plan, job: Job) -> str:
@@ -67,13 +105,21 @@ def job_name(plan: Plan, job: Job) -> str:
     return f"{plan.id}:{job.name}"
 
 
-def _options(plan: Plan, job: Job, profile: SlurmProfile, folder: Path) -> list[str]:
-    wanted = job.resources
+def named_options(plan: Plan, job: Job, folder: Path) -> dict[str, str]:
+    """Return the options of sbatch by which a job and its log are found again."""
     log = "%A_%a" if job.parts > 1 else "%j"
-    named = {
+    return {
         "job-name": job_name(plan, job),
         "comment": str(folder),
         "output": f"{str(folder).replace('%', '%%')}/logs/{job.name}.{log}.log",
+    }
+
+
+def _options(plan: Plan, job: Job, profile: SlurmProfile, folder: Path) -> list[str]:
+    wanted = job.resources
+    named = {
+        **named_options(plan, job, folder),
+        "clusters": profile.cluster,
         "partition": profile.partition,
         "account": profile.account,
         "qos": profile.qos,
@@ -91,7 +137,7 @@ def _options(plan: Plan, job: Job, profile: SlurmProfile, folder: Path) -> list[
     if wanted.gpus:
         options.append(profile.gpu_option.format(gpus=wanted.gpus))
     # A node that dies puts the job back in the queue; its log goes on in the same file.
-    options += ["--requeue", "--open-mode=append", "--kill-on-invalid-dep=yes"]
+    options += ["--export=ALL", "--requeue", "--open-mode=append", "--kill-on-invalid-dep=yes"]
     return [*options, *profile.sbatch]
 
 
@@ -104,7 +150,8 @@ def _training(job: Job, profile: SlurmProfile) -> str:
     """
     meet = rendezvous('"$SLURM_NODEID"', '"$HEAD"', f'"{PORT}"')
     inner = f'trap "" USR1 TERM; exec {command(job, profile.container, rendezvous=meet)}'
-    options = ["--kill-on-bad-exit=1", f"--cpus-per-task={job.resources.cpus}", *profile.srun]
+    options = ["--export=ALL", "--kill-on-bad-exit=1", f"--cpus-per-task={job.resources.cpus}"]
+    options += profile.srun
     words = " ".join(shlex.quote(option) for option in options)
     head = f"export HEAD={HEAD}\n" if job.resources.nodes > 1 else ""
     return f"{head}srun {words} bash -c {shlex.quote(inner)}"

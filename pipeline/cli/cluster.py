@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +17,15 @@ if TYPE_CHECKING:
     from orchestration.control import Scheduled
     from orchestration.plan import Plan
     from orchestration.states import JobStatus
+    from pipeline.tracking import RunProgress
 
 PIPE_COLUMNS = 250
+# Of `status`, from left to right; the reason follows. Where the screen is narrow, the least wanted
+# go first, and a reason that has less than so many characters goes below its job.
+COLUMNS = ("job", "state", "progress", "left", "elapsed", "nodes", "id")
+LEAST_WANTED = ("elapsed", "id", "nodes", "left", "progress")
+LEAST_REASON = 24
+BELOW = 4
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 PlanId = Annotated[str, typer.Argument(metavar="PLAN", help="The id that `schedule` printed.")]
 
@@ -91,8 +100,10 @@ def status(
     if as_json:
         _print_json({"plan": found.id, "engine": found.profile["engine"], "jobs": rows})
         return
-    columns = ("job", "state", "progress", "left", "elapsed", "nodes", "id", "reason")
-    _print_table(f"{found.id} on {found.profile['engine']}", rows, columns)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_COLUMNS
+    typer.echo(f"{found.id} on {found.profile['engine']}")
+    for line in status_lines(rows, width):
+        typer.echo(line)
 
 
 def logs(
@@ -119,17 +130,19 @@ def logs(
 def cancel(plan: PlanId, as_json: AsJson = False) -> None:
     """Stop all jobs of a plan; finished work and checkpoints are kept.
 
+    Training that runs is given the time to write its checkpoint. Returns when nothing runs any
+    more.
+
     Example: pipeline cancel imagenet-261123-0950-7c1f
     """
     from orchestration import control
 
     found, folder = control.find(plan)
-    before = [one.name for one in control.status(found, folder) if one.state.active]
-    control.cancel(found, folder)
+    names = control.cancel(found, folder)
     if as_json:
-        _print_json({"plan": found.id, "cancelled": before})
+        _print_json({"plan": found.id, "cancelled": names})
     else:
-        typer.echo(f"{len(before)} jobs cancelled; `pipeline retry {found.id}` continues the plan")
+        typer.echo(f"{len(names)} jobs cancelled; `pipeline retry {found.id}` continues the plan")
 
 
 def retry(plan: PlanId, as_json: AsJson = False) -> None:
@@ -185,17 +198,23 @@ def _print_plans(as_json: bool) -> None:
 
 
 def _rows(plan: Plan, found: Sequence[JobStatus]) -> list[dict[str, Any]]:
-    """Return each job's status as a row, with the progress in MLflow of those that train."""
+    """Return each job's status for people, with its progress when it trains."""
     _look_where_jobs_write(plan)
     rows = []
     reachable = True
     for one in found:
         row = _row(one)
         job = plan.job(one.name)
-        run_id = _run_id(plan, job.run_folder)
-        if run_id and reachable and one.state != "waiting":
-            # A store that does not answer costs seconds: it is asked once.
-            reachable = _add_progress(row, run_id, job.steps or 0, one)
+        if job.run_folder and one.state != "waiting":
+            known = _spooled(plan, job.run_folder)
+            run_id = _run_id(plan, job.run_folder) if known is None and reachable else None
+            if run_id:
+                from pipeline.tracking import run_progress
+
+                known = run_progress(run_id)
+                # A store that does not answer is asked once; that takes seconds enough.
+                reachable = known is not None
+            _add_progress(row, known, job.steps or 0, one)
         rows.append(row)
     return rows
 
@@ -210,11 +229,17 @@ def _look_where_jobs_write(plan: Plan) -> None:
         os.chdir(plan.workdir)
 
 
+def _spooled(plan: Plan, run_folder: str) -> RunProgress | None:
+    from pipeline.tracking.progress import spooled_progress
+
+    return spooled_progress(Path(plan.workdir, run_folder))
+
+
 def _row(one: JobStatus) -> dict[str, Any]:
     row: dict[str, Any] = {
         "job": one.name,
         "state": str(one.state),
-        "progress": "",
+        "progress": one.progress,
         "left": one.left,
         "elapsed": one.elapsed,
         "nodes": one.nodes,
@@ -245,21 +270,42 @@ def _run_id(plan: Plan, run_folder: str | None) -> str | None:
     return None
 
 
-def _add_progress(row: dict[str, Any], run_id: str, steps: int, one: JobStatus) -> bool:
-    """Add the run's step in MLflow and, while it runs, the time that it still needs.
-
-    Returns whether MLflow has answered.
-    """
-    from pipeline.tracking import run_progress
-
-    known = run_progress(run_id)
+def _add_progress(
+    row: dict[str, Any], known: RunProgress | None, steps: int, one: JobStatus
+) -> None:
+    """Add how far a run is, and, while it runs, the time that it still needs."""
     if known is None:
-        return False
+        return
     row["progress"] = f"{known.step} of {steps}"
     if one.state == "running" and known.seconds_per_step is not None:
         needed = _duration((steps - known.step) * known.seconds_per_step)
         row["left"] = f"{needed} (limit {one.left})" if one.left else needed
-    return True
+
+
+def status_lines(rows: Sequence[dict[str, Any]], width: int) -> Iterator[str]:
+    """Yield the lines of a plan's status, a line for each job if `width` characters allow it.
+
+    Names are neither cut nor folded. What does not fit beside them is left out, the reason is put
+    below.
+    """
+    columns = [name for name in COLUMNS if any(row[name] for row in rows)]
+    size = {name: max(len(name), *(len(str(row[name])) for row in rows)) for name in columns}
+    for name in LEAST_WANTED:
+        # What tells how far a job is stays as long as it fits without the reason.
+        room = width if name in ("left", "progress") else width - LEAST_REASON
+        if sum(size.values()) + 2 * len(size) > room:
+            size.pop(name, None)
+    used = sum(size.values()) + 2 * len(size)
+    beside = width - used >= LEAST_REASON
+    said = any(row["reason"] for row in rows)
+    header = [name.ljust(size[name]) for name in size] + (["reason"] if beside and said else [])
+    yield "  ".join(header).rstrip()
+    indent = used if beside else BELOW
+    for row in rows:
+        line = "  ".join(str(row[name]).ljust(size[name]) for name in size)
+        first, *rest = textwrap.wrap(row["reason"], max(width - indent, LEAST_REASON)) or [""]
+        yield f"{line}  {first}".rstrip() if beside else line.rstrip()
+        yield from (" " * indent + part for part in (rest if beside else [first, *rest]) if part)
 
 
 def _duration(seconds: float) -> str:

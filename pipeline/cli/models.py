@@ -49,9 +49,9 @@ def register(
     version = register_model(source, name, alias, measured)
     if as_json:
         typer.echo(json.dumps(version.to_dict(), indent=2))
-    else:
-        aliases = "".join(f", @{a}" for a in version.aliases)
-        typer.echo(f"{version.uri}{aliases}")
+    aliases = "".join(f", @{a}" for a in version.aliases)
+    # Beside JSON, for the log of a job: what a person wants to read.
+    typer.echo(f"{version.uri}{aliases}", err=as_json)
 
 
 def models(
@@ -100,9 +100,9 @@ def promote(
         decision = decide(name, shipped(data), out or Path(folder, "evaluation"), device)
     if as_json:
         typer.echo(json.dumps(decision.to_dict(), indent=2))
-    else:
-        outcome = "moved to" if decision.better else "stays, not moved to"
-        typer.echo(f"@champion {outcome} {decision.challenger}: {decision.why}")
+    outcome = "moved to" if decision.better else "stays, not moved to"
+    # Beside JSON, for the log of a job: what a person wants to read.
+    typer.echo(f"@champion {outcome} {decision.challenger}: {decision.why}", err=as_json)
 
 
 def lineage(
@@ -173,7 +173,8 @@ def _cells(version: Version) -> list[str]:
     return [
         str(version.version),
         " ".join(f"@{alias}" for alias in version.aliases),
-        " ".join(part for part in (version.stage, version.distortion) if part) or "-",
+        " ".join(dict.fromkeys(part for part in (version.stage, version.distortion) if part))
+        or "-",
         " to ".join(f"{w:g}" for w in weights) or number(version.rate_weight, "g"),
         measured("bpp", version.bpp, ".4f"),
         measured("psnr", version.psnr, ".2f"),

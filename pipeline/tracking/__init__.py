@@ -4,7 +4,7 @@ from pipeline.tracking.delivery import deliver
 from pipeline.tracking.errors import StoreError, TrackingError
 from pipeline.tracking.lineage import Lineage, lineage
 from pipeline.tracking.models import resolve_model
-from pipeline.tracking.progress import RunProgress, run_progress
+from pipeline.tracking.progress import RunProgress, run_progress, spooled_progress
 from pipeline.tracking.registry import Version, list_versions, measurements, register_model
 from pipeline.tracking.tracker import Tracker
 
@@ -22,4 +22,5 @@ __all__ = [
     "register_model",
     "resolve_model",
     "run_progress",
+    "spooled_progress",
 ]

@@ -1,5 +1,7 @@
 """The thread that sends a spool's records to MLflow, in order, as often as it takes.
 
+Files and pictures do not hold them up: they are put beside, for a thread of their own (`uploads`).
+
 Each record's time was taken when it was logged, and MLflow keeps one metric for one (name, step,
 time, value); datasets, tags and files replace themselves. So sending twice, which happens when
 a process is killed between an answer and the note of it, changes nothing.
@@ -15,9 +17,10 @@ from itertools import groupby
 from pathlib import Path
 
 from pipeline.tracking.errors import TrackingError
-from pipeline.tracking.sending import Sender, find_run
+from pipeline.tracking.sending import FILES, Sender, find_run
 from pipeline.tracking.spool import Record, Spool, State
 from pipeline.tracking.store import client, explained, first_sentence, is_rejected
+from pipeline.tracking.uploads import Uploads
 
 SECONDS_BETWEEN_BATCHES = 2.0
 LONGEST_PAUSE = 30.0
@@ -34,6 +37,7 @@ class Delivery:
         self._spool = spool
         self._uri = uri
         self._sender: Sender | None = None
+        self._uploads = Uploads(spool, self._sender_of_files)
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._first = threading.Event()
@@ -43,7 +47,11 @@ class Delivery:
 
     @property
     def done(self) -> bool:
-        """Whether the store has everything that was appended."""
+        """Whether the store has everything that was appended, files and pictures too."""
+        return self._records_done and not self._spool.waiting()
+
+    @property
+    def _records_done(self) -> bool:
         return self.state.delivered == self._spool.size()
 
     def start(self, seconds: float) -> None:
@@ -52,29 +60,49 @@ class Delivery:
         Raises TrackingError if the store refuses the run.
         """
         self._thread.start()
+        self._uploads.start()
         self._first.wait(seconds)
         if self._refusal is not None:
             self.stop()
             raise self._refusal
 
     def drain(self, seconds: float) -> bool:
-        """Deliver without pauses for up to `seconds`; return whether everything went."""
+        """Deliver without pauses for up to `seconds`; return whether everything went.
+
+        Returns earlier when nothing but files is left, and their place does not take them.
+        """
         end = time.monotonic() + seconds
+        before = self._uploads.rounds
         while not self.done and self._thread.is_alive() and time.monotonic() < end:
             self._wake.set()
+            self._uploads.wake()
+            if self._records_done and self._uploads.rounds > before + 1 and self._uploads.stuck:
+                break
             time.sleep(0.02)
-        if not self.done:
+        self._tell_what_waits()
+        return self.done
+
+    def _tell_what_waits(self) -> None:
+        waiting = len(self._spool.waiting())
+        if not self._records_done:
             log.warning(
                 "%d bytes of records wait in %s, for the run to be resumed or `pipeline deliver`",
                 self._spool.size() - self.state.delivered,
                 self._spool.folder,
             )
-        return self.done
+        elif waiting:
+            log.warning(
+                "%d files and pictures wait in %s: `pipeline deliver %s` sends them",
+                waiting,
+                self._spool.folder,
+                self._spool.folder.parent,
+            )
 
     def stop(self) -> None:
-        """Stop the thread after the request it is making, and close the spool."""
+        """Stop the threads after the requests they are making, and close the spool."""
         self._stopped.set()
         self._wake.set()
+        self._uploads.stop()
         self._thread.join(LONGEST_PAUSE)
         self._spool.close()
 
@@ -117,28 +145,38 @@ class Delivery:
             self._sender = Sender(where, self._spool, run_id)
         return self._sender
 
+    def _sender_of_files(self) -> Sender | None:
+        """Return another sender for the same run; None while the run has not been reached yet."""
+        if self._sender is None:
+            return None
+        return Sender(client(self._uri), self._spool, self.state.run_id)
+
     def _send(self, sender: Sender, kind: str, group: Sequence[tuple[Record, int]]) -> None:
         """Send records of one kind and note that; records that can never be taken are set aside."""
         together = group if kind == "metrics" else group[:1]
-        delivered = [record for record, _ in together]
+        if kind in FILES:
+            self._spool.put_off(*together[0])
+            self._uploads.wake()
+        else:
+            self._try(sender, kind, together)
+        self.state = self._spool.save_state(self.state, delivered=together[-1][1])
+        if len(together) < len(group):
+            self._send(sender, kind, group[len(together) :])
+
+    def _try(self, sender: Sender, kind: str, together: Sequence[tuple[Record, int]]) -> None:
         try:
-            sender.send(kind, delivered)
+            sender.send(kind, [record for record, _ in together])
         except Exception as error:
             if not is_rejected(error):
                 raise
+            # MLflow rejects whatever it is given for a run that was deleted.
+            sender.refuse_deleted()
             if len(together) > 1:
                 for item in together:
-                    self._send(sender, kind, [item])
+                    self._try(sender, kind, [item])
             else:
                 log.error("MLflow can't take a record: %s", first_sentence(error))
                 self._spool.set_aside(together[0][0], first_sentence(error))
-                delivered = []
-        self.state = self._spool.save_state(self.state, delivered=together[-1][1])
-        for record in delivered:
-            if "staged" in record:
-                self._spool.unstage(record["staged"])
-        if len(together) < len(group):
-            self._send(sender, kind, group[len(together) :])
 
     def _note_down(self, error: Exception) -> None:
         if self._down_since is None:

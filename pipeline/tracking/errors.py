@@ -9,3 +9,7 @@ class TrackingError(ValueError):
 
 class StoreError(RuntimeError):
     """Something outside failed: the tracking server, a download, a damaged artifact."""
+
+
+class DeletedRunError(TrackingError):
+    """The run was deleted in the store; its records wait until it is restored."""

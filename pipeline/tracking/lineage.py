@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.tracking.errors import StoreError
 from pipeline.tracking.models import NAMED, RUN, find_version, resolve_model, run_artifact
 from pipeline.tracking.registry import PARENT, Version, as_version
-from pipeline.tracking.store import client, explained, public
+from pipeline.tracking.store import explained, public, reading_client, require_store, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,8 +63,14 @@ def lineage(model: str) -> Lineage:
 
     Raises TrackingError when there is no such model.
     """
-    where = client()
+    kept = NAMED.fullmatch(model) or RUN.fullmatch(model)
+    where = require_store(model) if kept else reading_client()
     version = None
+    if where is None:
+        from pipeline.codec import load_model
+
+        load_model(resolve_model(model))
+        return Lineage(model, None, (), f"there is no tracking store {tracking_uri()} yet")
     if named := NAMED.fullmatch(model):
         found = find_version(where, named["name"], named["version"], named["alias"])
         aliases = where.get_registered_model(found.name).aliases

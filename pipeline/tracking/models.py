@@ -17,7 +17,7 @@ from pipeline.common.atomic import flush
 from pipeline.common.digests import file_sha256
 from pipeline.common.scratch import cache_folder
 from pipeline.tracking.errors import StoreError, TrackingError
-from pipeline.tracking.store import client, explained, first_sentence, public
+from pipeline.tracking.store import explained, first_sentence, public, require_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,7 +40,7 @@ def resolve_model(model: str) -> Path:
     Raises TrackingError where there is no such model, StoreError where it can't be fetched whole.
     """
     if named := NAMED.fullmatch(model):
-        where = client()
+        where = require_store(model)
         version = find_version(where, named["name"], named["version"], named["alias"])
         return _version_file(where, version)
     if run := RUN.fullmatch(model):
@@ -99,7 +99,7 @@ def _version_file(where: MlflowClient, version: ModelVersion) -> Path:
 
 def run_artifact(run_id: str, artifact: str) -> Path:
     """Return a local file with the run's artifact; raises as `resolve_model` does."""
-    where = client()
+    where = require_store(f"runs:/{run_id}")
     with explained(where.tracking_uri):
         root = where.get_run(run_id).info.artifact_uri
     target = _cache() / f"run-{run_id}-{artifact.replace('/', '-')}"

@@ -1,15 +1,18 @@
-"""How far a run is and how fast it goes, as tags that one request reads."""
+"""How far a run is and how fast it goes: from its own records, or from tags in the store."""
 
 from __future__ import annotations
 
+import json
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.tracking.errors import StoreError, TrackingError
 from pipeline.tracking.spool import Record
-from pipeline.tracking.store import client
+from pipeline.tracking.store import reading_client
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 STEP_TAG = "progress.step"
 PACE_TAG = "progress.seconds_per_step"
 SECONDS_TO_ANSWER = 5.0
+# Of a run's records, the end that its progress is read from.
+LAST_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,7 @@ class Pace:
 
     def tags(self, records: Sequence[Record]) -> dict[str, str]:
         """Return the tags after `records` (metrics); system metrics count steps of their own."""
-        points = [
-            (record["step"], record["time"])
-            for record in records
-            if not all(name.startswith("system/") for name in record["values"])
-        ]
+        points = [(record["step"], record["time"]) for record in records if not _of_machine(record)]
         if not points:
             return {}
         last = max(points)
@@ -53,12 +54,64 @@ class Pace:
         return tags
 
 
+def spooled_progress(folder: Path) -> RunProgress | None:
+    """Return how far the run in `folder` is, from the records that it keeps there; None if none.
+
+    That needs no store, and is ahead of what one was told. The pace is that of the last records
+    since the run was started.
+    """
+    try:
+        with (folder / "tracking" / "spool.jsonl").open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - LAST_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    status, step = "RUNNING", None
+    points: list[tuple[int, int]] = []
+    for record in filter(None, map(_record, lines)):
+        kind = record.get("kind")
+        if kind == "begin":
+            status, points = "RUNNING", []
+        elif kind == "end":
+            status = str(record.get("status"))
+        elif kind == "metrics" and not _of_machine(record):
+            step = int(record["step"])
+            points.append((step, int(record["time"])))
+    if step is None:
+        return None
+    return RunProgress(step, _pace(points), status)
+
+
+def _record(line: bytes) -> Record | None:
+    """Return the record in a line; None where it is torn, or the first half is cut off."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _of_machine(record: Record) -> bool:
+    """Say whether these are metrics of the machine, which count steps of their own."""
+    return all(name.startswith("system/") for name in record["values"])
+
+
+def _pace(points: Sequence[tuple[int, int]]) -> float | None:
+    if not points or points[-1][0] <= points[0][0]:
+        return None
+    (first, began), (last, ended) = points[0], points[-1]
+    return (ended - began) / 1000 / (last - first)
+
+
 def run_progress(run_id: str) -> RunProgress | None:
     """Return how far the run is; None where it, or its store, can't be reached within seconds."""
     answer: list[RunProgress] = []
     try:
-        where = client()
+        where = reading_client()
     except (TrackingError, StoreError):
+        return None
+    if where is None:
         return None
     # A thread, because a host that swallows packets would hold the caller for minutes.
     thread = threading.Thread(target=lambda: _ask(where, run_id, answer), daemon=True)

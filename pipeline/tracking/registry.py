@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.common.digests import file_sha256
 from pipeline.tracking.errors import TrackingError
 from pipeline.tracking.models import find_version, resolve_model
-from pipeline.tracking.store import client, experiment_id, explained
+from pipeline.tracking.store import (
+    client,
+    experiment_id,
+    explained,
+    reading_client,
+    require_store,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -103,7 +109,9 @@ def list_versions(name: str | None = None) -> list[Version]:
 
     Raises TrackingError when there is no model called `name`.
     """
-    where = client()
+    where = require_store(f"model {name}") if name else reading_client()
+    if where is None:
+        return []
     with explained(where.tracking_uri):
         query = f"name = '{name}'" if name else None
         found = list(_pages(where, query))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.tracking.errors import TrackingError
+from pipeline.tracking.errors import DeletedRunError, TrackingError
 from pipeline.tracking.progress import Pace
 from pipeline.tracking.spool import Record, Spool, State
 from pipeline.tracking.store import experiment_id, public
@@ -20,13 +20,15 @@ LONGEST_TAG = 5000
 LONGEST_PARAM = 6000
 LONGEST_DIGEST = 36
 KEY_TAG = "cca.key"
+# Kinds of records with content that goes to another place than numbers do.
+FILES = ("file", "image")
 T = TypeVar("T")
 
 
 def find_run(client: MlflowClient, state: State) -> str:
     """Return the id of the state's run: the known one, one made before, or a new one.
 
-    Raises TrackingError where the known one is not in this store.
+    Raises TrackingError where the known one is not in this store, or was deleted there.
     """
     if state.run_id:
         _check_known(client, state)
@@ -44,7 +46,7 @@ def _check_known(client: MlflowClient, state: State) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.get_run(state.run_id)
+        refuse_deleted(client, state.run_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
@@ -53,6 +55,16 @@ def _check_known(client: MlflowClient, state: State) -> None:
             "MLFLOW_TRACKING_URI to the store that has it, or, to begin another one, delete "
             "`tracking` and `run.json` in the run's folder"
         ) from error
+
+
+def refuse_deleted(client: MlflowClient, run_id: str) -> None:
+    """Raise DeletedRunError if somebody has deleted the run, in MLflow's pages say."""
+    if client.get_run(run_id).info.lifecycle_stage == "deleted":
+        raise DeletedRunError(
+            f"the run {run_id} was deleted in {public(client.tracking_uri)}: restore it (`mlflow"
+            f" runs restore --run-id {run_id}`), or, to begin another one, delete `tracking` and"
+            " `run.json` in the run's folder"
+        )
 
 
 class Sender:
@@ -64,6 +76,14 @@ class Sender:
         self._spool = spool
         self._run_id = run_id
         self._pace = Pace()
+
+    def refuse_deleted(self) -> None:
+        """Raise DeletedRunError if the run was deleted meanwhile."""
+        refuse_deleted(self._client, self._run_id)
+
+    def place_of_files(self) -> str:
+        """Return where the run's files go, without credentials."""
+        return public(str(self._client.get_run(self._run_id).info.artifact_uri))
 
     def send(self, kind: str, records: Sequence[Record]) -> None:
         """Send records of one kind; all kinds but metrics come one at a time."""

@@ -1,8 +1,9 @@
-"""A run's records on disk, between the training loop that writes and the thread that delivers.
+"""A run's records on disk, between the training loop that writes and the threads that deliver.
 
     RUN/tracking/spool.jsonl    one record a line, only ever appended
     RUN/tracking/state.json     which MLflow run they belong to, and how many bytes were delivered
-    RUN/tracking/files/         files and pictures that wait to be sent
+    RUN/tracking/waiting/       a record for each file or picture that is not stored yet
+    RUN/tracking/files/         those files and pictures themselves
 
 Appending is one `write` to a file opened with O_APPEND, so a record is there whole once `append`
 returns, whatever kills the process afterwards; `sync` makes it safe against a power cut too.
@@ -49,6 +50,8 @@ class Spool:
         self.folder = folder / "tracking"
         self.files = self.folder / "files"
         self.files.mkdir(parents=True, exist_ok=True)
+        self._waiting = self.folder / "waiting"
+        self._waiting.mkdir(exist_ok=True)
         self._path = self.folder / "spool.jsonl"
         _cut_torn_line(self._path)
         self._file = os.open(self._path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
@@ -105,6 +108,22 @@ class Spool:
     def unstage(self, name: str) -> None:
         """Forget a staged file that was delivered."""
         shutil.rmtree(self.staged(name).parent, ignore_errors=True)
+
+    def put_off(self, record: Mapping[str, Any], end: int) -> None:
+        """Let a file or picture wait beside the records; `end` is the byte where its record ends.
+
+        Doing so twice, after a kill, is the same as once.
+        """
+        write_json(self._waiting / f"{end:020d}.json", dict(record))
+
+    def waiting(self) -> list[Path]:
+        """Return what waits, oldest first."""
+        return sorted(self._waiting.glob("[0-9]*.json"))
+
+    def stored(self, path: Path, record: Mapping[str, Any]) -> None:
+        """Forget what has waited as `path`, and its file: it is stored now."""
+        path.unlink(missing_ok=True)
+        self.unstage(record["staged"])
 
     def set_aside(self, record: Mapping[str, Any], why: str) -> None:
         """Keep a record that the store rejects in `rejected.jsonl`, with the reason."""

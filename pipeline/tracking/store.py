@@ -8,6 +8,7 @@ made under a lock and a temporary name.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite:///"
 CREDENTIALS = re.compile(r"//[^/@\s]+@")
+# How long another process may hold an embedded store before that is told.
+LOCK_SECONDS = 20.0
 # Answers of a server that is there but can't serve now; anything else it says is its last word.
 PASSING = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "BAD_GATEWAY")
 REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
@@ -57,25 +60,93 @@ def _without_credentials(uri: str) -> str:
 
 
 def client(uri: str | None = None) -> MlflowClient:
-    """Return MLflow's client for `tracking_uri(uri)`; makes an embedded store's tables."""
+    """Return MLflow's client for `tracking_uri(uri)`; makes an embedded store's tables.
+
+    Raises TrackingError for a file that is no tracking store, StoreError for one that is locked.
+    """
+    where = tracking_uri(uri)
+    _make_quiet()
+    with explained(where):
+        if where.startswith(SQLITE):
+            path = Path(where.removeprefix(SQLITE))
+            _make_tables(path)
+            _look_into(path)
+        return _client(where)
+
+
+def reading_client(uri: str | None = None) -> MlflowClient | None:
+    """Return MLflow's client for a store that is there; None for an embedded one that is not.
+
+    Looking makes no store. Raises as `client`.
+    """
+    where = tracking_uri(uri)
+    if where.startswith(SQLITE) and not Path(where.removeprefix(SQLITE)).exists():
+        return None
+    return client(uri)
+
+
+def require_store(what: str) -> MlflowClient:
+    """Return `reading_client()`; raises TrackingError where no store can have `what`."""
+    where = reading_client()
+    if where is None:
+        raise TrackingError(
+            f"there is no {what}: there is no tracking store {tracking_uri()} yet; set"
+            " MLFLOW_TRACKING_URI to the one that has it"
+        )
+    return where
+
+
+def _client(where: str) -> MlflowClient:
     import mlflow
 
+    registry = os.environ.get("MLFLOW_REGISTRY_URI") or where
+    return mlflow.MlflowClient(where, registry_uri=registry)
+
+
+def _make_quiet() -> None:
     # MLflow would try for minutes; the spool has patience of its own, and a user has less.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     # Its bars would tear ours, and standard output is for results.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-
     # They would report every table made and every retry; what matters is raised as an error.
     for name in ("mlflow.store", "alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    where = tracking_uri(uri)
-    with explained(where):
-        if where.startswith(SQLITE):
-            _make_tables(Path(where.removeprefix(SQLITE)))
-        return mlflow.MlflowClient(
-            where, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or where
+
+
+def _look_into(path: Path) -> None:
+    """Raise an error for a file that MLflow would fail on, or make its tables in."""
+    import sqlite3
+
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=LOCK_SECONDS)
+        ) as database:
+            rows = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            tables = {str(name) for (name,) in rows}
+    except sqlite3.DatabaseError as error:
+        raise _of_database(f"{SQLITE}{path}", error) from error
+    if tables and not {"experiments", "alembic_version"} <= tables:
+        raise TrackingError(
+            f"{path} is the database of another program: move it, or set MLFLOW_TRACKING_URI"
         )
+
+
+def _of_database(uri: str, error: BaseException) -> TrackingError | StoreError:
+    """Return the error to raise for one of an embedded database or of SQLAlchemy."""
+    sentence = first_sentence(error)
+    if "locked" in sentence or "busy" in sentence:
+        return StoreError(
+            f"the tracking store {public(uri)} is locked by another process: type the command"
+            " again when that is done; for many processes or a network file system, run a server"
+            " (docs/tracking.md)"
+        )
+    if "not a database" in sentence or "malformed" in sentence:
+        return TrackingError(
+            f"{public(uri)} is no tracking store ({sentence}): move the file, or set"
+            " MLFLOW_TRACKING_URI"
+        )
+    return StoreError(f"the tracking store {public(uri)} can't be used now: {sentence}")
 
 
 def _make_tables(path: Path) -> None:
@@ -129,11 +200,16 @@ def explained(uri: str) -> Iterator[None]:
     """Turn what MLflow raises into an error of ours that names the store."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
+    except SQLAlchemyError as error:
+        raise _of_database(uri, error) from error
     except MlflowException as error:
         sentence = first_sentence(error)
+        if "OperationalError" in str(error):
+            raise _of_database(uri, error) from error
         if error.error_code in REFUSED:
             raise TrackingError(
                 f"the tracking store {public(uri)} refuses these credentials: set "
@@ -173,6 +249,18 @@ def is_rejected(error: BaseException) -> bool:
     if isinstance(error, MlflowException):
         return error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
     return isinstance(error, ValueError | TypeError | KeyError | FileNotFoundError)
+
+
+def is_too_large(error: BaseException) -> bool:
+    """Say whether a file, and not its place, is what an upload failed by."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+
+    if isinstance(error, RequestException):
+        return error.response is not None and error.response.status_code in NEVER
+    return isinstance(error, MlflowException) and any(
+        f" {code}" in first_sentence(error) for code in NEVER
+    )
 
 
 def public(uri: str) -> str:

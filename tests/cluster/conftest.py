@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +35,16 @@ class Cluster:
         """Bring a killed node back."""
         self._run("slurm-up.sh", "node", str(number))
 
+    def restart_controller(self, seconds: float) -> None:
+        """Stop the controller, and start it again after so many seconds."""
+        pid = int((self.root / "run" / "slurmctld.pid").read_text())
+        os.kill(pid, signal.SIGTERM)
+        time.sleep(seconds)
+        while _runs(pid):
+            time.sleep(0.1)
+        conf = self.root / "etc" / "slurm.conf"
+        subprocess.run(["slurmctld", "-f", str(conf)], check=True, timeout=60)
+
     def command(self, *words: str) -> str:
         """Return what one of Slurm's commands prints."""
         done = subprocess.run(
@@ -60,6 +72,13 @@ class Cluster:
 
     def down(self) -> None:
         self._run("slurm-down.sh")
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return "slurmctld" in Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def test_plan_runs_in_order_and_ends_done(
     found = ended(made.plan, made.folder)
 
     assert {one.state for one in found.values()} == {State.DONE}
-    assert found["part"].reason == "parts: 3 done"
+    assert found["part"].progress == "3 of 3 parts"
     assert "".join(control.logs(made.plan, made.folder, "part")).count("==> part.") == 3
     assert control.retry(made.plan, made.folder) == []
     written = [path.read_text() for path in place.rglob("*") if path.is_file()]

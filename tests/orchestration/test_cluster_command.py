@@ -11,10 +11,44 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli.cluster import status_lines
 from tests.docs.commands import commands
 from tests.patience import patience
 
 pytestmark = pytest.mark.slow  # processes, servers and codecs of their own
+
+ROWS = [
+    {
+        "job": f"train-a-stage-with-quite-a-long-name-w{rate}",
+        "state": "running",
+        "progress": "120000 of 500000",
+        "left": "7:02:11 (limit 23:10:00)",
+        "elapsed": "1-03:22:10",
+        "nodes": "node[0001-0016]",
+        "id": "1234567",
+        "reason": reason,
+    }
+    for rate, reason in [(0.3, ""), (15, "exit code 1: RuntimeError: " + "many words " * 20)]
+]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_status_fits_the_screen_and_cuts_no_name(width: int) -> None:
+    lines = list(status_lines(ROWS, width))
+    named = [line.split()[0] for line in lines if line.startswith("train-")]
+    assert named == [row["job"] for row in ROWS]
+    assert " ".join(" ".join(lines).split()).count("many words") == 20
+    assert max(map(len, lines)) <= width
+    assert ("1234567" in lines[1]) == (width >= 200)
+
+
+def test_status_of_short_names_is_a_line_for_each_job_at_80_columns() -> None:
+    row = {**ROWS[0], "job": "train-mse-w0.3", "left": "2:11", "reason": "Resources"}
+    header, line = status_lines([row], 80)
+    assert "reason" in header
+    assert line.endswith("Resources")
+    assert len(line) <= 80
+
 
 LOCAL = "engine: local\nresources: {default: {cpus: 1}}\nregistry: {promote: false}\n"
 
@@ -87,7 +121,7 @@ def test_failing_plan_says_why_in_one_sentence(recipe: Path, local: Path) -> Non
     assert log.returncode == 0
     assert "train: " in log.stdout
     status = run("status", folder.name)
-    assert re.search(r"train-mse-w0.3 +│ cancelled .*train-base failed", status.stdout)
+    assert re.search(r"train-mse-w0.3 +cancelled .*train-base failed", status.stdout)
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,21 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
 from orchestration import control
+from orchestration.build import build_jobs
 from orchestration.engines.kubernetes import job_status
-from orchestration.engines.manifest import MOST_NEEDS
+from orchestration.engines.manifest import MOST_NEEDS, jobset
+from orchestration.load import profile_from
+from orchestration.plan import Plan
+from orchestration.profile import KubernetesProfile
 from orchestration.states import State
+from orchestration.store import new_id
+from recipes.config.schema import Recipe
 from tests.patience import patience
 
 # A DNS label, which the names of pods with their indices must fit.
@@ -105,6 +114,60 @@ def test_sets_of_a_recipe_with_a_long_name_have_names_of_their_own(
     label = made[0]["metadata"]["labels"]["cca-pipeline/plan"]
     pods = [f"{names[0]}-{job['metadata']['name']}-0-100" for job in jobs_in(made[0])]
     assert max(map(len, [label, *pods])) <= LONGEST
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,70}", fullmatch=True),
+    stages=st.lists(
+        st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}", fullmatch=True),
+        min_size=1,
+        max_size=3,
+        unique=True,
+    ),
+    nodes=st.sampled_from([1, 16, 2000]),
+    rates=st.integers(1, 6),
+    turn=st.sampled_from([0, 12]),
+)
+def test_names_pass_the_rules_of_jobset(
+    profiles: Path, name: str, stages: list[str], nodes: int, rates: int, turn: int
+) -> None:
+    """Names of pods as JobSet's webhook checks them: a DNS label with five random characters."""
+    weights = [0.3, 0.85, 1.8, 3.5, 7, 15][:rates]
+    described = [{"name": stage, "rate_weight": weights, "steps": 1} for stage in stages]
+    data = {"train": "shards", "validation": "held-out"}
+    recipe = Recipe.model_validate({"name": name, "out": "o", "data": data, "stages": described})
+    content = yaml.safe_load((profiles / "kubernetes.yaml").read_text())
+    content["resources"]["train"] = {"nodes": nodes}
+    profile = profile_from(content, "k.yaml")
+    assert isinstance(profile, KubernetesProfile)
+    jobs = build_jobs(recipe, profile, "r.yaml")
+    plan = Plan(
+        id=new_id(name), created="", recipe="r.yaml", out="o", workdir="/d", profile={}, jobs=jobs
+    )
+    made = jobset(plan, profile, [job.name for job in jobs], turn)
+
+    set_name = made["metadata"]["name"]
+    label = re.compile("[a-z]([-a-z0-9]*[a-z0-9])?")
+    value = re.compile("(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
+    entries = made["spec"]["replicatedJobs"]
+    assert len({entry["name"] for entry in entries}) == len(entries)
+    assert label.fullmatch(set_name)
+    for entry in entries:
+        last = entry["template"]["spec"]["completions"] - 1
+        pod = f"{set_name}-{entry['name']}-0-{last}-abcde"
+        assert label.fullmatch(pod), pod
+        assert len(pod) <= LONGEST, pod
+    named = {}
+    for job in jobs_in(made):
+        for part in (job, job["spec"]["template"]):
+            for text in part["metadata"].get("labels", {}).values():
+                assert len(text) <= LONGEST
+                assert value.fullmatch(text), text
+        if "annotations" in job["metadata"]:
+            full = job["metadata"]["annotations"]["cca-pipeline/job-name"]
+            named[job["metadata"]["labels"]["cca-pipeline/job"]] = full
+    assert sorted(named.values()) == sorted(job.name for job in jobs)
 
 
 def test_pods_of_one_training_meet_and_start_again_together(several_nodes: dict[str, Any]) -> None:
@@ -205,7 +268,11 @@ echo "$*" >> calls
 case "$*" in
   *"get jobsets"*) cat jobsets.json;;
   *"get jobs"*) cat jobs.json;;
-  *"get pods"*) echo '{"items": [{"metadata": {"name": "the-pod"}}]}';;
+  *patch*) touch patched;;
+  *"get pods"*)
+    [ ! -e gone ] || { echo '{"items": []}'; exit; }
+    [ ! -e patched ] || touch gone
+    echo '{"items": [{"metadata": {"name": "the-pod"}, "status": {"phase": "Running"}}]}';;
   *logs*) echo 'train: the shards are gone';;
 esac
 """
@@ -259,11 +326,14 @@ def test_states_logs_and_cancel_go_through_kubectl(
     assert again["metadata"]["name"].endswith("-1")
     assert not any(e["name"].startswith("shard-f") for e in again["spec"]["replicatedJobs"])
 
+    monkeypatch.setattr("orchestration.engines.kubernetes.SECONDS_BETWEEN_LOOKS", 0.0)
     control.cancel(made.plan, made.folder)
-    assert (
-        'patch jobset set- --type merge --patch {"spec":{"suspend":true}}'
-        in (tmp_path / "calls").read_text()
-    )
+    calls = (tmp_path / "calls").read_text()
+    _, suspended, after = calls.partition('patch jobset set- --type merge --patch {"spec":{"susp')
+    assert suspended
+    # It returns when the pods are gone, not before.
+    assert (tmp_path / "gone").exists()
+    assert after.count("get pods") == 2
 
 
 RESTARTING = """#!/bin/bash

@@ -46,7 +46,7 @@ def test_plan_runs_in_order_and_ends_done(place: Path) -> None:
     found = ended(made.plan, made.folder)
 
     assert {one.state for one in found.values()} == {State.DONE}
-    assert found["part"].reason == "parts: 3 done"
+    assert found["part"].progress == "3 of 3 parts"
     log = "".join(control.logs(made.plan, made.folder, "part"))
     for part in range(3):
         assert f"==> part.{part}.log <==\npart {part}\n" in log
@@ -205,7 +205,7 @@ def test_job_that_outlived_its_supervisor_counts_as_running_and_can_be_cancelled
     with pytest.raises(EngineError, match="cancel"):
         control.retry(made.plan, made.folder)
     control.cancel(made.plan, made.folder)
-    assert states(made.plan, made.folder)["a"] == State.FAILED
+    assert states(made.plan, made.folder)["a"] == State.CANCELLED
 
 
 def test_logs_follow_until_the_end(place: Path) -> None:

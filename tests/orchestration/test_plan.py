@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -149,30 +149,43 @@ def test_deepspeed_is_launched_on_each_node_by_its_own_launcher() -> None:
     assert "--deepspeed_multinode_launcher" not in launch_words(Resources(gpus=4), options)
 
 
-def test_tests_for_work_done_follow_the_files(recipe: Path, tmp_path: Path) -> None:
-    jobs = jobs_of(recipe, pictures={"source": ["photos"]})
+def test_training_is_done_when_its_run_says_so(recipe: Path, tmp_path: Path) -> None:
+    job = jobs_of(recipe)["train-base"]
+    (tmp_path / "runs" / "base").mkdir(parents=True)
+    for text, done in (("false", False), ("true", True)):
+        (tmp_path / "runs/base/run.json").write_text(f'{{"run_id": "a", "done": {text}}}')
+        assert is_done(job, str(tmp_path)) == done
 
-    def done() -> list[str]:
-        return [name for name, job in jobs.items() if is_done(job, str(tmp_path))]
 
-    def put(path: str, text: str, time: int) -> None:
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(text)
-        os.utime(tmp_path / path, (time, time))
+@settings(max_examples=60, deadline=None)
+@given(
+    stages=st.lists(
+        st.tuples(
+            st.sampled_from(["a", "a-w1", "a-w1.2", "fine_tune", "fine-tune", "fine.tune", "b_"]),
+            st.sampled_from([None, [1.0], [0.3, 1.0]]),
+        ),
+        min_size=1,
+        unique_by=lambda stage: stage[0],
+    )
+)
+def test_job_names_are_unique_and_lead_back_to_their_runs(
+    stages: list[tuple[str, list[float] | None]],
+) -> None:
+    described = [{"name": name, "rate_weight": rates or 1.8, "steps": 1} for name, rates in stages]
+    data = {"train": "shards", "validation": "held-out"}
+    content = {"name": "r", "out": "o", "data": data, "stages": described}
+    recipe = Recipe.model_validate(content)
+    jobs = build_jobs(recipe, profile_of(), "r.yaml")
 
-    assert done() == []
-    put("shards/train.json", "{}", 100)
-    put("runs/base/run.json", '{"run_id": "a", "done": false}', 100)
-    assert done() == ["shard"]
-    put("runs/base/run.json", '{"run_id": "a", "done": true}', 110)
-    for weight in ("w0.3", "w1.8"):
-        put(f"runs/mse/{weight}/model.safetensors", "", 120)
-    put("runs/reports/mse/results.json", "{}", 130)
-    put("runs/registered/mse-w0.3.json", "{}", 140)
-    assert done() == ["shard", "train-base", "evaluate-mse", "register-mse-w0.3"]
-    # A model that was trained again makes its report and registration old.
-    put("runs/mse/w0.3/model.safetensors", "", 150)
-    assert done() == ["shard", "train-base"]
+    assert len({job.name for job in jobs}) == len(jobs)
+    assert len({job.receipt for job in jobs if job.receipt}) == sum(bool(j.receipt) for j in jobs)
+    trained = {job.run_folder: job.name for job in jobs if job.kind == "train"}
+    assert set(trained) == {run.folder.as_posix() for run in recipe.runs()}
+    for folder, name in trained.items():
+        plain = "train-" + (folder or "").removeprefix("o/").replace("/", "-")
+        # Only where two would have one name, a number follows.
+        assert name == plain or (name.startswith(f"{plain}.") and plain in trained.values())
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", job.name) for job in jobs)
 
 
 def test_receipt_is_there_only_after_success(tmp_path: Path) -> None:
@@ -185,7 +198,6 @@ def test_receipt_is_there_only_after_success(tmp_path: Path) -> None:
         text = f"set -eo pipefail\n{command(job)}"
         ran = subprocess.run(["bash", "-c", text], cwd=tmp_path, check=False, capture_output=True)
         assert ran.returncode == code
-        assert ran.stdout == b"version 3\n"
         assert (tmp_path / "kept" / "r.json").exists() == there
 
 
@@ -201,7 +213,8 @@ def test_environment_wins_over_what_the_set_up_loads(
         environment=str(tmp_path / "own"), setup=[f"PATH={tmp_path / 'module' / 'bin'}:$PATH"]
     )
     plan = make_plan(recipe, profiles / "local.yaml").plan
-    text = "\n".join([*preamble(plan, plan.job("train-base"), profile), "tool"])
+    job = plan.job("train-base").model_copy(update={"done": "false"})
+    text = "\n".join([*preamble(plan, job, profile), "tool"])
     ran = subprocess.run(["bash", "-c", text], check=True, capture_output=True, text=True)
     assert ran.stdout == "own\n"
 
@@ -212,6 +225,7 @@ def test_home_is_known_in_the_profile(
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
     profile = Path("home.yaml")
     profile.write_text("engine: local\nworkdir: ~/cca\nenvironment: ~/cca/.venv\n")
+    (tmp_path / "me/cca/.venv/bin").mkdir(parents=True)
     made = make_plan(recipe, profile)
     assert made.plan.workdir == str(tmp_path / "me" / "cca")
     assert f"export PATH={tmp_path}/me/cca/.venv/bin:$PATH" in made.scripts["train-base.sh"]
@@ -250,3 +264,18 @@ def test_dry_run_writes_nothing_and_shows_all(recipe: Path, profiles: Path, tmp_
 def test_unknown_recipe_key_is_refused_before_anything(recipe: Path, profiles: Path) -> None:
     with pytest.raises(ValueError, match="unknown key sed"):
         make_plan(recipe, profiles / "local.yaml", ["sed=1"])
+
+
+@pytest.mark.parametrize("line", ["module load none/9.9", "source /nowhere/conda.sh", "false"])
+def test_script_stops_at_a_set_up_line_that_fails_and_says_which(
+    recipe: Path, profiles: Path, line: str
+) -> None:
+    profile = profile_of(setup=["true", line, "echo 'and on it goes'"])
+    plan = make_plan(recipe, profiles / "local.yaml").plan
+    text = "\n".join([*preamble(plan, plan.job("train-base"), profile), "echo trained"])
+    ran = subprocess.run(["bash", "-c", text], check=False, capture_output=True, text=True)
+    assert ran.returncode != 0
+    assert ran.stdout == ""
+    _, said, after = ran.stderr.rpartition("set-up: ")
+    assert said
+    assert after.startswith(f"{line}\n")

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from orchestration.control import make_plan
 from orchestration.errors import OrchestrationError
 from orchestration.load import ENGINES, load_profile, profile_from
 from orchestration.profile import Resources
@@ -87,6 +88,8 @@ def test_all_mistakes_are_named_at_once() -> None:
         ),
         ({"engine": "slurm", "resources": {"evaluate": {"nodes": 2}}}, "only training"),
         ({"engine": "slurm", "resources": {"trian": {}}}, "no kind of job"),
+        ({"engine": "slurm", "resources": {"evaluate.mse": {}}}, "only training has stages"),
+        ({"engine": "local", "resources": {"train": {"gpus": 2}}}, r"train\.gpus: 2 are asked"),
         ({"engine": "slurm", "resources": {"train.base": {"minutes": 5}}}, "signal_seconds"),
     ],
 )
@@ -131,3 +134,118 @@ def test_nearest_word_on_resources_wins_field_by_field() -> None:
     other = profile.resources_of("train.mse")
     assert (other.nodes, other.cpus, other.ranks) == (1, 3, 4)
     assert profile.resources_of("evaluate").gpus == 0
+
+
+def test_mistakes_that_only_show_together_are_named_at_once() -> None:
+    resources = {
+        "trian": {},
+        "evaluate.mse": {},
+        "shard": {"nodes": 2},
+        "train": {"minutes": 5},
+        "promote": {"memory": "lots"},
+    }
+    with pytest.raises(OrchestrationError) as caught:
+        profile_from({"engine": "slurm", "resources": resources}, "p.yaml")
+    assert "resources.promote.memory: write an amount and its unit" in str(caught.value)
+    del resources["promote"]
+    with pytest.raises(OrchestrationError) as caught:
+        profile_from({"engine": "slurm", "resources": resources}, "p.yaml")
+    for part in ("trian is no kind", "evaluate.mse: only", "shard.nodes", "limit of train (5"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("24:00:00", "1440"),
+        ('"24:00:00"', "1440"),
+        ("1-00:00:00", "1440"),
+        ("1-12", "2160"),
+        ("2-00:30", "2910"),
+        ("10:30", "630 for 10 hours or 11 for 10 minutes"),
+        ("0:59:30", "60"),
+    ],
+)
+def test_times_as_slurm_writes_them_are_refused_with_the_minutes_to_write(
+    tmp_path: Path, written: str, told: str
+) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(f"engine: slurm\nresources: {{train: {{minutes: {written}}}}}\n")
+    with pytest.raises(OrchestrationError, match=rf"minutes: write a number of minutes, {told},"):
+        load_profile(path)
+
+
+@pytest.mark.parametrize(
+    ("written", "memory"),
+    [
+        ("128G", "128G"),
+        ("128GB", "128G"),
+        ("128g", "128G"),
+        ("128GiB", "128G"),
+        ("1T", "1T"),
+        ("1.5G", "1536M"),
+        ("4000M", "4000M"),
+        ("1000K", "1M"),
+        ("2048M", "2G"),
+    ],
+)
+def test_sizes_are_understood_as_slurm_does(tmp_path: Path, written: str, memory: str) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(f"engine: slurm\nresources: {{train: {{memory: {written}}}}}\n")
+    assert load_profile(path).resources_of("train").memory == memory
+
+
+@pytest.mark.parametrize(
+    "written", ["0", "64", "G", "-1G", "1e3G", "true", "[1G]", "0G", "64 cows"]
+)
+def test_what_is_no_size_is_refused(tmp_path: Path, written: str) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(f"engine: slurm\nresources: {{train: {{memory: {written}}}}}\n")
+    with pytest.raises(OrchestrationError, match=r"resources\.train\.memory: "):
+        load_profile(path)
+
+
+def test_numbers_in_env_are_taken_and_what_yaml_changes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("engine: slurm\nenv: {OMP_NUM_THREADS: 4, START: 10:30, A: text}\n")
+    assert load_profile(path).env == {"OMP_NUM_THREADS": "4", "START": "10:30", "A": "text"}
+    path.write_text("engine: slurm\nenv: {FLAG: yes, VERSION: 1.10, NONE: }\n")
+    with pytest.raises(OrchestrationError, match=r'quotes: FLAG: "true", VERSION: "1\.1", NONE'):
+        load_profile(path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ("resources: {train.msee: {minutes: 2880}}", r"no stage msee \(did you mean mse\?"),
+        ("resources: {train.zzz: {}}", r"no stage zzz \(there are: base, mse\)"),
+        ("environment: no-env", "no Python environment"),
+        ("workdir: no-place", "workdir: there is no folder"),
+        ("evaluation: {data: kodakk}", r"evaluation\.data: there is no folder kodakk"),
+        ("pictures: {source: [photoss, there]}", r"pictures\.source: there is no photoss$"),
+    ],
+)
+def test_what_is_not_there_is_refused_before_anything_is_submitted(
+    recipe: Path, tmp_path: Path, fields: str, told: str
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "p.yaml").write_text(f"engine: slurm\n{fields}\n")
+    with pytest.raises(OrchestrationError, match=told):
+        make_plan(recipe, tmp_path / "p.yaml")
+    assert not (tmp_path / "plans").exists()
+
+
+def test_all_that_is_not_there_is_named_at_once(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(
+        "engine: slurm\nenvironment: none\nevaluation: {data: kodakk}\nresources: {train.x: {}}\n"
+    )
+    with pytest.raises(OrchestrationError) as caught:
+        make_plan(recipe, tmp_path / "p.yaml")
+    for part in ("p.yaml: ", "no stage x", "no Python environment none", "no folder kodakk"):
+        assert part in str(caught.value)
+
+
+def test_pictures_elsewhere_need_not_be_there(recipe: Path, tmp_path: Path) -> None:
+    sources = "[s3://bucket/photos, hf:org/name, 'shards:old/{0..9}.tar', recipes/demo/pictures]"
+    (tmp_path / "p.yaml").write_text(f"engine: slurm\npictures: {{source: {sources}}}\n")
+    make_plan(recipe, tmp_path / "p.yaml")

@@ -7,14 +7,16 @@ import math
 import re
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import requests
 
-from pipeline.tracking import Tracker, TrackingError, run_progress
+from pipeline.tracking import Tracker, TrackingError, deliver, run_progress
 from pipeline.tracking.store import client
 from tests.patience import patience, wait_for
 
@@ -232,24 +234,86 @@ def test_system_metrics_go_on_counting_after_a_resume(workdir: Path) -> None:
     assert [step for step, _ in found] == list(range(len(found)))
 
 
-def test_a_file_too_large_for_the_server_holds_nothing_up_and_is_kept(
+def too_large(*_: object) -> None:
+    answer = requests.Response()
+    answer.status_code = 413
+    answer.raise_for_status()
+
+
+def without_credentials(*_: object) -> None:
+    raise RuntimeError("Unable to locate credentials")
+
+
+@pytest.mark.parametrize("refuse", [too_large, without_credentials])
+def test_a_file_that_can_not_be_stored_holds_nothing_up_and_is_delivered_later(
+    workdir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    refuse: Callable[..., None],
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr("mlflow.MlflowClient.log_artifact", refuse)
+        tracker = start(workdir / "run")
+        tracker.log_text("much", "large.txt")
+        tracker.log_image(np.zeros((8, 8, 3), np.uint8), "x", 1)
+        tracker.log({"loss": 1}, 1)
+        assert not tracker.finish(seconds=300)
+        told = [r.message for r in caplog.records if "can't be stored" in r.message]
+    assert history(tracker.run_id, "loss") == [(1, 1)]
+    assert client().get_run(tracker.run_id).info.status == "FINISHED"
+    assert len(told) == 1
+    assert "mlartifacts" in told[0]
+    assert "pipeline deliver" in told[0]
+
+    assert deliver(workdir / "run")
+    kept = client().download_artifacts(tracker.run_id, "large.txt")
+    assert Path(kept).read_text() == "much"
+    assert len(client().list_artifacts(tracker.run_id, "images")) == 2
+    assert not any(path.is_file() for path in (workdir / "run/tracking/files").rglob("*"))
+
+
+def test_metrics_pass_a_file_whose_upload_hangs(
     workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        answer = requests.Response()
-        answer.status_code = 413
-        answer.raise_for_status()
-
-    monkeypatch.setattr("mlflow.MlflowClient.log_artifact", refuse)
+    going_on = threading.Event()
+    monkeypatch.setattr("mlflow.MlflowClient.log_artifact", lambda *_: going_on.wait(300))
     tracker = start(workdir / "run")
-    tracker.log_text("much", "large.txt")
+    tracker.log_text("slow", "slow.txt")
+    tracker.log({"loss": 1}, 1)
+    wait_for(
+        lambda: bool(tracker.run_id) and history(tracker.run_id, "loss") == [(1, 1)], "the metric"
+    )
+    going_on.set()
+    assert tracker.finish()
+
+
+def test_a_folder_that_only_the_server_reaches_costs_files_alone(workdir: Path) -> None:
+    client().create_experiment("elsewhere", artifact_location="file:///sys/kernel/none/artifacts")
+    tracker = Tracker.start("elsewhere", "r", params={"a": 1}, tags={}, folder=workdir / "run")
+    tracker.log({"loss": 0.5}, 3)
+    tracker.finish(seconds=300)
+    run = client().get_run(tracker.run_id)
+    assert (run.data.metrics, run.data.params) == ({"loss": 0.5}, {"a": "1"})
+    assert run.info.status == "FINISHED"
+
+
+def test_a_deleted_run_is_not_resumed_and_loses_nothing(workdir: Path) -> None:
+    tracker = start(workdir / "run")
     tracker.log({"loss": 1}, 1)
     assert tracker.finish()
-    assert history(tracker.run_id, "loss") == [(1, 1)]
-    rejected = (workdir / "run/tracking/rejected.jsonl").read_text().splitlines()
-    (record,) = [line for line in map(json.loads, rejected) if "large" in line["staged"]]
-    assert "413" in record["why"]
-    assert (workdir / "run/tracking/files" / record["staged"]).read_text() == "much"
+    client().delete_run(tracker.run_id)
+    with pytest.raises(TrackingError, match=f"{tracker.run_id} was deleted .* restore"):
+        start(workdir / "run")
+
+    client().restore_run(tracker.run_id)
+    again = start(workdir / "run")
+    client().delete_run(tracker.run_id)
+    again.log({"loss": 2}, 2)
+    assert not again.finish(seconds=3)
+    client().restore_run(tracker.run_id)
+    assert deliver(workdir / "run")
+    assert history(tracker.run_id, "loss") == [(1, 1), (2, 2)]
+    assert not (workdir / "run/tracking/rejected.jsonl").exists()
 
 
 def test_a_record_that_mlflow_rejects_is_set_aside_and_the_rest_arrives(workdir: Path) -> None:

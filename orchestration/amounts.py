@@ -1,0 +1,60 @@
+"""Times and sizes in profiles: what is understood, and what to write where it is not."""
+
+from __future__ import annotations
+
+import math
+import re
+
+# As Slurm writes times: 10:30, 24:00:00, 1-12, 1-00:00, 1-00:00:00.
+CLOCK = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
+SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]i?B?|B)?", re.IGNORECASE)
+MIB = 1 << 20
+UNITS = ("T", 1 << 40), ("G", 1 << 30), ("M", MIB)
+
+
+def minutes_from(value: object) -> object:
+    """Return `value` if it is a number of minutes.
+
+    Raises ValueError for a time of day or of Slurm, with the number to write instead: `10:30` is
+    ten minutes and a half to Slurm, and ten hours and a half to most others.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.isdecimal():
+        return int(text)
+    found = CLOCK.fullmatch(text)
+    if found is None:
+        return value
+    raise ValueError(f"write a number of minutes, {_meant(text, found)}, instead of {text}")
+
+
+def _meant(text: str, found: re.Match[str]) -> str:
+    numbers = [int(part) for part in found["rest"].split(":")]
+    if found["days"] is not None:
+        hours, minutes, seconds = (*numbers, 0, 0)[:3]
+        return str(math.ceil(int(found["days"]) * 1440 + hours * 60 + minutes + seconds / 60))
+    if len(numbers) == 3:
+        return str(math.ceil(numbers[0] * 60 + numbers[1] + numbers[2] / 60))
+    as_hours, as_slurm = numbers[0] * 60 + numbers[1], math.ceil(numbers[0] + numbers[1] / 60)
+    return f"{as_hours} for {numbers[0]} hours or {as_slurm} for {numbers[0]} minutes"
+
+
+def memory_from(value: object) -> object:
+    """Return an amount of memory as every engine takes it: a whole number of M, G or T.
+
+    `128G`, `128GB`, `128GiB` and `128g` are the same, as in Slurm and `free -g`: 128 x 2^30 bytes.
+    A bare number has no unit and is refused.
+
+    Raises ValueError for what is no amount.
+    """
+    text = str(value).strip() if isinstance(value, (str, int, float)) else ""
+    found = SIZE.fullmatch(text)
+    if isinstance(value, bool) or found is None or found["unit"] in (None, "B", "b"):
+        raise ValueError(f"write an amount and its unit, as in 4000M or 64G (given: {value!r})")
+    scale = {"K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}[found["unit"][0].upper()]
+    total = math.ceil(float(found["number"]) * scale / MIB) * MIB
+    if total == 0:
+        raise ValueError("leave it out to get what the scheduler gives (given: 0)")
+    unit, size = next((unit, size) for unit, size in UNITS if total % size == 0)
+    return f"{total // size}{unit}"

@@ -1,0 +1,70 @@
+"""Checks of a profile that need its recipe and this machine, made before anything is submitted."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from orchestration.errors import OrchestrationError
+from orchestration.profile import Profile
+from recipes.config.bundled import shipped
+from recipes.config.schema import Recipe
+
+# A source of pictures that is no path.
+ELSEWHERE = ("hf:", "shards:")
+
+
+def check(recipe: Recipe, profile: Profile, name: str) -> None:
+    """Refuse stages that the recipe does not have, and folders and files that are not there.
+
+    `name` is what the profile is called in the message.
+
+    Raises:
+        OrchestrationError: with every mistake in one message.
+    """
+    mistakes = [*_stages(recipe, profile)]
+    # What jobs see on a cluster that shares no files with this machine can't be seen from here.
+    if profile.shares_files:
+        mistakes += _places(profile)
+    if mistakes:
+        raise OrchestrationError(f"{name}: {'; '.join(mistakes)}")
+
+
+def _stages(recipe: Recipe, profile: Profile) -> Iterator[str]:
+    stages = [stage.name for stage in recipe.stages]
+    for name in profile.resources:
+        stage = name.removeprefix("train.")
+        if stage != name and stage not in stages:
+            close = difflib.get_close_matches(stage, stages, n=1, cutoff=0.5)
+            meant = f"did you mean {close[0]}?" if close else f"there are: {', '.join(stages)}"
+            yield f"resources.{name}: the recipe has no stage {stage} ({meant})"
+
+
+def _places(profile: Profile) -> Iterator[str]:
+    workdir = Path(profile.workdir or ".")
+    if not workdir.is_dir():
+        yield f"workdir: there is no folder {workdir}"
+    elif not os.access(workdir, os.W_OK):
+        yield f"workdir: {workdir} can't be written to"
+    inside = getattr(profile, "container", [])
+    if profile.environment and not inside and not Path(profile.environment, "bin").is_dir():
+        yield f"environment: there is no Python environment {profile.environment} (no bin in it)"
+    data = profile.evaluation.data
+    if data and not _there(workdir, data):
+        yield f"evaluation.data: there is no folder {data}"
+    for source in profile.pictures.source:
+        if not _there(workdir, source):
+            yield f"pictures.source: there is no {source}"
+
+
+def _there(workdir: Path, path: str) -> bool:
+    """Return whether `path` is there, or is no path at all; patterns need one file to match."""
+    if "://" in path or path.startswith(ELSEWHERE):
+        return True
+    place = Path(path).expanduser()
+    if (workdir / place).exists() or Path(shipped(path)).exists():
+        return True
+    # Names of data sets that are fetched, such as org/name, are no paths of this machine.
+    return any(sign in path for sign in "*?[{")

@@ -1,0 +1,65 @@
+"""Slurm's commands, run in an environment of ours.
+
+Slurm's tools read options from the environment: a module that sets `SBATCH_PARTITION` or
+`SQUEUE_STATES` changes what jobs get and which of them are found again. They are taken out here,
+and so is what Slurm tells the processes of a job, in case this process runs inside one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+
+from orchestration.engines.commands import output_of, quoted
+from orchestration.errors import EngineError
+
+# Each tool reads the variables that begin with its own name, and many of them SLURM_*.
+TOOLS = (
+    "SACCT", "SACCTMGR", "SALLOC", "SATTACH", "SBATCH", "SBCAST", "SCANCEL", "SCONTROL", "SDIAG",
+    "SINFO", "SLURM", "SLURMD", "SPANK", "SPRIO", "SQUEUE", "SREPORT", "SRUN", "SSHARE", "SSTAT",
+    "STRIGGER",
+)  # fmt: skip
+# These say which cluster is meant and who is asking, not what a job is given.
+ABOUT_CLUSTER = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTER_CONF"}
+# `--parsable` prints the number alone, or with the name of the cluster.
+NUMBER = re.compile(r"([1-9][0-9]*)(;[^\s;]+)?")
+
+
+def environment(
+    given: Mapping[str, str] | None = None, cluster: str | None = None
+) -> dict[str, str]:
+    """Return the environment `given` (this process's own) as Slurm's tools may see it.
+
+    `cluster` is the name of the cluster to ask, where there are several.
+    """
+    known = os.environ if given is None else given
+    kept = {
+        name: value
+        for name, value in known.items()
+        if name in ABOUT_CLUSTER or name.partition("_")[0] not in TOOLS or "_" not in name
+    }
+    return kept | ({"SLURM_CLUSTERS": cluster} if cluster else {})
+
+
+def ask(words: Sequence[str], cluster: str | None = None) -> str:
+    """Return what one of the tools that look or cancel prints; raises as `output_of`."""
+    # Words that are parsed below are English ones.
+    return output_of(words, environment=environment(cluster=cluster) | {"LC_ALL": "C"})
+
+
+def submit(words: Sequence[str], cluster: str | None = None) -> str:
+    """Return the number of the job that `sbatch --parsable` has taken.
+
+    A site's wrapper may print a banner before it, so the last line that is a number counts.
+
+    Raises:
+        UnansweredError: it failed or gave no answer in time.
+        EngineError: it succeeded, and its answer holds no number.
+    """
+    said = output_of(words, environment=environment(cluster=cluster))
+    for line in reversed(said.splitlines()):
+        found = NUMBER.fullmatch(line.strip())
+        if found:
+            return found[1]
+    raise EngineError(f"{words[0]} succeeded, but its answer has no job number: {quoted(said)}")

@@ -1,0 +1,35 @@
+"""What jobs need of the shell that submits them: found by name, secrets told apart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from orchestration.profile import SECRET, SECRET_IN_URL
+
+# Where tracking, shards and downloads go, and how TLS and proxies are done there.
+NEEDED = re.compile(
+    r"MLFLOW_\w+|AWS_\w+|GOOGLE_APPLICATION_CREDENTIALS|AZURE_STORAGE_\w+|HF_\w+|XDG_CACHE_HOME"
+    r"|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|SSL_CERT_FILE|SSL_CERT_DIR|(https?|ftp|all|no)_proxy",
+    re.IGNORECASE,
+)
+# Names of keys that the words for secrets do not cover, as in AZURE_STORAGE_CONNECTION_STRING.
+KEYS = re.compile(r"_KEY(_|$)|CONNECTION_STRING|_SAS(_|$)", re.IGNORECASE)
+# A file's name, whatever it sounds like.
+FILES = {"GOOGLE_APPLICATION_CREDENTIALS", "AWS_SHARED_CREDENTIALS_FILE"}
+
+
+def by_name(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return what jobs need of `environment` and may be written down, and the names of secrets."""
+    plain: dict[str, str] = {}
+    secret: list[str] = []
+    for name in sorted(environment):
+        if not NEEDED.fullmatch(name):
+            continue
+        value = environment[name]
+        hidden = (SECRET.search(name) or KEYS.search(name)) and name not in FILES
+        if hidden or SECRET_IN_URL.search(value):
+            secret.append(name)
+        else:
+            plain[name] = value
+    return plain, secret

@@ -1,0 +1,126 @@
+"""The thread that sends a run's files and pictures, beside the one that sends its records.
+
+They go to another place than numbers do: a folder that perhaps only the server reaches, a bucket
+whose credentials or library are missing here, a proxy that takes no large ones. What can't be
+stored waits in the run's folder, and nothing waits for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.tracking.errors import DeletedRunError
+from pipeline.tracking.sending import Sender
+from pipeline.tracking.spool import Spool
+from pipeline.tracking.store import first_sentence, is_too_large
+
+SECONDS_BETWEEN_LOOKS = 2.0
+LONGEST_PAUSE = 60.0
+log = logging.getLogger(__name__)
+
+
+class Uploads:
+    """Sends what waits in one spool, oldest first, as often as it takes."""
+
+    def __init__(self, spool: Spool, connect: Callable[[], Sender | None]) -> None:
+        """`connect` returns the run's sender, or None while there is no run yet."""
+        self.rounds = 0
+        """How often everything that waits was tried."""
+        self.stuck = False
+        """Whether something could not be stored at the last try."""
+        self._spool = spool
+        self._connect = connect
+        self._sender: Sender | None = None
+        self._refused: set[Path] = set()
+        self._told = False
+        self._wake = threading.Event()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="uploads", daemon=True)
+
+    def start(self) -> None:
+        """Begin to send."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Try now what waits."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Stop after the file that is being sent; one that hangs is left to the process's end."""
+        self._stopped.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(SECONDS_BETWEEN_LOOKS)
+
+    def _loop(self) -> None:
+        pause = SECONDS_BETWEEN_LOOKS
+        while not self._stopped.is_set():
+            self._wake.wait(pause)
+            self._wake.clear()
+            try:
+                self._send_all()
+                pause = SECONDS_BETWEEN_LOOKS
+                self.stuck = bool(self._refused)
+            except Exception as error:  # whatever fails here must not reach the training
+                self.stuck = True
+                self._tell(error)
+                pause = min(LONGEST_PAUSE, 2 * pause)
+            self.rounds += 1
+
+    def _send_all(self) -> None:
+        """Send what waits; raises what the first one that could not be sent has met."""
+        waiting = [path for path in self._spool.waiting() if path not in self._refused]
+        if not waiting:
+            return
+        self._sender = self._sender or self._connect()
+        if self._sender is None:
+            return
+        for path in waiting:
+            if self._stopped.is_set():
+                return
+            self._send(self._sender, path)
+        self._told = self._told and bool(self._refused)
+
+    def _send(self, sender: Sender, path: Path) -> None:
+        record = json.loads(path.read_text())
+        if not self._spool.staged(record["staged"]).exists():
+            self._spool.set_aside(record, "the file was removed before it could be stored")
+            path.unlink()
+            return
+        try:
+            sender.send(record["kind"], [record])
+        except Exception as error:
+            if not is_too_large(error):
+                raise
+            # The next ones may be small enough; this one is tried again by `pipeline deliver`.
+            self._refused.add(path)
+            self._tell(error)
+        else:
+            self._spool.stored(path, record)
+
+    def _tell(self, error: Exception) -> None:
+        """Say once what can't be stored where, and what follows."""
+        if self._told:
+            return
+        self._told = True
+        if isinstance(error, DeletedRunError):
+            log.warning("%s", error)
+            return
+        log.warning(
+            "files and pictures of this run can't be stored in %s (%s): they wait in %s, metrics"
+            " go on without them; `pipeline deliver %s` sends them when that is mended",
+            self._place(),
+            first_sentence(error),
+            self._spool.folder,
+            self._spool.folder.parent,
+        )
+
+    def _place(self) -> str:
+        try:
+            return "the tracking store" if self._sender is None else self._sender.place_of_files()
+        except Exception:  # it is down: its name is not worth another failure
+            return "the tracking store"

@@ -1,0 +1,182 @@
+"""Plans on a real Slurm cluster under random faults: each ends with the weights it should have.
+
+A batch of plans runs at once while nodes die, the controller restarts, jobs are preempted, plans
+are cancelled and retried, and sbatch fails one time in five. Everything random comes from the
+batch's seed. `pytest tests/cluster/test_faults.py --fault-batches 10` runs fifty plans.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from orchestration import control
+from orchestration.errors import EngineError, UnansweredError
+from orchestration.plan import Plan
+from orchestration.profile import SlurmProfile
+from orchestration.states import JobStatus, State
+from tests.cluster.conftest import Cluster
+from tests.cluster.tools import job, made_plan
+from tests.patience import patience
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(3000)]
+
+PLANS = 5
+FAULTS = 3
+STEPS = 80
+# How often a person would type a command again before asking for help.
+TRIES = 20
+
+# Training in small: a state that is written whole after each step, a request to stop that is
+# obeyed after the step, weights that depend on every step. What stops it otherwise costs a step.
+TRAINER = f"""
+import pathlib, signal, sys, time
+stop = []
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(number, lambda *_: stop.append(1))
+state = pathlib.Path("state.txt")
+step, weights = map(int, state.read_text().split()) if state.exists() else (0, 1)
+while step < {STEPS}:
+    step, weights = step + 1, weights * 31 % 1000003 + step
+    partial = pathlib.Path("state.part")
+    partial.write_text(f"{{step}} {{weights}}")
+    partial.replace(state)
+    if stop:
+        sys.exit(75)
+    time.sleep(0.1)
+pathlib.Path("train.out").write_text(f"{{step}} {{weights}}")
+"""
+
+SBATCH = """#!/bin/bash
+# One time in five: half of those before the job is taken, half when the answer is on its way.
+calls=$(cat %(calls)s 2>/dev/null || echo %(seed)s); echo $((calls + 1)) >%(calls)s
+draw=$(( calls * 7 %% 10 ))
+[ $draw != 0 ] || { echo "sbatch: error: Socket timed out on send/recv operation" >&2; exit 1; }
+%(sbatch)s "$@" || exit
+[ $draw != 1 ] || { echo "sbatch: error: Unable to contact slurm controller" >&2; exit 1; }
+"""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "seed" in metafunc.fixturenames:
+        metafunc.parametrize("seed", range(metafunc.config.getoption("--fault-batches")))
+
+
+@pytest.fixture
+def unsteady(seed: int, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make one sbatch in five fail."""
+    wrapper = tmp_path / "bin" / "sbatch"
+    wrapper.parent.mkdir()
+    about = {"sbatch": shutil.which("sbatch"), "calls": tmp_path / "calls", "seed": seed}
+    wrapper.write_text(SBATCH % about)
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", str(wrapper.parent), prepend=os.pathsep)
+
+
+def expected_weights() -> int:
+    weights = 1
+    for step in range(STEPS):
+        weights = weights * 31 % 1000003 + step
+    return weights
+
+
+def again(act: Callable[[], object]) -> None:
+    """Do it again, as a person would, when the scheduler fails or does not answer."""
+    for _ in range(TRIES):
+        try:
+            act()
+        except EngineError:
+            time.sleep(1)
+        else:
+            return
+    act()
+
+
+def scheduled(place: Path, profile: SlurmProfile) -> tuple[Plan, Path]:
+    """Schedule training and what follows it; return the plan and its folder."""
+    place.mkdir()
+    (place / "trainer.py").write_text(TRAINER)
+    train = job("train", "", kind="train", words=("python3", "trainer.py"))
+    jobs = [train, job("evaluate", "true", ["train"]), job("register", "true", ["evaluate"])]
+    for _ in range(TRIES):
+        made = made_plan(place, profile, jobs)
+        try:
+            control.schedule(made)
+        except EngineError:
+            # Either nothing is left, or a plan that can be retried.
+            if not made.folder.exists():
+                continue
+            again(partial(control.retry, made.plan, made.folder))
+        return made.plan, made.folder
+    raise AssertionError(f"no plan could be scheduled in {TRIES} tries")
+
+
+def kill_a_node(cluster: Cluster, draw: random.Random, plan: Plan, folder: Path) -> None:
+    node = draw.choice((1, 2))
+    cluster.kill_node(node)
+    time.sleep(draw.uniform(0, 5))
+    cluster.start_node(node)
+
+
+def restart_the_controller(cluster: Cluster, draw: random.Random, plan: Plan, folder: Path) -> None:
+    cluster.restart_controller(draw.uniform(0, 5))
+
+
+def preempt(cluster: Cluster, draw: random.Random, plan: Plan, folder: Path) -> None:
+    words = ("--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null")
+    again(lambda: cluster.command("sbatch", *words, "--wrap=sleep 1"))
+
+
+def cancel_and_retry(cluster: Cluster, draw: random.Random, plan: Plan, folder: Path) -> None:
+    again(lambda: control.cancel(plan, folder))
+    again(lambda: control.retry(plan, folder))
+
+
+ALL_FAULTS = (kill_a_node, restart_the_controller, preempt, cancel_and_retry)
+
+
+def test_plans_end_with_the_weights_of_undisturbed_ones(
+    seed: int, tmp_path: Path, cluster: Cluster, unsteady: None
+) -> None:
+    draw = random.Random(seed)
+    profile = SlurmProfile(engine="slurm", partition="main", signal_seconds=60)
+    plans = [scheduled(tmp_path / f"plan {number}", profile) for number in range(PLANS)]
+
+    for _ in range(FAULTS):
+        time.sleep(draw.uniform(0, 4))
+        fault = draw.choice(ALL_FAULTS)
+        fault(cluster, draw, *draw.choice(plans))
+
+    for plan, folder in plans:
+        finish(plan, folder)
+        last, weights = map(int, Path(plan.workdir, "train.out").read_text().split())
+        assert (last, weights) == (STEPS, expected_weights())
+
+
+def finish(plan: Plan, folder: Path) -> None:
+    """Wait for the end; what has failed says why, and `retry` finishes it."""
+    end = time.monotonic() + patience(600)
+    while True:
+        assert time.monotonic() < end, f"plan {plan.id} does not end"
+        try:
+            found = control.status(plan, folder)
+        except UnansweredError:
+            time.sleep(1)
+            continue
+        if all(one.state == State.DONE for one in found):
+            return
+        if not any(one.state.active for one in found):
+            assert all(one.reason for one in found if one.state != State.DONE), told(found)
+            again(lambda: control.retry(plan, folder))
+        time.sleep(0.5)
+
+
+def told(found: list[JobStatus]) -> str:
+    return "; ".join(f"{one.name}: {one.state} ({one.reason})" for one in found)

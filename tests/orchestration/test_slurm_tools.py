@@ -1,0 +1,342 @@
+"""Slurm's tools as sites wrap them: environments, banners, states and forgetful schedulers."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from orchestration import control
+from orchestration.engines.slurm_states import STATES, reason_of, state_of
+from orchestration.engines.slurm_tools import environment
+from orchestration.errors import EngineError, HalfSubmittedError, OrchestrationError
+from orchestration.states import JobStatus, State
+
+# https://slurm.schedmd.com/job_state_codes.html (25.05) and `man squeue` (22.05): what has ended,
+# what has nodes, what waits.
+ENDED = (
+    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL"
+    " REVOKED TIMEOUT"
+)
+HAS_NODES = (
+    "RUNNING SUSPENDED COMPLETING CONFIGURING EXPEDITING POWER_UP_NODE RESIZING SIGNALING STAGE_OUT"
+    " STOPPED UPDATE_DB"
+)
+WAITS = "PENDING LAUNCH_FAILED REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD SPECIAL_EXIT"
+
+# A scheduler in three scripts. What is submitted lies in `queue`, a file for each job, with the
+# columns that squeue is asked for; a test changes what they say and how they fail.
+SBATCH = """#!/bin/bash
+env > sbatch.env
+[ ! -e before-sbatch ] || . ./before-sbatch
+mkdir -p queue
+number=$(( $(ls queue | wc -l) + 101 ))
+for word in "$@"; do case "$word" in --job-name=*) name=${word#--job-name=};; esac; done
+echo "$number|$name|${STATE:-PENDING}|${REASON:-Resources}|0:00|1:00:00||0|0|" > queue/$number
+echo "$number"
+"""
+SQUEUE = """#!/bin/bash
+[ ! -e before-squeue ] || . ./before-squeue
+cat queue/* 2>/dev/null | {
+  case "$*" in *--Format*) cat;; *) awk -F'|' '$3 != "CANCELLED" {print $1, $3}';; esac
+}
+"""
+SCANCEL = """#!/bin/bash
+[ ! -e before-scancel ] || . ./before-scancel
+for word in "$@"; do
+  [ ! -e queue/$word ] || sed -i 's/|PENDING|/|CANCELLED|/; s/|RUNNING|/|CANCELLED|/' queue/$word
+done
+"""
+SACCT = "#!/bin/bash\n[ ! -e accounting ] || cat accounting\n"
+
+
+@pytest.fixture
+def site(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder on a site whose scheduler is made of scripts."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    for name, text in {
+        "sbatch": SBATCH,
+        "squeue": SQUEUE,
+        "scancel": SCANCEL,
+        "sacct": SACCT,
+    }.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setattr("orchestration.engines.slurm.SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr("orchestration.engines.slurm.WITHDRAW_PAUSES", (0.0, 0.0))
+    (tmp_path / "p.yaml").write_text("engine: slurm\nregistry: {enabled: false}\n")
+    return tmp_path
+
+
+def planned(**changes: str) -> control.Scheduled:
+    return control.make_plan(Path("tiny.yaml"), Path("p.yaml"))
+
+
+def found(made: control.Scheduled) -> dict[str, JobStatus]:
+    return {one.name: one for one in control.status(made.plan, made.folder)}
+
+
+def set_queue(site: Path, word: str, reason: str = "None") -> None:
+    """Let the queue say this of all jobs."""
+    for path in (site / "queue").iterdir():
+        fields = path.read_text().split("|")
+        fields[2:4] = word, reason
+        path.write_text("|".join(fields))
+
+
+def test_tools_see_nothing_that_the_shell_tells_them() -> None:
+    told = {
+        "SBATCH_PARTITION": "x",
+        "SQUEUE_STATES": "x",
+        "SCANCEL_STATE": "x",
+        "SACCT_FORMAT": "x",
+        "SRUN_CPUS_PER_TASK": "x",
+        "SLURM_JOB_ID": "7",
+        "SLURM_TIME_FORMAT": "x",
+        "SALLOC_ACCOUNT": "x",
+        "SPANK_OPTION": "x",
+    }
+    kept = {"SLURM_CONF": "c", "SLURM_JWT": "j", "PATH": "p", "SHELL": "s", "SOME_THING": "t"}
+    assert environment({**told, **kept, "SLURM_CLUSTERS": "other"}) == kept
+    assert environment({**told, **kept}, "mine") == {**kept, "SLURM_CLUSTERS": "mine"}
+
+
+def test_jobs_get_what_they_need_by_name_and_no_secret_is_written(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    password = "correct-horse-battery-staple"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://tracking.example.org")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"https://me:{password}@host")
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"AccountKey={password}")
+    monkeypatch.setenv("SBATCH_EXPORT", "NONE")
+    made = planned()
+    script = made.scripts["train-base.sh"]
+    assert "export MLFLOW_TRACKING_URI=https://tracking.example.org" in script
+    assert "srun --export=ALL" in script
+    assert all(name in script for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_REGISTRY_URI"))
+    control.schedule(made)
+    written = [path.read_text() for path in made.folder.rglob("*") if path.is_file()]
+    assert not any(password in text for text in written)
+    seen = (site / "sbatch.env").read_text()
+    assert f"MLFLOW_TRACKING_PASSWORD={password}" in seen
+    assert "SBATCH_EXPORT" not in seen
+
+
+BANNERS = [
+    'echo "Welcome to Example"; echo "--> Allocation (TG-42) OK"',
+    'echo "12 jobs of yours are waiting"; echo "sbatch: note" >&2',
+    'printf "\\xff\\xfe Hinweis: 3 Stunden\\n"',
+    "echo 7",
+]
+
+
+@pytest.mark.parametrize("banner", BANNERS)
+def test_banners_around_the_answers_are_read_over(site: Path, banner: str) -> None:
+    for tool in ("sbatch", "squeue", "scancel"):
+        (site / f"before-{tool}").write_text(f"{banner}\n")
+    made = planned()
+    names = control.schedule(made)
+    numbers = [found(made)[name].engine_id for name in names]
+    assert numbers == [str(101 + index) for index in range(len(names))]
+    assert control.cancel(made.plan, made.folder) == names
+    assert {one.state for one in found(made).values()} == {State.CANCELLED}
+
+
+def test_an_answer_without_a_number_is_told_and_nothing_stays(site: Path) -> None:
+    sbatch = (site / "site/sbatch").read_text().replace('echo "$number"', 'echo "Auftrag ok"')
+    (site / "site/sbatch").write_text(sbatch)
+    with pytest.raises(EngineError, match="its answer has no job number: Auftrag ok"):
+        control.schedule(planned())
+    assert all("CANCELLED" in path.read_text() for path in (site / "queue").iterdir())
+    assert not list((site / "plans").iterdir())
+
+
+SECOND_FAILS = (
+    '[ "$(ls queue 2>/dev/null | wc -l)" != 1 ] || { echo "Socket timed out" >&2; exit 1; }'
+)
+
+
+def test_a_refused_job_takes_the_others_back(site: Path) -> None:
+    (site / "before-sbatch").write_text(SECOND_FAILS)
+    with pytest.raises(EngineError, match="sbatch failed: Socket timed out"):
+        control.schedule(planned())
+    assert "CANCELLED" in (site / "queue/101").read_text()
+    assert not list((site / "plans").iterdir())
+    # And the folder of runs is free again.
+    (site / "before-sbatch").unlink()
+    assert control.schedule(planned())
+
+
+def test_where_taking_back_fails_the_plan_stays_for_cancel_and_retry(site: Path) -> None:
+    (site / "before-sbatch").write_text(SECOND_FAILS)
+    down = '[ "$(ls queue 2>/dev/null | wc -l)" = 0 ] || { echo "no controller" >&2; exit 1; }\n'
+    for tool in ("squeue", "scancel"):
+        (site / f"before-{tool}").write_text(down)
+    made = planned()
+    with pytest.raises(HalfSubmittedError, match=f"pipeline cancel {made.plan.id}"):
+        control.schedule(made)
+    for tool in ("sbatch", "squeue", "scancel"):
+        (site / f"before-{tool}").unlink()
+    with pytest.raises(OrchestrationError, match=f"plan {made.plan.id} is at work"):
+        control.schedule(planned())
+    again = control.retry(made.plan, made.folder)
+    assert again == [job.name for job in made.plan.jobs[1:]]
+    assert set(control.cancel(made.plan, made.folder)) == {job.name for job in made.plan.jobs}
+
+
+@pytest.mark.parametrize("word", [*ENDED.split(), *HAS_NODES.split(), *WAITS.split()])
+def test_every_state_of_slurms_documentation_is_known(word: str) -> None:
+    state = state_of(word, "None")
+    if word in WAITS.split():
+        assert state == State.QUEUED
+    elif word in HAS_NODES.split():
+        assert state == State.RUNNING
+    else:
+        assert not state.active
+        assert (state == State.DONE) == (word == "COMPLETED")
+    said = reason_of(word, "None", "0", "12")
+    assert bool(said) == (
+        word not in {"RUNNING", "COMPLETING", "COMPLETED", "PENDING"} | {"FAILED", "CANCELLED"}
+    )
+
+
+def test_documentation_and_table_have_the_same_states() -> None:
+    assert {*ENDED.split(), *HAS_NODES.split(), *WAITS.split()} == set(STATES)
+
+
+@pytest.mark.parametrize(
+    ("word", "why", "code", "reason"),
+    [
+        ("PREEMPTED", "None", "0", "preempted for good: the partition cancels what it preempts"),
+        ("OUT_OF_MEMORY", "OutOfMemory", "0", "out of memory, OutOfMemory"),
+        ("TIMEOUT", "TimeLimit", "0", "time limit, TimeLimit"),
+        ("FAILED", "NonZeroExitCode", "3", "exit code 3"),
+        ("CANCELLED by 0", "None", "0", "cancelled by root"),
+        ("CANCELLED by 4012345", "None", "0", "cancelled by user 4012345"),
+        ("PENDING", "Resources", "0", "Resources"),
+        ("PENDING", "JobHeldUser", "0", "JobHeldUser: `scontrol release 12` lets it go"),
+        ("SPECIAL_EXIT", "None", "0", "SPECIAL_EXIT: `scontrol release 12` lets it go"),
+        (
+            "PENDING",
+            "launch failed requeued held",
+            "0",
+            "launch failed requeued held: `scontrol release 12` lets it go",
+        ),
+        ("NEWSTATE", "None", "0", "Slurm says NEWSTATE, which this version does not know"),
+    ],
+)
+def test_reasons_can_be_understood(word: str, why: str, code: str, reason: str) -> None:
+    assert reason_of(word, why, code, "12_3") == reason
+
+
+def test_what_ended_for_good_is_made_again_by_retry(site: Path) -> None:
+    made = planned()
+    names = control.schedule(made)
+    for word in ("PREEMPTED", "BOOT_FAIL", "REVOKED"):
+        set_queue(site, word)
+        assert not any(one.state.active for one in found(made).values())
+        assert control.retry(made.plan, made.folder) == names
+
+
+def forget(site: Path, made: control.Scheduled, log: str, code: str | None) -> JobStatus:
+    """Let queue and accounting forget the first job, which has left a log and an exit file."""
+    (site / "queue/101").unlink()
+    (made.folder / "logs/train-base.101.log").write_text(log)
+    if code is not None:
+        (made.folder / "logs/train-base.101.exit").write_text(f"{code}\n")
+    return found(made)["train-base"]
+
+
+@pytest.mark.parametrize(
+    ("log", "code", "state", "reason"),
+    [
+        ("train: no space left\n", "1", State.FAILED, "exit code 1: train: no space left"),
+        ("step 7 of 20\n", None, State.FAILED, "ended by force, .*: step 7 of 20"),
+        ("done\n", "0", State.DONE, ""),
+    ],
+)
+def test_a_forgotten_job_speaks_for_itself(
+    site: Path, log: str, code: str | None, state: State, reason: str
+) -> None:
+    made = planned()
+    control.schedule(made)
+    one = forget(site, made, log, code)
+    assert one.state == state
+    assert re.fullmatch(reason, one.reason)
+
+
+def test_script_leaves_its_exit_code_and_says_at_once_what_it_does(site: Path) -> None:
+    made = planned()
+    control.schedule(made)
+    (site / "site/srun").write_text("#!/bin/bash\nexit 7\n")
+    (site / "site/srun").chmod(0o755)
+    job = {**os.environ, "SLURM_JOB_ID": "101", "SLURM_EXPORT_ENV": "NONE"}
+    script = made.folder / "train-base.sh"
+    ran = subprocess.run(["bash", script], env=job, capture_output=True, text=True, check=False)
+    assert ran.returncode == 7
+    assert "train-base starts on" in ran.stderr
+    assert (made.folder / "logs/train-base.101.exit").read_text() == "7\n"
+
+
+def test_status_says_who_cancelled_and_all_that_a_job_waits_for(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "anna")
+    made = planned()
+    control.schedule(made)
+    set_queue(site, "PENDING", "Dependency")
+    waiting = found(made)["evaluate-mse"]
+    assert waiting.reason == "for train-mse-w0.3, train-mse-w1.8"
+    control.cancel(made.plan, made.folder)
+    for one in found(made).values():
+        assert one.state == State.CANCELLED
+        assert one.reason.startswith("cancelled by anna, 20")
+    control.retry(made.plan, made.folder)
+    assert all(one.state.active for one in found(made).values())
+
+
+def in_two_folders(site: Path) -> Sequence[Path]:
+    text = (site / "tiny.yaml").read_text().replace("out: runs", f"out: {site}/shared")
+    folders = [site / "one", site / "two"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "tiny.yaml").write_text(text)
+        (folder / "p.yaml").write_text((site / "p.yaml").read_text())
+    return folders
+
+
+def in_one_folder(site: Path) -> Sequence[Path]:
+    return [site, site]
+
+
+@pytest.mark.parametrize("places", [in_one_folder, in_two_folders])
+def test_of_two_schedules_at_once_one_is_refused(
+    site: Path, monkeypatch: pytest.MonkeyPatch, places: Callable[[Path], Sequence[Path]]
+) -> None:
+    folders = places(site)
+    # The first holds the lock for as long as its sbatch takes.
+    for folder in {*folders}:
+        (folder / "before-sbatch").write_text("sleep 1\n")
+        (folder / "queue").symlink_to(site / "queue") if folder != site else None
+    (site / "queue").mkdir()
+    words = [sys.executable, "-m", "pipeline.cli.main", "schedule", "tiny.yaml", "--on", "p.yaml"]
+    at_once = [
+        subprocess.Popen(
+            words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for folder in folders
+    ]
+    said = [process.communicate(timeout=300) for process in at_once]
+    assert sorted(process.returncode for process in at_once) == [0, 2]
+    (refused,) = [err for _, err in said if "is at work in" in err]
+    (accepted,) = [out.strip() for out, _ in said if out.strip()]
+    assert accepted in refused
+    assert len(list((site / "queue").iterdir())) == 4

@@ -1,0 +1,83 @@
+"""The embedded store: what is made where, and what is said of files that are no store."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.tracking import (
+    StoreError,
+    TrackingError,
+    lineage,
+    list_versions,
+    register_model,
+    resolve_model,
+    run_progress,
+)
+from pipeline.tracking import store as store_module
+from pipeline.tracking.store import client
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder without a store."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_looking_makes_no_store(nowhere: Path, checkpoint: Callable[..., Path]) -> None:
+    assert list_versions() == []
+    assert run_progress("0" * 32) is None
+    assert "no tracking store" in (lineage(str(checkpoint())).gap or "")
+    for look in (
+        lambda: list_versions("cca"),
+        lambda: resolve_model("models:/cca@champion"),
+        lambda: resolve_model(f"runs:/{'0' * 32}"),
+        lambda: lineage("models:/cca/1"),
+    ):
+        with pytest.raises(TrackingError, match="no tracking store"):
+            look()
+    assert list(nowhere.iterdir()) == []
+
+
+def test_a_locked_store_is_one_sentence(
+    workdir: Path, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "LOCK_SECONDS", 0.1)
+    other = sqlite3.connect("mlflow.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    for use in (lambda: list_versions(), lambda: register_model(str(checkpoint()), "cca")):
+        with pytest.raises(StoreError, match=r"mlflow.db is locked by another process") as caught:
+            use()
+        assert "SELECT" not in str(caught.value)
+    other.execute("COMMIT")
+    other.close()
+    assert list_versions() == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "database of another program"), (b"notes, no database" * 99, "is no tracking store")],
+)
+def test_a_file_that_is_no_store_is_refused_and_left_as_it_is(
+    nowhere: Path, content: bytes | None, words: str
+) -> None:
+    path = nowhere / "mlflow.db"
+    if content is None:
+        with sqlite3.connect(path) as database:
+            database.execute("CREATE TABLE recipes (title TEXT)")
+        database.close()
+    else:
+        path.write_bytes(content)
+    before = path.read_bytes()
+    with pytest.raises(TrackingError, match=words):
+        client()
+    assert path.read_bytes() == before
