@@ -129,7 +129,7 @@ def stop_group(spool: Path, label: str) -> None:
 
 def _lives(group: int) -> bool:
     """Return whether a process of the process group runs; one that nobody waits for does not."""
-    import psutil  # type: ignore[import-untyped]  # ships no types
+    import psutil
 
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):

@@ -85,7 +85,7 @@ def packages() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """Return host, processor, cores this process may use, memory in bytes, and GPUs by name."""
-    import psutil  # type: ignore[import-untyped]  # ships no types
+    import psutil
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

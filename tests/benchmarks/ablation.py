@@ -67,7 +67,7 @@ class Model:
         self.found = torch.zeros(window, len(METRICS), device=device)
         self.flags = torch.zeros(len(FLAGS), device=device)
         # torch has no types for it.
-        self.stream = torch.cuda.Stream() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self.stream = torch.cuda.Stream() if device.type == "cuda" else None
 
     def step(self, step: int, stage: Stage, piece: Piece) -> None:
         """Launch a step on the model's own stream, after what the current one was given."""

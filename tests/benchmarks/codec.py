@@ -11,6 +11,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -105,14 +106,14 @@ def networks(config: CCAConfig, picture: Path, runs: int, compiled: bool) -> Non
                 label = str(dtype).removeprefix("torch.")
                 row(f"analysis, {label}", measure(lambda: model.analysis(x), runs))
                 y = model.analysis(x).float()
-                row(f"synthesis, {label}", measure(lambda y=y: model.synthesis(y), runs))
+                row(f"synthesis, {label}", measure(partial(model.synthesis, y), runs))
         if compiled:
             for name, part, given in (
                 ("analysis", model.analysis, x),
                 ("synthesis", model.synthesis, y),
             ):
                 quick = torch.compile(part, dynamic=False)
-                row(f"{name}, float32, compiled", measure(lambda f=quick, g=given: f(g), runs))
+                row(f"{name}, float32, compiled", measure(partial(quick, given), runs))
         z = model.hyper_analysis(y)
         coder = model.make_coder()
         timer = _Timed()

@@ -44,7 +44,7 @@ def prepare(folder: Path) -> dict[str, Contender]:
             for member in members:
                 target = files / member.name.replace("/", "_")
                 if not target.exists() and not member.name.endswith((".json", ".cls", ".txt")):
-                    target.write_bytes(members.extractfile(member).read())  # type: ignore[union-attr]
+                    target.write_bytes(members.extractfile(member).read())
     found: dict[str, Contender] = {
         "this project": _ours,
         "webdataset + Pillow": _webdataset,
@@ -106,7 +106,7 @@ def _litdata(folder: Path, files: list[Path]) -> Contender:
         paths = [str(path) for path in files]
         litdata.optimize(_bytes_of, paths, str(made), chunk_bytes="64MB", num_workers=1)
 
-    class Crops(litdata.StreamingDataset):  # type: ignore[misc]
+    class Crops(litdata.StreamingDataset):
         crop = 0
 
         def __getitem__(self, index: int) -> Tensor:
@@ -131,7 +131,7 @@ def _mosaic(folder: Path, files: list[Path]) -> Contender:
             for path in files:
                 out.write({"image": path.read_bytes()})
 
-    class Crops(streaming.StreamingDataset):  # type: ignore[misc]
+    class Crops(streaming.StreamingDataset):
         crop = 0
 
         def __getitem__(self, index: int) -> Tensor:

@@ -102,7 +102,8 @@ def recipe_step(run: Run, images: torch.Tensor) -> Step:
     """Return a step as the training loop does it, from bytes (N, 3, crop, crop)."""
     settings, parts = run.recipe.speed, run.recipe.speed.accumulate
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-    module: TrainingModule = build(run).to(images.device, memory_format=layout).train()
+    module: TrainingModule = build(run).to(images.device).train()
+    module.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
     speed.apply(module, settings)
     optimizer = make_optimizer(
         module.groups(), run.stage, fused=settings.fused, guarded=settings.cuda_graphs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -20,7 +21,8 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def commands() -> list[str]:
-    return sorted(typer.main.get_command(build()).commands)
+    group: Any = typer.main.get_command(build())
+    return sorted(group.commands)
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -55,7 +57,7 @@ def test_every_command_has_help_with_an_example(
 def test_help_lists_every_command_once_with_its_whole_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    group = typer.main.get_command(build())
+    group: Any = typer.main.get_command(build())
     with pytest.raises(SystemExit):
         main(["--help"])
     told = " ".join(capsys.readouterr().out.split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,7 @@ def profile(cluster: Cluster) -> SlurmProfile:
     return SlurmProfile(engine="slurm", partition="main", signal_seconds=60)
 
 
-def trainer(**more: object) -> Job:
+def trainer(**more: Any) -> Job:
     return job("train", "", **{"kind": "train", "words": ("python3", "trainer.py"), **more})
 
 

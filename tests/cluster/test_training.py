@@ -78,9 +78,9 @@ def _make(place: Path, root: Path, pictures: Path) -> None:
     photos = sorted((pictures / "train").glob("*.jpg"))
     for photo in photos[:6]:
         shutil.copy(photo, place / "photos")
-    with Image.open(photos[6]) as photo:
-        photo.paste(COLOUR, (0, 0, photo.width, photo.height // 2))
-        photo.save(place / "held-out" / "one.png")
+    with Image.open(photos[6]) as image:
+        image.paste(COLOUR, (0, 0, image.width, image.height // 2))
+        image.save(place / "held-out" / "one.png")
     (place / "recipes").symlink_to(root / "recipes")
     (place / "tiny.yaml").write_text(RECIPE)
     (place / "slurm.yaml").write_text(PROFILE)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration import control, store
+from orchestration.load import engine_of
 from orchestration.plan import Job, Plan, exists
 from orchestration.profile import Profile, Resources
 from orchestration.states import JobStatus, State
@@ -45,7 +46,7 @@ def made_plan(place: Path, profile: Profile, jobs: Sequence[Job]) -> control.Sch
         jobs=tuple(jobs),
     )
     folder = place / store.FOLDER / plan.id
-    engine = control.engine_of(known)
+    engine = engine_of(known)
     return control.Scheduled(plan, folder, engine, engine.scripts(plan, folder))
 
 

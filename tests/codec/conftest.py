@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -34,7 +36,8 @@ def make_model(config: CCAConfig, seed: int = 0) -> CCAModel:
                 if name.endswith(("beta", "gamma")):
                     parameter.uniform_(-0.5, 0.5)
             model.analysis.last.weight.mul_(40)
-            model.hyper_analysis[-1].weight.mul_(10)
+            last: Any = model.hyper_analysis[-1]
+            last.weight.mul_(10)
             model.hyper_density.quantiles[:, 0, 1].uniform_(-2, 2)
     return model.eval()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,7 +95,8 @@ def test_new_weights_are_used_at_once() -> None:
     x = torch.rand(1, 3, 64, 64)
     before = model.compress(x)
     with torch.no_grad():
-        model.context.mean_heads[0][4].bias.add_(0.3)
+        head: Any = model.context.mean_heads[0]
+        head[4].bias.add_(0.3)
     after = model.compress(x)
     assert after != before
     model.decompress(after)

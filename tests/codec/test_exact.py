@@ -59,18 +59,20 @@ def test_batch_size_and_memory_format_don_t_matter(model: CCAModel, part: str) -
 
 def test_order_of_channels_in_a_sum_doesn_t_matter() -> None:
     torch.manual_seed(3)
-    layer = torch.nn.Sequential(torch.nn.Conv2d(200, 7, 3, padding=1))
+    layer, shuffled = (torch.nn.Conv2d(200, 7, 3, padding=1) for _ in range(2))
     order = torch.randperm(200)
-    shuffled = torch.nn.Sequential(torch.nn.Conv2d(200, 7, 3, padding=1))
     with torch.no_grad():
-        shuffled[0].weight.copy_(layer[0].weight[:, order])
-        shuffled[0].bias.copy_(layer[0].bias)
+        shuffled.weight.copy_(layer.weight[:, order])
+        shuffled.bias.copy_(layer.bias)
     x = torch.randn(1, 200, 6, 5, dtype=torch.float64) * 100
-    assert torch.equal(exact_copy(layer)(x), exact_copy(shuffled)(x[:, order]))
+    assert torch.equal(
+        exact_copy(torch.nn.Sequential(layer))(x),
+        exact_copy(torch.nn.Sequential(shuffled))(x[:, order]),
+    )
 
 
 def test_weights_that_are_no_numbers_are_refused(model: CCAModel) -> None:
     with torch.no_grad():
-        model.hyper_mean[0].weight[0] = float("nan")
+        next(model.hyper_mean.parameters())[0] = float("nan")
     with pytest.raises(CodecError, match="not finite"):
         model.compress(torch.rand(1, 3, 8, 8))

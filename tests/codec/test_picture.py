@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,9 +30,7 @@ def _image(mode: str, size: tuple[int, int] = (37, 21)) -> Image.Image:
     return colour if mode == "RGBA" else colour.convert(mode)
 
 
-def _round_trip(
-    image: Image.Image, folder: Path, deep: bool = False, **save: object
-) -> Image.Image:
+def _round_trip(image: Image.Image, folder: Path, deep: bool = False, **save: Any) -> Image.Image:
     source = folder / ("in.tif" if image.mode == "CMYK" else "in.png")
     image.save(source, **save)
     result = compress_file(MODEL, read_picture(source), folder / "a.cca")

@@ -53,7 +53,7 @@ def _older(state: dict) -> dict:
 def test_all_published_names_and_shapes_map_one_to_one(shared_data: Path) -> None:
     listing = json.loads((shared_data / "golden" / "cca-paper-parameters.json").read_text())
     with torch.device("meta"):
-        modules = [CCAModel(), AuxiliaryEntropyModel()]
+        modules = (CCAModel(), AuxiliaryEntropyModel())
     ours = []
     for module in modules:
         names = published_names(module)

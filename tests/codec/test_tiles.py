@@ -71,7 +71,8 @@ def test_a_cut_file_gives_the_slices_that_arrived() -> None:
         stream = read_stream(data[: 30 + int(share * (len(data) - 30))], partial=True)
         assert not stream.complete
         blocks: list[torch.Tensor] = []
-        decode_stream(MODEL, stream, lambda _, block, into=blocks: into.append(block))
+        keep = blocks.append
+        decode_stream(MODEL, stream, lambda _, block, keep=keep: keep(block))  # type: ignore[misc]
         found = torch.cat(blocks, dim=1)[None]
         assert found.shape == x.shape
         errors.append(float((found - whole).square().mean()))

@@ -29,8 +29,8 @@ with {kind}(Path(sys.argv[1]){more}):
 @contextmanager
 def other_process(root: Path, path: Path, kind: str, more: str = "") -> Iterator[int]:
     words = [sys.executable, "-c", HOLD.format(kind=kind, more=more), str(path)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(words, cwd=root, text=True, **pipes) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, cwd=root, text=True, stdin=pipe, stdout=pipe) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "here\n"
         yield process.pid

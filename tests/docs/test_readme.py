@@ -39,8 +39,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory, root: Path, pictures: Path)
         rows = "".join(f"{picture.name}| 0| a photograph\n" for picture in photographs)
         archive.writestr("results.csv", f"image_name| comment_number| comment\n{rows}")
     (folder / "kodak").mkdir()
-    with Image.open(pictures / "kodak" / "kodim23.webp") as picture:
-        small = picture.convert("RGB").crop((100, 100, 356, 356))
+    with Image.open(pictures / "kodak" / "kodim23.webp") as image:
+        small = image.convert("RGB").crop((100, 100, 356, 356))
     small.save(folder / "kodak" / "kodim23.png")
     small.save(folder / "photo.png")
     return folder

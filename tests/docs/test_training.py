@@ -6,6 +6,7 @@ They train for weeks as they stand; the README's and docs/tracking.md's, of the 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -21,7 +22,7 @@ def test_every_command_of_the_page_is_understood(
 ) -> None:
     # From any folder: what comes with the project is found there too.
     monkeypatch.chdir(tmp_path)
-    group = typer.main.get_command(build())
+    group: Any = typer.main.get_command(build())
     shown = [command.words for command in commands(root / "docs" / "training.md")]
     assert {words[1] for words in shown} >= {"shard", "train", "evaluate", "register", "export"}
     assert sum(words[1] == "register" for words in shown) == 6

@@ -196,7 +196,12 @@ def test_curves_are_of_one_training() -> None:
         made = model(name, curve_name(ModelInfo.of(info), "CCA"), (0.5, 30))
         return replace(made, info=info, rate_weight=weight)
 
-    base = {"recipe": "demo", "stage": "base", "distortion": "mse", "git_commit": "old"}
+    base: dict[str, Any] = {
+        "recipe": "demo",
+        "stage": "base",
+        "distortion": "mse",
+        "git_commit": "old",
+    }
     tuned = base | {"stage": "mse", "recipe_digest": "a"}
     resumed = tuned | {"git_commit": "new"}
     one = [named("w1", 1.0, **tuned), named("w2", 2.0, **resumed), named("base", **base)]

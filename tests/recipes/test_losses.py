@@ -113,9 +113,10 @@ def test_ms_ssim_is_that_of_the_library(shape: tuple[int, ...]) -> None:
 
     x = torch.rand(shape, generator=torch.manual_seed(3))
     other = (0.7 * x + 0.1 * torch.rand(shape)).requires_grad_()
-    values = [ms_ssim(other, x), reference(other, x, data_range=1.0, size_average=False)]
-    assert torch.allclose(*values, rtol=1e-5)
-    assert torch.allclose(*(torch.autograd.grad(v.sum(), other)[0] for v in values), atol=1e-7)
+    ours, theirs = ms_ssim(other, x), reference(other, x, data_range=1.0, size_average=False)
+    assert torch.allclose(ours, theirs, rtol=1e-5)
+    slope, wanted = (torch.autograd.grad(value.sum(), other)[0] for value in (ours, theirs))
+    assert torch.allclose(slope, wanted, atol=1e-7)
 
 
 def test_ms_ssim_of_a_reversed_picture_has_a_gradient() -> None:

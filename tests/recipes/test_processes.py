@@ -71,9 +71,9 @@ def test_two_processes_train_the_same_models(write_recipe, launch, store: str) -
         # Before anything was stepped, only the order of additions differs.
         assert two[0] == pytest.approx(one[0], rel=1e-5)
         # The averages of the weights, too: the same to rounding.
-        one, two = (load_file(folder / stage / "model.safetensors") for folder in (alone, together))
-        apart = torch.stack([(one[name] - two[name]).norm() for name in one]).norm()
-        assert apart < 1e-3 * torch.stack([tensor.norm() for tensor in one.values()]).norm()
+        mean, other = (load_file(run / stage / "model.safetensors") for run in (alone, together))
+        apart = torch.stack([(mean[name] - other[name]).norm() for name in mean]).norm()
+        assert apart < 1e-3 * torch.stack([tensor.norm() for tensor in mean.values()]).norm()
 
 
 @pytest.mark.slow

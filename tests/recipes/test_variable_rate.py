@@ -109,9 +109,11 @@ def test_a_batch_weighs_each_sample_by_its_own_rate(write_recipe, mode: str) -> 
     assert found["loss"] > 0
     for logs in (module.model.gains.y, module.model.gains.y_inverse):
         assert (logs.grad.abs().sum(1) > 0).tolist() == [True, False, True]
-    assert weights_at(0, run, torch.tensor(rates)).rate.tolist() == pytest.approx([15, 0.3])
+    assert torch.as_tensor(weights_at(0, run, torch.tensor(rates)).rate).tolist() == pytest.approx(
+        [15, 0.3]
+    )
     assert Weights.at(0, 15.0, run.cca).main == pytest.approx(
-        float(weights_at(0, run, torch.tensor(rates)).main[0])
+        float(torch.as_tensor(weights_at(0, run, torch.tensor(rates)).main)[0])
     )
 
 

@@ -28,7 +28,7 @@ def command(source: Path, dest: Path) -> list[str]:
 
 def start(source: Path, dest: Path, **more: object) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    return subprocess.Popen(command(source, dest), stderr=pipe, stdout=pipe, text=True, **more)  # type: ignore[call-overload, no-any-return]
+    return subprocess.Popen(command(source, dest), stderr=pipe, stdout=pipe, text=True, **more)  # type: ignore[call-overload]
 
 
 def finished(source: Path, dest: Path, **more: object) -> tuple[int, str]:

@@ -99,7 +99,7 @@ def test_class_folders_become_labels(dest: Path) -> None:
     manifest = Manifest.read(dest)
     assert manifest.classes == ("class0", "class1", "class2")
     with tarfile.open(dest / manifest.shards[0].tar) as tar:
-        members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+        members = {member.name: tar.extractfile(member).read() for member in tar}
     for row in pq.read_table(dest / manifest.shards[0].sidecar).to_pylist():
         label = row["key"].split("/")[0]
         assert row["label"] == label
@@ -125,7 +125,7 @@ def test_files_beside_a_picture_travel_with_it(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "out" / "train-000000.tar") as tar:
         names = sorted(tar.getnames())
         assert names == ["a.jpg", "a.json", "a.txt", "b.jpg"]
-        assert tar.extractfile("a.json").read() == b'{"url": "somewhere"}'  # type: ignore[union-attr]
+        assert tar.extractfile("a.json").read() == b'{"url": "somewhere"}'
 
 
 def test_odd_names_become_keys_that_stay_apart(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def _between(data: bytes, facts: Facts) -> str:
     if whole.shape[:2] not in size or whole.dtype != np.uint8:
         return f"{whole.shape} was checked as {facts.width} x {facts.height}"
     draw = CropDraw.at(len(data), 0, 0)
-    top, left = draw.corner(*whole.shape[:2], 16)
+    top, left = draw.corner(whole.shape[0], whole.shape[1], 16)
     if not np.array_equal(decode_crop(data, 16, draw), whole[top : top + 16, left : left + 16]):
         return "a crop is not cut from the whole"
     coded = pictures.read(data).coded()

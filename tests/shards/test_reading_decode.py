@@ -81,7 +81,7 @@ def check_crop(data: bytes, side: int, seed: int) -> None:
     whole = decode(data)
     assert np.array_equal(whole, whole_by_pillow(data))
     draw = CropDraw.at(seed, 0, 0)
-    top, left = draw.corner(*whole.shape[:2], side)
+    top, left = draw.corner(whole.shape[0], whole.shape[1], side)
     wanted = whole[top : top + side, left : left + side]
     got = filled(decode_crop(data, side, draw), side)
     assert got.shape == (side, side, 3)
@@ -95,7 +95,7 @@ def test_crops_of_photographs_are_exact(pictures):
         data = path.read_bytes()
         draw = CropDraw.at(1, 0, number)
         whole = whole_by_pillow(data)
-        top, left = draw.corner(*whole.shape[:2], 256)
+        top, left = draw.corner(whole.shape[0], whole.shape[1], 256)
         assert np.array_equal(
             decode_crop(data, 256, draw), whole[top : top + 256, left : left + 256]
         )
@@ -142,7 +142,7 @@ def test_a_crop_is_cut_from_the_upright_picture(orientation, subsampling):
     assert np.array_equal(whole, np.asarray(upright))
     for seed in range(10):
         draw = CropDraw.at(seed, 0, 0)
-        top, left = draw.corner(*whole.shape[:2], 40)
+        top, left = draw.corner(whole.shape[0], whole.shape[1], 40)
         crop = decode_crop(data, 40, draw)
         assert np.array_equal(crop, whole[top : top + 40, left : left + 40])
     assert filled(decode_crop(data, 128, CropDraw.at(0, 0, 0)), 128).shape == (128, 128, 3)

@@ -328,7 +328,7 @@ def binary_list(path: Path) -> Path:
         (binary_list, "is no list of paths"),
     ],
 )
-def test_what_is_no_source_is_refused(broken, sentence: str, folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_no_source_is_refused(broken, sentence: str, folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "in" / "pictures")
     with pytest.raises(ShardsError, match=sentence):
         make(broken(copy), tmp_path / "dest")

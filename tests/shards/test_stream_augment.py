@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def test_colour_changes_are_mild_and_leave_shapes(images):
 
 
 def test_a_stream_augments_the_same_on_any_ranks_and_after_a_restart(corpus):
-    options = {"crop": 32, "seed": 4, "flip": False, "augment": EVERYTHING}
+    options: dict[str, Any] = {"crop": 32, "seed": 4, "flip": False, "augment": EVERYTHING}
     alone = list(islice(Stream(corpus, batch_size=8, **options), 7))
     assert alone[0].images.shape == (8, 3, 16, 16)
     for workers in (0, 2):
@@ -141,7 +142,7 @@ def test_a_device_changes_only_where_the_images_are(corpus):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gets_the_same_batches(corpus):
     for augment in (None, EVERYTHING):
-        options = {"batch_size": 8, "crop": 32, "augment": augment}
+        options: dict[str, Any] = {"batch_size": 8, "crop": 32, "augment": augment}
         here = Stream(corpus, **options)
         there = Stream(corpus, device="cuda", workers=2, **options)
         for _, one, other in zip(range(12), here, there, strict=False):

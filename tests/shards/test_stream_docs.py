@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ def test_the_examples_run(root, tmp_path, monkeypatch):
     examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(examples) >= 4
     for example in examples:
-        names: dict[str, object] = {}
+        names: dict[str, Any] = {}
         exec(example, names)
         if "augment" in names:
             batch = next(iter(names["batches"]))

@@ -107,7 +107,7 @@ def lose_rejects(dest: Path) -> None:
     (dest / "train.rejects.parquet").unlink()
 
 
-DAMAGES = {
+DAMAGES: dict[Callable[[Path], None], tuple[str, str]] = {
     flip: ("train-000001.tar", "checksum"),
     flip_padding: ("train-000001.tar", "checksum"),
     truncate: ("train-000001.tar", "bytes, not"),

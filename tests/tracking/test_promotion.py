@@ -105,7 +105,7 @@ def test_contenders_are_the_newest_versions_of_each_training(
 def test_the_same_recipe_trained_again_is_another_training(
     register: Callable[..., Version],
 ) -> None:
-    versions = []
+    versions: list[Version] = []
     for _ in range(2):
         base = Tracker.start("tests", "base", params={}, tags={})
         base.finish()

@@ -26,7 +26,12 @@ def test_a_version_has_the_checkpoints_info_and_resolves_to_the_same_codec(
     workdir: Path, checkpoint: Checkpoint, codec: CCAModel
 ) -> None:
     info = {"stage": "mse", "rate_weight": 0.85, "distortion": "mse", "step": 200}
-    metrics = {"bpp": 0.5, "psnr": 30.0, "bd_rate.jpeg.psnr": -3.5, "measured_on": "2 pictures"}
+    metrics: dict[str, float | str] = {
+        "bpp": 0.5,
+        "psnr": 30.0,
+        "bd_rate.jpeg.psnr": -3.5,
+        "measured_on": "2 pictures",
+    }
     folder = checkpoint(**info, recipe_digest="abc")
     version = register_model(str(folder), "cca", "champion", metrics)
     assert (version.name, version.version, version.aliases) == ("cca", 1, ("champion",))
