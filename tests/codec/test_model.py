@@ -83,9 +83,9 @@ def test_other_shapes_are_refused(model: CCAModel, x: torch.Tensor) -> None:
 
 
 def _loss(output: object) -> torch.Tensor:
-    likelihoods = output.likelihoods  # type: ignore[attr-defined]
+    likelihoods = output.likelihoods
     bits = sum(-value.log2().sum() for value in likelihoods.values())
-    return bits + output.x_hat.square().sum()  # type: ignore[attr-defined]
+    return bits + output.x_hat.square().sum()
 
 
 def test_every_parameter_but_the_quantiles_is_trained_by_a_pass(model: CCAModel) -> None:

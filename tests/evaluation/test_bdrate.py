@@ -45,7 +45,7 @@ def test_there_and_back_again_cancel(a: RDCurve, b: RDCurve) -> None:
 @given(curves(), curves(), st.randoms())
 def test_the_order_of_points_is_of_no_matter(a: RDCurve, b: RDCurve, random: object) -> None:
     pairs = list(zip(b.rates, b.qualities, strict=True))
-    random.shuffle(pairs)  # type: ignore[attr-defined]
+    random.shuffle(pairs)
     shuffled = RDCurve([rate for rate, _ in pairs], [quality for _, quality in pairs])
     assert bd_rate(a, shuffled) == pytest.approx(bd_rate(a, b), rel=1e-9, abs=1e-9)
 

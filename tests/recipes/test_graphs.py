@@ -217,7 +217,7 @@ def _one_of_two(rank: int, recipe: str, out: str) -> None:
 @pytest.mark.slow
 def test_two_processes_step_by_the_mean_of_their_gradients(write_recipe, tmp_path: Path) -> None:
     recipe = write_recipe()
-    mp.spawn(_one_of_two, (str(recipe), str(tmp_path)), nprocs=2)  # type: ignore[attr-defined]
+    mp.spawn(_one_of_two, (str(recipe), str(tmp_path)), nprocs=2)
     run = load_recipe(recipe, []).runs()[0]
     alone = replayed(run)
     expected = [alone.step(given(run, step), reduce) for step in range(3)]
