@@ -2,12 +2,12 @@
 
 artifacts/model.safetensors   the codec, without what only training needs
 served.py                     bytes in, bytes out (`served`); no pickle anywhere
-code/pipeline/                this package's codec, so that serving needs no installation of it
+code/cca_codec_DIGEST/        the codec's own code, so that serving needs no installation of it
 """
 
 from __future__ import annotations
 
-import shutil
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -17,11 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.codec import Model, save_model
+from pipeline.common.atomic import write_text
+from pipeline.common.digests import json_sha256
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.models import ModelSignature
 
+# The rooms that a served codec imports, and how modules import from them.
+ROOMS = ("codec", "common")
+IMPORT = re.compile(r"\b((?:from|import)\s+)pipeline(?=[.\s])")
+DIGITS = 12
 # What `served` and the codec import, held to the versions that registered the model.
 REQUIREMENTS = ("mlflow", "torch", "numpy", "constriction", "safetensors", "pillow", "pandas")
 
@@ -37,6 +43,7 @@ def written(model: Model, logged: LoggedModel) -> Iterator[Path]:
         warnings.filterwarnings("ignore", message=".*input example was not provided")
         folder = Path(temporary)
         weights = save_model(model, folder / "model.safetensors")
+        code, served = _code(folder)
         mlflow.pyfunc.save_model(
             folder / "flavour",
             mlflow_model=Model(
@@ -46,9 +53,9 @@ def written(model: Model, logged: LoggedModel) -> Iterator[Path]:
                 model_id=logged.model_id,
                 metadata={"fingerprint": model.fingerprint},
             ),
-            python_model=str(Path(__file__).with_name("served.py")),
+            python_model=str(served),
             artifacts={"model": str(weights)},
-            code_paths=[str(_code(folder))],
+            code_paths=[str(code)],
             signature=signature(),
             pip_requirements=[f"{name}=={_release(name)}" for name in REQUIREMENTS],
         )
@@ -66,14 +73,26 @@ def signature() -> ModelSignature:
     return ModelSignature(inputs=data, outputs=data, params=ParamSchema([operation, rate]))
 
 
-def _code(folder: Path) -> Path:
-    """Copy the part of this package that decodes; return the copy."""
+def _code(folder: Path) -> tuple[Path, Path]:
+    """Write the code that a version needs below `folder`; return its package and `served.py`.
+
+    MLflow puts both before everything else that a process can import. So the package has a name of
+    its own, which holds a digest of its content: it hides neither an installed `pipeline` nor the
+    code of another version.
+    """
     package = Path(__file__).parents[1]
-    copy = folder / "pipeline"
-    leave = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(package / "codec", copy / "codec", ignore=leave)
-    shutil.copy(package / "__init__.py", copy)
-    return copy
+    sources = {
+        path.relative_to(package).as_posix(): path.read_text(encoding="utf-8")
+        for room in ROOMS
+        for path in sorted((package / room).rglob("*.py"))
+    }
+    name = f"cca_codec_{json_sha256(sources)[:DIGITS]}"
+    sources["__init__.py"] = '"""The codec of a registered version."""\n'
+    for path, text in sources.items():
+        write_text(folder / name / path, IMPORT.sub(rf"\g<1>{name}", text))
+    served = Path(__file__).with_name("served.py").read_text(encoding="utf-8")
+    write_text(folder / "served.py", IMPORT.sub(rf"\g<1>{name}", served))
+    return folder / name, folder / "served.py"
 
 
 def _release(name: str) -> str:

@@ -81,10 +81,12 @@ def test_compress_and_decompress_over_http(
 ALONE = """
 import sys
 import mlflow
+# As where this project is not installed.
+sys.modules["pipeline"] = None
 mlflow.set_tracking_uri(sys.argv[1])
-mlflow.pyfunc.load_model("models:/alone/1")
-import pipeline.codec
-print(pipeline.codec.__file__)
+model = mlflow.pyfunc.load_model("models:/alone/1").unwrap_python_model()
+kind = type(model.codec)
+print(sys.modules[kind.__module__].__file__)
 """
 
 
@@ -103,3 +105,44 @@ def test_serving_needs_no_installation_of_this_project(
     )
     assert done.returncode == 0, done.stderr
     assert "/mlartifacts/" in done.stdout  # the version's own copy
+
+
+BESIDE = """
+import sys
+import io
+import mlflow
+import numpy as np
+import pandas as pd
+from PIL import Image
+mlflow.set_tracking_uri(sys.argv[1])
+served = mlflow.pyfunc.load_model("models:/beside/1")
+png = io.BytesIO()
+Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(png, "PNG")
+rows = pd.DataFrame({"data": [png.getvalue()]})
+stream = served.predict(rows, params={"operation": "compress"})["data"][0]
+import pipeline.cli.main
+from pipeline import load_model
+codec = load_model("models:/beside/1")
+from pipeline.codec.files import decompress_file
+decompress_file(codec, stream, __import__("pathlib").Path("out.png"))
+print(Image.open("out.png").size, pipeline.__file__)
+"""
+
+
+def test_a_served_version_hides_nothing_of_the_installed_project(
+    workdir: Path, checkpoint: Callable[..., Path], tmp_path: Path, root: Path
+) -> None:
+    register_model(str(checkpoint()), "beside")
+    words = [sys.executable, "-c", BESIDE, f"sqlite:///{workdir}/mlflow.db"]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": words[-1]}
+    done = subprocess.run(
+        words,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=patience(300),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[-2] == f"(30, 20) {root / 'pipeline' / '__init__.py'}"
