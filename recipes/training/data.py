@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from pipeline.common.addresses import text_seed
 from pipeline.common.digests import file_sha256
 from recipes.config.bundled import shipped
 from recipes.config.schema import Run
 from recipes.config.settings import BLOCK, GROUPS, Data, RecipeError
-from recipes.training.noise import address
 from shards import Augment, Batch, Cache, Manifest, ShardsError, Stream, open_corpus
 from shards.run import default_workers
 from shards.streaming.mixture import ORDER
@@ -71,7 +71,7 @@ class Feed:
             split=data.split,
             batch_size=self.local,
             crop=augment.needed() if augment else stage.crop,
-            seed=address(run.recipe.seed, "order", stage.draws or stage.name),
+            seed=text_seed(run.recipe.seed, "order", stage.draws or stage.name),
             rank=rank,
             world_size=world_size,
             # More would wait for each other; what a step sees doesn't depend on their number.

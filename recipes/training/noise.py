@@ -5,19 +5,13 @@ So a resumed run, and a run on another number of processes, draw the same number
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pipeline.codec import Config, Noise
-
-
-def address(*words: object) -> int:
-    """Return a seed in [0, 2^63) that is a function of `words`, which are written as text."""
-    text = "\0".join(str(word) for word in words)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+from pipeline.common.addresses import text_seed
 
 
 def draw_noise(config: Config, crop: int, addresses: Sequence[int], device: torch.device) -> Noise:
@@ -44,7 +38,7 @@ def draw_rates(config: Config, addresses: Sequence[int], device: torch.device) -
     if not config.rate_weights:
         return None
     count = len(config.rate_weights)
-    drawn = [float(address(seed, "rate") % count) for seed in addresses]
+    drawn = [float(text_seed(seed, "rate") % count) for seed in addresses]
     return torch.tensor(drawn, device=device)
 
 

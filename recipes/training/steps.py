@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from pipeline.codec import Config, Noise
+from pipeline.common.addresses import text_seed
 from recipes.config.schema import Run
 from recipes.training.losses import Weights, weights_at
 from recipes.training.module import METRICS, TrainingModule
-from recipes.training.noise import address, draw_noise, draw_rates
+from recipes.training.noise import draw_noise, draw_rates
 from recipes.training.optim import ClippedAdam, NonFiniteError
 
 # What the processes agree on after the metrics, as numbers.
@@ -51,7 +52,7 @@ def pieces(
     for start in range(0, len(x), size):
         draws, seed = run.stage.draws or run.id, run.recipe.seed
         seeds = [
-            address(seed, "noise", draws, step, place) for place in slots[start : start + size]
+            text_seed(seed, "noise", draws, step, place) for place in slots[start : start + size]
         ]
         noise = draw_noise(config, run.stage.crop, seeds, x.device)
         rates = draw_rates(config, seeds, x.device)

@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.common.addresses import mix
 from shards.sources.base import LISTING, Listed, Rows, Source
 
 RUN_ROWS = 200_000
@@ -165,15 +166,6 @@ def hash_keys(keys: Sequence[str]) -> Hashes:
     """Return two 64-bit hashes of each key, shape (len(keys), 2): BLAKE2b, alike everywhere."""
     digests = b"".join(hashlib.blake2b(key.encode(), digest_size=16).digest() for key in keys)
     return np.frombuffer(digests, "<u8").astype(np.uint64).reshape(-1, 2)
-
-
-def mix(values: Hashes) -> Hashes:
-    """Return `values` mixed: the finaliser of SplitMix64 (Steele, Lea, Flood 2014), a bijection."""
-    with np.errstate(over="ignore"):
-        values = values + np.uint64(0x9E3779B97F4A7C15)
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return values ^ (values >> np.uint64(31))
 
 
 def _sorted(table: pa.Table) -> pa.Table:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.common.addresses import hash_words
 from pipeline.common.pictures.jpeg import SIGNATURE as JPEG
 from pipeline.common.pictures.limits import MAX_PIXELS
 from pipeline.common.pictures.orientation import (
@@ -21,7 +22,7 @@ from pipeline.common.pictures.orientation import (
     upright_size,
 )
 from shards.reading import turbo
-from shards.streaming.order import CROP, hashed
+from shards.streaming.order import CROP
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -44,8 +45,8 @@ class CropDraw:
     @classmethod
     def at(cls, seed: int, epoch: int, position: int, flip: bool = True) -> CropDraw:
         """Return the draw for a position of an epoch; flips come with probability 1/2."""
-        key = hashed(seed, epoch, position, CROP)
-        return cls(hashed(key, 0), hashed(key, 1), flip and bool(hashed(key, 2) & 1))
+        key = hash_words(seed, epoch, position, CROP)
+        return cls(hash_words(key, 0), hash_words(key, 1), flip and bool(hash_words(key, 2) & 1))
 
     def corner(self, height: int, width: int, side: int) -> tuple[int, int]:
         """Return the crop's top and left, uniform over all places; 0 in a smaller picture."""

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from pipeline.common.addresses import hash_words
 from shards.errors import ShardsError
-from shards.streaming.order import AUGMENT, hashed
+from shards.streaming.order import AUGMENT
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Augment:
             extents: height and width of what is not mirrored in each, as `Batch` has them; by
                 default all of it.
         """
-        keys = [hashed(seed, epoch, position, AUGMENT) for position in positions]
+        keys = [hash_words(seed, epoch, position, AUGMENT) for position in positions]
         extents = extents or [(images.shape[-2], images.shape[-1])] * len(positions)
         cut = [self._cut(*one) for one in zip(images, keys, extents, strict=True)]
         out = torch.stack(cut)
@@ -81,7 +82,7 @@ class Augment:
         side = self._side(self.downscale + _uniform(key, 0) * (1 - self.downscale))
         side = min(side, max(min(extent), self.crop))
         top, left = (
-            hashed(key, draw) % (max(size, side) - side + 1)
+            hash_words(key, draw) % (max(size, side) - side + 1)
             for draw, size in zip((1, 2), extent, strict=True)
         )
         part = image[:, top : top + side, left : left + side].to(torch.float32) / 255
@@ -111,4 +112,4 @@ class Augment:
 
 def _uniform(key: int, draw: int) -> float:
     """Return a number in [0, 1) for a draw of a key."""
-    return (hashed(key, draw) >> 11) / (1 << 53)
+    return (hash_words(key, draw) >> 11) / (1 << 53)

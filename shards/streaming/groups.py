@@ -25,6 +25,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from pipeline.common.addresses import hash_words, permutation, scattered
 from shards.errors import ShardsError
 from shards.reading.index import Span
 from shards.streaming.order import (
@@ -36,9 +37,6 @@ from shards.streaming.order import (
     SAMPLES,
     SHARDS,
     Indices,
-    hashed,
-    permutation,
-    scattered,
 )
 
 K = TypeVar("K")
@@ -163,8 +161,8 @@ class GroupedOrder:
         """
         cycles, digits = np.divmod(positions, self.groups)
         # Of the last cycle only some groups have a place: the same ones in each epoch.
-        own = np.uint64(hashed(self.seed, epoch, CYCLE))
-        last = np.uint64(hashed(self.seed, LAST_CYCLE))
+        own = np.uint64(hash_words(self.seed, epoch, CYCLE))
+        last = np.uint64(hash_words(self.seed, LAST_CYCLE))
         keys = np.where(cycles < self._total // self.groups, own, last)
         group = np.zeros_like(positions)
         for level in range(self._levels):
@@ -196,7 +194,7 @@ class GroupedOrder:
 
     def _lay_out(self) -> None:
         """Lay the shards on a line, and cut it."""
-        self._line = permutation(hashed(self.seed, SHARDS), len(self.sizes))
+        self._line = permutation(hash_words(self.seed, SHARDS), len(self.sizes))
         self._ends = np.cumsum(self.sizes[self._line])
         whole, rest = divmod(self._total, self.groups)
         counts = np.full(self.groups, whole, dtype=np.int64)
@@ -226,10 +224,10 @@ class GroupedOrder:
         begins = ends - self.sizes[shards]
         firsts = np.maximum(begin - begins, 0)
         counts = np.minimum(ends, end) - begins - firsts
-        order = permutation(hashed(self.seed, epoch, PIECES, group), len(shards))
+        order = permutation(hash_words(self.seed, epoch, PIECES, group), len(shards))
         size = end - begin
-        rotation = hashed(self.seed, epoch, ROTATION, group) % max(size, 1)
-        phase = hashed(self.seed, epoch, PHASE, group) % self.window
+        rotation = hash_words(self.seed, epoch, ROTATION, group) % max(size, 1)
+        phase = hash_words(self.seed, epoch, PHASE, group) % self.window
         counts = counts[order]
         starts = np.cumsum(counts) - counts
         walk = _Walk(shards[order], firsts[order], starts, size, self.window, rotation, phase)
@@ -243,7 +241,7 @@ class GroupedOrder:
             return known
         walk = self._walk(epoch, group)
         begin, end = walk.bounds(number)
-        order = permutation(hashed(self.seed, epoch, SAMPLES, group, number), end - begin)
+        order = permutation(hash_words(self.seed, epoch, SAMPLES, group, number), end - begin)
         offsets = (order + (begin + walk.rotation)) % walk.size
         pieces = np.searchsorted(walk.starts, offsets, side="right") - 1
         made = walk.shards[pieces], walk.firsts[pieces] + offsets - walk.starts[pieces]

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.common.addresses import hash_words, permutation
 from shards.errors import ShardsError
 from shards.reading.index import Span
 from shards.streaming.groups import GROUPS, GroupedOrder
-from shards.streaming.order import MIXTURE, Indices, SampleOrder, hashed, permutation
+from shards.streaming.order import MIXTURE, Indices, SampleOrder
 
 PERIOD = 1024
 
@@ -56,7 +57,7 @@ class MixedOrder:
             raise ShardsError(
                 f"order {number} is not known here, only {ORDERS}: install a newer version"
             )
-        seeds = [hashed(seed, corpus) if corpus else seed for corpus in range(len(sizes))]
+        seeds = [hash_words(seed, corpus) if corpus else seed for corpus in range(len(sizes))]
         self.orders: list[SampleOrder | GroupedOrder] = [
             GroupedOrder(one, own, block, groups) if number == 2 else SampleOrder(one, own, block)
             for one, own in zip(sizes, seeds, strict=True)
@@ -147,7 +148,7 @@ class MixedOrder:
             return known
         corpora = np.repeat(np.arange(len(self.shares)), self.shares)
         ranks = np.concatenate([np.arange(share) for share in self.shares])
-        order = permutation(hashed(self.seed, number, MIXTURE), len(corpora))
+        order = permutation(hash_words(self.seed, number, MIXTURE), len(corpora))
         # The permutation is sorted back within each corpus: its places count up.
         mixed = corpora[order]
         counted = np.empty_like(ranks)

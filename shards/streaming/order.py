@@ -19,14 +19,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.common.addresses import hash_words, permutation
 from shards.errors import ShardsError
 from shards.reading.index import Span
 
 Indices = npt.NDArray[np.int64]
-Hashes = npt.NDArray[np.uint64]
-
-MASK = (1 << 64) - 1
-GOLDEN = 0x9E3779B97F4A7C15
 
 # What a hash is for, so that two draws for the same position never coincide.
 SHARDS, SAMPLES, CROP, SUBSTITUTE, MIXTURE, AUGMENT = range(1, 7)
@@ -34,34 +31,6 @@ CYCLE, LAST_CYCLE, PIECES, ROTATION, PHASE = range(7, 12)
 
 # Blocks whose permutation is remembered: the one being read and the next.
 REMEMBERED = 4
-
-
-def hashed(*words: int) -> int:
-    """Return a 64-bit hash of integers: the SplitMix64 finalizer, chained.
-
-    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
-    """
-    state = 0
-    for word in words:
-        state = (state + (word & MASK) + GOLDEN) & MASK
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK
-        state ^= state >> 31
-    return state
-
-
-def scattered(keys: Hashes | np.uint64, numbers: Indices) -> Hashes:
-    """Return number `numbers[i]` of the SplitMix64 sequence that starts at a key, uint64 (n,)."""
-    state = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN) + keys
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    state ^= state >> np.uint64(31)
-    return state
-
-
-def permutation(key: int, count: int) -> Indices:
-    """Return a permutation of range(count), int64 (count,), that is a function of `key` alone."""
-    return np.argsort(scattered(np.uint64(key & MASK), np.arange(count)), kind="stable")
 
 
 class SampleOrder:
@@ -139,7 +108,7 @@ class SampleOrder:
     def _shards(self, epoch: int) -> tuple[Indices, Indices]:
         """Return the shards in the order of `epoch`, and the position where each block starts."""
         if self._epoch is None or self._epoch[0] != epoch:
-            shards = permutation(hashed(self.seed, epoch, SHARDS), len(self.sizes))
+            shards = permutation(hash_words(self.seed, epoch, SHARDS), len(self.sizes))
             ends = np.cumsum(self.sizes[shards])
             starts = np.concatenate([[0], ends[self.block - 1 : -1 : self.block]])
             self._epoch = (epoch, shards, starts)
@@ -153,7 +122,7 @@ class SampleOrder:
         shards = self._shards(epoch)[0][number * self.block : (number + 1) * self.block]
         sizes = self.sizes[shards]
         first = np.repeat(np.cumsum(sizes) - sizes, sizes)
-        order = permutation(hashed(self.seed, epoch, SAMPLES, number), int(sizes.sum()))
+        order = permutation(hash_words(self.seed, epoch, SAMPLES, number), int(sizes.sum()))
         made = (np.repeat(shards, sizes)[order], (np.arange(len(first)) - first)[order])
         while len(self._blocks) >= REMEMBERED:
             del self._blocks[next(iter(self._blocks))]

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.common.addresses import hash_words
 from shards.errors import ShardsError, ShardsRuntimeError
 from shards.reading import turbo
 from shards.reading.corpus import Corpus
 from shards.reading.decode import BrokenPictureError, CropDraw, Pixels, decode_crop, filled
 from shards.streaming.mixture import MixedOrder
-from shards.streaming.order import SUBSTITUTE, Indices, hashed
+from shards.streaming.order import SUBSTITUTE, Indices
 
 # A broken sample's substitute comes from this many positions after it: shards at hand have it.
 NEAR = 1000
@@ -205,7 +206,7 @@ class BatchSource:
                 pixels = decode_crop(corpus.read(sample), self.crop, draw)
             except BrokenPictureError as error:
                 skipped.append(Skipped(sample.key, position, str(error)))
-                ahead = hashed(self.seed, epoch, position, SUBSTITUTE, attempt) % NEAR
+                ahead = hash_words(self.seed, epoch, position, SUBSTITUTE, attempt) % NEAR
                 place = self.order(epoch, (position + 1 + ahead) % self.samples)
             else:
                 return sample.key, pixels[:, ::-1] if draw.flip else pixels

@@ -8,11 +8,12 @@ from typing import get_args
 import pytest
 import torch
 
+from pipeline.common.addresses import text_seed
 from recipes.config.load import load_recipe
 from recipes.config.settings import Cca
 from recipes.training.losses import Weights, reverse_gradient
 from recipes.training.module import METRICS, TrainingModule, build
-from recipes.training.noise import address, draw_noise
+from recipes.training.noise import draw_noise
 
 CPU = torch.device("cpu")
 
@@ -163,8 +164,8 @@ def test_weights_warm_up_and_follow_the_rate() -> None:
 
 def test_noise_of_a_sample_does_not_depend_on_its_batch(write_recipe) -> None:
     config = make(write_recipe()).model.config
-    together = draw_noise(config, 128, [address("a"), address("b")], CPU)
-    alone = draw_noise(config, 128, [address("b")], CPU)
+    together = draw_noise(config, 128, [text_seed("a"), text_seed("b")], CPU)
+    alone = draw_noise(config, 128, [text_seed("b")], CPU)
     for name in ("y", "z", "aux_y", "aux_factorized"):
         assert torch.equal(together[name][1:], alone[name])
     assert together.y.shape == (2, 12, 8, 8)

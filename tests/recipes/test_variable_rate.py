@@ -9,6 +9,7 @@ import torch
 
 from pipeline.codec import load_model, save_model
 from pipeline.codec.bitstream import read_header
+from pipeline.common.addresses import text_seed
 from pipeline.evaluation.learned import to_tensor
 from pipeline.evaluation.pictures import read_picture
 from recipes.config.load import load_recipe
@@ -16,7 +17,7 @@ from recipes.config.settings import RecipeError
 from recipes.train import main
 from recipes.training.losses import Weights, weights_at
 from recipes.training.module import METRICS, build
-from recipes.training.noise import address, draw_noise, draw_rates
+from recipes.training.noise import draw_noise, draw_rates
 from tests.recipes.test_training import assert_same
 
 CPU = torch.device("cpu")
@@ -78,7 +79,7 @@ def test_what_a_model_for_several_rates_can_start_from(write_recipe, caplog) -> 
 
 def test_the_rate_of_a_sample_depends_on_its_address_alone(write_recipe) -> None:
     config = build(load_recipe(write_recipe(stages=[stage()])).runs()[0]).model.config
-    seeds = [address(0, "noise", "all", step, n) for step in range(100) for n in range(8)]
+    seeds = [text_seed(0, "noise", "all", step, n) for step in range(100) for n in range(8)]
     drawn = draw_rates(config, seeds, CPU)
     assert torch.equal(drawn[3:5], draw_rates(config, seeds[3:5], CPU))
     counts = torch.bincount(drawn.long(), minlength=3)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.common.addresses import hash_words, permutation
 from shards.errors import ShardsError
-from shards.streaming.order import SampleOrder, hashed, permutation
+from shards.streaming.order import SampleOrder
 
 GOLDEN_ORDER = [(3, 0), (3, 1), (0, 0), (2, 2), (2, 1), (0, 2), (2, 0), (2, 3), (0, 1)]
 GOLDEN_HASH = 0x6AE515C1C0AC7E37
@@ -69,14 +70,14 @@ def test_the_order_is_what_it_was():
     # A change here changes every training run that is resumed: it needs a new format of state.
     order = SampleOrder([3, 0, 4, 2], seed=7, block=2)
     assert [order(5, position) for position in range(9)] == GOLDEN_ORDER
-    assert hashed(1, 2, 3) == GOLDEN_HASH
+    assert hash_words(1, 2, 3) == GOLDEN_HASH
 
 
 def test_permutations_are_fair():
     # Each value falls on each place about equally often: chi-square with 49 degrees of freedom.
     counts = np.zeros((8, 8))
     for key in range(4000):
-        counts[np.arange(8), permutation(hashed(key), 8)] += 1
+        counts[np.arange(8), permutation(hash_words(key), 8)] += 1
     chi = ((counts - 500) ** 2 / 500).sum()
     assert 20 < chi < 90
 
