@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 
 from shards.errors import ShardsError
 from shards.manifest import Manifest, ShardInfo
+from shards.patterns import expand_braces
 from shards.reading.cache import Cache, CacheFolder, Wanted, check_room
 from shards.reading.corpus import Corpus
 from shards.reading.fetch import Fetcher
@@ -18,7 +18,6 @@ from shards.reading.index import ShardTable
 from shards.reading.tars import kept, tar_table
 
 SPECIAL = re.compile(r"[*?\[{]")
-BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def is_pattern(dest: str | Path) -> bool:
@@ -118,18 +117,3 @@ def _root(pattern: str) -> str:
     special = SPECIAL.search(pattern)
     fixed = pattern[: special.start()] if special else pattern
     return fixed.rpartition("/")[0] or ("/" if fixed.startswith("/") else ".")
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """Return the names that `{a,b}` and `{000..012}` in `pattern` stand for, in order."""
-    parts = BRACES.split(pattern)
-    choices = [[part] if i % 2 == 0 else _choices(part) for i, part in enumerate(parts)]
-    return ["".join(one) for one in product(*choices)]
-
-
-def _choices(inside: str) -> list[str]:
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
-    if span is None:
-        return inside.split(",")
-    first, last = span.groups()
-    return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]

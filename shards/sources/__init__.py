@@ -7,9 +7,8 @@ import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from braceexpand import braceexpand
-
 from shards.errors import ShardsError
+from shards.patterns import expand_braces
 from shards.sources.archive import TarSource, ZipSource, place_of, unpacked
 from shards.sources.base import (
     Entry,
@@ -92,7 +91,7 @@ def expand(pattern: str) -> list[str]:
         ShardsError: there are none, or one is missing.
     """
     paths = []
-    for one in braceexpand(pattern):
+    for one in expand_braces(pattern):
         found = sorted(glob.glob(one, recursive=True))  # noqa: PTH207 - a pattern, not a folder's
         if not found:
             raise ShardsError(f"shards {one} are not there: check the pattern {pattern}")

@@ -11,8 +11,9 @@ import pytest
 import webdataset
 
 from shards import Cache, ShardsError, Stream, stream
+from shards.patterns import expand_braces
 from shards.reading.corpus import open_split
-from shards.reading.foreign import expand_braces, open_tars
+from shards.reading.foreign import open_tars
 from tests.shards.made import encoded, photo, write_split
 
 
@@ -122,3 +123,5 @@ def test_braces():
     assert expand_braces("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
     assert expand_braces("{a,b}/{0..1}.tar") == ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]
     assert expand_braces("plain.tar") == ["plain.tar"]
+    with pytest.raises(ShardsError, match="without its other half"):
+        expand_braces("a-{0..1.tar")
