@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 from pipeline.common.atomic import PARTIAL, flush, write_bytes
+from pipeline.common.errors import RunError, UsageError
+from pipeline.common.retries import Retries
 from shards.errors import ShardsError, ShardsRuntimeError
 
 T = TypeVar("T")
-ATTEMPTS = 4
+RETRIES = Retries(attempts=4, pause=1.0)
+# What asking again does not change.
+FINAL = (FileNotFoundError, PermissionError, UsageError, RunError)
 
 # Protocols whose uploads appear at once and whole; elsewhere a temporary name is renamed.
 WHOLE_UPLOADS = {"s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oss", "memory", "oci", "r2"}
@@ -136,13 +139,9 @@ class Store:
 
 def _retried(attempt: Callable[[], T]) -> T:
     """Return `attempt()`, tried again after pauses when the connection fails."""
-    for tried in range(1, ATTEMPTS + 1):
-        try:
-            return attempt()
-        except (FileNotFoundError, PermissionError, ShardsError, ShardsRuntimeError):
-            raise
-        except Exception as error:  # each store has exceptions of its own
-            if tried == ATTEMPTS:
-                raise ShardsRuntimeError(f"the store did not answer: {error}") from error
-            time.sleep(0.5 * 2**tried)
-    raise AssertionError("unreachable")
+    try:
+        return RETRIES.call(attempt, "the store", FINAL)
+    except FINAL:
+        raise
+    except Exception as error:  # each store has exceptions of its own
+        raise ShardsRuntimeError(f"the store did not answer: {error}") from error

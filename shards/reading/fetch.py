@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import random
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+from pipeline.common.retries import Retries
 from shards.errors import ShardsError, ShardsRuntimeError
 
 T = TypeVar("T")
@@ -19,16 +18,15 @@ log = logging.getLogger(__name__)
 
 # Bytes asked for at once: large enough for a store's best speed, small enough to ask again for.
 PART = 8 << 20
+# What asking again does not change.
+FINAL = (FileNotFoundError, PermissionError, ShardsError)
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long a store is asked again.
+class Patience(Retries):
+    """How long a store is asked again for a part of a file.
 
     Attributes:
-        attempts: tries for one part, the first included.
-        pause: seconds before the second try; doubled for each further one, and spread at random.
-        longest_pause: seconds that a pause never exceeds.
         stall: seconds after which a part of 8 MiB that has not arrived counts as failed.
     """
 
@@ -88,21 +86,15 @@ class Fetcher:
         return self._again(pattern, ask)
 
     def _again(self, name: str, ask: Callable[[], T]) -> T:
-        patience = self.patience
-        for tried in range(1, patience.attempts + 1):
-            try:
-                return _in_time(ask, patience.stall)
-            except (FileNotFoundError, PermissionError, ShardsError):
-                raise
-            except Exception as error:  # each store has exceptions of its own
-                if tried == patience.attempts:
-                    raise ShardsRuntimeError(
-                        f"{self.url}/{name} could not be read in {tried} tries: {error}"
-                    ) from error
-                pause = min(patience.pause * 2 ** (tried - 1), patience.longest_pause)
-                log.info("try %d for %s/%s failed: %s", tried, self.url, name, error)
-                time.sleep(pause * random.uniform(0.5, 1.0))
-        raise AssertionError("unreachable")
+        patience, file = self.patience, f"{self.url}/{name}"
+        try:
+            return patience.call(lambda: _in_time(ask, patience.stall), file, FINAL)
+        except FINAL:
+            raise
+        except Exception as error:  # each store has exceptions of its own
+            raise ShardsRuntimeError(
+                f"{file} could not be read in {patience.attempts} tries: {error}"
+            ) from error
 
     def _remote(self) -> Any:
         """Return the file system of this process: connections do not survive a fork."""

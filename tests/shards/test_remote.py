@@ -123,14 +123,14 @@ def test_uploads_are_tried_again(
     source: Path, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsspec.register_implementation("flaky", Flaky, clobber=True)
-    monkeypatch.setattr("shards.store.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("pipeline.common.retries.time.sleep", lambda seconds: None)
     make(source, "flaky://again/dest", workers=1)  # type: ignore[arg-type]
     assert remote_checksums("flaky://again/dest") == expected
     fsspec.filesystem("memory").rm("/again", recursive=True)
 
 
 def test_a_store_that_stays_away_is_told(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.store.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("pipeline.common.retries.time.sleep", lambda seconds: None)
     monkeypatch.setattr(Flaky, "put_file", lambda *given, **more: _down())
     fsspec.register_implementation("flaky", Flaky, clobber=True)
     with pytest.raises(ShardsRuntimeError, match="the store did not answer: the line is down"):
