@@ -15,8 +15,9 @@ from typing import IO, Any
 
 import pyarrow as pa
 
+from pipeline.common.progress import Progress
 from pipeline.common.workers import Tell, work_in_processes
-from shards.errors import ShardsError
+from shards.errors import ShardsError, ShardsRuntimeError
 from shards.making.check import RejectedError, examine
 from shards.making.finish import read_sidecar, rejects_name
 from shards.manifest import Manifest, ShardInfo, splits
@@ -25,6 +26,8 @@ from shards.store import Store
 from shards.tables import read_rows
 
 CHUNK = 1 << 20
+# A disk that fails, or a store that does not answer: other files may still be read.
+UNREADABLE = (OSError, ShardsRuntimeError)
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def verify(
     *,
     split: str | None = None,
     workers: int = 1,
-    progress: Callable[[int, int | None, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Verdict:
     """Check every shard and every sample of `dest`: sizes, checksums, counts, decodes.
 
@@ -68,6 +71,9 @@ def verify(
     for one in chosen:
         try:
             manifest = Manifest.read(dest, one)
+        except OSError as error:
+            problems.append(Problem(Manifest.file_name(one), _cannot_be_read(error)))
+            continue
         except ShardsError as error:
             if Manifest.file_name(one) not in store.names():
                 raise
@@ -116,7 +122,11 @@ def _plan_problems(store: Store, manifest: Manifest) -> Iterator[Problem]:
     """Yield where the manifest is not what the plan led to."""
     try:
         plan = json.loads(store.read(f".{manifest.split}.plan.json"))
-    except (FileNotFoundError, ValueError):
+    except UNREADABLE as error:
+        if not isinstance(error, FileNotFoundError):
+            yield Problem(f".{manifest.split}.plan.json", _cannot_be_read(error))
+        return
+    except ValueError:
         return  # a destination may be copied without its hidden files
     name = Manifest.file_name(manifest.split)
     for field in ("options", "source_digest", "listed"):
@@ -135,7 +145,9 @@ def _rejects_problems(store: Store, manifest: Manifest) -> Iterator[Problem]:
             reasons = Counter(read_rows(stream, ["reason"])["reason"].to_pylist())
     except FileNotFoundError:
         yield Problem(file, "is missing")
-    except (pa.ArrowException, OSError) as error:
+    except UNREADABLE as error:
+        yield Problem(file, _cannot_be_read(error))
+    except pa.ArrowException as error:
         yield Problem(file, f"cannot be read: {error}")
     else:
         if dict(reasons) != manifest.reasons or reasons.total() != manifest.rejected:
@@ -146,7 +158,7 @@ def _shard_problems(
     store: Store,
     manifest: Manifest,
     workers: int,
-    progress: Callable[[int, int | None, str], None] | None,
+    progress: Progress | None,
 ) -> list[Problem]:
     problems: dict[str, list[Problem]] = {}
     done = 0
@@ -183,7 +195,9 @@ def check_shard(store: Store, info: ShardInfo, options: Options) -> list[Problem
             rows = read_rows(stream).to_pylist()
     except FileNotFoundError:
         return [*_missing_tar(store, info), Problem(info.sidecar, "is missing")]
-    except (ShardsError, pa.ArrowException, OSError, ValueError):
+    except UNREADABLE as error:
+        return [*_missing_tar(store, info), Problem(info.sidecar, _cannot_be_read(error))]
+    except (ShardsError, pa.ArrowException, ValueError):
         return [*_missing_tar(store, info), Problem(info.sidecar, "is damaged")]
     problems = []
     if replace(said, name=info.name) != info or len(rows) != info.samples:
@@ -193,7 +207,14 @@ def check_shard(store: Store, info: ShardInfo, options: Options) -> list[Problem
             problems += _tar_problems(stream, info, rows, options)
     except FileNotFoundError:
         problems.append(Problem(info.tar, "is missing"))
+    except UNREADABLE as error:
+        problems.append(Problem(info.tar, _cannot_be_read(error)))
     return problems
+
+
+def _cannot_be_read(error: Exception) -> str:
+    """Return the problem that `error` of a disk or a store is."""
+    return f"cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
 def _missing_tar(store: Store, info: ShardInfo) -> list[Problem]:
@@ -203,21 +224,35 @@ def _missing_tar(store: Store, info: ShardInfo) -> list[Problem]:
 def _tar_problems(
     stream: IO[bytes], info: ShardInfo, rows: list[dict[str, Any]], options: Options
 ) -> list[Problem]:
-    problems = []
-    size, digest = _checksum(stream)
-    if size != info.bytes:
-        problems.append(Problem(info.tar, f"has {size} bytes, not {info.bytes}"))
-    elif digest != info.sha256:
-        problems.append(Problem(info.tar, "has another checksum than the manifest"))
+    problems = [Problem(info.tar, what) for what in _file_problems(stream, info)]
+    unreadable = 0
     for row in rows:
-        stream.seek(row["offset"])
-        data = stream.read(row["size"])
-        what = _sample_problem(data, row, options)
+        try:
+            stream.seek(row["offset"])
+            what = _sample_problem(stream.read(row["size"]), row, options)
+        except OSError as error:  # one bad sector, and the rest may be whole
+            what = _cannot_be_read(error)
+            unreadable += 1
         if what:
             problems.append(Problem(info.tar, what, row["key"]))
+    if rows and unreadable == len(rows):
+        return problems[:1]  # it is not its samples that are bad
     if not problems:
         problems += _member_problems(stream, info, rows)
     return problems
+
+
+def _file_problems(stream: IO[bytes], info: ShardInfo) -> Iterator[str]:
+    """Yield what is wrong with the tar as a whole."""
+    try:
+        size, digest = _checksum(stream)
+    except OSError as error:
+        yield _cannot_be_read(error)
+        return
+    if size != info.bytes:
+        yield f"has {size} bytes, not {info.bytes}"
+    elif digest != info.sha256:
+        yield "has another checksum than the manifest"
 
 
 def _checksum(stream: IO[bytes]) -> tuple[int, str]:

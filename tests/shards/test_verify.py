@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,7 @@ from shards import Manifest, ShardsError
 from shards.inspecting.page import bars, write_page
 from shards.inspecting.summary import inspect
 from shards.inspecting.verify import verify
+from shards.store import Store
 from tests.shards.making import corpus, jpeg, make
 
 
@@ -194,3 +198,38 @@ def test_bars_count_every_value() -> None:
     assert max(bar.height for bar in found) == 100
     assert bars(np.array([7.0]))[0].count == 1
     assert bars(np.array([])) == []
+
+
+@pytest.mark.parametrize("name", ["train-000001.tar", "train-000001.parquet"])
+def test_a_file_that_cannot_be_read_is_named_and_the_others_are_looked_at(
+    dest: Path, name: str
+) -> None:
+    if not Path("/proc/self/mem").exists():
+        pytest.skip("needs a file that answers reads with EIO")
+    (dest / "train-000000.tar").unlink()
+    (dest / name).unlink()
+    (dest / name).symlink_to("/proc/self/mem")  # its first bytes are nowhere
+    problems = {str(problem) for problem in verify(dest).problems}
+    assert "train-000000.tar: is missing" in problems
+    assert any(problem.startswith(f"{name}: cannot be read: ") for problem in problems)
+
+
+def test_a_bad_sector_costs_the_samples_on_it(dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = pq.read_table(dest / "train-000001.parquet").to_pylist()[3]
+
+    class Disk(io.FileIO):
+        """A file with a sector that can't be read."""
+
+        def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+            start = self.tell()
+            if self.name.endswith("1.tar") and start <= row["offset"] + 300 < start + len(buffer):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().readinto(buffer) or 0
+
+    def disk(store: Store, name: str) -> io.BufferedReader:
+        return io.BufferedReader(Disk(str(dest / name)), 512)
+
+    monkeypatch.setattr(Store, "open", disk)
+    problems = verify(dest).problems
+    assert [problem.key for problem in problems] == ["", row["key"]]
+    assert all("Input/output error" in problem.what for problem in problems)
