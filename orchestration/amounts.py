@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import re
 
+from pipeline.common.errors import UsageError
+from pipeline.common.sizes import in_mebibytes, parse_size
+
 # As Slurm writes times: 10:30, 24:00:00, 1-12, 1-00:00, 1-00:00:00.
 CLOCK = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
-SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]i?B?|B)?", re.IGNORECASE)
 MIB = 1 << 20
 UNITS = ("T", 1 << 40), ("G", 1 << 30), ("M", MIB)
 
@@ -43,18 +45,18 @@ def _meant(text: str, found: re.Match[str]) -> str:
 def memory_from(value: object) -> object:
     """Return an amount of memory as every engine takes it: a whole number of M, G or T.
 
-    `128G`, `128GB`, `128GiB` and `128g` are the same, as in Slurm and `free -g`: 128 x 2^30 bytes.
-    A bare number has no unit and is refused.
+    These count by 1024, as in Slurm: `64G` and `64GiB` are the same, and `64GB`, which counts by
+    1000, is the next whole number of M above it. A bare number has no unit and is refused.
 
     Raises ValueError for what is no amount.
     """
-    text = str(value).strip() if isinstance(value, (str, int, float)) else ""
-    found = SIZE.fullmatch(text)
-    if isinstance(value, bool) or found is None or found["unit"] in (None, "B", "b"):
-        raise ValueError(f"write an amount and its unit, as in 4000M or 64G (given: {value!r})")
-    scale = {"K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}[found["unit"][0].upper()]
-    total = math.ceil(float(found["number"]) * scale / MIB) * MIB
-    if total == 0:
-        raise ValueError("leave it out to get what the scheduler gives (given: 0)")
+    try:
+        if not isinstance(value, str) or not value.strip().rstrip("Bb")[-1:].isalpha():
+            raise UsageError("there is no unit")
+        total = in_mebibytes(parse_size(value)) * MIB
+    except UsageError as error:
+        raise ValueError(
+            f"write an amount and its unit, as in 4000M or 64G (given: {value!r})"
+        ) from error
     unit, size = next((unit, size) for unit, size in UNITS if total % size == 0)
     return f"{total // size}{unit}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from orchestration.profile import SECRET, SECRET_IN_URL
+from pipeline.common.secrets import has_password, is_secret_name
 
 # Where tracking, shards and downloads go, and how TLS and proxies are done there.
 NEEDED = re.compile(
@@ -27,8 +27,8 @@ def by_name(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
         if not NEEDED.fullmatch(name):
             continue
         value = environment[name]
-        hidden = (SECRET.search(name) or KEYS.search(name)) and name not in FILES
-        if hidden or SECRET_IN_URL.search(value):
+        hidden = (is_secret_name(name) or KEYS.search(name)) and name not in FILES
+        if hidden or has_password(value):
             secret.append(name)
         else:
             plain[name] = value

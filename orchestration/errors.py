@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pipeline.common.errors import RunError, UsageError
 
-class OrchestrationError(ValueError):
+
+class OrchestrationError(UsageError):
     """A profile, plan or job that can't be used as given; the message says what to do."""
 
 
-class EngineError(RuntimeError):
+class EngineError(RunError):
     """The scheduler refused or could not be reached; the message holds its own words."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -16,16 +15,11 @@ from pydantic import (
 )
 
 from orchestration.amounts import memory_from, minutes_from
+from pipeline.common.secrets import has_password, is_secret_name, secret_set_in
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 KINDS = ("shard", "train", "evaluate", "register", "promote")
-SECRET = re.compile(
-    r"\w*(?:PASSWORD|PASSWD|TOKEN(?!IZER)|SECRET|CREDENTIAL|ACCESS_KEY|API_?KEY)\w*", re.IGNORECASE
-)
-# In a line of shell: a value that is written there, not read from elsewhere.
-SECRET_SET = re.compile(rf"({SECRET.pattern})=[\"']?(?![\"'$`])\S", re.IGNORECASE)
-SECRET_IN_URL = re.compile(r"://[^/@\s:]+:[^/@\s]+@")
 OUR_POD = {
     "containers",
     "nodeSelector",
@@ -76,7 +70,7 @@ class Resources(Part):
     gpus: Count = 0
     """GPUs."""
     memory: Annotated[str, BeforeValidator(memory_from)] | None = None
-    """Main memory, such as 4000M, 64G or 1T; default: what the scheduler gives."""
+    """Main memory, such as 4000M, 64G, 128GB or 1T; default: what the scheduler gives."""
     minutes: Annotated[Positive, BeforeValidator(minutes_from)] = 60
     """Time limit; training checkpoints before it and is queued again."""
 
@@ -161,7 +155,7 @@ class Profile(Part):
     @field_validator("env")
     @classmethod
     def _no_secrets(cls, env: dict[str, str]) -> dict[str, str]:
-        secret = [name for name in env if SECRET.search(name) or SECRET_IN_URL.search(env[name])]
+        secret = [name for name in env if is_secret_name(name) or has_password(env[name])]
         if secret:
             raise ValueError(f"{', '.join(secret)} looks like a credential: {ELSEWHERE}")
         return env
@@ -170,9 +164,8 @@ class Profile(Part):
     @classmethod
     def _no_secrets_set_up(cls, setup: list[str]) -> list[str]:
         for line in setup:
-            named = SECRET_SET.search(line)
-            if named or SECRET_IN_URL.search(line):
-                what = named[1] if named else "a URL"
+            what = secret_set_in(line)
+            if what is not None:
                 raise ValueError(f"{what} looks like it holds a credential: {ELSEWHERE}")
         return setup
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipeline.codec import Model
 
 __all__ = ["load_model"]
 
 
-def load_model(model: str, device: str = "cpu") -> Model:
+def load_model(model: str | Path, device: str = "cpu") -> Model:
     """Load a codec: file, folder, `runs:/ID`, `models:/NAME/VERSION` or `models:/NAME@ALIAS`.
 
     Returns the model in evaluation mode on `device`. Raises `ValueError` when there is no such
-    model or when it is not one of ours.
+    model, when it is not one of ours, or without such a device.
     """
     from pipeline import codec
     from pipeline.tracking import resolve_model

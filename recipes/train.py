@@ -18,6 +18,7 @@ if __name__ == "__main__":
     # Run by its path, Python looks for modules beside this file: the rooms are one folder up.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from pipeline.common.errors import INTERRUPTED, explained
 from recipes.config.load import load_recipe
 from recipes.config.schema import Run
 from recipes.config.settings import RecipeError
@@ -39,17 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return dry_run(runs, stop, given.overrides)
         return train(runs, stop, given.overrides, profile=given.profile)
     except KeyboardInterrupt:
-        return 130
-    except ValueError as error:
-        if given.debug or not _ours(error):
+        return INTERRUPTED
+    except Exception as error:
+        known = explained(error)
+        if given.debug or known is None:
             raise
-        log.error("train: %s", error)
-        return 2
-    except (RuntimeError, OSError) as error:
-        if given.debug or not (_ours(error) or isinstance(error, OSError)):
-            raise
-        log.error("train: %s", error)
-        return 1
+        code, sentence = known
+        log.error("train: %s", sentence)
+        return code
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -85,8 +83,8 @@ def train(
     runs: Sequence[Run], stop: StopRequest, overrides: Sequence[str], *, profile: bool = False
 ) -> int:
     """Train `runs` one after another; return the exit code."""
+    from pipeline.common.progress import progress, silent
     from recipes.launching import processes as launch
-    from recipes.training import console
     from recipes.training import preflight as check
     from recipes.training.loop import Interrupted, Session, Trainer
 
@@ -97,11 +95,11 @@ def train(
         if complete(run, accelerator):
             continue
         title = f"{run.id} ({number} of {len(runs)})"
-        with console.steps(title) as report, launch.held_by_first(accelerator, run.folder):
+        with progress(title, "steps") as report, launch.held_by_first(accelerator, run.folder):
             # Another job may have had the folder since.
             if complete(run, accelerator):
                 continue
-            shown = report if accelerator.is_main_process else console.silent
+            shown = report if accelerator.is_main_process else silent
             try:
                 Trainer(run, Session(accelerator, stop, shown, overrides, profile)).train()
             except Interrupted as error:
@@ -124,8 +122,8 @@ def complete(run: Run, accelerator: Any) -> bool:
 
 def dry_run(runs: Sequence[Run], stop: StopRequest, overrides: Sequence[str]) -> int:
     """Print what `runs` would do and try one step of the first; return the exit code."""
+    from pipeline.common.progress import silent
     from recipes.launching import processes as launch
-    from recipes.training import console
     from recipes.training import dry_run as dry
     from recipes.training import preflight as check
     from recipes.training.loop import Session, Trainer
@@ -133,16 +131,11 @@ def dry_run(runs: Sequence[Run], stop: StopRequest, overrides: Sequence[str]) ->
     check.before_work(runs)
     accelerator = launch.start(runs[0].recipe)
     check.for_processes(runs, accelerator)
-    session = Session(accelerator, stop, console.silent, overrides)
+    session = Session(accelerator, stop, silent, overrides)
     for line in dry.describe(runs, Trainer(runs[0], session)):
         if session.main:
             sys.stdout.write(f"{line}\n")
     return 0
-
-
-def _ours(error: Exception) -> bool:
-    """Tell whether one of this project's own classes says what is wrong."""
-    return type(error).__module__.split(".")[0] in ("pipeline", "shards", "recipes")
 
 
 if __name__ == "__main__":

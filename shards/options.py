@@ -14,8 +14,6 @@ CHECKS = ("full", "header", "none")
 # Twice Pillow's MAX_IMAGE_PIXELS, where it refuses to open a picture.
 MAX_AREA = 178_956_970
 DEDUPES = ("none", "exact", "near")
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -109,27 +107,18 @@ def augment_options(path: str, device: str) -> dict[str, Any]:
     The device's kind belongs to it: another one may round otherwise.
 
     Raises:
-        ShardsError: the file has mistakes, or there is no such device.
+        ShardsError: the file has mistakes.
+        UsageError: there is no such device.
     """
-    import torch
-
+    from pipeline.common.devices import pick_device
     from shards.augment.operations import Augmenter
 
     spec = read_spec(path)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise ShardsError(f"--device {device!r} is not there: give auto, cpu or cuda")
+    if device not in ("auto", "cpu", "cuda"):
+        raise ShardsError(f"--device {device!r} is not known: give auto, cpu or cuda")
+    device = pick_device(device).type
     Augmenter(spec, 0)  # tries Kornia's operations
     return {**spec.to_dict(), "device": device}
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes that `text` ("256MB", "1 GiB", "1000") means; raises ShardsError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    if match is None or match[2].upper() not in UNITS or not float(match[1]):
-        raise ShardsError(f"size {text!r} is not understood: write it like 256MB, 1GB or 500KiB")
-    return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def parse_part(text: str) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.common.machine import worker_count
+from pipeline.common.progress import Progress
 from shards.errors import ShardsError
 from shards.making.finish import finish, missing_shards
 from shards.making.listing import Corpus, list_corpus
@@ -25,8 +26,8 @@ from shards.options import Options, crops_of, parse_split
 from shards.sources import Source, open_sources
 from shards.store import Store
 
-# How many are done, of how many, and a few words more.
-Progress = Callable[[int, int | None, str], None]
+# What a worker may take: an interpreter with its libraries, and a large picture decoded.
+WORKER_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -126,10 +127,8 @@ def _finish_splits(store: Store, split: str | None) -> list[Summary]:
 
 
 def default_workers() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many workers this process's cores and memory are enough for."""
+    return worker_count(WORKER_BYTES)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from orchestration.profile import LocalProfile
 from orchestration.store import read
 from pipeline.common.atomic import write_text
 from pipeline.common.locks import file_lock
+from pipeline.common.machine import usable_cores
 
 POLL_SECONDS = 0.1
 
@@ -87,7 +88,7 @@ class Supervisor:
                     yield job, label
 
     def _fits(self, job: Job) -> bool:
-        cpus = (self.profile.cpus or os.cpu_count() or 1) - sum(
+        cpus = (self.profile.cpus or usable_cores()) - sum(
             one.job.resources.cpus for one in self.running
         )
         # A job that wants more cores than there are runs alone.

@@ -25,7 +25,7 @@ def decide(name: str, data: Path, out: Path, device: str = "auto") -> Decision:
     Writes the evaluation to `out`. Raises TrackingError if there is no challenger or the two can't
     be compared, EvaluationError if there are no pictures.
     """
-    from pipeline.cli.progress import progress
+    from pipeline.common.progress import progress
     from pipeline.evaluation import ModelSpec, evaluate, find_pictures
     from pipeline.tracking import TrackingError, resolve_model
     from pipeline.tracking.promotion import contenders, enact, judge, unchallenged

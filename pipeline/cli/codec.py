@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.progress import progress
+from pipeline.common.progress import progress
+from pipeline.common.sizes import parse_size
 
 if TYPE_CHECKING:
     from pipeline.codec import Model as CodecModel
@@ -77,7 +78,7 @@ def compress(
     from pipeline.codec.files import compress_file
     from pipeline.codec.picture import read_picture
 
-    memory = _bytes(max_memory)
+    memory = parse_size(max_memory, "--max-memory")
     if source.is_dir():
         from pipeline.codec.folders import compress_folder
 
@@ -124,7 +125,7 @@ def decompress(
     """
     from pipeline.codec.files import decompress_file, read_file
 
-    memory = _bytes(max_memory)
+    memory = parse_size(max_memory, "--max-memory")
     if source.is_dir():
         _decompress_folder(source, target, model, preview, deep, memory, workers, device, as_json)
         return
@@ -195,9 +196,10 @@ def _decompress_folder(
 
 
 def _task(model: str, target: Path, memory: int, workers: int | None, device: str) -> Task:
-    from pipeline.codec.folders import Task, default_workers
+    from pipeline.codec.folders import Task
+    from pipeline.common.machine import worker_count
 
-    workers = workers or (default_workers(memory) if device == "cpu" else 1)
+    workers = workers or (worker_count(memory) if device == "cpu" else 1)
     return Task(_load(model, device), target, memory, workers)
 
 
@@ -218,17 +220,6 @@ def _show_folder(as_json: bool, target: Path, done: Folder) -> None:
 
 def _show(as_json: bool, result: dict[str, Any], sentence: str) -> None:
     typer.echo(json.dumps(result) if as_json else sentence)
-
-
-def _bytes(text: str) -> int:
-    """Return the number that a size such as 500MB or 4GB means."""
-    units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-    number = text.strip().upper().removesuffix("B")
-    unit = number[-1:] if number[-1:] in units else ""
-    try:
-        return int(float(number.removesuffix(unit)) * units[unit])
-    except (ValueError, OverflowError):
-        raise typer.BadParameter(f"{text} is no size: write it as 500MB or 4GB") from None
 
 
 def _path(model: str) -> Path:

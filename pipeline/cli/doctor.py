@@ -16,6 +16,8 @@ import typer
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
+from pipeline.common.machine import usable_cores
+
 PROJECT = "cca-pipeline"
 # What is missing without an extra.
 EXTRAS = {
@@ -115,7 +117,7 @@ def _devices() -> Iterator[Finding]:
         yield Finding(
             "ok", f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {memory:.0f} GiB"
         )
-    yield Finding("ok", "cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads")
+    yield Finding("ok", "cpu", f"{usable_cores()} cores, {torch.get_num_threads()} torch threads")
     if not count and shutil.which("nvidia-smi"):
         yield Finding(
             "missing", "cuda", "there is an NVIDIA driver, but this torch has no CUDA: make setup"

@@ -57,7 +57,7 @@ def evaluate(
 
     Example: pipeline evaluate out/mse/w0.85 models:/cca@champion --data kodak --out report
     """
-    from pipeline.cli.progress import progress
+    from pipeline.common.progress import progress
     from pipeline.common.scratch import cache_folder
     from pipeline.evaluation import evaluate as run
     from pipeline.evaluation import find_pictures

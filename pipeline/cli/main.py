@@ -11,9 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline.cli import cluster, codec, doctor, evaluate, models, recipes, shard, train
+from pipeline.common.errors import FAILURE, explained
 
-# Exit codes: bad usage or input, a failure at run time, Ctrl-C, and what typer reports itself.
-USAGE, FAILURE, INTERRUPTED, PASS = 2, 1, 130, -1
 # The order of `pipeline --help`; a command of no group is listed under OTHER.
 GROUPS = {
     "Data": ("shard", "verify", "inspect"),
@@ -25,7 +24,6 @@ GROUPS = {
 }
 OTHER = "Other"
 WHOLE = 10_000  # characters of a command's first sentence: never cut
-ROOMS = ("pipeline", "shards", "recipes", "orchestration")
 
 
 class Commands(TyperGroup):
@@ -46,9 +44,12 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
-            code, sentence = explain(error)
-            if code == PASS:
-                raise
+            if type(error).__module__.split(".")[0] == "typer":
+                raise  # typer reports what it finds wrong itself
+            code, sentence = explained(error) or (
+                FAILURE,
+                f"{type(error).__name__}: {error} (run again with --debug for the traceback)",
+            )
             if self.debug:
                 traceback.print_exc()
             typer.echo(f"pipeline: {sentence}", err=True)
@@ -79,20 +80,6 @@ def grouped(names: Iterable[str]) -> dict[str, list[str]]:
     known = {name for group in groups.values() for name in group}
     groups[OTHER] = [name for name in left if name not in known]
     return {title: group for title, group in groups.items() if group}
-
-
-def explain(error: BaseException) -> tuple[int, str]:
-    """Return the exit code and the sentence for `error`; PASS means that typer reports it."""
-    room = type(error).__module__.split(".")[0]
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, "interrupted; finished work is kept, and the same command continues"
-    if room == "typer":
-        return PASS, ""
-    if isinstance(error, ValueError) and room in ROOMS:
-        return USAGE, str(error)
-    if room in ROOMS or isinstance(error, OSError):
-        return FAILURE, str(error)
-    return FAILURE, f"{type(error).__name__}: {error} (run again with --debug for the traceback)"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

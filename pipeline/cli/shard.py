@@ -48,13 +48,14 @@ def shard(
 
     Example: pipeline shard imagenet/train --out shards-out --workers 8
     """
+    from pipeline.common.sizes import parse_size
     from recipes.config.bundled import shipped
-    from shards.options import Options, augment_options, parse_part, parse_size
+    from shards.options import Options, augment_options, parse_part
 
     options = Options(
         split=split,
         seed=seed,
-        shard_size=parse_size(shard_size),
+        shard_size=parse_size(shard_size, "--shard-size"),
         min_side=min_side,
         max_area=max_area,
         max_aspect=max_aspect,
@@ -87,7 +88,7 @@ def _finished(source: list[str] | None, out: str) -> list[Summary]:
 def _made(
     source: list[str] | None, out: str, options: Options, more: dict[str, Any]
 ) -> list[Summary]:
-    from pipeline.cli.progress import progress
+    from pipeline.common.progress import progress
     from recipes.config.bundled import shipped
     from shards.run import shard as make_shards
 
@@ -106,7 +107,7 @@ def verify(
 
     Example: pipeline verify shards-out
     """
-    from pipeline.cli.progress import progress
+    from pipeline.common.progress import progress
     from shards.inspecting.verify import verify as check
     from shards.run import default_workers
 

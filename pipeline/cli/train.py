@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.common.machine import usable_cores
+
 if TYPE_CHECKING:
     from recipes.config.schema import Recipe
 
@@ -108,7 +110,7 @@ def launch_options(recipe: Recipe, config: Path | None) -> tuple[list[str], dict
     options += ["--num_processes", str(processes)]
     # OMP_NUM_THREADS holds as it does for `accelerate launch` itself: a busy machine wants fewer.
     set_already = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(set_already) if set_already.isdecimal() else (os.cpu_count() or 1) // processes
+    threads = int(set_already) if set_already.isdecimal() else usable_cores() // processes
     threads = max(1, threads)
     options += ["--num_cpu_threads_per_process", str(threads)]
     if processes > 1:

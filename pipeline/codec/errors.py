@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pipeline.common.errors import RunError, UsageError
 
-class CodecError(ValueError):
+
+class CodecError(UsageError):
     """An input that the codec refuses; the message says what is wrong, where, and what to do."""
 
 
-class MismatchError(RuntimeError):
+class MismatchError(RunError):
     """A stream that is whole, but that this machine or model decodes to other symbols."""

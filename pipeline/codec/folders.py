@@ -7,7 +7,6 @@ there is no worker that could die apart. What comes out does not depend on their
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -25,8 +24,8 @@ from pipeline.codec.files import compress_file, decompress_file, read_file
 from pipeline.codec.model import Model
 from pipeline.codec.picture import read_picture
 from pipeline.common.pictures import find_pictures
+from pipeline.common.progress import Progress
 
-Progress = Callable[[int, int | None, str], None]
 # A file and what is to be made of it; working on one returns the bytes of the stream.
 Job = tuple[Path, Path]
 Work = Callable[[Path, Path], int]
@@ -117,13 +116,6 @@ def decompress_folder(
         plain = name.with_suffix("") if name.suffix.lower() == ".png" else name
         jobs.append((file, _beside(plain, source, task.target, ".png")))
     return _go_through(jobs, f"there are no .cca files in {source}", task, is_done, work, progress)
-
-
-def default_workers(max_memory: int) -> int:
-    """Return as many workers as this process has cores, and memory at `max_memory` bytes each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(cores or 1, memory // max(1, max_memory)))
 
 
 def _files(source: Path, wanted: Callable[[Path], bool]) -> list[Path]:

@@ -24,6 +24,7 @@ from pipeline.codec.errors import CodecError
 from pipeline.codec.info import ModelInfo
 from pipeline.codec.model import AuxiliaryModel, Model
 from pipeline.common.atomic import write_bytes
+from pipeline.common.devices import memory_needed, pick_device
 
 FORMAT = "cca-pipeline model"
 VERSION = "1"
@@ -59,7 +60,8 @@ def save_model(
 def load_model(path: str | Path, device: str = "cpu") -> Model:
     """Read the model in `path` (a file, or a folder with a `model.safetensors`) for evaluation.
 
-    Raises `CodecError` when there is none, when it isn't one of ours, or without such a device.
+    Raises `CodecError` when there is none or when it isn't one of ours, and otherwise as
+    `pick_device` does.
     """
     file = model_file(path)
     config, info = _read_header(file)
@@ -67,10 +69,9 @@ def load_model(path: str | Path, device: str = "cpu") -> Model:
         model: Model = architectures.load(config.architecture).model(config)
     _fill(model, file, "model")
     model.info = info
-    try:
-        return model.to(device).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise CodecError(f"no device {device!r} here: {str(error).splitlines()[0]}") from error
+    target = pick_device(device)
+    with memory_needed(device):
+        return model.to(target).eval()
 
 
 def load_auxiliary(path: str | Path, device: str = "cpu") -> AuxiliaryModel | None:

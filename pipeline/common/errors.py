@@ -1,6 +1,9 @@
-"""The two kinds of errors that every room shares: a user's mistake, and a failure at run time."""
+"""The two kinds of errors that every room shares, and what a command makes of an error."""
 
 from __future__ import annotations
+
+# Exit codes of commands.
+USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
 
 class UsageError(ValueError):
@@ -9,3 +12,20 @@ class UsageError(ValueError):
 
 class RunError(RuntimeError):
     """Something failed at run time (a full disk, a killed worker): running again goes on."""
+
+
+def explained(error: BaseException) -> tuple[int, str] | None:
+    """Return the exit code and the sentence that `error` deserves; None for a fault of the code."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted; finished work is kept, and the same command continues"
+    if isinstance(error, UsageError):
+        return USAGE, str(error)
+    if isinstance(error, RunError):
+        return FAILURE, str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        words = str(error).partition(". ")[0]
+        return FAILURE, f"out of memory: {words or 'this machine has no more'}"
+    if isinstance(error, OSError):
+        named = error.strerror and error.filename is not None
+        return FAILURE, f"{error.filename}: {error.strerror}" if named else str(error)
+    return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 import time
 from bisect import bisect_left
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.common.atomic import write_bytes
+from pipeline.common.machine import worker_count
 from pipeline.evaluation.errors import MeasurementError
 from pipeline.evaluation.metrics import Picture, decibels, ms_ssim, psnr
 from pipeline.evaluation.peers import Peer
@@ -112,6 +112,10 @@ def measure(
     )
 
 
+# What measuring a peer on a picture of tens of megapixels takes.
+WORKER_BYTES = 2 << 30
+
+
 class Runner:
     """Measures peers on pictures with `workers` threads; the codecs run outside Python's lock."""
 
@@ -119,7 +123,7 @@ class Runner:
         self, cache: Cache, workers: int | None = None, meter: Meter | None = None
     ) -> None:
         self.cache = cache
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or worker_count(WORKER_BYTES)
         self.meter = meter or Meter()
         self.failed: dict[str, str] = {}
 

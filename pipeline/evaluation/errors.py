@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pipeline.common.errors import RunError, UsageError
 
-class EvaluationError(ValueError):
+
+class EvaluationError(UsageError):
     """The user's input can't be evaluated: one sentence says what, where and what to do."""
 
 
-class MeasurementError(RuntimeError):
+class MeasurementError(RunError):
     """A measurement failed while it ran, though its input was good."""

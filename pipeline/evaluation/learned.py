@@ -223,16 +223,3 @@ def _training(model: ModelResult) -> tuple[Any, ...]:
 
 def _plain(value: object) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto": the GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        words = str(error).splitlines()[0]
-        raise EvaluationError(f"no device {name!r} on this machine: {words}") from error
-    return device

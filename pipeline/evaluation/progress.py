@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from threading import Lock
 
-Progress = Callable[[int, int | None, str], None]
+from pipeline.common.progress import Progress
 
 
 class Meter:

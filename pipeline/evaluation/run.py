@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +15,9 @@ from typing import Any
 import torch
 
 from pipeline.common.atomic import writing_folder
+from pipeline.common.devices import pick_device
+from pipeline.common.machine import usable_cores
+from pipeline.common.progress import Progress
 from pipeline.evaluation.classical import Cache, Runner, Span
 from pipeline.evaluation.compare import compare
 from pipeline.evaluation.errors import EvaluationError
@@ -24,13 +26,12 @@ from pipeline.evaluation.learned import (
     at_rates,
     folder_name,
     measure_model,
-    pick_device,
     tell_curves_apart,
 )
 from pipeline.evaluation.peers import PEERS, choose_peers
 from pipeline.evaluation.pictures import Source, read_sources
 from pipeline.evaluation.plots import draw_curves
-from pipeline.evaluation.progress import Meter, Progress
+from pipeline.evaluation.progress import Meter
 from pipeline.evaluation.published import is_kodak, published_curves
 from pipeline.evaluation.results import ModelResult, PeerResult, Report
 from pipeline.evaluation.scenes import Scene, make_scenes
@@ -111,7 +112,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Return what a reader needs to judge the times: processor, threads, device, versions."""
     return {
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "python": platform.python_version(),

@@ -13,12 +13,9 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from pipeline.tracking.store import public
+from pipeline.common.machine import usable_cores
+from pipeline.common.secrets import redacted
 
-SECRET = re.compile(r"PASSWORD|PASSWD|TOKEN(?!IZER|S)|SECRET|API_?KEY|CREDENTIAL", re.IGNORECASE)
-SHORTEST_SECRET = 4
-# What a switch is set to, whatever its name sounds like.
-SWITCH = {"true", "false", "none", "null", "auto"}
 LONGEST_DIFF = 5_000_000
 SLURM = (
     "SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID",
@@ -93,25 +90,11 @@ def hardware() -> dict[str, Any]:
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpus": [torch.cuda.get_device_name(index) for index in range(count)],
         "cuda": torch.version.cuda,
     }
-
-
-def redacted(text: str) -> str:
-    """Return `text` without the secrets of this process's environment, and without `user:word@`."""
-    secrets = {
-        value
-        for key, value in os.environ.items()
-        if SECRET.search(key) and len(value) >= SHORTEST_SECRET and value.lower() not in SWITCH
-    }
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "[redacted]")
-    return public(text)
 
 
 def _git(folder: Path, *words: str) -> str | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pipeline.common.errors import RunError, UsageError
 
-class TrackingError(ValueError):
+
+class TrackingError(UsageError):
     """A request that can't be met as given; the message says what, where and what to do."""
 
 
-class StoreError(RuntimeError):
+class StoreError(RunError):
     """Something outside failed: the tracking server, a download, a damaged artifact."""
 
 

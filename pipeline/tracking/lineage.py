@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.common.secrets import without_user
 from pipeline.tracking.errors import StoreError
 from pipeline.tracking.models import NAMED, RUN, find_version, resolve_model, run_artifact
 from pipeline.tracking.registry import PARENT, Version, as_version
-from pipeline.tracking.store import explained, public, reading_client, require_store, tracking_uri
+from pipeline.tracking.store import explained, reading_client, require_store, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -99,7 +100,7 @@ def _walk(where: MlflowClient, run_id: str) -> tuple[list[Step], str | None]:
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-            return steps, f"the run {run_id} is not in {public(where.tracking_uri)}"
+            return steps, f"the run {run_id} is not in {without_user(where.tracking_uri)}"
         steps.append(_step(where, run))
         run_id = run.data.tags.get(PARENT, "")
     return steps, None

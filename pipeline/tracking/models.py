@@ -16,8 +16,9 @@ from urllib.parse import unquote, urlsplit
 from pipeline.common.atomic import flush
 from pipeline.common.digests import file_sha256
 from pipeline.common.scratch import cache_folder
+from pipeline.common.secrets import without_user
 from pipeline.tracking.errors import StoreError, TrackingError
-from pipeline.tracking.store import explained, first_sentence, public, require_store
+from pipeline.tracking.store import explained, first_sentence, require_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,11 +35,12 @@ FORMS = (
 )
 
 
-def resolve_model(model: str) -> Path:
+def resolve_model(model: str | Path) -> Path:
     """Return the local file or folder that `model` means; downloads where it is elsewhere.
 
     Raises TrackingError where there is no such model, StoreError where it can't be fetched whole.
     """
+    model = str(model)
     if named := NAMED.fullmatch(model):
         where = require_store(model)
         version = find_version(where, named["name"], named["version"], named["alias"])
@@ -71,7 +73,7 @@ def find_version(
                 raise
             wanted = f"@{alias}" if alias is not None else f"/{version}"
             raise TrackingError(
-                f"there is no models:/{name}{wanted} in {public(where.tracking_uri)}: "
+                f"there is no models:/{name}{wanted} in {without_user(where.tracking_uri)}: "
                 f"{_what_exists(where, name)}"
             ) from error
 

@@ -6,10 +6,11 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from pipeline.common.secrets import without_user
 from pipeline.tracking.errors import DeletedRunError, TrackingError
 from pipeline.tracking.progress import Pace
 from pipeline.tracking.spool import Record, Spool, State
-from pipeline.tracking.store import experiment_id, public
+from pipeline.tracking.store import experiment_id
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,7 +52,7 @@ def _check_known(client: MlflowClient, state: State) -> None:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise TrackingError(
-            f"the run {state.run_id} is not in {public(client.tracking_uri)}: set "
+            f"the run {state.run_id} is not in {without_user(client.tracking_uri)}: set "
             "MLFLOW_TRACKING_URI to the store that has it, or, to begin another one, delete "
             "`tracking` and `run.json` in the run's folder"
         ) from error
@@ -61,9 +62,9 @@ def refuse_deleted(client: MlflowClient, run_id: str) -> None:
     """Raise DeletedRunError if somebody has deleted the run, in MLflow's pages say."""
     if client.get_run(run_id).info.lifecycle_stage == "deleted":
         raise DeletedRunError(
-            f"the run {run_id} was deleted in {public(client.tracking_uri)}: restore it (`mlflow"
-            f" runs restore --run-id {run_id}`), or, to begin another one, delete `tracking` and"
-            " `run.json` in the run's folder"
+            f"the run {run_id} was deleted in {without_user(client.tracking_uri)}: restore it"
+            f" (`mlflow runs restore --run-id {run_id}`), or, to begin another one, delete"
+            " `tracking` and `run.json` in the run's folder"
         )
 
 
@@ -83,7 +84,7 @@ class Sender:
 
     def place_of_files(self) -> str:
         """Return where the run's files go, without credentials."""
-        return public(str(self._client.get_run(self._run_id).info.artifact_uri))
+        return without_user(str(self._client.get_run(self._run_id).info.artifact_uri))
 
     def send(self, kind: str, records: Sequence[Record]) -> None:
         """Send records of one kind; all kinds but metrics come one at a time."""
@@ -174,7 +175,7 @@ class Sender:
             name=record["name"],
             digest=record["digest"][:LONGEST_DIGEST],
             source_type="local" if "://" not in record["source"] else "uri",
-            source=json.dumps({"uri": public(record["source"])}),
+            source=json.dumps({"uri": without_user(record["source"])}),
         )
         tags = [
             InputTag("mlflow.data.context", "training"),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +18,13 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from pipeline.common.locks import file_lock
+from pipeline.common.secrets import without_user
 from pipeline.tracking.errors import StoreError, TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
-CREDENTIALS = re.compile(r"//[^/@\s]+@")
 # How long another process may hold an embedded store before that is told.
 LOCK_SECONDS = 20.0
 # Answers of a server that is there but can't serve now; anything else it says is its last word.
@@ -56,7 +55,7 @@ def _without_credentials(uri: str) -> str:
         return uri
     os.environ.setdefault("MLFLOW_TRACKING_USERNAME", unquote(parts.username))
     os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", unquote(parts.password or ""))
-    return public(uri)
+    return without_user(uri)
 
 
 def client(uri: str | None = None) -> MlflowClient:
@@ -137,16 +136,16 @@ def _of_database(uri: str, error: BaseException) -> TrackingError | StoreError:
     sentence = first_sentence(error)
     if "locked" in sentence or "busy" in sentence:
         return StoreError(
-            f"the tracking store {public(uri)} is locked by another process: type the command"
+            f"the tracking store {without_user(uri)} is locked by another process: type the command"
             " again when that is done; for many processes or a network file system, run a server"
             " (docs/tracking.md)"
         )
     if "not a database" in sentence or "malformed" in sentence:
         return TrackingError(
-            f"{public(uri)} is no tracking store ({sentence}): move the file, or set"
+            f"{without_user(uri)} is no tracking store ({sentence}): move the file, or set"
             " MLFLOW_TRACKING_URI"
         )
-    return StoreError(f"the tracking store {public(uri)} can't be used now: {sentence}")
+    return StoreError(f"the tracking store {without_user(uri)} can't be used now: {sentence}")
 
 
 def _make_tables(path: Path) -> None:
@@ -189,7 +188,7 @@ def experiment_id(mlflow_client: MlflowClient, name: str) -> str:
                 raise error from None
     if found.lifecycle_stage != "active":
         raise TrackingError(
-            f"the experiment {name} is deleted in {public(mlflow_client.tracking_uri)}: "
+            f"the experiment {name} is deleted in {without_user(mlflow_client.tracking_uri)}: "
             "restore it (mlflow experiments restore) or name another one"
         )
     return str(found.experiment_id)
@@ -212,23 +211,23 @@ def explained(uri: str) -> Iterator[None]:
             raise _of_database(uri, error) from error
         if error.error_code in REFUSED:
             raise TrackingError(
-                f"the tracking store {public(uri)} refuses these credentials: set "
+                f"the tracking store {without_user(uri)} refuses these credentials: set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN "
                 f"({sentence})"
             ) from error
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             raise StoreError(
-                f"the tracking store {public(uri)} shows a certificate that this machine does not "
-                "trust: set MLFLOW_TRACKING_SERVER_CERT_PATH to the file of its authority"
+                f"the tracking store {without_user(uri)} shows a certificate that this machine "
+                "does not trust: set MLFLOW_TRACKING_SERVER_CERT_PATH to the file of its authority"
             ) from error
         if is_passing(error):
             raise StoreError(
-                f"the tracking store {public(uri)} can't be used now: {sentence}"
+                f"the tracking store {without_user(uri)} can't be used now: {sentence}"
             ) from error
-        raise TrackingError(f"the tracking store {public(uri)} says: {sentence}") from error
+        raise TrackingError(f"the tracking store {without_user(uri)} says: {sentence}") from error
     except (RequestException, OSError) as error:
         raise StoreError(
-            f"the tracking store {public(uri)} can't be reached: {first_sentence(error)}"
+            f"the tracking store {without_user(uri)} can't be reached: {first_sentence(error)}"
         ) from error
 
 
@@ -263,11 +262,6 @@ def is_too_large(error: BaseException) -> bool:
     )
 
 
-def public(uri: str) -> str:
-    """Return `uri` without a user name and a password."""
-    return CREDENTIALS.sub("//", uri)
-
-
 def first_sentence(error: BaseException) -> str:
     """Return the first line of what `error` says, without credentials, at most 300 characters."""
-    return public((str(error).splitlines() or [type(error).__name__])[0])[:300]
+    return without_user((str(error).splitlines() or [type(error).__name__])[0])[:300]

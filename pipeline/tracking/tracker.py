@@ -19,11 +19,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.common.secrets import redacted, without_user
 from pipeline.tracking.delivery import Delivery
-from pipeline.tracking.environment import redacted, surroundings, tags_from
+from pipeline.tracking.environment import surroundings, tags_from
 from pipeline.tracking.errors import TrackingError
 from pipeline.tracking.spool import Spool, State, last_steps
-from pipeline.tracking.store import public, tracking_uri
+from pipeline.tracking.store import tracking_uri
 from pipeline.tracking.system import SystemSampler
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Tracker:
         spool = Spool(where)
         state = spool.load_state() or State(uuid.uuid4().hex, experiment, run_name, "")
         state = spool.save_state(
-            state, run_id=run_id or state.run_id, uri=public(tracking_uri(uri))
+            state, run_id=run_id or state.run_id, uri=without_user(tracking_uri(uri))
         )
         seen = last_steps(spool)
         about = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}

@@ -18,8 +18,11 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.common.errors import UsageError
+from pipeline.common.sizes import parse_size
 
-class RecipeError(ValueError):
+
+class RecipeError(UsageError):
     """A recipe that can't be run as it stands; the message says where and what to do."""
 
 
@@ -65,13 +68,22 @@ BLOCK = 8
 GROUPS = 64
 
 
+def _in_gigabytes(given: object) -> object:
+    """Return a size with a unit, such as 500GB, in 10^9 bytes; a number is that already."""
+    if isinstance(given, str) and given.strip()[-1:].isalpha():
+        return parse_size(given) / 1e9
+    return given
+
+
 class ShardCache(Part):
     """Where each machine keeps shards that lie behind a URL."""
 
     folder: Place | None = None
     """On a local disk, shared by the machine's processes; default: ~/.cache/cca-pipeline/shards."""
-    gigabytes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 64.0
-    """Room for shards, in 10^9 bytes; what was unused longest goes first."""
+    gigabytes: Annotated[
+        float, BeforeValidator(_in_gigabytes), Field(gt=0, allow_inf_nan=False)
+    ] = 64.0
+    """Room for shards, in 10^9 bytes or as a size (500GB, 2TiB); unused longest goes first."""
 
 
 class Augmentation(Part):

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pipeline.common.atomic import remove_folder, sweep, write_json, writing_folder
 from pipeline.common.digests import file_sha256
+from pipeline.common.errors import RunError
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -32,7 +33,7 @@ _NEEDED = {"step", "sha256", "decisive", "data_digest", "memory"}
 log = logging.getLogger(__name__)
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint can't be written or used."""
 
 

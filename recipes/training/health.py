@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Mapping
 
+from pipeline.common.errors import RunError
 from recipes.config.schema import Run
 
 # Steps whose mean is judged: in the first steps after random weights the share may jump up.
@@ -20,7 +21,7 @@ CURE = "set cca.mode=adversarial, which trains the auxiliary model to predict we
 log = logging.getLogger(__name__)
 
 
-class CollapseError(RuntimeError):
+class CollapseError(RunError):
     """The auxiliary model has collapsed: the CCA term no longer says anything."""
 
 

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from pipeline.codec import Model
+from pipeline.common.errors import RunError
+from pipeline.common.progress import Progress
 from pipeline.evaluation.pictures import read_picture
 from recipes.config.schema import Run
 from recipes.config.settings import Plateau
 from recipes.launching import processes as launch
 from recipes.training import checkpoint, results, speed
-from recipes.training.console import Report
 from recipes.training.data import Feed, check_same, digest, held_out
 from recipes.training.ema import Average
 from recipes.training.graphs import Replayed
@@ -43,7 +44,7 @@ from shards.streaming.mixture import ORDER
 log = logging.getLogger(__name__)
 
 
-class TrainingError(RuntimeError):
+class TrainingError(RunError):
     """Training can't go on; the message says why and what was kept."""
 
 
@@ -57,7 +58,7 @@ class Session:
 
     accelerator: Any
     stop: StopRequest
-    report: Report
+    report: Progress
     overrides: Sequence[str] = ()
     profile: bool = False
 

@@ -11,10 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.common.errors import RunError
 from recipes.config.schema import Stage
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(RunError):
     """A loss or gradient is not a number, or infinite; nothing has been stepped."""
 
 

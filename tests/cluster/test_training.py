@@ -256,7 +256,7 @@ def test_two_nodes_train_one_model_together(place: Path, home: Path, cluster: Cl
     assert found.state == State.DONE, found.reason
     assert found.nodes == "n[1-2]"
     log = "".join(control.logs(made.plan, made.folder, "train-base"))
-    assert "step 60 of 60" in log
+    assert "60 of 60 steps" in log
     # Half of each batch on each node gives what the whole batch gives, but for rounding.
     together = load_file(place / "runs" / "base" / "model.safetensors")
     alone = load_file(home / "runs" / "base" / "model.safetensors")

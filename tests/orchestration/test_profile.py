@@ -179,7 +179,7 @@ def test_times_as_slurm_writes_them_are_refused_with_the_minutes_to_write(
     ("written", "memory"),
     [
         ("128G", "128G"),
-        ("128GB", "128G"),
+        ("128GB", "122071M"),
         ("128g", "128G"),
         ("128GiB", "128G"),
         ("1T", "1T"),
@@ -189,7 +189,9 @@ def test_times_as_slurm_writes_them_are_refused_with_the_minutes_to_write(
         ("2048M", "2G"),
     ],
 )
-def test_sizes_are_understood_as_slurm_does(tmp_path: Path, written: str, memory: str) -> None:
+def test_sizes_are_written_as_schedulers_read_them(
+    tmp_path: Path, written: str, memory: str
+) -> None:
     path = tmp_path / "p.yaml"
     path.write_text(f"engine: slurm\nresources: {{train: {{memory: {written}}}}}\n")
     assert load_profile(path).resources_of("train").memory == memory

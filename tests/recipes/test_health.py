@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from pipeline.common.progress import silent
 from recipes.config.load import load_recipe
 from recipes.config.schema import Run
 from recipes.launching import processes as launch
-from recipes.training import console
 from recipes.training.health import WINDOW, CollapseError, Watch
 from recipes.training.loop import Session, Trainer, TrainingError
 from recipes.training.module import METRICS
@@ -25,7 +25,7 @@ def run_of(path: Path, *overrides: str) -> Run:
 
 def trainer(run: Run) -> Trainer:
     accelerator = launch.start(run.recipe)
-    return Trainer(run, Session(accelerator, StopRequest(), console.silent))
+    return Trainer(run, Session(accelerator, StopRequest(), silent))
 
 
 def clamp_shares(run: Run, steps: int) -> list[float]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
+from pipeline.common.errors import UsageError
+
 # What decoders name in their messages but nobody wants to read: the stream they were given.
 OBJECT = re.compile(r"<[^>]* object at 0x[0-9a-f]+>")
 
@@ -18,7 +20,7 @@ class Refusal(StrEnum):
     DAMAGED = "damaged"
 
 
-class PictureError(ValueError):
+class PictureError(UsageError):
     """A file that no pixels are read from: `refusal` is the kind, `detail` says more."""
 
     def __init__(self, refusal: Refusal, detail: str) -> None:

@@ -9,12 +9,16 @@ from contextlib import contextmanager
 from typing import TextIO
 
 # What a room calls: how many are done, of how many (None: unknown), and a few words more.
-Report = Callable[[int, int | None, str], None]
+Progress = Callable[[int, int | None, str], None]
 SECONDS_BETWEEN_LINES = 5.0
 
 
+def silent(done: int, total: int | None, note: str) -> None:
+    """Show nothing: for processes other than the first."""
+
+
 @contextmanager
-def progress(title: str, unit: str, stream: TextIO | None = None) -> Iterator[Report]:
+def progress(title: str, unit: str, stream: TextIO | None = None) -> Iterator[Progress]:
     """Yield a function that shows how far the work called `title` is, counted in `unit`."""
     stream = sys.stderr if stream is None else stream
     if stream.isatty():
@@ -25,15 +29,15 @@ def progress(title: str, unit: str, stream: TextIO | None = None) -> Iterator[Re
 
 
 @contextmanager
-def _bar(title: str, unit: str) -> Iterator[Report]:
+def _bar(title: str, unit: str) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeRemainingColumn,
     )
+    from rich.progress import Progress as Bar
 
     columns = (
         TextColumn("{task.description}"),
@@ -43,31 +47,33 @@ def _bar(title: str, unit: str) -> Iterator[Report]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Bar(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=None, note="")
         yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
 
 
-def _lines(title: str, unit: str, stream: TextIO) -> Report:
+def _lines(title: str, unit: str, stream: TextIO) -> Progress:
     """Return a report that writes a line every few seconds, and one at the end."""
-    start = time.monotonic()
-    last, complete = start, False
+    last, complete = time.monotonic(), False
+    first: tuple[float, int] | None = None  # the time and the count of the first report
 
     def report(done: int, total: int | None, note: str) -> None:
-        nonlocal last, complete
+        nonlocal last, complete, first
         now = time.monotonic()
+        first = first or (now, done)
         if complete or (done != total and now - last < SECONDS_BETWEEN_LINES):
             return
         last, complete = now, done == total
         of = "" if total is None else f" of {total}"
-        left = _time_left(now - start, done, total)
+        left = _time_left(now - first[0], done - first[1], done, total)
         stream.write(f"{title}: {done}{of} {unit}{left}{', ' + note if note else ''}\n")
         stream.flush()
 
     return report
 
 
-def _time_left(elapsed: float, done: int, total: int | None) -> str:
-    if not total or not done or done >= total:
+def _time_left(elapsed: float, made: int, done: int, total: int | None) -> str:
+    """Return how long the rest takes at the pace of the `made` since the first report."""
+    if not total or made <= 0 or done >= total:
         return ""
-    return f", {elapsed / done * (total - done):.0f} s left"
+    return f", {elapsed / made * (total - done):.0f} s left"

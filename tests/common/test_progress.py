@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from pipeline.cli.progress import progress
+from pipeline.common.progress import progress
 
 
 def test_the_end_is_said_once() -> None:
