@@ -15,6 +15,7 @@ import shlex
 import sys
 import time
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -47,8 +48,8 @@ def pipeline(*words: str | Path) -> None:
 
     The command runs in this process, so that torch and MLflow are imported once for all.
     """
-    from pipeline.cli.main import main as command
-
+    (installed,) = entry_points(group="console_scripts", name="pipeline")
+    command = installed.load()
     typed = [str(word) for word in words]
     say(f"\n$ {shlex.join(['pipeline', *typed])}")
     try:

@@ -140,8 +140,8 @@ def _anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_files_that_a_page_names_are_there(page: Path) -> None:
     for code in CODE.findall(page.read_text()):
-        if code.startswith(ROOMS) and re.fullmatch(r"[\w./-]+", code) and "FILE" not in code:
-            assert (ROOT / code).exists(), code
+        if code.startswith(ROOMS) and re.fullmatch(r"[\w./-]+", code):
+            assert re.search("FILE|NAME", code) or (ROOT / code).exists(), code
 
 
 def test_every_page_is_reached_from_the_readme() -> None:
