@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -48,16 +48,22 @@ def add_to(app: typer.Typer) -> None:
 
     @app.command()
     def doctor(
+        on: Annotated[
+            Path | None,
+            typer.Option(metavar="PROFILE.yaml", help="Ask this profile's cluster what it has."),
+        ] = None,
         as_json: bool = typer.Option(False, "--json", help="Print one JSON document."),
     ) -> None:
         """Print versions, devices, what is missing, and the launches that go wrong here.
 
-        Exits with 1 when something that every command needs is missing.
+        With --on also what a Slurm cluster has: partitions, limits and nodes, beside what the
+        profile asks for. Exits with 1 when something that is needed is missing.
 
         Example:
             pipeline doctor
         """
         findings = [*_packages(), *_programs(), *_devices()]
+        findings += _cluster(on) if on else []
         if as_json:
             typer.echo(json.dumps([asdict(finding) for finding in findings]))
         else:
@@ -66,6 +72,20 @@ def add_to(app: typer.Typer) -> None:
                 typer.echo(f"{one.state:>8}  {one.what:<{width}}  {one.detail}")
         if any(finding.state == "missing" for finding in findings):
             raise typer.Exit(1)
+
+
+def _cluster(path: Path) -> Iterator[Finding]:
+    from orchestration.engines import slurm_site
+    from orchestration.load import load_profile
+    from orchestration.profile import SlurmProfile
+    from recipes.config.bundled import shipped
+
+    profile = load_profile(shipped(path))
+    if not isinstance(profile, SlurmProfile):
+        yield Finding("note", str(path), f"engine {profile.engine} has no cluster to ask")
+        return
+    for state, what, detail in slurm_site.findings(profile):
+        yield Finding(state, what, detail)
 
 
 def _packages() -> Iterator[Finding]:

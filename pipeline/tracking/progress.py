@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from pipeline.tracking.errors import StoreError, TrackingError
 from pipeline.tracking.spool import Record
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 STEP_TAG = "progress.step"
 PACE_TAG = "progress.seconds_per_step"
 SECONDS_TO_ANSWER = 5.0
+SECONDS_TO_CONNECT = 2.0
 # Of a run's records, the end that its progress is read from.
 LAST_BYTES = 1 << 18
 
@@ -106,6 +110,8 @@ def _pace(points: Sequence[tuple[int, int]]) -> float | None:
 
 def run_progress(run_id: str) -> RunProgress | None:
     """Return how far the run is; None where it, or its store, can't be reached within seconds."""
+    if not _worth_asking():
+        return None
     answer: list[RunProgress] = []
     try:
         where = reading_client()
@@ -118,6 +124,25 @@ def run_progress(run_id: str) -> RunProgress | None:
     thread.start()
     thread.join(SECONDS_TO_ANSWER)
     return answer[0] if answer else None
+
+
+def _worth_asking() -> bool:
+    """Return False for a store that certainly does not answer; MLflow takes seconds to load.
+
+    That is an embedded one that is not there, or a server whose port nobody listens on.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    if uri.startswith("sqlite:///"):
+        return Path(uri.removeprefix("sqlite:///")).exists()
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or not parts.hostname or getproxies():
+        return True
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        with socket.create_connection((parts.hostname, port), timeout=SECONDS_TO_CONNECT):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def _ask(where: MlflowClient, run_id: str, answer: list[RunProgress]) -> None:

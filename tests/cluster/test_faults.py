@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
@@ -92,7 +93,7 @@ def again(act: Callable[[], object]) -> None:
     for _ in range(TRIES):
         try:
             act()
-        except EngineError:
+        except (EngineError, subprocess.CalledProcessError, subprocess.TimeoutExpired):
             time.sleep(1)
         else:
             return

@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from orchestration import control
+from orchestration.engines import slurm_site
 from orchestration.engines.slurm_states import STATES, reason_of, state_of
 from orchestration.engines.slurm_tools import environment
 from orchestration.errors import EngineError, HalfSubmittedError, OrchestrationError
+from orchestration.load import load_profile
+from orchestration.profile import SlurmProfile
 from orchestration.states import JobStatus, State
 
 # https://slurm.schedmd.com/job_state_codes.html (25.05) and `man squeue` (22.05): what has ended,
@@ -340,3 +343,41 @@ def test_of_two_schedules_at_once_one_is_refused(
     (accepted,) = [out.strip() for out, _ in said if out.strip()]
     assert accepted in refused
     assert len(list((site / "queue").iterdir())) == 4
+
+
+SINFO = """#!/bin/bash
+echo 'Welcome to Example'
+echo 'cpu*|1-00:00:00|64|256000|(null)'
+echo 'gpu|30:00|32|512000+|gpu:a100:4(S:0-1)'
+"""
+SCONTROL = """#!/bin/bash
+echo 'AccountingStorageType   = accounting_storage/none'
+echo 'KillWait                = 30 sec'
+"""
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ("partition: gpu\nresources: {default: {gpus: 4, minutes: 30}}", set()),
+        ("partition: gpus", {"partition"}),
+        (
+            "partition: gpu\nresources: {default: {minutes: 30}, train: {gpus: 8}}",
+            {"resources.train"},
+        ),
+        ("resources: {default: {minutes: 1440}, evaluate: {memory: 1T}}", {"resources.evaluate"}),
+    ],
+)
+def test_doctor_holds_the_cluster_against_the_profile(
+    site: Path, fields: str, said: set[str]
+) -> None:
+    for name, text in {"sinfo": SINFO, "scontrol": SCONTROL}.items():
+        (site / "site" / name).write_text(text)
+        (site / "site" / name).chmod(0o755)
+    (site / "p.yaml").write_text(f"engine: slurm\n{fields}\n")
+    profile = load_profile(site / "p.yaml")
+    assert isinstance(profile, SlurmProfile)
+    found = [*slurm_site.findings(profile)]
+    assert {what for state, what, _ in found if state == "missing"} == said
+    assert ("ok", "KillWait") in {(state, what) for state, what, _ in found}
+    assert "accounting" in {what for state, what, _ in found if state == "note"}

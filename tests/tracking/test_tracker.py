@@ -16,7 +16,14 @@ import numpy as np
 import pytest
 import requests
 
-from pipeline.tracking import Tracker, TrackingError, deliver, run_progress
+from pipeline.tracking import (
+    RunProgress,
+    Tracker,
+    TrackingError,
+    deliver,
+    run_progress,
+    spooled_progress,
+)
 from pipeline.tracking.store import client
 from tests.patience import patience, wait_for
 
@@ -323,3 +330,25 @@ def test_a_record_that_mlflow_rejects_is_set_aside_and_the_rest_arrives(workdir:
     assert tracker.finish()
     assert history(tracker.run_id, "loss") == [(1, 1)]
     assert "too long a name" in (workdir / "run/tracking/rejected.jsonl").read_text()
+
+
+def test_progress_of_a_run_is_read_from_its_own_records(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert spooled_progress(workdir / "run") is None
+    folder = workdir / "run" / "tracking"
+    folder.mkdir(parents=True)
+    records = [
+        {"kind": "begin", "time": 0},
+        {"kind": "metrics", "time": 0, "step": 90, "values": {"loss": 1}},
+        {"kind": "begin", "time": 10_000},
+        {"kind": "metrics", "time": 10_000, "step": 100, "values": {"loss": 1}},
+        {"kind": "metrics", "time": 14_000, "step": 120, "values": {"loss": 1}},
+        {"kind": "metrics", "time": 15_000, "step": 7, "values": {"system/cpu": 1}},
+    ]
+    lines = "\n".join(map(json.dumps, records)) + '\n{"kind": "metr'
+    (folder / "spool.jsonl").write_text(lines)
+    assert spooled_progress(workdir / "run") == RunProgress(120, 0.2, "RUNNING")
+    # And a server that is gone is not even loaded MLflow for.
+    assert run_progress("0" * 32) is None
