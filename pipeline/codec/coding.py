@@ -101,7 +101,7 @@ def compress(
     check, tiles = 0, []
     boxes = header.tiles()
     for done, box in enumerate(boxes, 1):
-        y = _analyse(model, source, *box)
+        y = _analyse(model, source, box, header.rate)
         tile = model.coder().encode(y, check, header.rate)
         check = tile.check
         tiles.append(tile.words)
@@ -190,16 +190,18 @@ def _memory(config: Config, height: int, width: int) -> int:
     return height * width * config.bytes_per_pixel
 
 
-def _analyse(model: Codec, source: Source, top: int, left: int, height: int, width: int) -> Tensor:
+def _analyse(
+    model: Codec, source: Source, box: tuple[int, int, int, int], rate: float | None
+) -> Tensor:
     """Return the latent of one tile, (1, M, h, w), for whole units of pixels."""
-    config = model.config
+    (top, left, height, width), config = box, model.config
     margin, stride = config.margin, config.latent_stride
     start = max(0, top - margin), max(0, left - margin)
     x = source.region(
         slice(start[0], top + height + margin), slice(start[1], left + width + margin)
     )
     device = next(model.parameters()).device
-    y = model.analysis(pad(x.to(device, torch.float32), config.unit))
+    y = model.analyse(pad(x.to(device, torch.float32), config.unit), rate)
     row, column = (top - start[0]) // stride, (left - start[1]) // stride
     rows, columns = (-(-side // config.unit) * config.unit // stride for side in (height, width))
     part: Tensor = y[:, :, row : row + rows, column : column + columns]

@@ -1,14 +1,14 @@
 """What coding pictures asks of a model: transforms that see a margin, a coder that sees a tile.
 
-    pixels -> analysis -> y -> LatentCoder.encode -> words -> LatentCoder.decode -> y_hat
-                                                              y_hat -> synthesis -> pixels
+    pixels -> analyse -> y -> LatentCoder.encode -> words -> LatentCoder.decode -> y_hat
+                                                             y_hat -> synthesise -> pixels
 
 Shapes: M latent channels; h and w the positions of the latent y in a tile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -71,14 +71,12 @@ class Codec(Protocol):
         """The hex digest by which streams name the model."""
         ...
 
-    @property
-    def analysis(self) -> Callable[[Tensor], Tensor]:
-        """Maps pictures (N, 3, H, W) in [0, 1], whole units, to the latent y (N, M, h, w)."""
+    def analyse(self, x: Tensor, rate: float | None) -> Tensor:
+        """Return the latent y (N, M, h, w) of pictures (N, 3, H, W) in [0, 1], whole units."""
         ...
 
-    @property
-    def synthesis(self) -> Callable[[Tensor], Tensor]:
-        """Maps y_hat (N, M, h, w) to pictures (N, 3, H, W), not clamped."""
+    def synthesise(self, y_hat: Tensor, rate: float | None) -> Tensor:
+        """Return the pictures (N, 3, H, W), not clamped, of latents (N, M, h, w) from the coder."""
         ...
 
     def coder(self) -> LatentCoder:

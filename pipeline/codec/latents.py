@@ -14,7 +14,6 @@ import math
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import lru_cache, partial
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +22,6 @@ from torch import Tensor
 
 from pipeline.codec.densities import FactorizedDensity
 from pipeline.codec.errors import CodecError
-from pipeline.codec.gains import Gained, Gains
 from pipeline.codec.interface import CodedTile
 from pipeline.codec.symbols import (
     LARGEST_SYMBOL,
@@ -61,29 +59,28 @@ class HyperpriorCoder(ABC):
     An architecture extends it by `decode_y`: the order in which the parts of y are coded.
     """
 
-    def __init__(
-        self,
-        hyper_analysis: Callable[[Tensor], Tensor],
-        density: FactorizedDensity,
-        gains: Gains | None = None,
-    ) -> None:
-        """`hyper_analysis` maps y (1, M, h, w) to z; `density` is that of z's channels."""
+    def __init__(self, density: FactorizedDensity) -> None:
+        """`density` is that of the channels of z."""
         self.device = density.quantiles.device
         self.hyper_channels = density.quantiles.shape[0]
-        self._hyper_analysis = hyper_analysis
         self._medians = density.medians.double()
         self._hyper_tables = hyper_tables(density)
         self._tables = gaussian_tables()
         self._level_of = torch.from_numpy(scale_index()).to(self.device)
-        # The exact gains at a rate of the model (None: it has but one); the last few are kept.
-        self._gained = lru_cache(maxsize=16)(partial(_gained, gains, self.device))
 
     @abstractmethod
-    def decode_y(self, z_hat: Tensor, y: Tensor | None, code: Code) -> Tensor:
-        """Return the decoded latent (1, M, h, w), having coded each part of it, in order.
+    def analyse_y(self, y: Tensor, rate: float | None) -> tuple[Tensor, Tensor]:
+        """Return y (1, M, h, w) and z (1, Z, h', w') as they are coded at `rate`.
 
-        `z_hat` (1, Z, h', w') is the decoded hyper-latent, its gain undone; `y` is what an
-        encoder has, and None in a decoder, where `code` takes None for the values. All float64.
+        `y` is what the analysis gives.
+        """
+
+    @abstractmethod
+    def decode_y(self, z_hat: Tensor, y: Tensor | None, code: Code, rate: float | None) -> Tensor:
+        """Return the latent (1, M, h, w) for the synthesis, having coded each part of y, in order.
+
+        `z_hat` (1, Z, h', w') is z as it is coded, rounded; `y` is what an encoder has, and None
+        in a decoder, where `code` takes None for the values. All float64.
         Networks that predict means and scales must be exact (`exact_copy`), as must be what is
         done with their results.
         """
@@ -91,13 +88,11 @@ class HyperpriorCoder(ABC):
     @torch.no_grad()
     def encode(self, y: Tensor, check: int = 0, rate: float | None = None) -> CodedTile:
         """Encode y (1, M, h, w) as the analysis gives it; `check` runs on from the last tile."""
-        gained = self._gained(rate)
-        y = y * gained.y
-        z = self._hyper_analysis(y) * gained.z
+        y, z = self.analyse_y(y, rate)
         if not (y.isfinite().all() and z.isfinite().all()):
             raise CodecError("the model makes numbers of this picture that are not finite")
         coder = _Encoder(check)
-        y_hat = self._run(coder, gained, z.double() - self._medians, y.double(), z.shape[2:])
+        y_hat = self._run(coder, rate, z.double() - self._medians, y.double(), z.shape[2:])
         return CodedTile(coder.symbols.words, y_hat, coder.check)
 
     @torch.no_grad()
@@ -117,29 +112,28 @@ class HyperpriorCoder(ABC):
         wrote.
         """
         coder = _PartialDecoder(words, check) if partial else _Decoder(words, check)
-        y_hat = self._run(coder, self._gained(rate), None, None, (height, width))
+        y_hat = self._run(coder, rate, None, None, (height, width))
         return CodedTile(words, y_hat, coder.check)
 
     def _run(
         self,
         coder: _SymbolCoder,
-        gained: Gained,
+        rate: float | None,
         z: Tensor | None,
         y: Tensor | None,
         size: tuple[int, ...],
     ) -> Tensor:
-        """Code z and the parts of y; return the decoded latent, its gain undone."""
+        """Code z and the parts of y; return the decoded latent."""
         channel = np.repeat(np.arange(self.hyper_channels, dtype=np.uint16), math.prod(size))
         symbols = coder.code(z, channel, self._hyper_tables)
         z_hat = self._tensor(symbols, (1, self.hyper_channels, *size)) + self._medians
-        z_hat *= gained.z_inverse
 
         def code(values: Tensor | None, mean: Tensor, scale: Tensor) -> Tensor:
             residual = None if values is None else values - mean
             found = coder.code(residual, self._levels(scale), self._tables)
             return self._tensor(found, mean.shape) + mean
 
-        return self.decode_y(z_hat, y, code).float() * gained.y_inverse
+        return self.decode_y(z_hat, y, code, rate).float()
 
     def _levels(self, scale: Tensor) -> Index:
         steps = (scale.flatten() * SCALE_STEPS).clamp_(0, len(self._level_of) - 1)
@@ -148,10 +142,6 @@ class HyperpriorCoder(ABC):
 
     def _tensor(self, symbols: Ints, shape: torch.Size | tuple[int, ...]) -> Tensor:
         return torch.from_numpy(symbols).to(self.device, torch.float64).reshape(shape)
-
-
-def _gained(gains: Gains | None, device: torch.device, rate: float | None) -> Gained:
-    return Gained.none(device) if gains is None or rate is None else gains.exact(rate)
 
 
 class _Encoder:

@@ -126,6 +126,16 @@ class Model(Trained, ABC):
         rate outside of the model's range.
         """
 
+    def analyse(self, x: Tensor, rate: float | None = None) -> Tensor:
+        """Return the latent y of pictures x, (N, 3, H, W) in [0, 1], whole units, for `rate`."""
+        y: Tensor = self.analysis(x)
+        return y
+
+    def synthesise(self, y_hat: Tensor, rate: float | None = None) -> Tensor:
+        """Return the pictures (N, 3, H, W), not clamped, of latents that a coder gave."""
+        x_hat: Tensor = self.synthesis(y_hat)
+        return x_hat
+
     @abstractmethod
     def make_coder(self) -> LatentCoder:
         """Return a coder of the latents with the weights of this moment."""

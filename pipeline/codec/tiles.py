@@ -110,7 +110,7 @@ def _paint_row(
     strip[:, : carry.shape[1]] += carry
     down = _ramp(start, end, None if above is None else row.top, None if below is None else bottom)
     for left, right in _columns(header):
-        pixels, first = _synthesise(model, y_hat, left, right)
+        pixels, first = _synthesise(model, y_hat, left, right, header.rate)
         x0, x1 = max(0, left - BLEND) if left else 0, min(header.width, right + BLEND)
         across = _ramp(x0, x1, left or None, right if right < header.width else None)
         part = pixels[:, start - origin : end - origin, x0 - first : x1 - first]
@@ -125,13 +125,15 @@ def _columns(header: Header) -> list[tuple[int, int]]:
     return [(left, min(left + side, header.width)) for left in range(0, header.width, side)]
 
 
-def _synthesise(model: Codec, y_hat: Tensor, left: int, right: int) -> tuple[Tensor, int]:
+def _synthesise(
+    model: Codec, y_hat: Tensor, left: int, right: int, rate: float | None
+) -> tuple[Tensor, int]:
     """Return the pixels of columns `left` to `right` and a margin, and their first column."""
     stride, margin = model.config.latent_stride, model.config.margin
     first = max(0, (left - margin) // stride)
     last = -(-(right + margin) // stride)
     part = y_hat[:, :, :, first:last].contiguous(memory_format=torch.channels_last)
-    return model.synthesis(part)[0].float().clamp(0, 1).cpu(), first * stride
+    return model.synthesise(part, rate)[0].float().clamp(0, 1).cpu(), first * stride
 
 
 def _ramp(start: int, end: int, lower: int | None, upper: int | None) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache, partial
+
 import torch
 from torch import Tensor, nn
 
 from pipeline.codec.architectures.cca.context import ContextModel
 from pipeline.codec.densities import FactorizedDensity
 from pipeline.codec.exact import exact_copy
-from pipeline.codec.gains import Gains
+from pipeline.codec.gains import Gained, Gains
 from pipeline.codec.latents import Code, HyperpriorCoder
 from pipeline.codec.model import HyperOutput
 
@@ -25,16 +27,32 @@ class CCACoder(HyperpriorCoder):
         context: ContextModel,
     ) -> None:
         """`hyper` are the hyper-decoders of mean and scale."""
-        super().__init__(hyper_analysis, density, gains)
+        super().__init__(density)
+        self._hyper_analysis = hyper_analysis
         self._hyper_mean, self._hyper_scale = map(exact_copy, hyper)
         self._context = exact_copy(context)
+        # The exact gains at a rate of the model (None: it has but one); the last few are kept.
+        self._gained = lru_cache(maxsize=16)(partial(_gained, gains, self.device))
 
-    def decode_y(self, z_hat: Tensor, y: Tensor | None, code: Code) -> Tensor:
-        """Return the decoded latent (1, M, h, w), having coded its slices."""
+    def analyse_y(self, y: Tensor, rate: float | None) -> tuple[Tensor, Tensor]:
+        """Return y and z with their gains."""
+        gained = self._gained(rate)
+        y = y * gained.y
+        return y, self._hyper_analysis(y) * gained.z
+
+    def decode_y(self, z_hat: Tensor, y: Tensor | None, code: Code, rate: float | None) -> Tensor:
+        """Return the decoded latent (1, M, h, w), its gain undone, having coded its slices."""
+        gained = self._gained(rate)
+        z_hat = z_hat * gained.z_inverse
         hyper = HyperOutput(self._hyper_mean(z_hat), self._hyper_scale(z_hat))
         parts = None if y is None else torch.split(y, list(self._context.sizes), dim=1)
 
         def quantise(i: int, mean: Tensor, scale: Tensor) -> Tensor:
             return code(None if parts is None else parts[i], mean, scale)
 
-        return torch.cat(self._context(hyper, quantise).decoded, dim=1)
+        decoded = torch.cat(self._context(hyper, quantise).decoded, dim=1)
+        return decoded.float() * gained.y_inverse
+
+
+def _gained(gains: Gains | None, device: torch.device, rate: float | None) -> Gained:
+    return Gained.none(device) if gains is None or rate is None else gains.exact(rate)
