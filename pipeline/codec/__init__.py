@@ -18,7 +18,13 @@ from pipeline.codec.model import (
     Model,
     Noise,
 )
-from pipeline.codec.storage import load_auxiliary, load_config, load_model, save_model
+from pipeline.codec.storage import (
+    load_auxiliary,
+    load_config,
+    load_model,
+    round_to_half,
+    save_model,
+)
 
 if TYPE_CHECKING:
     from pipeline.codec.architectures.cca import (
@@ -47,6 +53,7 @@ __all__ = [
     "load_auxiliary",
     "load_config",
     "load_model",
+    "round_to_half",
     "save_model",
     "start_as_pyramid",
 ]

@@ -2,7 +2,8 @@
 
 Tensors are called `model.NAME` and `auxiliary.NAME`; the metadata holds `format`, `version`,
 `fingerprint` (a hint for finding models), `config` (JSON, which names the architecture, or is
-older than the choice) and `info` (JSON of a `ModelInfo`).
+older than the choice) and `info` (JSON of a `ModelInfo`). Weights are float32, or float16 where a
+file should be small (`round_to_half`).
 Nothing in the file is ever executed.
 """
 
@@ -36,6 +37,8 @@ def save_model(
     path: Path,
     info: ModelInfo | Mapping[str, object] | None = None,
     auxiliary: AuxiliaryModel | None = None,
+    *,
+    half: bool = False,
 ) -> Path:
     """Write `model` (and `auxiliary`) with `info`, whole or not at all; return the file.
 
@@ -43,9 +46,9 @@ def save_model(
     a `model.safetensors`.
     """
     path = path if path.suffix == ".safetensors" else path / FILE_NAME
-    tensors = _named("model", model)
+    tensors = _named("model", model, half)
     if auxiliary is not None:
-        tensors |= _named("auxiliary", auxiliary)
+        tensors |= _named("auxiliary", auxiliary, half)
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -114,11 +117,25 @@ def stored_fingerprint(file: Path) -> str:
     return str(metadata.get("fingerprint", ""))
 
 
-def _named(prefix: str, module: nn.Module) -> dict[str, Tensor]:
-    return {
-        f"{prefix}.{name}": tensor.detach().to("cpu", torch.float32).contiguous()
-        for name, tensor in module.state_dict().items()
-    }
+def round_to_half(module: nn.Module) -> None:
+    """Round the weights of `module` to the nearest float16, still held as float32."""
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            tensor.copy_(tensor.half())
+
+
+def _named(prefix: str, module: nn.Module, half: bool) -> dict[str, Tensor]:
+    tensors = {}
+    for name, tensor in module.state_dict().items():
+        stored = found = tensor.detach().to("cpu", torch.float32).contiguous()
+        if half:
+            stored = found.half()
+            if not torch.equal(stored.float(), found):
+                raise CodecError(
+                    f"{prefix}.{name} does not fit into float16: round the model first"
+                )
+        tensors[f"{prefix}.{name}"] = stored
+    return tensors
 
 
 def _opened(file: Path) -> Any:
@@ -166,10 +183,11 @@ def _fill(module: nn.Module, file: Path, prefix: str) -> None:
         state = {}
         for name, tensor in expected.items():
             view = tensors.get_slice(f"{prefix}.{name}")
-            if tuple(view.get_shape()) != tuple(tensor.shape) or view.get_dtype() != "F32":
+            stored = view.get_dtype()
+            if tuple(view.get_shape()) != tuple(tensor.shape) or stored not in ("F32", "F16"):
                 raise CodecError(
                     f"{file} holds another architecture than it says: {prefix}.{name} is "
-                    f"{view.get_dtype()} {view.get_shape()}, not F32 {list(tensor.shape)}"
+                    f"{stored} {view.get_shape()}, not F32 {list(tensor.shape)}"
                 )
-            state[name] = tensors.get_tensor(f"{prefix}.{name}")
+            state[name] = tensors.get_tensor(f"{prefix}.{name}").float()
     module.load_state_dict(state, assign=True)

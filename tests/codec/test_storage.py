@@ -18,6 +18,7 @@ from pipeline.codec import (
     CodecError,
     load_auxiliary,
     load_model,
+    round_to_half,
     save_model,
 )
 
@@ -39,6 +40,24 @@ def test_model_comes_back_as_it_was(
     for name, tensor in auxiliary.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name])
     assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["model.safetensors"]
+
+
+def test_half_precision_halves_a_file_and_keeps_every_number(
+    model: CCAModel, tmp_path: Path
+) -> None:
+    whole = save_model(model, tmp_path / "whole.safetensors")
+    with pytest.raises(CodecError, match="float16"):
+        save_model(model, tmp_path / "half.safetensors", half=True)
+    assert not (tmp_path / "half.safetensors").exists()
+    round_to_half(model)
+    half = save_model(model, tmp_path / "half.safetensors", half=True)
+    # Names and shapes are as long in both.
+    assert whole.stat().st_size - half.stat().st_size == pytest.approx(
+        sum(2 * tensor.numel() for tensor in model.state_dict().values()), rel=0.01
+    )
+    found = load_model(half)
+    assert found.fingerprint == model.fingerprint
+    assert all(tensor.dtype == torch.float32 for tensor in found.state_dict().values())
 
 
 def test_opening_a_model_does_not_wait_for_torch_s_compiler(
