@@ -1,0 +1,120 @@
+"""The shape of a small model: the numbers that, with the weights, make it up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pipeline.codec.config import Config, Shape, check_integer
+from pipeline.codec.errors import CodecError
+
+# Pixels, across and down, of one position of the features, the latent and the hyper-latent.
+PATCH = 8
+LATENT_STRIDE = 16
+HYPER_STRIDE = 64
+# What powers of the largest number of slices a float still holds.
+_STEEPEST = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallConfig(Config):
+    """Sizes of a small model; the defaults are those of the codec that ships.
+
+    Raises `CodecError` naming the field when a value is not usable.
+    """
+
+    architecture: ClassVar[str] = "small"
+
+    # M, the channels of the latent y.
+    latent_channels: int = 256
+    # S, the parts in which the channels of y are coded, one after the other.
+    slices: int = 5
+    # k: slice i has a share of the channels proportional to i^k.
+    slice_exponent: float = 1.7
+    # Channels of the features at 1/8 of the picture's resolution, blocks there, and the channels
+    # behind their gates.
+    width: int = 128
+    blocks: int = 4
+    inner_width: int = 256
+    # Blocks on the latent, and the channels behind their gates.
+    latent_blocks: int = 2
+    latent_inner_width: int = 96
+    # Width and blocks of the context model.
+    context_channels: int = 128
+    context_blocks: int = 1
+    # Width of the hyper networks, channels of the hyper-latent z.
+    hyper_channels: int = 128
+    hyper_latent_channels: int = 48
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in (
+            "latent_channels", "width", "inner_width", "latent_inner_width", "hyper_channels",
+            "hyper_latent_channels",
+        ):  # fmt: skip
+            check_integer(name, getattr(self, name), least=1)
+        check_integer("slices", self.slices, least=1)
+        check_integer("context_channels", self.context_channels, least=2)
+        for name in ("blocks", "latent_blocks", "context_blocks"):
+            check_integer(name, getattr(self, name), least=0)
+        if self.context_channels % 2:
+            raise CodecError(f"context_channels must be even, not {self.context_channels}")
+        exponent = self.slice_exponent
+        if not isinstance(exponent, int | float) or not 0 <= exponent <= _STEEPEST:
+            raise CodecError(
+                f"slice_exponent must be a number from 0 to {_STEEPEST}, not {exponent!r}"
+            )
+        if min(self.slice_sizes) < 1:
+            raise CodecError(
+                f"{self.slices} slices of {self.latent_channels} latent channels with exponent "
+                f"{exponent} leave a slice empty; take fewer slices or more channels"
+            )
+
+    @property
+    def slice_sizes(self) -> tuple[int, ...]:
+        """Channels of each slice: floor(M i^k / sum), the last one takes the remainder."""
+        shares = [i**self.slice_exponent for i in range(1, self.slices + 1)]
+        sizes = [int(self.latent_channels * share / sum(shares)) for share in shares[:-1]]
+        return (*sizes, self.latent_channels - sum(sizes))
+
+    @property
+    def vectors(self) -> int:
+        """K, the number of rates that the model has vectors for: 1 where it has a single rate."""
+        return max(1, len(self.rate_weights))
+
+    @property
+    def latent_stride(self) -> int:
+        """Pixels, across and down, of one position of y."""
+        return LATENT_STRIDE
+
+    @property
+    def unit(self) -> int:
+        """Pixels, across and down, of one position of z."""
+        return HYPER_STRIDE
+
+    @property
+    def reach(self) -> int:
+        """Pixels beyond a tile that a transform depends on: one position for each block."""
+        return self.blocks * PATCH + self.latent_blocks * LATENT_STRIDE + LATENT_STRIDE
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """A bound on the memory of the networks' activations, per pixel of a tile."""
+        features = (5 * self.width + 4 * self.inner_width) / PATCH**2
+        latents = (5 * self.latent_channels + 4 * self.latent_inner_width) / LATENT_STRIDE**2
+        seen = self.hyper_channels + 4 * self.latent_channels + 8 * self.context_channels
+        return math.ceil(4 * (features + latents) + 8 * 2 * seen / LATENT_STRIDE**2) + 64
+
+    def noise_shapes(self, side: int) -> dict[str, Shape]:
+        """Return the shape of each array of noise of a training pass over crops of `side`."""
+        y, z = -(-side // HYPER_STRIDE) * 4, -(-side // HYPER_STRIDE)
+        return {"y": (self.latent_channels, y, y), "z": (self.hyper_latent_channels, z, z)}
+
+    @classmethod
+    def tiny(cls) -> SmallConfig:
+        """Return a size for tests and first tries."""
+        return cls(
+            latent_channels=48, slices=3, width=32, blocks=1, inner_width=32, latent_blocks=1,
+            latent_inner_width=16, context_channels=32, hyper_channels=32, hyper_latent_channels=8,
+        )  # fmt: skip
