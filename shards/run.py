@@ -34,7 +34,8 @@ WORKER_BYTES = 1 << 30
 class Summary:
     """What a run did for one split; counts of samples are 0 until the split is complete.
 
-    `made` shards were written by this run; `missing` ones are left for other parts.
+    `made` shards were written by this run; `missing` ones are left for other parts. `notes` are
+    sentences on what the listing left out.
     """
 
     split: str
@@ -48,6 +49,7 @@ class Summary:
     samples: int = 0
     rejected: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def shard(
@@ -248,6 +250,7 @@ def _summary(plan: Plan, made: int, missing: int = 0, manifest: Manifest | None 
         "ignored": plan.ignored,
         "made": made,
         "missing": missing,
+        "notes": plan.notes,
     }
     if manifest is not None:
         base |= {

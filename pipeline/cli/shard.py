@@ -72,6 +72,8 @@ def shard(
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in summaries]))
     else:
+        for note in dict.fromkeys(note for one in summaries for note in one.notes):
+            typer.echo(note, err=True)
         for one in summaries:
             typer.echo(_told(one, out, dry_run))
 

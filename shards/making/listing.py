@@ -58,6 +58,11 @@ class Corpus:
         """Files that are not pictures."""
         return sum(fact.ignored for fact in self.facts)
 
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what was left out."""
+        return [note for fact in self.facts for note in fact.notes]
+
     def ranges(self) -> Iterator[pa.Table]:
         """Yield the rows in their order, about 200,000 at a time."""
         pieces = max(1, -(-self.rows // RUN_ROWS))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from shards.options import Options, parse_split
 from shards.sources.base import LISTING, Listed, decode_path
 from shards.store import Store
 
+NOTES = 20  # sentences on what was left out that a plan keeps
 BLOCK = 512  # a tar's unit: a header takes one, contents are filled up to one
 ROWS = (
     LISTING.append(pa.field("captions", pa.list_(pa.string())))
@@ -51,6 +52,7 @@ class Plan:
     ignored: int
     sources: list[str]
     classes: list[str]
+    notes: list[str] = field(default_factory=list)
 
     @staticmethod
     def file_name(split: str) -> str:
@@ -145,6 +147,7 @@ def make_plans(
             ignored=corpus.ignored,
             sources=corpus.names,
             classes=classes,
+            notes=corpus.notes[:NOTES],
         )
         for split, maker in makers.items()
     }

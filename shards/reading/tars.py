@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -15,7 +14,10 @@ from pipeline.common.atomic import writing
 from pipeline.common.pictures.formats import ENDINGS
 from shards.errors import ShardsError
 from shards.reading.index import STAMP, ShardTable, read_table
+from shards.sources.tarwalk import DamagedTarError, followed, plain, target, walk
 
+# How tars are walked: a table that was kept by an older way is made anew.
+WALK = "walk 2"
 # WebDataset's rule: the key is all before the first dot of the file's name, its folders included.
 MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")
 
@@ -33,23 +35,48 @@ def tar_table(tar: IO[bytes], where: str) -> ShardTable:
 
     keys: list[str] = []
     places: list[tuple[int, int]] = []
-    try:
-        for member in tarfile.open(fileobj=tar, mode="r:"):  # noqa: SIM115 - the file is ours
-            match = MEMBER.fullmatch(member.name)
-            if match is None or not member.isreg():
-                continue
-            picture = match[2].lower().rpartition(".")[2] in ENDINGS
-            if picture and not (keys and keys[-1] == match[1]):
-                keys.append(match[1])
-                places.append((member.offset_data, member.size))
-    except (tarfile.TarError, EOFError) as error:
-        raise ShardsError(f"{where} is not a whole tar ({error}): get or make it again") from error
+    for name, place in _members(tar, where):
+        match = MEMBER.fullmatch(name)
+        if match is None:
+            continue
+        picture = match[2].lower().rpartition(".")[2] in ENDINGS
+        if picture and not (keys and keys[-1] == match[1]):
+            keys.append(match[1])
+            places.append(place)
     numbers = np.asarray(places, dtype=np.int64).reshape(-1, 2)
     return ShardTable(pa.array(keys, pa.string()), numbers[:, 0].copy(), numbers[:, 1].copy())
 
 
+def _members(tar: IO[bytes], where: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield name, offset and size of each file of the tar; a link's are those it leads to."""
+    names: list[str] = []
+    places: dict[str, tuple[int, int]] = {}
+    links: dict[str, str] = {}
+    try:
+        for member in walk(tar):
+            if member.islnk() or member.issym():
+                links[plain(member.name)] = target(member)
+            elif member.issparse():
+                raise ShardsError(
+                    f"{where}: its member {member.name} is sparse, which cannot be read in place: "
+                    "make shards of it with `pipeline shard shards:...`"
+                )
+            elif member.isreg():
+                places[plain(member.name)] = (member.offset_data, member.size)
+            else:
+                continue
+            names.append(member.name)
+    except DamagedTarError as error:
+        raise ShardsError(f"{where} is not a whole tar ({error}): get or make it again") from error
+    for name in names:
+        place = places.get(followed(links, plain(name)))
+        if place is not None:
+            yield name, place
+
+
 def kept(path: Path, stamp: str, make: Callable[[], ShardTable]) -> ShardTable:
     """Return the table in file `path`; where there is none for `stamp`, make it and keep it."""
+    stamp = f"{stamp} {WALK}"
     with contextlib.suppress(OSError, ShardsError):
         return read_table(path.read_bytes(), str(path), stamp)
     table = make()

@@ -6,14 +6,11 @@ a file without a name, which vanishes with the process.
 
 from __future__ import annotations
 
-import io
 import os
-import posixpath
 import shutil
 import struct
 import tarfile
 import tempfile
-import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from shards.errors import ShardsError
+from shards.sources import zipdirectory
 from shards.sources.base import (
     ClassFolders,
     Entry,
@@ -29,15 +27,18 @@ from shards.sources.base import (
     Rows,
     Sample,
     UnreadableError,
+    clean_text,
     encode_path,
-    is_picture,
     stem_and_ending,
 )
 from shards.sources.captions import read_descriptions
 from shards.sources.files import Found, add_files, add_samples
+from shards.sources.tarwalk import DamagedTarError, Window, followed, plain, target, walk
 
 LOCAL_HEADER = struct.Struct("<4s5HIIIHH")  # of a zip's member
 STORED, DEFLATED = 0, 8
+DESCRIBED_LATER = 8  # flag: sizes and checksum stand behind the data
+DESCRIPTOR = b"PK\7\10"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class TarSource:
     @property
     def name(self) -> str:
         """The archive's file name."""
-        return Path(self.path).name
+        return clean_text(Path(self.path).name)
 
     def collect(self, rows: Rows) -> Listed:
         """Add the pictures, member by member; raises ShardsError if the archive is cut off."""
@@ -78,28 +79,24 @@ class TarSource:
     ) -> Iterator[list[Found]]:
         """Yield the files of the tar at `start` of `file`, and of each tar inside, list by list."""
         found: list[Found] = []
-        links: list[tuple[str, str]] = []
+        links: dict[str, str] = {}
         try:
-            with tarfile.open(fileobj=_Window(file, start, size), mode="r:") as tar:
-                for member in tar:
-                    tar.members = []  # type: ignore[attr-defined]  # else all headers are kept
-                    path = prefix + _plain(member.name)
-                    if member.islnk() or member.issym():
-                        links.append((path, prefix + _target(member)))
-                    if not member.isreg():
-                        continue
+            for member in walk(Window(file, start, size)):
+                path = prefix + plain(member.name)
+                if member.islnk() or member.issym():
+                    links[path] = prefix + target(member)
+                if not member.isreg():
+                    continue
+                stem, ending = stem_and_ending(path)
+                if ending == "tar" and not member.issparse():
                     place = start + member.offset_data
-                    if place + member.size > start + size:
-                        raise tarfile.ReadError("unexpected end of data")
-                    if stem_and_ending(path)[1] == "tar":
-                        inside = stem_and_ending(path)[0] + "/"
-                        yield from self._members(file, place, member.size, inside, mtime)
-                        continue
-                    found.append(Found(path, Part(encode_path(path), place, member.size), mtime))
-        except (tarfile.TarError, EOFError) as error:
+                    yield from self._members(file, place, member.size, stem + "/", mtime)
+                    continue
+                found.append(Found(path, _tar_part(path, member, start), mtime))
+        except DamagedTarError as error:
             inside = f" (in {prefix.rstrip('/')}.tar)" if prefix else ""
             raise ShardsError(
-                f"{self.path}{inside} is no tar, or is cut off ({error}): fetch it again"
+                f"{self.path}{inside} is no tar, or is cut off or damaged ({error}): fetch it again"
             ) from error
         yield found + _linked(found, links, mtime)
 
@@ -117,8 +114,21 @@ class TarReader:
         return Sample(self.part(entry.picture), fields)
 
     def part(self, part: Part) -> bytes:
-        """Return the bytes of one member."""
+        """Return the bytes of one member; raises UnreadableError if they cannot be had."""
+        if part.offset < 0:
+            return self._sparse(-1 - part.offset)
         return _at(self._file, part.offset, part.size, self._name)
+
+    def _sparse(self, header: int) -> bytes:
+        """Return the bytes of the sparse member whose header is at `header`, holes as zeros."""
+        window = Window(self._file, header, os.fstat(self._file.fileno()).st_size - header)
+        try:
+            with tarfile.open(fileobj=window, mode="r:") as tar:
+                member = tar.next()
+                file = tar.extractfile(member) if member is not None else None
+                return file.read() if file is not None else b""
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise UnreadableError(f"the sparse member is damaged: {error}") from None
 
     def close(self) -> None:
         """Close the archive."""
@@ -134,23 +144,26 @@ class ZipSource:
     @property
     def name(self) -> str:
         """The archive's file name."""
-        return Path(self.path).name
+        return clean_text(Path(self.path).name)
 
     def collect(self, rows: Rows) -> Listed:
         """Add the pictures that the zip's directory names; raises ShardsError if there is none."""
         mtime = Path(self.path).stat().st_mtime_ns
         try:
-            with zipfile.ZipFile(self.path) as archive:
-                members = [info for info in archive.infolist() if not info.is_dir()]
-        except zipfile.BadZipFile as error:
+            with Path(self.path).open("rb") as archive:
+                files = [
+                    Found(
+                        plain(one.name.replace("\\", "/")),
+                        Part(encode_path(one.name), one.header, one.size),
+                        mtime,
+                    )
+                    for one in zipdirectory.members(archive)
+                ]
+        except zipdirectory.DamagedZipError as error:
             raise ShardsError(
                 f"{self.path} is no zip, or is cut off ({error}): fetch it again"
             ) from error
         classes = ClassFolders()
-        files = (
-            Found(one.filename, _zip_part(one.filename, one.header_offset, one.file_size), mtime)
-            for one in members
-        )
         left = add_files(rows, files, classes)
         return _listed(self.reader(), left, labelled=bool(classes))
 
@@ -186,20 +199,32 @@ class ZipReader:
             raise UnreadableError(f"the member {how}")
         start = part.offset + LOCAL_HEADER.size + name + extra
         if method == STORED:
-            data = _at(self._file, start, part.size, self._path)
+            data, end = _at(self._file, start, part.size, self._path), start + part.size
         else:
-            data = self._inflated(start, part.size)
-        described_later = flags & 8
-        if not described_later and zlib.crc32(data) != checksum:
+            data, end = self._inflated(start, part.size)
+        checksums = self._checksums_behind(end) if flags & DESCRIBED_LATER else {checksum}
+        if zlib.crc32(data) not in checksums:
             raise UnreadableError("the member's checksum is wrong")
         return data
+
+    def _checksums_behind(self, end: int) -> set[int]:
+        """Return what may be the checksum behind data that was written to a pipe.
+
+        A signature may stand before it (APPNOTE.TXT, 4.3.9).
+        """
+        found = os.pread(self._file.fileno(), 8, end).ljust(8, b"\0")
+        first, second = struct.unpack("<2L", found)
+        return {first, second} if found.startswith(DESCRIPTOR) else {first}
 
     def close(self) -> None:
         """Close the archive."""
         self._file.close()
 
-    def _inflated(self, start: int, size: int) -> bytes:
-        """Return `size` bytes inflated from `start`; never more, whatever the data would give."""
+    def _inflated(self, start: int, size: int) -> tuple[bytes, int]:
+        """Return `size` bytes inflated from `start`, and where the packed ones end.
+
+        There are never more, whatever the data would give.
+        """
         inflate = zlib.decompressobj(-zlib.MAX_WBITS)
         data = b""
         try:
@@ -215,7 +240,20 @@ class ZipReader:
             raise UnreadableError(f"the member is damaged: {error}") from None
         if len(data) != size:
             raise UnreadableError("the member is cut off")
-        return data
+        return data, self._end_of(inflate, start)
+
+    def _end_of(self, inflate: zlib._Decompress, start: int) -> int:
+        """Return where a stream ends whose data are all out, and of which `start` bytes were read.
+
+        Its last bits may not have been looked at yet.
+        """
+        rest = inflate.unconsumed_tail
+        if not inflate.eof and not rest:
+            rest = os.pread(self._file.fileno(), 16, start)
+            start += len(rest)
+        if not inflate.eof and inflate.decompress(rest, 1):
+            raise UnreadableError("the member is longer than the zip's directory says")
+        return start - len(inflate.unused_data) - len(inflate.unconsumed_tail)
 
 
 def unpacked(path: str, scratch: Path | None) -> IO[bytes]:
@@ -247,69 +285,39 @@ def place_of(file: IO[bytes]) -> str:
     return f"/proc/{os.getpid()}/fd/{file.fileno()}"
 
 
-class _Window(io.RawIOBase):
-    """A part of a file as a file of its own."""
-
-    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
-        self._file, self._start, self._size, self._position = file, start, size, 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(self._size - self._position, 0)
-        size = left if size < 0 else min(size, left)
-        data = os.pread(self._file.fileno(), size, self._start + self._position)
-        self._position += len(data)
-        return data
-
-
 def _listed(reader: TarReader | ZipReader, left: list[Found], labelled: bool) -> Listed:
     """Return what is known of an archive once its pictures are listed."""
     try:
         described = read_descriptions(left, lambda file: reader.part(file.part))
     finally:
         reader.close()
-    captions, columns, ignored = described
-    return Listed(len(ignored), labelled, captions=captions, columns=columns)
+    return Listed(
+        len(described.left),
+        labelled,
+        captions=described.captions,
+        columns=described.columns,
+        notes=described.notes,
+    )
 
 
-def _plain(name: str) -> str:
-    return name.removeprefix("./")
+def _tar_part(path: str, member: tarfile.TarInfo, start: int) -> Part:
+    """Return where the bytes of `member` are, of a tar at `start` of its file.
+
+    Those of a sparse member are scattered: an offset of -1 - n stands for its header at n.
+    """
+    offset = -1 - (start + member.offset) if member.issparse() else start + member.offset_data
+    return Part(encode_path(path), offset, member.size)
 
 
-def _target(link: tarfile.TarInfo) -> str:
-    """Return the name of the member that a link leads to."""
-    if link.islnk():
-        return _plain(link.linkname)
-    return posixpath.normpath(posixpath.join(posixpath.dirname(_plain(link.name)), link.linkname))
-
-
-def _linked(found: list[Found], links: list[tuple[str, str]], mtime: int) -> list[Found]:
-    """Return the pictures that are links, at the places of what they lead to."""
-    pictures = [(path, target) for path, target in links if is_picture(path)]
-    places = {file.path: file.part for file in found} if pictures else {}
+def _linked(found: list[Found], links: dict[str, str], mtime: int) -> list[Found]:
+    """Return the files that are links, at the places of what they lead to."""
+    places = {file.path: file.part for file in found} if links else {}
     gone = Part(b"", 0, -1)
     made = []
-    for path, target in pictures:
-        part = places.get(target, gone)
+    for path in links:
+        part = places.get(followed(links, path), gone)
         made.append(Found(path, Part(encode_path(path), part.offset, part.size), mtime))
     return made
-
-
-def _zip_part(name: str, offset: int, size: int) -> Part:
-    return Part(encode_path(name), offset, size)
 
 
 def _at(file: IO[bytes], offset: int, size: int, name: str) -> bytes:

@@ -15,6 +15,10 @@ from pipeline.common.pictures.formats import ENDINGS
 # Files beside a picture, of the same stem, that travel with it.
 SIDECARS = frozenset({"json", "txt", "cls"})
 
+# The largest of them, in bytes; a larger one is no description of a picture, and stays behind.
+MAX_SIDECAR = 1 << 26
+SURROGATES = re.compile("[\ud800-\udfff]")
+
 BATCH_ROWS = 65_536
 
 SIBLING = pa.struct(
@@ -102,6 +106,7 @@ class Listed:
         classes: the labels in the order of their numbers, where the source knows one.
         captions: captions by file name (or path) of the picture.
         columns: further columns by file name (or path) of the picture.
+        notes: sentences on what was left out, for the user.
     """
 
     ignored: int = 0
@@ -109,6 +114,7 @@ class Listed:
     classes: tuple[str, ...] = ()
     captions: Mapping[str, list[str]] = field(default_factory=dict)
     columns: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -146,6 +152,19 @@ def clean_key(stem: str) -> str:
     parts = PurePosixPath(stem.replace("\\", "/")).parts
     key = "/".join(part for part in parts if part not in ("/", ".."))
     return re.sub(r"[.\x00-\x1f\x7f\ud800-\udfff]", "_", key)
+
+
+def clean_text(text: str) -> str:
+    """Return `text` with what is no character written out, so that any encoder takes it.
+
+    Bytes of a file name that are no UTF-8 become `\\xe9`, say; lone surrogates U+FFFD.
+    """
+    return SURROGATES.sub(_written_out, text)
+
+
+def _written_out(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else "\ufffd"
 
 
 def encode_path(path: str) -> bytes:
@@ -220,6 +239,7 @@ class ClassFolders:
         if not slash or "/" in name or described:
             self._otherwise = True
             return None
+        folder = clean_text(folder)
         self._folders.add(folder)
         return folder
 

@@ -11,17 +11,31 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from shards.errors import ShardsError
-from shards.sources.files import Found
+from shards.sources.base import UnreadableError, clean_text
+from shards.sources.files import Found, left_out
 
 NAMES = ("image_name", "image", "file_name", "filename", "file")
 CAPTIONS = ("comment", "caption", "text", "sentence")
 COUNTERS = ("comment_number", "caption_number")
 
+MAX_DESCRIPTION = 1 << 30  # bytes
+
 Captions = dict[str, list[str]]
 Columns = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Described:
+    """What descriptions say, by picture; the files that describe nothing; what was left out."""
+
+    captions: Captions
+    columns: Columns
+    left: list[Found]
+    notes: tuple[str, ...]
 
 
 def is_description(path: str) -> bool:
@@ -32,31 +46,40 @@ def is_description(path: str) -> bool:
     ) or name.endswith(".token")
 
 
-def read_descriptions(
-    files: list[Found], read: Callable[[Found], bytes]
-) -> tuple[Captions, Columns, list[Found]]:
-    """Return the captions and columns by picture, and the `files` that describe nothing.
+def read_descriptions(files: list[Found], read: Callable[[Found], bytes]) -> Described:
+    """Return what `files` say of pictures, and those that say nothing.
 
-    A picture is named as its file names it, and by its path from the root of the source.
+    A picture is named as its file names it, and by its path from the root of the source. A
+    description that cannot be read is left out, with a note.
 
     Raises:
         ShardsError: a description cannot be understood.
     """
     captions: Captions = {}
     columns: Columns = {}
-    left = []
+    left, notes = [], list(left_out(files))
     for file in sorted(files, key=lambda one: one.path):
         if not is_description(file.path):
             left.append(file)
             continue
         folder = file.path.rpartition("/")[0]
-        for name, caption, others in _records(file.path, read(file)):
+        try:
+            if not 0 <= file.part.size <= MAX_DESCRIPTION:
+                raise UnreadableError(
+                    "it leads to no file" if file.part.size < 0 else "it is too large"
+                )
+            data = read(file)
+        except UnreadableError as error:
+            left.append(file)
+            notes.append(f"{clean_text(file.path)} was left out: {error}")
+            continue
+        for name, caption, others in _records(file.path, data):
             for known in {name, f"{folder}/{name}" if folder else name}:
                 if caption:
                     captions.setdefault(known, []).append(caption)
                 if others:
                     columns.setdefault(known, {}).update(others)
-    return captions, columns, left
+    return Described(captions, columns, left, tuple(dict.fromkeys(notes)))
 
 
 def _records(path: str, data: bytes) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -185,8 +185,9 @@ def _source(label: str, dataset: Any) -> DatasetSource:
             f"{label} has no column of pictures among {', '.join(features)}: "
             "name it image, and fill it with their bytes"
         )
-    if isinstance(features[images[0]], datasets.Image):
-        dataset = dataset.cast_column(images[0], datasets.Image(decode=False))
+    for name, kind in features.items():
+        if isinstance(kind, datasets.Image):  # a second one too: a damaged one must not end a run
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))
     classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     return DatasetSource(label, dataset, images[0], classes[0] if classes else None)
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from pipeline.common.pictures.formats import ENDINGS
 from shards.sources.base import (
+    MAX_SIDECAR,
     SIDECARS,
     ClassFolders,
     Part,
     Rows,
     clean_key,
+    clean_text,
     is_picture,
     stem_and_ending,
 )
@@ -35,7 +37,7 @@ def add_files(rows: Rows, files: Iterable[Found], classes: ClassFolders) -> list
     beside: dict[str, list[tuple[str, Part]]] = {}
     for file in files:
         stem, ending = stem_and_ending(file.path)
-        if ending in SIDECARS:
+        if ending in SIDECARS and travels(file.part):
             beside.setdefault(stem, []).append((ending, file.part))
     left, taken = [], set()
     for file in files:
@@ -49,7 +51,7 @@ def add_files(rows: Rows, files: Iterable[Found], classes: ClassFolders) -> list
         rows.add(clean_key(stem), file.part, mtime=file.mtime, label=label, siblings=siblings)
     if not beside:
         return left
-    return [file for file in left if not _travels(file.path, taken)]
+    return [file for file in left if not (travels(file.part) and _beside(file.path, taken))]
 
 
 def add_samples(rows: Rows, files: Iterable[Found]) -> list[Found]:
@@ -70,11 +72,31 @@ def add_samples(rows: Rows, files: Iterable[Found]) -> list[Found]:
         if not pictures:
             left.extend(file for _, file in members)
             continue
-        others = [(ending, file.part) for ending, file in members if file is not pictures[0]]
+        others = [
+            (ending, file.part)
+            for ending, file in members
+            if file is not pictures[0] and travels(file.part)
+        ]
+        left += [file for _, file in members if not travels(file.part) and file not in pictures]
         rows.add(clean_key(stem), pictures[0].part, mtime=pictures[0].mtime, siblings=others)
     return left
 
 
-def _travels(path: str, taken: set[str]) -> bool:
+def travels(part: Part) -> bool:
+    """Whether a file can go beside a picture: it is there, and no larger than a description."""
+    return 0 <= part.size <= MAX_SIDECAR
+
+
+def left_out(files: Iterable[Found]) -> tuple[str, ...]:
+    """Return sentences on those of `files`, left aside, that were meant to describe pictures."""
+    notes = []
+    for file in files:
+        if stem_and_ending(file.path)[1] in SIDECARS and not travels(file.part):
+            why = "leads to no file" if file.part.size < 0 else f"has {file.part.size:,} bytes"
+            notes.append(f"{clean_text(file.path)} {why}, and was left out")
+    return tuple(notes)
+
+
+def _beside(path: str, taken: set[str]) -> bool:
     stem, ending = stem_and_ending(path)
     return ending in SIDECARS and stem in taken

@@ -19,11 +19,12 @@ from shards.sources.base import (
     Rows,
     Sample,
     UnreadableError,
+    clean_text,
     decode_path,
     encode_path,
 )
 from shards.sources.captions import is_description, read_descriptions
-from shards.sources.files import Found, add_files
+from shards.sources.files import Found, add_files, left_out
 
 THREADS = 8
 TOGETHER = 32  # folders that a thread lists in one go
@@ -39,18 +40,26 @@ class FolderSource:
     @property
     def name(self) -> str:
         """The folder's own name."""
-        return Path(self.root).resolve().name
+        return clean_text(Path(self.root).resolve().name)
 
     def collect(self, rows: Rows) -> Listed:
         """Add the pictures under the root."""
         classes, left, ignored = ClassFolders(), [], 0
+        notes: tuple[str, ...] = ()
         for files in scan(Path(self.root)):
             others = add_files(rows, files, classes)
             left += [file for file in others if is_description(file.path)]
+            notes += left_out(file for file in others if not is_description(file.path))
             ignored += len(others)
         reader = self.reader()
-        captions, columns, _ = read_descriptions(left, lambda file: reader.part(file.part))
-        return Listed(ignored - len(left), bool(classes), captions=captions, columns=columns)
+        found = read_descriptions(left, lambda file: reader.part(file.part))
+        return Listed(
+            ignored - len(left) + len(found.left),
+            bool(classes),
+            captions=found.captions,
+            columns=found.columns,
+            notes=notes + found.notes,
+        )
 
     def reader(self) -> FolderReader:
         """Open the folder for reading."""
