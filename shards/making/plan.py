@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from shards.errors import ShardsError
 from shards.making.listing import Corpus
 from shards.options import Options, parse_split
-from shards.sources.base import LISTING, Listed, decode_path
+from shards.sources.base import LISTING, Listed, decode_path, stem_and_ending
 from shards.store import Store
 
 NOTES = 20  # sentences on what was left out that a plan keeps
@@ -256,13 +256,18 @@ def _described(
     for number, location in zip(
         table["source"].to_pylist(), table["location"].to_pylist(), strict=True
     ):
-        path = decode_path(location)
-        name = path.rpartition("/")[2]
+        names = _names(decode_path(location))
         fact = facts[number]
-        captions.append(fact.captions.get(path) or fact.captions.get(name))
-        values = fact.columns.get(path) or fact.columns.get(name)
+        captions.append(next(filter(None, map(fact.captions.get, names)), None))
+        values = next(filter(None, map(fact.columns.get, names)), None)
         columns.append(json.dumps(values, sort_keys=True, ensure_ascii=False) if values else None)
     return captions, columns
+
+
+def _names(path: str) -> tuple[str, ...]:
+    """Return by what a description may name the picture at `path`, the surest first."""
+    name, stem = path.rpartition("/")[2], stem_and_ending(path)[0]
+    return path, name, stem, stem.rpartition("/")[2]
 
 
 def _unique(table: pa.Table) -> pa.Array:

@@ -23,7 +23,7 @@ from shards.making.partial import partial_file, settle, start_writing
 from shards.manifest import ShardInfo, shard_name
 from shards.options import Options
 from shards.sources import Entry, Reader, Sample, Source, UnreadableError
-from shards.sources.base import decode_path, stem_and_ending
+from shards.sources.base import clean_json, decode_path, stem_and_ending
 from shards.store import Store
 
 if TYPE_CHECKING:
@@ -296,7 +296,8 @@ def _merged(text: bytes | None, known: dict[str, Any]) -> bytes:
         return text or b""
     if text and all(own.get(name) == value for name, value in known.items()):
         return text
-    return json.dumps({**known, **own}, sort_keys=True, ensure_ascii=False).encode()
+    merged = clean_json({**known, **own})
+    return json.dumps(merged, sort_keys=True, ensure_ascii=False).encode()
 
 
 def _ending(location: bytes) -> str:

@@ -151,14 +151,7 @@ class ZipSource:
         mtime = Path(self.path).stat().st_mtime_ns
         try:
             with Path(self.path).open("rb") as archive:
-                files = [
-                    Found(
-                        plain(one.name.replace("\\", "/")),
-                        Part(encode_path(one.name), one.header, one.size),
-                        mtime,
-                    )
-                    for one in zipdirectory.members(archive)
-                ]
+                files = [_in_zip(one, mtime) for one in zipdirectory.members(archive)]
         except zipdirectory.DamagedZipError as error:
             raise ShardsError(
                 f"{self.path} is no zip, or is cut off ({error}): fetch it again"
@@ -318,6 +311,11 @@ def _linked(found: list[Found], links: dict[str, str], mtime: int) -> list[Found
         part = places.get(followed(links, path), gone)
         made.append(Found(path, Part(encode_path(path), part.offset, part.size), mtime))
     return made
+
+
+def _in_zip(member: zipdirectory.ZipMember, mtime: int) -> Found:
+    path = plain(member.name.replace("\\", "/"))
+    return Found(path, Part(encode_path(path), member.header, member.size), mtime)
 
 
 def _at(file: IO[bytes], offset: int, size: int, name: str) -> bytes:

@@ -7,6 +7,7 @@ Flickr30k's `results.csv` (`image_name| comment_number| comment`), Flickr8k's `c
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from shards.errors import ShardsError
-from shards.sources.base import UnreadableError, clean_text
+from shards.sources.base import UnreadableError, clean_json, clean_text
 from shards.sources.files import Found, left_out
+from shards.sources.tarwalk import plain
 
 NAMES = ("image_name", "image", "file_name", "filename", "file")
 CAPTIONS = ("comment", "caption", "text", "sentence")
@@ -73,39 +75,62 @@ def read_descriptions(files: list[Found], read: Callable[[Found], bytes]) -> Des
             left.append(file)
             notes.append(f"{clean_text(file.path)} was left out: {error}")
             continue
+        nameless = 0
         for name, caption, others in _records(file.path, data):
+            nameless += not name
+            if not name:
+                continue
             for known in {name, f"{folder}/{name}" if folder else name}:
                 if caption:
                     captions.setdefault(known, []).append(caption)
                 if others:
                     columns.setdefault(known, {}).update(others)
+        if nameless:
+            notes.append(f"{clean_text(file.path)}: {nameless} rows name no picture")
     return Described(captions, columns, left, tuple(dict.fromkeys(notes)))
 
 
 def _records(path: str, data: bytes) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield (picture's name, caption or "", other columns) of each line of a description."""
-    text = data.decode("utf-8-sig", "replace")
+    text = _decoded(data)
     if path.endswith(".token"):
-        for line in filter(None, text.splitlines()):
+        for line in filter(None, _lines(text)):
             numbered, _, spoken = line.partition("\t")
-            yield numbered.partition("#")[0], spoken.strip(), {}
+            yield _name(numbered.partition("#")[0]), clean_text(spoken.strip()), {}
         return
     for row in _objects(path, text) if path.endswith(".jsonl") else _table(text):
         named = next((column for column in NAMES if row.get(column)), None)
-        if named is None:
+        if named is None and not any(column in row for column in NAMES):
             raise ShardsError(
                 f"{path} describes pictures but has no column {' or '.join(NAMES)}: "
                 "name the column so, or move the file away"
             )
         column = next((column for column in CAPTIONS if column in row), None)
         caption = row.pop(column) if column else None
-        name = row.pop(named)
+        name = _name(str(row.pop(named))) if named else ""
         others = {key: value for key, value in row.items() if key not in COUNTERS}
-        yield str(name).strip(), str(caption or "").strip(), others
+        yield name, clean_text(str(caption or "").strip()), clean_json(others)
+
+
+def _decoded(data: bytes) -> str:
+    """Return the text of a file: UTF-16 where its byte order mark says so, else UTF-8."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", "replace")
+    return data.decode("utf-8-sig", "replace")
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines of `text`, which only a line feed ends: others occur in captions."""
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
+def _name(text: str) -> str:
+    """Return a picture's name or path as a source gives it."""
+    return plain(text.strip().replace("\\", "/"))
 
 
 def _objects(path: str, text: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(_lines(text), 1):
         try:
             row = json.loads(line or "null")
         except ValueError as error:
@@ -115,16 +140,27 @@ def _objects(path: str, text: str) -> Iterator[dict[str, Any]]:
 
 
 def _table(text: str) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(MAX_DESCRIPTION)
     head = text.partition("\n")[0]
     delimiter = max("|,\t;", key=head.count)
-    # In Flickr30k's file quotes are part of the captions.
-    lines = io.StringIO(text, newline="")
-    if delimiter == "|":
-        rows = csv.reader(lines, delimiter="|", quoting=csv.QUOTE_NONE)
-    else:
-        rows = csv.reader(lines, delimiter=delimiter)
-    columns = [column.strip().lower() for column in next(rows, [])]
-    for row in rows:
-        if row:
+    columns: list[str] | None = None
+    for row in _cells(text, delimiter):
+        if columns is None:
+            columns = [column.strip().lower() for column in row]
+        elif row:
             # A line of Flickr30k lacks a delimiter: what there is counts.
             yield dict(zip(columns, row, strict=False))
+
+
+def _cells(text: str, delimiter: str) -> Iterator[list[str]]:
+    """Yield the cells of each row; where quotes do not fit, each line is a row of its own."""
+    if delimiter == "|":
+        # In Flickr30k's file quotes are part of the captions.
+        yield from csv.reader(_lines(text), delimiter="|", quoting=csv.QUOTE_NONE)
+        return
+    try:
+        lines = io.StringIO(text, newline="")
+        yield from list(csv.reader(lines, delimiter=delimiter, strict=True))
+    except csv.Error:
+        for line in _lines(text):
+            yield from csv.reader([line], delimiter=delimiter)

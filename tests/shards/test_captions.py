@@ -1,0 +1,94 @@
+"""Descriptions of pictures as people have them: what is unambiguous works, nothing is silent."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from shards import ShardsError
+from shards.sources.base import Part, UnreadableError
+from shards.sources.captions import Described, read_descriptions
+from shards.sources.files import Found
+from tests.shards.making import jpeg, make
+
+WANTED = {f"{n}.jpg": [f"caption {n}"] for n in range(4)}
+ROWS = [f"{n}.jpg,caption {n}" for n in range(4)]
+HEAD = "file_name,text"
+
+
+def described(name: str, data: bytes) -> Described:
+    file = Found(name, Part(b"", 0, len(data)), 0)
+    return read_descriptions([file], lambda _: data)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [HEAD, *ROWS],
+        [HEAD, *ROWS, "", ","],
+        [HEAD, *("./" + row for row in ROWS)],
+        [HEAD, *(".\\" + row for row in ROWS)],
+        [HEAD, *(f'"{row}"'.replace(",", '","') for row in ROWS)],
+        ["image\tcaption", *(row.replace(",", "\t") for row in ROWS)],
+        ["image_name| comment_number| comment", *(r.replace(",", "| 0| ") for r in ROWS)],
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_are_read_however_they_are_written(lines: list[str], end: str, coding: str) -> None:
+    found = described("metadata.csv", (end.join(lines) + end).encode(coding))
+    assert found.captions == WANTED
+
+
+def test_rows_that_name_no_picture_are_counted() -> None:
+    found = described("metadata.csv", "\n".join([HEAD, *ROWS, ",", ",x"]).encode())
+    assert found.captions == WANTED
+    assert found.notes == ("metadata.csv: 2 rows name no picture",)
+
+
+def test_long_captions_and_odd_ones_stay_whole() -> None:
+    long, odd = "x" * 140_000, "one\u2028two\x85three"
+    text = "\n".join([HEAD, f'0.jpg,"{long}"', f"1.jpg,{odd}"])
+    assert described("metadata.csv", text.encode()).captions == {"0.jpg": [long], "1.jpg": [odd]}
+    line = json.dumps({"file_name": "0.jpg", "text": odd}, ensure_ascii=False)
+    assert described("metadata.jsonl", line.encode()).captions == {"0.jpg": [odd]}
+
+
+def test_a_quote_that_nobody_closes_takes_no_other_row_with_it() -> None:
+    text = "\n".join([HEAD, ROWS[0], '1.jpg,"it is 5 in. wide', *ROWS[2:]])
+    found = described("metadata.csv", text.encode()).captions
+    assert found == {**WANTED, "1.jpg": ["it is 5 in. wide"]}
+
+
+def test_lone_surrogates_are_replaced(tmp_path: Path) -> None:
+    line = json.dumps({"file_name": "0.jpg", "text": "cut \ud83d", "user": ["\ud83d", {"a": "b"}]})
+    found = described("metadata.jsonl", line.encode())
+    assert found.captions == {"0.jpg": ["cut \ufffd"]}
+    assert found.columns == {"0.jpg": {"user": ["\ufffd", {"a": "b"}]}}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "0.jpg").write_bytes(jpeg())
+    (tmp_path / "a" / "0.json").write_text(json.dumps({"user": "cut \ud83d"}))
+    (tmp_path / "a" / "captions.csv").write_text("image,caption\n0,without its ending\n")
+    make(tmp_path / "a", tmp_path / "out")
+    with tarfile.open(tmp_path / "out" / "train-000000.tar") as tar:
+        file = tar.extractfile("0.json")
+        assert file is not None
+        own = json.loads(file.read())
+    assert own == {"user": "cut \ufffd", "captions": ["without its ending"]}
+
+
+def test_a_description_that_cannot_be_read_is_left_out_by_name() -> None:
+    def fail(_: Found) -> bytes:
+        raise UnreadableError("the member's checksum is wrong")
+
+    found = read_descriptions([Found("a/captions.csv", Part(b"", 0, 9), 0)], fail)
+    assert (found.captions, len(found.left)) == ({}, 1)
+    assert found.notes == ("a/captions.csv was left out: the member's checksum is wrong",)
+
+
+def test_a_table_without_a_column_of_names_is_refused() -> None:
+    with pytest.raises(ShardsError, match="no column image_name"):
+        described("captions.csv", b"what,ever\n1,2\n")
