@@ -56,9 +56,8 @@ class ServedCodec(PythonModel):
         from pipeline.codec.picture import read_picture
 
         with tempfile.TemporaryDirectory() as folder:
-            source, target = Path(folder, "picture"), Path(folder, "picture.cca")
-            source.write_bytes(data)
-            compress_file(self.codec, read_picture(source), target, rate=rate)
+            target = Path(folder, "picture.cca")
+            compress_file(self.codec, read_picture(data), target, rate=rate)
             return target.read_bytes()
 
     def _decompress(self, data: bytes) -> bytes:
