@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def written(folder: Path) -> Iterator[Path]:
     for number, (mode, (orientation, profile)) in enumerate(product(MODES, kinds)):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        options: dict[str, object] = {"icc_profile": profile} if profile else {}
+        options: dict[str, Any] = {"icc_profile": profile} if profile else {}
         if mode.endswith("transparent"):
             options["transparency"] = 0
         ending = "tif" if mode in ("CMYK", "I", "LAB") else "png"

@@ -217,7 +217,7 @@ def test_the_checksum_behind_streamed_data_is_checked(method: int, tmp_path: Pat
     noise = Image.effect_noise((90, 90), 60).convert("RGB")
     stream = io.BytesIO()
     noise.save(stream, "BMP")
-    with zipfile.ZipFile(pipe, "w", method) as archive:  # type: ignore[call-overload]
+    with zipfile.ZipFile(pipe, "w", method) as archive:
         archive.writestr("a.bmp", stream.getvalue())
         archive.writestr("b.jpg", jpeg())
     (tmp_path / "x.zip").write_bytes(pipe.data)
