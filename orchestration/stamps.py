@@ -14,7 +14,6 @@ A stamp also holds sizes and times: a file that has kept both is not read again.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import sys
@@ -22,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.digests import file_sha256
 from recipes.config.bundled import shipped
 
 FORMAT = 1
@@ -113,9 +113,7 @@ def _file(path: Path, before: Known) -> dict[str, Any]:
         return {"size": size, "time": time, "sha256": before.get("sha256", "")}
     if size > MOST_BYTES:
         return {"size": size, "time": time, "sha256": ""}
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"size": size, "time": time, "sha256": digest}
+    return {"size": size, "time": time, "sha256": file_sha256(path)}
 
 
 def _same(one: Known, other: Known) -> bool:

@@ -23,6 +23,7 @@ from pipeline.codec.errors import CodecError, MismatchError
 from pipeline.codec.files import compress_file, decompress_file, read_file
 from pipeline.codec.model import Model
 from pipeline.codec.picture import read_picture
+from pipeline.common.atomic import sweep
 from pipeline.common.pictures import find_pictures
 from pipeline.common.progress import Progress
 
@@ -153,6 +154,8 @@ def _go_through(
 ) -> Folder:
     if not jobs:
         raise CodecError(nothing)
+    for folder in {target.parent for _, target in jobs}:
+        sweep(folder)  # what a killed run left
     todo = [job for job in jobs if not is_done(*job)]
     kept = len(jobs) - len(todo)
     size = 0

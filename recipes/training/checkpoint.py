@@ -156,7 +156,8 @@ def prune(run_folder: Path, keep: int, keep_best: bool) -> None:
 
 def clean(run_folder: Path) -> None:
     """Remove what a killed process left half-written."""
-    sweep(run_folder / FOLDER, "step-")
+    sweep(run_folder)
+    sweep(run_folder / FOLDER)
 
 
 class Writer:

@@ -17,6 +17,7 @@ from pipeline.codec import CodecError, MismatchError
 from pipeline.codec.files import compress_file, decompress_file
 from pipeline.codec.folders import Task, compress_folder, decompress_folder
 from pipeline.codec.picture import read_picture, write_image
+from pipeline.common.atomic import PartialFile
 from tests.codec.conftest import SMALL, make_model
 
 MODEL = make_model(SMALL)
@@ -144,9 +145,12 @@ def test_folders_are_compressed_in_parallel_and_resumed(tmp_path: Path) -> None:
         "a.png.cca", "a.jpg.cca", "deeper/b.png.cca"
     }  # fmt: skip
     (target / "a.png.cca").write_bytes(b"cut")
+    killed = PartialFile(target / "deeper", "b.png.cca")
+    killed.file.close()
     again = compress_folder(source, replace(task, workers=1))
     assert (again["written"], again["kept"]) == (1, 2)
     assert {file: file.read_bytes() for file in files} == files
+    assert not killed.path.exists()
     (source / "bad.png").write_bytes(b"no picture")
     with pytest.raises(CodecError, match=r"1 of 4 .*bad\.png"):
         compress_folder(source, task)

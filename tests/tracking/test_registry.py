@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import pipeline
 from pipeline.codec import CCAModel, load_model
 from pipeline.tracking import (
     Tracker,
@@ -40,6 +41,7 @@ def test_a_version_has_the_checkpoints_info_and_resolves_to_the_same_codec(
     assert version.tags["recipe_digest"] == "abc"
     assert list_versions("cca") == list_versions() == [version]
 
+    assert pipeline.load_model(folder).fingerprint == codec.fingerprint  # a Path
     shutil.rmtree(folder)
     for name in ("models:/cca/1", "models:/cca@champion"):
         again = load_model(resolve_model(name))
