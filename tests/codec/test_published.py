@@ -25,7 +25,8 @@ from tests.codec.conftest import SMALL, make_model
 
 
 def _state(model: CCAModel, auxiliary: AuxiliaryEntropyModel | None = None) -> dict:
-    state = {published_names(model)[n]: p.detach() for n, p in model.named_parameters()}
+    names = published_names(model)
+    state = {names[n]: p.detach() for n, p in model.named_parameters()}
     if auxiliary is not None:
         names = published_names(auxiliary)
         state |= {names[n]: p.detach() for n, p in auxiliary.named_parameters()}
