@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 
 from shards.errors import ShardsError
 from shards.making.listing import Corpus
+from shards.making.matches import Matches, names_of
 from shards.options import Options, parse_split
-from shards.sources.base import LISTING, Listed, decode_path, stem_and_ending
+from shards.sources.base import LISTING, Listed, decode_path
 from shards.store import Store
 
 NOTES = 20  # sentences on what was left out that a plan keeps
@@ -129,9 +130,11 @@ def make_plans(
     shares = parse_split(options.split)
     makers = {split: _Maker(files[split], options) for split in shares}
     bounds = np.cumsum(list(shares.values()))[:-1]
+    matches = Matches(corpus.facts)
     for table in corpus.ranges():
         lots = np.searchsorted(bounds, table["lot"].to_numpy() / 2.0**64, side="right")
         rows = completed(table, corpus.facts, options.labels, duplicates or {})
+        matches.take(rows)
         for number, maker in enumerate(makers.values()):
             maker.take(rows.filter(pa.array(lots == number)) if len(makers) > 1 else rows)
     classes = _classes(corpus.facts, makers.values()) if options.labels else []
@@ -147,7 +150,7 @@ def make_plans(
             ignored=corpus.ignored,
             sources=corpus.names,
             classes=classes,
-            notes=corpus.notes[:NOTES],
+            notes=[*corpus.notes[:NOTES], *matches.notes()],
         )
         for split, maker in makers.items()
     }
@@ -256,18 +259,12 @@ def _described(
     for number, location in zip(
         table["source"].to_pylist(), table["location"].to_pylist(), strict=True
     ):
-        names = _names(decode_path(location))
+        names = names_of(decode_path(location))
         fact = facts[number]
         captions.append(next(filter(None, map(fact.captions.get, names)), None))
         values = next(filter(None, map(fact.columns.get, names)), None)
         columns.append(json.dumps(values, sort_keys=True, ensure_ascii=False) if values else None)
     return captions, columns
-
-
-def _names(path: str) -> tuple[str, ...]:
-    """Return by what a description may name the picture at `path`, the surest first."""
-    name, stem = path.rpartition("/")[2], stem_and_ending(path)[0]
-    return path, name, stem, stem.rpartition("/")[2]
 
 
 def _unique(table: pa.Table) -> pa.Array:

@@ -290,6 +290,7 @@ def _listed(reader: TarReader | ZipReader, left: list[Found], labelled: bool) ->
         captions=described.captions,
         columns=described.columns,
         notes=described.notes,
+        named=described.named,
     )
 
 

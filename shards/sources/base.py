@@ -107,6 +107,7 @@ class Listed:
         captions: captions by file name (or path) of the picture.
         columns: further columns by file name (or path) of the picture.
         notes: sentences on what was left out, for the user.
+        named: the pictures that are described, by path, and as the description names them.
     """
 
     ignored: int = 0
@@ -115,6 +116,7 @@ class Listed:
     captions: Mapping[str, list[str]] = field(default_factory=dict)
     columns: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    named: Mapping[str, str] = field(default_factory=dict)
 
 
 class Source(Protocol):

@@ -32,12 +32,16 @@ Columns = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Described:
-    """What descriptions say, by picture; the files that describe nothing; what was left out."""
+    """What descriptions say, by picture; the files that describe nothing; what was left out.
+
+    `named` maps each picture that is named, by its path from the root, to its name in the file.
+    """
 
     captions: Captions
     columns: Columns
     left: list[Found]
     notes: tuple[str, ...]
+    named: dict[str, str]
 
 
 def is_description(path: str) -> bool:
@@ -59,6 +63,7 @@ def read_descriptions(files: list[Found], read: Callable[[Found], bytes]) -> Des
     """
     captions: Captions = {}
     columns: Columns = {}
+    named: dict[str, str] = {}
     left, notes = [], list(left_out(files))
     for file in sorted(files, key=lambda one: one.path):
         if not is_description(file.path):
@@ -80,14 +85,16 @@ def read_descriptions(files: list[Found], read: Callable[[Found], bytes]) -> Des
             nameless += not name
             if not name:
                 continue
-            for known in {name, f"{folder}/{name}" if folder else name}:
+            path = f"{folder}/{name}" if folder else name
+            named[path] = name
+            for known in {name, path}:
                 if caption:
                     captions.setdefault(known, []).append(caption)
                 if others:
                     columns.setdefault(known, {}).update(others)
         if nameless:
             notes.append(f"{clean_text(file.path)}: {nameless} rows name no picture")
-    return Described(captions, columns, left, tuple(dict.fromkeys(notes)))
+    return Described(captions, columns, left, tuple(dict.fromkeys(notes)), named)
 
 
 def _records(path: str, data: bytes) -> Iterator[tuple[str, str, dict[str, Any]]]:

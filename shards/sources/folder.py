@@ -59,6 +59,7 @@ class FolderSource:
             captions=found.captions,
             columns=found.columns,
             notes=notes + found.notes,
+            named=found.named,
         )
 
     def reader(self) -> FolderReader:

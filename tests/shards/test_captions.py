@@ -92,3 +92,16 @@ def test_a_description_that_cannot_be_read_is_left_out_by_name() -> None:
 def test_a_table_without_a_column_of_names_is_refused() -> None:
     with pytest.raises(ShardsError, match="no column image_name"):
         described("captions.csv", b"what,ever\n1,2\n")
+
+
+def test_a_run_says_what_its_descriptions_matched(tmp_path: Path) -> None:
+    (tmp_path / "a" / "deep").mkdir(parents=True)
+    for name in ("0.jpg", "1.jpg", "deep/2.jpg", "deep/3.jpg"):
+        (tmp_path / "a" / name).write_bytes(jpeg(int(Path(name).stem)))
+    lines = ["file_name,text", "0.jpg,zero", "gone.jpg,nothing", "deep/2.jpg,two", "lost.jpg,x"]
+    (tmp_path / "a" / "metadata.csv").write_text("\n".join(lines))
+    (tmp_path / "a" / "deep" / "captions.csv").write_text("image,caption\n3.jpg,three\n")
+    summary = make(tmp_path / "a", tmp_path / "out")
+    assert summary.notes == [
+        "descriptions: 3 of 4 pictures matched, 2 names matched nothing (first: gone.jpg)"
+    ]

@@ -1,0 +1,53 @@
+"""Counts which descriptions found their picture: what matched nothing is said, not dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from shards.sources.base import Listed, clean_text, decode_path, stem_and_ending
+
+
+def names_of(path: str) -> tuple[str, ...]:
+    """Return by what a description may name the picture at `path`, the surest first."""
+    name, stem = path.rpartition("/")[2], stem_and_ending(path)[0]
+    return path, name, stem, stem.rpartition("/")[2]
+
+
+class Matches:
+    """Pictures that a description was found for, and names that none was found for."""
+
+    def __init__(self, facts: Sequence[Listed]) -> None:
+        self._facts = facts
+        self._used: list[set[str]] = [set() for _ in facts]
+        self._pictures = self._matched = 0
+
+    def take(self, rows: pa.Table) -> None:
+        """Count the pictures of some rows of the plan."""
+        if not any(fact.named for fact in self._facts):
+            return
+        columns = (rows[name].to_pylist() for name in ("source", "location", "captions", "columns"))
+        for number, location, captions, others in zip(*columns, strict=True):
+            if not self._facts[number].named:
+                continue
+            self._pictures += 1
+            if captions or others:
+                self._matched += 1
+                self._used[number].update(names_of(decode_path(location)))
+
+    def notes(self) -> list[str]:
+        """Return a sentence on what matched; none where nothing is described."""
+        if not any(fact.named for fact in self._facts):
+            return []
+        lost = [
+            path
+            for fact, used in zip(self._facts, self._used, strict=True)
+            for path, name in fact.named.items()
+            if path not in used and name not in used
+        ]
+        sentence = f"descriptions: {self._matched:,} of {self._pictures:,} pictures matched"
+        if lost:
+            first = clean_text(lost[0])
+            sentence += f", {len(lost):,} names matched nothing (first: {first})"
+        return [sentence]
