@@ -1,8 +1,8 @@
 """Train the runs of a recipe: `accelerate launch recipes/train.py RECIPE.yaml [key=value ...]`.
 
 Runs that are done are skipped, a run that was cut goes on from its last checkpoint. Exit codes:
-0 all is trained, 1 training failed, 2 the recipe or the launch is wrong, 75 asked to stop (SIGTERM
-or SIGUSR1) with the state kept, so start it again, 130 Ctrl-C.
+0 all is trained, 1 training failed, 2 the recipe or the launch is wrong, 75 asked to stop (SIGTERM,
+SIGUSR1 or SIGHUP) with the state kept, so start it again, 130 the same by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from pipeline.common.errors import INTERRUPTED, explained
 from recipes.config.load import load_recipe
 from recipes.config.schema import Run
 from recipes.config.settings import RecipeError
-from recipes.training.signals import AGAIN, StopRequest
+from recipes.launching import processes
+from recipes.training.signals import StopNow, StopRequest
 
 log = logging.getLogger("recipes")
 
@@ -33,13 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     stop = StopRequest()
     stop.listen()
+    processes.end_with_launcher()
     try:
-        recipe = load_recipe(given.recipe, given.overrides)
-        runs = choose(recipe.runs(), given.stage, given.rate_weight)
-        if given.dry_run:
-            return dry_run(runs, stop, given.overrides)
-        return train(runs, stop, given.overrides, profile=given.profile)
+        return _run(given, stop)
+    except StopNow:
+        log.info("train: stopped as asked, before the first step")
+        return stop.code
     except KeyboardInterrupt:
+        log.error("train: ended by Ctrl-C; the steps since the last checkpoint are not kept")
         return INTERRUPTED
     except Exception as error:
         known = explained(error)
@@ -47,7 +49,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         code, sentence = known
         log.error("train: %s", sentence)
+        processes.report_failure(f"train: {sentence}")
         return code
+
+
+def _run(given: argparse.Namespace, stop: StopRequest) -> int:
+    """Train, or try to, what the command line says; return the exit code."""
+    with stop.at_once():
+        ignored = processes.settle()
+        recipe = load_recipe(given.recipe, given.overrides)
+        runs = choose(recipe.runs(), given.stage, given.rate_weight)
+        origins = _origins(runs, given.origin, given.anew)
+        if given.dry_run:
+            return dry_run(runs, stop, given.overrides, origins)
+    session = {"overrides": given.overrides, "profile": given.profile, "ignored": ignored}
+    return train(runs, stop, origins, **session)
+
+
+def _origins(runs: Sequence[Run], origin: str | None, anew: bool) -> Mapping[str, Any]:
+    from recipes.training.resume import find_origins
+
+    return find_origins(runs, origin, anew)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -57,6 +79,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--stage", help="only the runs of this stage")
     parser.add_argument("--rate-weight", type=float, help="of these, only the one at this weight")
+    parser.add_argument(
+        "--from",
+        dest="origin",
+        metavar="CHECKPOINT",
+        help="go on from a step, a checkpoint's folder or a run's, under the settings of now",
+    )
+    parser.add_argument(
+        "--anew", action="store_true", help="begin at step 0; what there is is set aside"
+    )
     parser.add_argument("--dry-run", action="store_true", help="describe, try one step, stop")
     parser.add_argument(
         "--profile", action="store_true", help="record a few steps of each run by torch's profiler"
@@ -79,59 +110,71 @@ def choose(runs: Sequence[Run], stage: str | None, rate_weight: float | None) ->
     return chosen
 
 
-def train(
-    runs: Sequence[Run], stop: StopRequest, overrides: Sequence[str], *, profile: bool = False
-) -> int:
-    """Train `runs` one after another; return the exit code."""
-    from pipeline.common.progress import progress, silent
-    from recipes.launching import processes as launch
-    from recipes.training import preflight as check
-    from recipes.training.loop import Interrupted, Session, Trainer
+def train(runs: Sequence[Run], stop: StopRequest, origins: Mapping[str, Any], **about: Any) -> int:
+    """Train `runs` one after another; return the exit code.
 
-    check.before_work(runs)
-    accelerator = launch.start(runs[0].recipe)
-    check.for_processes(runs, accelerator)
+    `origins` are where runs begin that don't go on by themselves, `about` more of the `Session`.
+    """
+    from pipeline.common.progress import progress, silent
+    from recipes.training.loop import Trainer
+    from recipes.training.session import Interrupted, Session
+
+    with stop.at_once():
+        accelerator = _started(runs, origins)
+    session = Session(accelerator, stop, silent, origins=origins, **about)
     for number, run in enumerate(runs, 1):
-        if complete(run, accelerator):
+        if run.id not in origins and complete(run, accelerator):
             continue
         title = f"{run.id} ({number} of {len(runs)})"
-        with progress(title, "steps") as report, launch.held_by_first(accelerator, run.folder):
+        with (
+            progress(title, "steps") as report,
+            processes.held_by_first(accelerator, run.folder, stop),
+        ):
             # Another job may have had the folder since.
-            if complete(run, accelerator):
+            if run.id not in origins and complete(run, accelerator):
                 continue
-            shown = report if accelerator.is_main_process else silent
+            session.report = report if accelerator.is_main_process else silent
             try:
-                Trainer(run, Session(accelerator, stop, shown, overrides, profile)).train()
+                with stop.at_once():
+                    trainer = Trainer(run, session)
+                trainer.train()
             except Interrupted as error:
                 stop.ignore()
                 log.info("train: %s", error)
-                return AGAIN
+                return stop.code
         accelerator.free_memory()
     return 0
 
 
+def _started(runs: Sequence[Run], origins: Mapping[str, Any]) -> Any:
+    """Return the `Accelerator` of the processes, when nothing is wrong with `runs`."""
+    from recipes.training import preflight
+
+    preflight.before_work(runs, origins)
+    accelerator = processes.start(runs[0].recipe)
+    preflight.for_processes(runs, accelerator)
+    return accelerator
+
+
 def complete(run: Run, accelerator: Any) -> bool:
     """Tell whether `run` is trained already, as the first process sees its folder."""
-    from recipes.launching import processes as launch
-
-    done: bool = launch.from_first(accelerator, run.complete)
+    done: bool = processes.from_first(accelerator, run.complete)
     if done:
         log.info("%s: is trained already", run.id)
     return done
 
 
-def dry_run(runs: Sequence[Run], stop: StopRequest, overrides: Sequence[str]) -> int:
-    """Print what `runs` would do and try one step of the first; return the exit code."""
+def dry_run(
+    runs: Sequence[Run], stop: StopRequest, overrides: Sequence[str], origins: Mapping[str, Any]
+) -> int:
+    """Print what `runs` would do and try steps of the first; return the exit code."""
     from pipeline.common.progress import silent
-    from recipes.launching import processes as launch
     from recipes.training import dry_run as dry
-    from recipes.training import preflight as check
-    from recipes.training.loop import Session, Trainer
+    from recipes.training.loop import Trainer
+    from recipes.training.session import Session
 
-    check.before_work(runs)
-    accelerator = launch.start(runs[0].recipe)
-    check.for_processes(runs, accelerator)
-    session = Session(accelerator, stop, silent, overrides)
+    accelerator = _started(runs, origins)
+    session = Session(accelerator, stop, silent, overrides, origins=origins)
     for line in dry.describe(runs, Trainer(runs[0], session)):
         if session.main:
             sys.stdout.write(f"{line}\n")
@@ -139,4 +182,4 @@ def dry_run(runs: Sequence[Run], stop: StopRequest, overrides: Sequence[str]) ->
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    processes.leave(main())

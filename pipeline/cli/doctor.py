@@ -30,8 +30,6 @@ PROGRAMS = {
     "kubectl": "apply Kubernetes manifests",
     "git": "note the commit in runs",
 }
-# What a launcher sets for its processes; left in a shell, it makes a lone process wait for others.
-LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
 
 
 @dataclass(frozen=True)
@@ -155,28 +153,7 @@ def _programs() -> Iterator[Finding]:
 
 def launches(environment: Mapping[str, str], gpus: int) -> Iterator[Finding]:
     """Yield the ways of launching that go wrong on this machine without a word."""
-    if not gpus:
-        yield Finding(
-            "note",
-            "accelerate launch",
-            "on CPUs `--cpu --num_processes 2` starts one process and `--multi_gpu` alone two that "
-            "know nothing of each other: set ACCELERATE_USE_CPU=true and keep --multi_gpu",
-        )
-    if environment.get("ACCELERATE_USE_CPU"):
-        yield Finding(
-            "note", "deepspeed", "ACCELERATE_USE_CPU is set, which turns DeepSpeed off: unset it"
-        )
-    left = [name for name in LAUNCHED if environment.get(name)]
-    if left:
-        yield Finding(
-            "note",
-            ", ".join(left),
-            "left from another launch: a training started here would wait for its other processes",
-        )
-    cache = environment.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
-    for name in ("default_config.yaml", "default_config.json"):
-        file = Path(cache, "accelerate", name)
-        if file.is_file():
-            yield Finding(
-                "note", str(file), "`accelerate launch` reads it where no --config_file is given"
-            )
+    from recipes.launching.pitfalls import pitfalls
+
+    for what, detail in pitfalls(environment, gpus):
+        yield Finding("note", what, detail)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import textwrap
 from typing import Annotated
 
 import typer
@@ -18,6 +19,14 @@ def recipes(
     name: Annotated[
         str | None, typer.Argument(help="Print this file, as a start for one of your own.")
     ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            "--explain",
+            metavar="KEY",
+            help="Explain a setting of recipes (stages.lr, spike), or `all` of them.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print names and places as one JSON document.")
     ] = False,
@@ -31,6 +40,9 @@ def recipes(
     """
     from recipes.config.bundled import listed, purpose
 
+    if key is not None:
+        _explain(key)
+        return
     known = dict(listed())
     if name is not None and name not in known:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
@@ -44,3 +56,12 @@ def recipes(
         width = max(len(one) for one in known)
         for one, path in known.items():
             typer.echo(f"{one:<{width}}  {purpose(path)}".rstrip())
+
+
+def _explain(key: str) -> None:
+    from recipes.config.explain import explain, settings
+
+    for one in settings() if key == "all" else explain(key):
+        typer.echo(f"{one.key}: {one.kind}; {one.default}")
+        if one.meaning:
+            typer.echo(textwrap.fill(one.meaning, 78, initial_indent="  ", subsequent_indent="  "))

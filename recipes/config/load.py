@@ -89,6 +89,11 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 
 def _value(override: str, text: str) -> Any:
+    if _cut_short(text):
+        # YAML would take the rest for a comment; a shell has none here.
+        if text.lstrip()[:1] in "[{\"'":
+            raise RecipeError(f"{override!r}: put quotes around what has a # in it")
+        return text
     try:
         # OmegaConf's reading of YAML, in which 1e-4 is a number.
         read = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
@@ -97,6 +102,17 @@ def _value(override: str, text: str) -> Any:
     if not isinstance(read, dict) or set(read) != {"value"}:
         raise RecipeError(f"{override!r}: the value is not YAML")
     return read["value"]
+
+
+def _cut_short(text: str) -> bool:
+    """Tell whether YAML reads less than all of `text`: what follows a # is a comment."""
+    try:
+        tokens = [token for token in yaml.scan(text) if token.end_mark.index > 0]
+    except yaml.YAMLError:
+        return False
+    kept = (yaml.StreamEndToken, yaml.BlockEndToken)
+    end = max((one.end_mark.index for one in tokens if not isinstance(one, kept)), default=0)
+    return "#" in text[end:]
 
 
 def _enter(place: Any, part: str, key: str) -> Any:

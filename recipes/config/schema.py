@@ -20,6 +20,7 @@ from recipes.config.settings import (
     Cca,
     Checkpoint,
     Data,
+    Folder,
     Loss,
     Name,
     Part,
@@ -34,6 +35,10 @@ from recipes.config.settings import (
     Word,
 )
 
+# Stands for any MODEL that a stage starts from.
+MODEL = "a model"
+# Of a stage: said elsewhere in another form, or a cure in the middle (`skip`).
+_NOT_DECISIVE = {"cca", "model", "rate_weight", "skip", "steps"}
 _THRESHOLDS = {"clamp_warning", "clamp_error"}
 # MS-SSIM halves a picture four times and then lays an 11-pixel window on it.
 MS_SSIM_CROP = 192
@@ -44,8 +49,11 @@ class Stage(Part):
 
     name: Name
     """How runs, folders and other stages refer to it."""
-    init: Name | None = None
-    """The stage whose weights this one starts from; without one, random weights."""
+    init: Place | None = None
+    """What this stage starts from: an earlier stage, or any MODEL (a file or folder,
+    `runs:/ID`, `models:/NAME@ALIAS`); without one, random weights."""
+    init_partial: bool = False
+    """Take from `init` the weights that fit, where its model has another size."""
     variable_rate: Annotated[list[RateWeight], Field(min_length=2, max_length=64)] | None = None
     """In place of `rate_weight`: one run, whose model serves all of these weights and the rates
     between them. Each sample of a batch is trained at one of them, drawn at random."""
@@ -74,6 +82,8 @@ class Stage(Part):
     """The share of lr that a falling schedule ends with."""
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient; main and auxiliary model are clipped apart."""
+    skip: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    """Steps whose batches are left out, such as one that a loss was no number on. They count."""
     frozen: list[str] = Field(default_factory=list)
     """Parts of the model that don't change: names, or patterns such as `g_a*`."""
     plateau: Plateau | None = None
@@ -131,7 +141,7 @@ class Recipe(Part):
 
     name: Name
     """Name of the experiment, which its runs and models carry."""
-    out: Place
+    out: Folder
     """Folder that runs are written to."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the weights, the order and crops of pictures, and the training noise."""
@@ -164,10 +174,11 @@ class Recipe(Part):
         for stage in stages:
             if stage.name in known:
                 raise ValueError(f"two stages are called {stage.name}")
-            if stage.init is not None and stage.init not in known:
+            if stage.init is not None and stage.init not in known and not _is_model(stage.init):
                 raise ValueError(
                     f"stage {stage.name} starts from {stage.init}, which is no stage before it"
-                    f" (those are: {', '.join(known) or 'none'})"
+                    f" (those are: {', '.join(known) or 'none'}) and no model: a file, a folder,"
+                    " runs:/ID or models:/NAME@ALIAS"
                 )
             known.append(stage.name)
         return stages
@@ -192,11 +203,11 @@ class Recipe(Part):
         made: dict[str, list[Run]] = {}
         for stage in self.stages:
             made[stage.name] = [
-                self._run(stage, weight, made.get(stage.init or "", [])) for weight in stage.weights
+                self._run(stage, weight, made.get(stage.init or "")) for weight in stage.weights
             ]
         return [run for runs in made.values() for run in runs]
 
-    def _run(self, stage: Stage, weight: float | None, parents: list[Run]) -> Run:
+    def _run(self, stage: Stage, weight: float | None, parents: list[Run] | None) -> Run:
         fans_out = isinstance(stage.rate_weight, list)
         identity = f"{stage.name}/w{weight:g}" if fans_out else stage.name
         folder = Path(self.out) / identity
@@ -230,26 +241,58 @@ class Run:
         return self.stage.model or self.recipe.model
 
     @property
+    def init_model(self) -> str | None:
+        """The MODEL that this run starts from, if that is no stage of the recipe."""
+        return None if self.parent is not None else self.stage.init
+
+    @property
     def complete(self) -> bool:
-        """Whether the run has been trained to its end, in its folder: to as many steps as now."""
-        try:
-            state = json.loads((self.folder / "run.json").read_text())
-        except (OSError, ValueError):
-            return False
-        if not isinstance(state, dict) or state.get("done") is not True:
+        """Whether the run has been trained to its end, in its folder: to as many steps as now.
+
+        Raises `RecipeError` when that can't be seen: not to be seen is not the same as not done.
+        """
+        state = self.told()
+        if state.get("done") is not True:
             return False
         return bool(state.get("steps", self.stage.steps) >= self.stage.steps)
+
+    def told(self) -> dict[str, Any]:
+        """Return what `run.json` in the run's folder says; {} where there is none.
+
+        Raises `RecipeError` when it can't be read.
+        """
+        path = self.folder / "run.json"
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            if not path.is_symlink():
+                return {}
+            raise RecipeError(f"{path} is a link to what is not there") from None
+        except NotADirectoryError:
+            return {}
+        except OSError as error:
+            raise RecipeError(
+                f"{path} can't be read ({error.strerror or error}): try again when it can, or give"
+                " another out"
+            ) from error
+        except ValueError as error:
+            raise RecipeError(
+                f"{path} is damaged: it is not JSON. Remove it to go on from the newest checkpoint"
+            ) from error
+        return state if isinstance(state, dict) else {}
 
     def decisive(self) -> dict[str, Any]:
         """Return what decides the numbers of the run: neither places, nor speed, nor logging.
 
         What is left out and what is said as it would be by default are the same.
         """
-        stage = self.stage.model_dump(mode="json", exclude={"cca", "model", "rate_weight", "steps"})
+        stage = self.stage.model_dump(mode="json", exclude=_NOT_DECISIVE)
         constant = self.stage.schedule == "constant"
         data, cca = self.recipe.data, self.cca
         return {
             **stage,
+            # Of a MODEL the fingerprint counts, wherever it lies.
+            "init": self.stage.init if self.init_model is None else MODEL,
             "final_lr": None if constant else self.stage.final_lr,
             "rate_weight": self.rate_weight,
             "seed": self.recipe.seed,
@@ -268,8 +311,13 @@ class Run:
         }
 
 
-def _parent(stage: Stage, weight: float | None, parents: list[Run]) -> Run | None:
-    if stage.init is None:
+def _is_model(init: str) -> bool:
+    """Tell whether `init` can only mean a model: by its form, or because it is there."""
+    return "/" in init or ":" in init or Path(init).exists()
+
+
+def _parent(stage: Stage, weight: float | None, parents: list[Run] | None) -> Run | None:
+    if parents is None:
         return None
     if len(parents) == 1:
         return parents[0]

@@ -33,6 +33,12 @@ def _no_word(value: object) -> object:
     return value
 
 
+def _no_url(place: str) -> str:
+    if "://" in place:
+        raise ValueError("must be a folder on this machine's file systems, not a URL")
+    return place
+
+
 def _from_home(place: str) -> str:
     return str(Path(place).expanduser()) if place.startswith("~") else place
 
@@ -54,6 +60,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$")]
 # A path, or a URL where one is allowed; ~ is the user's home.
 Place = Annotated[str, AfterValidator(_from_home)]
+# A folder that the processes see as such.
+Folder = Annotated[Place, AfterValidator(_no_url)]
 
 
 class Part(BaseModel):
@@ -78,7 +86,7 @@ def _in_gigabytes(given: object) -> object:
 class ShardCache(Part):
     """Where each machine keeps shards that lie behind a URL."""
 
-    folder: Place | None = None
+    folder: Folder | None = None
     """On a local disk, shared by the machine's processes; default: ~/.cache/cca-pipeline/shards."""
     gigabytes: Annotated[
         float, BeforeValidator(_in_gigabytes), Field(gt=0, allow_inf_nan=False)
@@ -111,7 +119,7 @@ class Data(Part):
     least as many as there will be nodes; default: 64."""
     cache: ShardCache = ShardCache()
     augment: Augmentation | None = None
-    validation: Place | None = None
+    validation: Folder | None = None
     """Folder of held-out pictures; without one nothing is evaluated while training."""
     validation_pictures: Positive = 24
     """At most so many of them, the first by name."""
@@ -201,6 +209,9 @@ class Checkpoint(Part):
     """Keep the checkpoint with the lowest held-out cost of the stage as well."""
     background: bool = True
     """Write while the next steps run."""
+    spike: Annotated[float, Field(gt=1)] | None = 20.0
+    """Keep the checkpoint before a step whose loss or gradient is so many times its median over
+    the last 200 steps: to go back to by --from. Null: don't look."""
 
 
 class Tracking(Part):

@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 
+from recipes.launching.owner import end_with_owner
+
 FAILURE = 1
 
 
@@ -20,8 +22,9 @@ def main() -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    for number in (signal.SIGUSR1, signal.SIGINT):
+    for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    end_with_owner()
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     arguments = launch_command_parser().parse_args()
     try:
@@ -30,6 +33,10 @@ def main() -> int:
         return _code(error.returncode)
     except ChildFailedError as error:
         return _code(error.get_first_failure()[1].exitcode)
+    except (ValueError, OSError) as error:
+        # Of the launch file or the options: the processes have not been started.
+        sys.stderr.write(f"train: can't launch: {' '.join(str(error).split())}\n")
+        return FAILURE
     return 0
 
 
@@ -37,7 +44,10 @@ def _code(exitcode: int) -> int:
     """Return an exit code that a process may have; one that died of a signal has failed."""
     if exitcode < 0:
         name = signal.Signals(-exitcode).name
-        sys.stderr.write(f"train: a training process died of {name}; start again to go on\n")
+        memory = ", perhaps for want of memory" if name == "SIGKILL" else ""
+        sys.stderr.write(
+            f"train: a training process died of {name}{memory}; start again to go on\n"
+        )
         return FAILURE
     return exitcode
 

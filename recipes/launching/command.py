@@ -28,21 +28,37 @@ class Machines(Protocol):
         """Processes that train together, over all machines."""
 
 
+def cpu_variables(gpus: int, *, deepspeed: bool = False) -> dict[str, str]:
+    """Return what the environment must have so that processes without GPUs train together.
+
+    Accelerate must be told by its variable: `--cpu` with several processes and a config with
+    `use_cpu` both train separate models without a word. With DeepSpeed it must not be told: that
+    would turn DeepSpeed off.
+    """
+    return {} if gpus or deepspeed else {"ACCELERATE_USE_CPU": "true"}
+
+
+def common_words(processes: int, machines: int, threads: int) -> list[str]:
+    """Return the options that every launch has: precision and compiling are the recipe's."""
+    return [
+        *("--num_processes", str(processes), "--num_machines", str(machines)),
+        *("--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("--num_cpu_threads_per_process", str(max(1, threads))),
+    ]
+
+
 def launch_words(resources: Machines, options: list[str]) -> list[str]:
     """Return `accelerate launch` with its options, for every machine of the job.
 
-    Without a GPU, Accelerate must be told by its variable: `--cpu` with several processes and a
-    config with `use_cpu` both train separate models without a word. With DeepSpeed it must not be
-    told: that would turn DeepSpeed off. Nor may DeepSpeed reach the other nodes by ssh, as it
-    would unless it is told that each node has a launcher of its own.
+    DeepSpeed must not reach the other nodes by ssh, as it would unless it is told that each node
+    has a launcher of its own.
     """
     deepspeed = "--use_deepspeed" in options
-    words = [] if resources.gpus or deepspeed else ["env", "ACCELERATE_USE_CPU=true"]
+    variables = cpu_variables(resources.gpus, deepspeed=deepspeed)
+    words = ["env", *(f"{name}={value}" for name, value in variables.items())] if variables else []
     words += ["accelerate", "launch"]
-    words += ["--num_processes", str(resources.ranks), "--num_machines", str(resources.nodes)]
-    words += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     per_node = resources.ranks // resources.nodes
-    words += ["--num_cpu_threads_per_process", str(max(1, resources.cpus // per_node))]
+    words += common_words(resources.ranks, resources.nodes, resources.cpus // per_node)
     if resources.ranks > 1 and not deepspeed:
         words.append("--multi_gpu")
     if resources.nodes > 1:

@@ -2,54 +2,148 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import json
+import logging
+import multiprocessing
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
+from typing import Any, NoReturn, TypeVar
 
 from pipeline.common.locks import FolderInUseError, folder_lock
 from recipes.config.bundled import shipped
 from recipes.config.schema import Recipe
 from recipes.config.settings import RecipeError
+from recipes.launching import environment, ranks
+from recipes.training.signals import StopNow, StopRequest
 
 T = TypeVar("T")
 
 # Seconds to wait for a job that is about to end: that which this one was queued to go on from.
 PATIENCE = 150.0
-# What a launcher is told to run: a path or, after -m, a module.
-SCRIPT = ("train.py", "recipes.train")
+# Of Linux's prctl(2): the signal that this process gets when its parent dies.
+_PR_SET_PDEATHSIG = 1
+log = logging.getLogger(__name__)
 
 
 def start(recipe: Recipe) -> Any:
-    """Return an `Accelerator` for the way this process was launched.
+    """Return an `Accelerator` for the way this process was launched, as the recipe decides.
 
-    Raises `RecipeError` when fewer processes train together than were asked for, or with FSDP.
+    Whatever the environment says otherwise was taken out by `settle` before.
+    Raises `RecipeError` when fewer processes train together than were asked for.
     """
+    parents = ranks.ancestors()
+    patience = ranks.settle(os.environ, parents)
+    _find_deepspeed_file()
+    if patience is not None:
+        _meet(patience)
+    accelerator = _accelerator(recipe.speed.accumulate)
+    parent = parents[0] if parents else []
+    ranks.check_together(accelerator.num_processes, recipe.processes, os.environ, parent)
+    _check_deepspeed(accelerator, recipe)
+    return accelerator
+
+
+def settle() -> dict[str, str]:
+    """Take what only the recipe decides out of this process's environment, before torch is there.
+
+    Return what was ignored. Raises `RecipeError` for what can't be ignored.
+    """
+    environment.refuse_unsupported(os.environ)
+    ignored = environment.take_out(os.environ)
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") and not os.environ.get("LOCAL_RANK"):
+        # DeepSpeed's launchers give every process its rank.
+        ignored["ACCELERATE_USE_DEEPSPEED"] = os.environ.pop("ACCELERATE_USE_DEEPSPEED")
+    if ignored:
+        log.warning("train: ignored, the recipe decides: %s", environment.listed(ignored))
+    return ignored
+
+
+def _accelerator(accumulate: int) -> Any:
     import torch
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
-    refuse_fsdp(os.environ)
-    _find_deepspeed_file()
-    cpu = not torch.cuda.is_available()
-    sharded = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-    settings: dict[str, Any] = {}
-    if cpu and sharded:
-        # Accelerate would believe in one process, and DeepSpeed would compile for a minute.
-        settings["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
-        _without_compiled_communication()
-    elif cpu:
-        settings["cpu"] = True
-    accelerator = Accelerator(
-        gradient_accumulation_steps=recipe.speed.accumulate,
+    # DeepSpeed's plugin reads the variable alone, and Accelerate prefers it to its argument.
+    os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(accumulate)
+    settings: dict[str, Any] = {"mixed_precision": "no"}
+    if not torch.cuda.is_available():
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+            # Accelerate would believe in one process, and DeepSpeed would compile for a minute.
+            settings["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
+            _without_compiled_communication()
+        else:
+            settings["cpu"] = True
+    return Accelerator(
+        gradient_accumulation_steps=accumulate,
         step_scheduler_with_optimizer=False,
         **settings,
     )
-    check_together(accelerator.num_processes, recipe.processes, os.environ, parent_command())
-    return accelerator
+
+
+def _meet(patience: float) -> None:
+    """Join the other processes, within `patience` seconds; raises `RecipeError` without them.
+
+    torch itself would wait for half an hour.
+    """
+    import torch
+    import torch.distributed as dist
+
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if dist.is_initialized():
+        return
+    log.info("train: waits %.0f s for the other processes at %s:%d", patience, host, port)
+    try:
+        # torch does not list it among what it exports.
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            host, port, world, rank == 0, timedelta(seconds=patience)
+        )
+    except (RuntimeError, OSError) as error:
+        raise RecipeError(
+            f"RANK={rank} and WORLD_SIZE={world} say that this is one of {world} processes, and"
+            f" the others did not come to {host}:{port} within {patience:.0f} s ({_first(error)}):"
+            " unset RANK and WORLD_SIZE if another launcher left them behind"
+        ) from error
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+
+
+def _first(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _check_deepspeed(accelerator: Any, recipe: Recipe) -> None:
+    """Raise `RecipeError` when a file of DeepSpeed's decides what the recipe does."""
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    if plugin is None:
+        return
+    config: Mapping[str, Any] = plugin.deepspeed_config
+    allowed: dict[str, tuple[object, ...]] = {
+        "gradient_accumulation_steps": ("auto", recipe.speed.accumulate),
+        "gradient_clipping": ("auto", 0, 0.0),
+    }
+    wrong = [key for key, values in allowed.items() if config.get(key, values[0]) not in values]
+    wrong += [key for key in ("optimizer", "scheduler") if config.get(key)]
+    wrong += [key for key in ("fp16", "bf16") if _enabled(config.get(key))]
+    if wrong:
+        raise RecipeError(
+            f"DeepSpeed's settings have {', '.join(wrong)}, which the recipe decides: use"
+            " recipes/accelerate/zero1.yaml, zero2.yaml or zero3.yaml, or leave them out"
+        )
+
+
+def _enabled(part: object) -> bool:
+    return isinstance(part, Mapping) and part.get("enabled") is True
 
 
 def from_first(accelerator: Any, value: T) -> T:
@@ -61,31 +155,64 @@ def from_first(accelerator: Any, value: T) -> T:
 
 
 @contextmanager
-def held_by_first(accelerator: Any, folder: Path) -> Iterator[None]:
+def held_by_first(accelerator: Any, folder: Path, stop: StopRequest) -> Iterator[None]:
     """Let the first process hold `folder` for all; raises `RecipeError` when another job does.
 
     Of a machine that was lost, a network's file system takes locks back after a minute or two.
+    Asked to stop while it waits, all raise `StopNow`.
     """
     refused: str | None = None
+    stopped = False
     with ExitStack() as stack:
         if accelerator.is_main_process:
             try:
-                stack.enter_context(folder_lock(folder, PATIENCE))
+                with stop.at_once():
+                    stack.enter_context(folder_lock(folder, PATIENCE))
             except FolderInUseError as error:
                 refused = f"{error}: wait until that has ended, or give another out"
-        refused = from_first(accelerator, refused)
+            except StopNow:
+                stopped = True
+        refused, stopped = from_first(accelerator, (refused, stopped))
+        if stopped:
+            raise StopNow
         if refused is not None:
             raise RecipeError(refused)
         yield
 
 
-def refuse_fsdp(environment: Mapping[str, str]) -> None:
-    """Raise `RecipeError` for a launch with FSDP, whose state `recipes` can't gather."""
-    if environment.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        raise RecipeError(
-            "FSDP is not supported: use recipes/accelerate/multi-gpu.yaml, or zero1.yaml to share"
-            " out the optimizer's state"
+def end_with_launcher() -> None:
+    """Ask this process to stop, by SIGTERM, when the launcher that started it dies (on Linux)."""
+    parents = ranks.ancestors()
+    if not ranks.started_by(parents[:1]) or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    if os.getppid() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def report_failure(sentence: str) -> None:
+    """Give torch's launcher, if there is one, the `sentence` that its own report ends with."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    extra = {"timestamp": str(int(time.time()))}
+    with contextlib.suppress(OSError):
+        Path(path).write_text(
+            json.dumps({"message": {"message": sentence, "extraInfo": extra}}), encoding="utf-8"
         )
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with `code`, whatever its children do."""
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join(1.0)
+    if multiprocessing.active_children():
+        # One that the kernel holds, for a disk that doesn't answer: Python would wait for it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def sharded(accelerator: Any) -> bool:
@@ -117,71 +244,3 @@ def _without_compiled_communication() -> None:
     from deepspeed import ops
 
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def check_together(
-    together: int,
-    recipe_processes: int | None,
-    environment: Mapping[str, str],
-    parent: Sequence[str],
-) -> None:
-    """Raise `RecipeError` unless as many processes train `together` as anyone asked for."""
-    asked = {
-        "the recipe's processes": recipe_processes,
-        "the launcher (WORLD_SIZE)": _number(environment.get("WORLD_SIZE")),
-        "accelerate launch (--num_processes)": processes_asked(parent),
-    }
-    for who, count in asked.items():
-        if count is not None and count != together:
-            raise RecipeError(
-                f"{who} asked for {count} processes, but {together} would train here, each"
-                f" launch its own model: use `pipeline train`, or on a CPU `ACCELERATE_USE_CPU="
-                f"true accelerate launch --multi_gpu --num_processes {count} ...`"
-            )
-
-
-def processes_asked(command: Sequence[str]) -> int | None:
-    """Return the number of processes that an `accelerate launch` command line asks for."""
-    words = list(command)
-    if not any("accelerate" in word for word in words) or "launch" not in " ".join(words):
-        return None
-    script = next((i for i, word in enumerate(words) if word.endswith(SCRIPT)), len(words))
-    options = _options(words[:script])
-    if "num_processes" in options:
-        return _number(options["num_processes"])
-    if "config_file" in options:
-        return _configured(Path(options["config_file"]))
-    return None
-
-
-def _options(words: Sequence[str]) -> dict[str, str]:
-    options = {}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            options[name.replace("-", "_")] = value if equals else following
-    return options
-
-
-def _configured(path: Path) -> int | None:
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError):
-        return None
-    return _number(config.get("num_processes")) if isinstance(config, dict) else None
-
-
-def parent_command() -> list[str]:
-    """Return the command line of the process that started this one; [] where it can't be seen."""
-    try:
-        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return []
-    return [word.decode(errors="replace") for word in words]
-
-
-def _number(value: object) -> int | None:
-    try:
-        return int(str(value))
-    except ValueError:
-        return None

@@ -9,8 +9,10 @@ numbers, of the schedule or of the data in it: all three are functions of the st
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,9 +27,11 @@ from torch import Tensor
 from pipeline.common.atomic import remove_folder, sweep, write_json, writing_folder
 from pipeline.common.digests import file_sha256
 from pipeline.common.errors import RunError
+from recipes.config.settings import RecipeError
 
 FORMAT = 1
 FOLDER = "checkpoints"
+PREFIX = "step-"
 STATE, ABOUT = "state.safetensors", "checkpoint.json"
 _NEEDED = {"step", "sha256", "decisive", "data_digest", "memory"}
 log = logging.getLogger(__name__)
@@ -35,6 +39,10 @@ log = logging.getLogger(__name__)
 
 class CheckpointError(RunError):
     """A checkpoint can't be written or used."""
+
+
+class NoCheckpointError(RecipeError):
+    """There are checkpoints, and none that a run may go on from without being told so."""
 
 
 @dataclass(frozen=True)
@@ -63,23 +71,81 @@ class Checkpoint:
     def tensors(self) -> dict[str, Tensor]:
         """Read the state; raises `CheckpointError` when it is not what was written."""
         path = self.folder / STATE
-        if file_sha256(path) != self.about["sha256"]:
+        if not os.path.lexists(path) or file_sha256(path) != self.about["sha256"]:
             raise CheckpointError(f"{path} is damaged: its checksum differs from {ABOUT}")
         state: dict[str, Tensor] = load_file(path)
         return state
 
 
+@dataclass(frozen=True)
+class Unusable:
+    """A checkpoint that can't be used as it is; `reason` says why.
+
+    `passing`: what is wrong may be over later, or is not wrong for another version.
+    """
+
+    folder: Path
+    reason: str
+    passing: bool
+
+    @property
+    def step(self) -> int:
+        """The step in its name; -1 if there is none."""
+        number = self.folder.name.removeprefix(PREFIX)
+        return int(number) if number.isdecimal() else -1
+
+    def __str__(self) -> str:
+        return f"{self.folder.name} {self.reason}"
+
+
+def examine(run_folder: Path) -> tuple[list[Checkpoint], list[Unusable]]:
+    """Return the complete checkpoints of a run, the newest last, and the other ones.
+
+    Raises `NoCheckpointError` when the folder of checkpoints is there and can't be read.
+    """
+    good: list[Checkpoint] = []
+    bad: list[Unusable] = []
+    for folder in _folders(run_folder / FOLDER):
+        one = opened(folder)
+        (good if isinstance(one, Checkpoint) else bad).append(one)  # type: ignore[arg-type]
+    return good, bad
+
+
 def found(run_folder: Path) -> list[Checkpoint]:
     """Return the complete checkpoints of a run, the newest last."""
-    checkpoints = []
-    for folder in sorted((run_folder / FOLDER).glob("step-*")):
-        try:
-            about = json.loads((folder / ABOUT).read_text())
-        except (OSError, ValueError):
-            continue
-        if isinstance(about, dict) and about.get("format") == FORMAT and about.keys() >= _NEEDED:
-            checkpoints.append(Checkpoint(folder, about))
-    return checkpoints
+    return examine(run_folder)[0]
+
+
+def opened(folder: Path) -> Checkpoint | Unusable:
+    """Return the checkpoint in `folder`, its tensors not yet read, or why it can't be used."""
+    path = folder / ABOUT
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        # A link that leads nowhere is a disk that is not there for the moment.
+        return Unusable(folder, f"has no {ABOUT}", os.path.lexists(path))
+    except OSError as error:
+        return Unusable(folder, f"can't be read ({error.strerror or error})", True)
+    except ValueError:
+        return Unusable(folder, f"is damaged: {ABOUT} is not JSON", False)
+    number = about.get("format") if isinstance(about, dict) else None
+    if isinstance(number, int) and number > FORMAT:
+        return Unusable(folder, f"is of format {number}, newer than this version's {FORMAT}", True)
+    if number != FORMAT or not about.keys() >= _NEEDED:
+        return Unusable(folder, f"is damaged: {ABOUT} lacks what it must say", False)
+    return Checkpoint(folder, about)
+
+
+def _folders(place: Path) -> list[Path]:
+    try:
+        entries = [entry.name for entry in os.scandir(place)]
+    except FileNotFoundError:
+        if not os.path.lexists(place):
+            return []
+        raise NoCheckpointError(f"{place} is a link to what is not there") from None
+    except OSError as error:
+        raise NoCheckpointError(f"{place} can't be read ({error.strerror or error})") from error
+    return [place / name for name in sorted(entries) if name.startswith(PREFIX)]
 
 
 def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
@@ -89,14 +155,45 @@ def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
     return min(alike, key=lambda one: one.cost or 0.0, default=None)
 
 
-def read_newest(run_folder: Path) -> tuple[Checkpoint, dict[str, Tensor]] | None:
-    """Return the newest checkpoint that is undamaged, with its tensors; None if there is none."""
-    for checkpoint in reversed(found(run_folder)):
+def read_newest(
+    run_folder: Path, below: int | None = None
+) -> tuple[Checkpoint, dict[str, Tensor]] | None:
+    """Return the newest checkpoint that is undamaged, with its tensors; None if there are none.
+
+    With `below`, the newest of a step below that. A damaged one is passed over. Raises
+    `NoCheckpointError` when one can't be read for a reason that may pass, or all are damaged.
+    """
+    good, bad = examine(run_folder)
+    good = [one for one in good if below is None or one.step < below]
+    problems = [one for one in bad if below is None or one.step < below]
+    for checkpoint in reversed(good):
+        _refuse_passing(run_folder, problems, checkpoint.step)
         try:
             return checkpoint, checkpoint.tensors()
-        except (CheckpointError, OSError) as error:
+        except CheckpointError as error:
             log.warning("%s; taking the one before it", error)
+            problems.append(Unusable(checkpoint.folder, "is damaged", False))
+        except OSError as error:
+            reason = f"can't be read ({error.strerror or error})"
+            problems.append(Unusable(checkpoint.folder, reason, True))
+    refuse_unusable(run_folder, problems)
     return None
+
+
+def _refuse_passing(run_folder: Path, problems: Sequence[Unusable], step: int) -> None:
+    """Raise `NoCheckpointError` when one newer than `step` may be read another time."""
+    refuse_unusable(run_folder, [one for one in problems if one.passing and one.step > step])
+
+
+def refuse_unusable(run_folder: Path, problems: Sequence[Unusable]) -> None:
+    """Raise `NoCheckpointError`, which says what was found and the ways on, if there is any."""
+    if problems:
+        raise NoCheckpointError(
+            f"{run_folder} has checkpoints that can't be used:"
+            f" {'; '.join(str(one) for one in problems)}. Nothing was changed. Make them readable"
+            " again, go on from another step by --from STEP, or set the run aside and begin at"
+            " step 0 by --anew"
+        )
 
 
 def read(run_folder: Path, step: int) -> tuple[Checkpoint, dict[str, Tensor]]:
@@ -121,6 +218,16 @@ def write(run_folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, A
     return folder
 
 
+def amend(run_folder: Path, about: Mapping[str, Any]) -> None:
+    """Let the checkpoint of step `about["step"]`, which is there, say `about` from now on."""
+    path = run_folder / FOLDER / f"{PREFIX}{about['step']:08d}" / ABOUT
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, {**before, **about})
+    except OSError as error:
+        raise CheckpointError(f"can't write {path}: {error}") from error
+
+
 def _fill(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     save_file(dict(tensors), folder / STATE)
     write_json(folder / ABOUT, {"format": FORMAT, "sha256": file_sha256(folder / STATE), **about})
@@ -128,24 +235,34 @@ def _fill(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any])
     shutil.copymode(folder / ABOUT, folder / STATE)
 
 
-def set_aside(run_folder: Path, step: int) -> None:
+def set_aside(run_folder: Path, step: int, prefix: str = "damaged") -> None:
     """Take what claims to be newer than `step`, which a run goes on from, out of the way.
 
-    It is damaged, or would have been chosen. Left there, it would count as the newest.
+    It is damaged, or was not to be gone on from. Left there, it would count as the newest.
     """
-    for folder in (run_folder / FOLDER).glob("step-*"):
-        number = folder.name.removeprefix("step-")
+    for folder in _folders(run_folder / FOLDER):
+        number = folder.name.removeprefix(PREFIX)
         if number.isdecimal() and int(number) > step:
-            aside = folder.with_name(f"damaged-{folder.name}")
-            shutil.rmtree(aside, ignore_errors=True)
+            aside = free_name(folder.with_name(f"{prefix}-{folder.name}"))
             folder.rename(aside)
-            log.warning("%s can't be used: it is %s now", folder, aside.name)
+            log.warning("%s is not gone on from: it is %s now", folder, aside.name)
 
 
-def prune(run_folder: Path, keep: int, keep_best: bool) -> None:
-    """Remove all checkpoints but the newest `keep`, and the best if that is wanted."""
+def free_name(path: Path) -> Path:
+    """Return `path`, or the first of `path`-2, `path`-3, ... that is free."""
+    names = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(one for one in itertools.chain([path], names) if not os.path.lexists(one))
+
+
+def prune(run_folder: Path, keep: int, keep_best: bool, spikes: Sequence[int] = ()) -> None:
+    """Remove all checkpoints but the newest `keep`, and the best if that is wanted.
+
+    Of those before each step of `spikes` the newest is kept, too.
+    """
     checkpoints = found(run_folder)
     kept = {checkpoint.folder for checkpoint in checkpoints[-keep:]}
+    for spike in spikes:
+        kept |= {one.folder for one in [one for one in checkpoints if one.step <= spike][-1:]}
     lowest = best(checkpoints)
     if keep_best and lowest is not None:
         kept.add(lowest.folder)

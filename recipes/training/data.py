@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,6 +19,8 @@ from recipes.config.settings import BLOCK, GROUPS, Data, RecipeError
 from shards import Augment, Batch, Cache, Manifest, ShardsError, Stream, open_corpus
 from shards.run import default_workers
 from shards.streaming.mixture import ORDER
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -123,26 +125,6 @@ def check_shards(run: Run) -> Corpora:
     return corpora
 
 
-def check_same(run: Run, about: Mapping[str, Any], corpora: Corpora | None) -> None:
-    """Raise `RecipeError` when a checkpoint was made under other settings or from other shards.
-
-    Without `corpora` the shards are not looked at.
-    """
-    now, then = json.loads(json.dumps(run.decisive())), about["decisive"]
-    changed = [key for key in now if now[key] != then.get(key)]
-    if changed:
-        differences = ", ".join(f"{key} was {then.get(key)} and is {now[key]}" for key in changed)
-        raise RecipeError(
-            f"{run.folder} was begun with other settings ({differences}): restore them, or give"
-            " another out="
-        )
-    if corpora is not None and about["data_digest"] != corpora.digest:
-        raise RecipeError(
-            f"the shards in {run.recipe.data.train} have changed since {run.folder} was begun:"
-            " restore them, or give another out="
-        )
-
-
 def held_out(run: Run) -> list[Path]:
     """Return the held-out pictures; raises `RecipeError` when their folder has none."""
     from pipeline.evaluation.errors import EvaluationError
@@ -152,7 +134,12 @@ def held_out(run: Run) -> list[Path]:
     if data.validation is None:
         return []
     try:
-        return find_pictures(shipped(Path(data.validation)))[: data.validation_pictures]
+        found = find_pictures(shipped(Path(data.validation)))
+        hidden = [path for path in found if path.name.startswith("._")]
+        if hidden:
+            # What macOS puts beside a file on other systems' disks; it is no picture.
+            log.warning("data.validation: left out %s: no pictures", ", ".join(map(str, hidden)))
+        return [path for path in found if path not in hidden][: data.validation_pictures]
     except EvaluationError as error:
         raise RecipeError(f"data.validation: {error}") from error
 

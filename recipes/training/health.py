@@ -7,6 +7,7 @@ is 1e-9 and the term has no gradient any more.
 from __future__ import annotations
 
 import logging
+import statistics
 from collections import deque
 from collections.abc import Mapping
 
@@ -15,6 +16,8 @@ from recipes.config.schema import Run
 
 # Steps whose mean is judged: in the first steps after random weights the share may jump up.
 WINDOW = 50
+# Steps whose median a leap is measured by, and how many leaps are remembered.
+MEDIAN_OF, KEPT = 200, 3
 # Steps between two warnings of the same run.
 QUIET_STEPS = 1000
 CURE = "set cca.mode=adversarial, which trains the auxiliary model to predict well"
@@ -52,3 +55,39 @@ class Watch:
             self._quiet_until = step + QUIET_STEPS
             cure = CURE if cca.mode == "published" else "lower lr or cca.auxiliary_weight"
             log.warning("%s at step %d: %s", where, step, cure)
+
+
+class SpikeWatch:
+    """Finds leaps of the loss or of a gradient's norm: far above their medians of late."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._seen: dict[str, deque[float]] = {}
+
+    def leapt(self, step: int, found: Mapping[str, float]) -> bool:
+        """Take down the metrics of `step`, and return whether one leapt, with a warning."""
+        factor = self.run.recipe.checkpoint.spike
+        if factor is None:
+            return False
+        leaps = [
+            f"{name} {found[name]:.4g}, {factor:g} times its median of {medians:.4g} or more"
+            for name in found
+            if name == "loss" or name.startswith("gradient_")
+            if (medians := self._median(name, found[name])) is not None
+            if found[name] > factor * medians > 0
+        ]
+        if leaps:
+            log.warning(
+                "%s: a leap at step %d (%s): the checkpoint before it is kept",
+                self.run.id,
+                step,
+                "; ".join(leaps),
+            )
+        return bool(leaps)
+
+    def _median(self, name: str, value: float) -> float | None:
+        """Return the median of the values so far, None for too few, and take down `value`."""
+        seen = self._seen.setdefault(name, deque(maxlen=MEDIAN_OF))
+        median = statistics.median(seen) if len(seen) >= MEDIAN_OF // 4 else None
+        seen.append(value)
+        return median

@@ -9,107 +9,39 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.codec import Model
-from pipeline.common.errors import RunError
-from pipeline.common.progress import Progress
 from pipeline.evaluation.pictures import read_picture
 from recipes.config.schema import Run
-from recipes.config.settings import Plateau
+from recipes.config.settings import RecipeError
 from recipes.launching import processes as launch
 from recipes.training import checkpoint, results, speed
-from recipes.training.data import Feed, check_same, digest, held_out
+from recipes.training.data import Feed, digest, held_out
 from recipes.training.ema import Average
 from recipes.training.graphs import Replayed
-from recipes.training.health import Watch
+from recipes.training.health import KEPT, SpikeWatch, Watch
+from recipes.training.memory import Memory
 from recipes.training.module import TrainingModule, build
 from recipes.training.optim import GuardedAdam, NonFiniteError, make_optimizer, set_learning_rate
 from recipes.training.profiling import recording
-from recipes.training.signals import StopRequest
+from recipes.training.resume import MEASURES, check_same, differences
+from recipes.training.session import Interrupted, Session, TrainingError
+from recipes.training.signals import StopNow
 from recipes.training.state import part
 from recipes.training.steps import Eager, Found, Reduce, pieces
 from recipes.training.throughput import Meter
 from recipes.training.validate import evaluate, look
 from recipes.training.zero import holding
 from shards import Batch
-from shards.streaming.mixture import ORDER
 
 log = logging.getLogger(__name__)
-
-
-class TrainingError(RunError):
-    """Training can't go on; the message says why and what was kept."""
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop
-    """A run was asked to stop, and has kept its state."""
-
-
-@dataclass
-class Session:
-    """What the runs of one launch share."""
-
-    accelerator: Any
-    stop: StopRequest
-    report: Progress
-    overrides: Sequence[str] = ()
-    profile: bool = False
-
-    @property
-    def main(self) -> bool:
-        """Whether this is the process that writes."""
-        return bool(self.accelerator.is_main_process)
-
-
-@dataclass
-class Memory:
-    """What a run remembers beside weights: kept in checkpoints, the same on all processes."""
-
-    step: int = 0
-    best: float = math.inf
-    ended: bool = False
-    cost: float | None = field(default=None)
-    # The last held-out cost that was an improvement, and the evaluations since without one.
-    improved: float = math.inf
-    without: int = 0
-    # The digest of the pictures that costs are of, and whether those of this step are due still.
-    judged_by: str = ""
-    unevaluated: bool = False
-    # The order of pictures that the run counts in (docs/streaming.md).
-    order: int = ORDER
-
-    def judged_on(self, digest: str) -> bool:
-        """Take down what is evaluated on from now on; return whether earlier costs were of others.
-
-        These are forgotten then.
-        """
-        others = math.isfinite(self.best) and self.judged_by != digest
-        if others:
-            self.best = self.improved = math.inf
-            self.without = 0
-        self.judged_by = digest
-        return others
-
-    def judge(self, cost: float, plateau: Plateau | None) -> bool:
-        """Take down a held-out cost; return whether it is the stage's lowest.
-
-        `ended` says whether that is a `plateau`: small improvements add up until they count.
-        """
-        lowest, self.cost = cost < self.best, cost
-        self.best = min(self.best, cost)
-        if plateau is not None:
-            counts = cost < self.improved * (1 - plateau.improvement)
-            self.improved = cost if counts else self.improved
-            self.without = 0 if counts else self.without + 1
-            self.ended = self.without >= plateau.patience
-        return lowest
 
 
 class Trainer:
@@ -118,6 +50,9 @@ class Trainer:
     def __init__(self, run: Run, session: Session) -> None:
         """Build the model, or restore the newest checkpoint; nothing is written yet."""
         self.run, self.session = run, session
+        # What it begins from, if not from its own newest checkpoint; what it once began from.
+        self.begins = session.origins.get(run.id)
+        self.origin: Mapping[str, Any] | None = None
         accelerator = session.accelerator
         self.device: torch.device = accelerator.device
         self.feed = Feed(run, accelerator.process_index, accelerator.num_processes, self.device)
@@ -136,15 +71,19 @@ class Trainer:
         self.holding = holding(accelerator, self.stepper.wrapped, self.optimizer)
         self.average = Average(self.module, run.recipe.ema) if run.recipe.ema else None
         if state is not None:
-            self.holding.restore(self.module, self.optimizer, state, self.memory.step)
-            if self.average is not None:
-                self.average.restore(state)
+            self._restore(state)
         self.writer = checkpoint.Writer(run.recipe.checkpoint.background)
         self.watch = Watch(run)
+        self.spikes = SpikeWatch(run)
         self.meter = Meter(run.stage.batch)
         self.saved_at = time.monotonic()
+        self.begun_at = self.memory.step
+        # Asked to stop while the next batch did not come.
+        self.without_batch = False
         self.results = (
-            results.Results(run, self.feed.corpora, session.overrides) if session.main else None
+            results.Results(run, self.feed.corpora, session.overrides, session.ignored)
+            if session.main
+            else None
         )
 
     def _place(self) -> None:
@@ -163,28 +102,74 @@ class Trainer:
         return Eager(self.session.accelerator, self.module, self.optimizer, parts)
 
     def _read(self) -> dict[str, Tensor] | None:
-        """Read the newest checkpoint, if there is one; take up its weights.
+        """Read what the run goes on from, if there is anything; take up its weights.
 
-        The first process says which one that is.
+        The first process says which checkpoint that is.
         """
-        folder = self.run.folder
-        newest = checkpoint.read_newest(folder) if self.session.main else None
-        step = launch.from_first(self.session.accelerator, newest and newest[0].step)
-        if step is None:
+        kept, tensors = self._chosen()
+        if kept is None:
             return None
-        kept, tensors = newest or checkpoint.read(folder, step)
-        check_same(self.run, kept.about, self.feed.corpora)
-        # A checkpoint that says nothing of an order was written when there was only the first.
-        self.memory = Memory(**{"order": 1, **kept.about["memory"]})
+        changed = differences(self.run, kept.about)
+        if self.begins is None:
+            check_same(self.run, kept.about, self.feed.corpora)
+        elif kept.about.get("config") not in (None, self.config.to_dict()):
+            raise RecipeError(
+                f"{kept.folder} has another architecture than {self.run.id}: give it the same"
+                " `model`, or start a stage from that model by init"
+            )
+        self.memory = replace(Memory.of(kept.about), step=kept.step)
+        if changed.keys() & set(MEASURES):
+            self.memory.forget()
         if self.memory.judged_on(digest(self.pictures)) and self.session.main:
             log.warning(
                 "%s: the held-out pictures have changed, so the lowest cost so far is forgotten",
                 self.run.id,
             )
-        self.module.load_state_dict(part(tensors, "weights"))
+        try:
+            self.module.load_state_dict(part(tensors, "weights"))
+        except RuntimeError as error:
+            raise RecipeError(
+                f"{kept.folder} has other weights than {self.run.id} needs: give it the same"
+                " `model`, and the same cca.mode (off has no auxiliary model)"
+            ) from error
         if self.session.main:
             log.info("%s: goes on from step %d", self.run.id, self.memory.step)
         return tensors
+
+    def _chosen(self) -> tuple[checkpoint.Checkpoint | None, dict[str, Tensor]]:
+        """Return the checkpoint to go on from, with its tensors; None to begin at step 0."""
+        if self.begins is not None:
+            kept = self.begins.checkpoint
+            self.origin = self.begins.key
+            return kept, {} if kept is None else kept.tensors()
+        newest, refused = None, None
+        if self.session.main:
+            try:
+                newest = checkpoint.read_newest(self.run.folder)
+            except checkpoint.NoCheckpointError as error:
+                refused = str(error)
+        step, refused = launch.from_first(
+            self.session.accelerator, (newest and newest[0].step, refused)
+        )
+        if refused is not None:
+            raise checkpoint.NoCheckpointError(refused)
+        if step is None:
+            return None, {}
+        kept, tensors = newest or checkpoint.read(self.run.folder, step)
+        self.origin = kept.about.get("origin")
+        return kept, tensors
+
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what a state has beside weights."""
+        try:
+            self.holding.restore(self.module, self.optimizer, state, self.memory.step)
+            if self.average is not None:
+                self.average.restore(state)
+        except KeyError as error:
+            raise RecipeError(
+                f"{self.run.id}: the checkpoint at step {self.memory.step} lacks {error.args[0]},"
+                " which these settings need: leave `ema` and `frozen` as they were"
+            ) from error
 
     def train(self) -> None:
         """Train to the last step and write the model; raises `Interrupted` when asked to stop."""
@@ -217,8 +202,11 @@ class Trainer:
     def _open(self) -> None:
         if self.results is not None:
             checkpoint.clean(self.run.folder)
-            checkpoint.set_aside(self.run.folder, self.memory.step)
-            self.results.open()
+            if self.begins is not None:
+                results.put_aside(self.run.folder)
+            prefix = "damaged" if self.begins is None else "aside"
+            checkpoint.set_aside(self.run.folder, self.memory.step, prefix)
+            self.results.open(self.origin)
         self.session.accelerator.wait_for_everyone()
         self.saved_at = time.monotonic()
 
@@ -230,21 +218,68 @@ class Trainer:
         return recording(self.run.folder / "profile", name)
 
     def _steps(self, after_step: Callable[[], None]) -> None:
-        total = self.run.stage.steps
-        batches = self.feed.from_step(self.memory.step, self.memory.order)
-        if self.memory.unevaluated:
+        stage, memory = self.run.stage, self.memory
+        batches = self.feed.from_step(memory.step, memory.order)
+        if memory.unevaluated:
             self._settle(evaluation=True)
-        while self.memory.step < total and not self.memory.ended:
-            with self.meter.waiting():
-                batch = next(batches)
+        while memory.step < stage.steps and not memory.ended:
+            batch = self._next(batches)
+            if memory.step in stage.skip:
+                self._leave_out(batch)
+                continue
             try:
-                asked = self._step(batch)
+                found = self._step(batch)
             except NonFiniteError as error:
+                self._give_up_waiting()
                 raise self._broken(batch, error) from error
-            self.memory.step += 1
-            self.memory.cost = None
-            self._after_step(asked)
+            memory.step += 1
+            memory.cost = None
+            self._after_step(found)
             after_step()
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        """Return the next batch, or, asked to stop while there is none, an empty one.
+
+        An empty one makes the loss no number, so that all processes leave the step out.
+        """
+        try:
+            with self.meter.waiting(), self.session.stop.at_once():
+                return next(batches)
+        except StopNow:
+            pass
+        except (RuntimeError, OSError):
+            if not self.session.stop:
+                raise
+        self.without_batch = True
+        if self.session.accelerator.num_processes == 1:
+            self._give_up_waiting()
+        crop = self.run.stage.crop
+        nothing = torch.zeros(self.feed.local, 3, crop, crop, device=self.device)
+        return Batch(nothing, [], [], 0, {})
+
+    def _give_up_waiting(self) -> None:
+        """Keep the state and raise `Interrupted` if any process was asked to stop, without a batch.
+
+        All ask this together.
+        """
+        if not self._agreed(self.without_batch):
+            return
+        if self.memory.step == self.begun_at:
+            raise Interrupted(f"{self.run.id}: stopped as asked, before its first step")
+        self._settle(evaluation=False, stop=True)
+
+    def _leave_out(self, batch: Batch) -> None:
+        """Pass over a batch that the recipe skips: it counts as a step."""
+        log.warning(
+            "%s: step %d is left out, as the recipe says: %s",
+            self.run.id,
+            self.memory.step,
+            ", ".join(batch.keys),
+        )
+        self.memory.step += 1
+        self.memory.cost = None
+        if self.memory.step == self.run.stage.steps:
+            self._settle(evaluation=True, save=True)
 
     def _step(self, batch: Batch) -> Found:
         """Do one optimizer step; return its metrics and what the processes agreed on."""
@@ -264,13 +299,17 @@ class Trainer:
         due = self.session.main and minutes >= self.run.recipe.checkpoint.every_minutes
         # Copied to the device before it is busy, which such a copy would wait for.
         flags = torch.tensor([float(bool(self.session.stop)), float(due)], device=self.device)
-        return lambda totals: self.session.accelerator.reduce(torch.cat([totals, flags]), "mean")
+        known = math.nan if self.without_batch else 1.0
+        reduce = self.session.accelerator.reduce
+        return lambda totals: reduce(torch.cat([totals * known, flags]), "mean")
 
     def _after_step(self, found: Mapping[str, float]) -> None:
         step, recipe = self.memory.step, self.run.recipe
         last = step == self.run.stage.steps
         self.meter.step()
         self.watch.check(step, found)
+        if self.spikes.leapt(step - 1, found):
+            self.memory.spikes = [*self.memory.spikes, step - 1][-KEPT:]
         if self.results is not None and (step % recipe.tracking.every_steps == 0 or last):
             self.results.log(step, found, self.meter)
         self.session.report(step, self.run.stage.steps, self.meter.note(found, step, self.run))
@@ -283,10 +322,15 @@ class Trainer:
     def _settle(self, *, evaluation: bool, save: bool = False, stop: bool = False) -> None:
         """Evaluate and save after a step; raises `Interrupted` when asked to `stop`."""
         memory = self.memory
-        lowest = evaluation and self._evaluate()
-        stop = memory.unevaluated or (stop and not memory.ended)
-        if save or stop or memory.ended or (lowest and self.run.recipe.checkpoint.keep_best):
+        if evaluation and self.pictures:
+            # Saved first: an evaluation that fails costs no step.
+            memory.unevaluated = True
             self._save()
+            if self._evaluate():
+                self._amend()
+        elif save or stop or memory.ended:
+            self._save()
+        stop = memory.unevaluated or (stop and not memory.ended)
         if stop:
             self.writer.wait()
             # Launchers kill the processes that remain when the first one has ended.
@@ -294,12 +338,10 @@ class Trainer:
             raise Interrupted(f"{self.run.id}: stopped at step {memory.step} as asked, state kept")
 
     def _evaluate(self) -> bool:
-        """Evaluate on the held-out pictures; return whether the cost is the stage's lowest.
+        """Evaluate on the held-out pictures; return whether that was done.
 
         Asked to stop meanwhile, it leaves that for when the run goes on.
         """
-        if not self.pictures:
-            return False
         model, accelerator = self.module.model, self.session.accelerator
         with self.average.in_place() if self.average is not None else nullcontext():
             means = evaluate(model, self.run, self.pictures, accelerator, self._asked)
@@ -309,12 +351,17 @@ class Trainer:
             self._show(model)
         if self.results is not None:
             self.results.log_held_out(self.memory.step, means)
-        return self.memory.judge(means["cost"], self.run.stage.plateau)
+        self.memory.judge(means["cost"], self.run.stage.plateau)
+        return True
 
     def _asked(self) -> bool:
         """Return whether any process has been asked to stop; all of them ask together."""
-        mine = torch.tensor(float(bool(self.session.stop)), device=self.device)
-        return bool(self.session.accelerator.reduce(mine, reduction="sum") > 0)
+        return self._agreed(bool(self.session.stop))
+
+    def _agreed(self, mine: bool) -> bool:
+        """Return whether any process says so; all of them ask together."""
+        said = torch.tensor(float(mine), device=self.device)
+        return bool(self.session.accelerator.reduce(said, reduction="sum") > 0)
 
     def _show(self, model: Model) -> None:
         """Show the first held-out pictures beside what the model makes of them, and its rate.
@@ -340,13 +387,29 @@ class Trainer:
         self.saved_at = time.monotonic()
         if self.results is None:
             return
-        about, keep = self._about(), self.run.recipe.checkpoint
+        about = self._about()
 
         def work() -> None:
             checkpoint.write(self.run.folder, tensors, about)
-            checkpoint.prune(self.run.folder, keep.keep, keep.keep_best)
+            self._prune(about)
 
         self.writer.submit(work)
+
+    def _amend(self) -> None:
+        """Let the checkpoint of this step say what an evaluation has found."""
+        if self.results is None:
+            return
+        about = self._about()
+
+        def work() -> None:
+            checkpoint.amend(self.run.folder, about)
+            self._prune(about)
+
+        self.writer.submit(work)
+
+    def _prune(self, about: Mapping[str, Any]) -> None:
+        keep, spikes = self.run.recipe.checkpoint, about["memory"]["spikes"]
+        checkpoint.prune(self.run.folder, keep.keep, keep.keep_best, spikes)
 
     def _about(self) -> dict[str, Any]:
         return {
@@ -359,6 +422,7 @@ class Trainer:
             "run": self.results.info(self.memory.step).to_dict() if self.results else {},
             "recipe": self.run.recipe.model_dump(mode="json"),
             "config": self.config.to_dict(),
+            "origin": self.origin,
         }
 
     def _finish(self) -> None:
@@ -373,10 +437,13 @@ class Trainer:
         folder = self.run.folder / f"failure-step-{self.memory.step:08d}"
         tensors = self._gather()
         if self.results is not None:
-            self.results.keep_failure(folder, tensors, self._about())
+            self.results.keep_failure(folder, tensors, self._about(), str(error))
         rank = self.session.accelerator.process_index
         results.keep_batch(folder / f"batch-{rank}.safetensors", batch)
         return TrainingError(
             f"{self.run.id}: {error} at step {self.memory.step}, on {', '.join(batch.keys)};"
-            f" nothing was stepped, the state and the batch are in {folder}"
+            f" nothing was stepped, the state and the batch are in {folder}. Start again with a"
+            f" lower stages.{self.run.stage.name}.lr or clip, which goes on from the last healthy"
+            f" checkpoint, or with stages.{self.run.stage.name}.skip=[{self.memory.step}], which"
+            " leaves this batch out"
         )

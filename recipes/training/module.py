@@ -6,9 +6,11 @@ of what they wrap.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +39,9 @@ from recipes.training.losses import (
     sample_bits,
     squared_error,
 )
+from recipes.training.start import starting_model, told_by
+
+log = logging.getLogger(__name__)
 
 # What every training pass reports, in this order: processes add their vectors up.
 METRICS = (
@@ -182,38 +187,65 @@ def build(run: Run) -> TrainingModule:
         architecture.starts[run.recipe.start](model)
     if model.gains is not None:
         weights = [final_weight(run, weight) for weight in run.variable_rate]
-        model.gains.start(weights, _reference(run.parent))
+        model.gains.start(weights, _reference(run))
     make = architecture.auxiliary if run.cca.mode != "off" else None
     auxiliary = None if make is None else make(config)
-    if run.parent is not None:
-        _inherit(run, run.parent, model, auxiliary)
+    start = starting_model(run)
+    if start is not None:
+        _inherit(run, start, model, auxiliary)
     return TrainingModule(run, model, auxiliary)
 
 
-def _reference(parent: Run | None) -> float | None:
+def _reference(run: Run) -> float | None:
     """Return the weight at which an inherited model's gain is 1: the one it was trained at."""
-    if parent is None or parent.rate_weight is None:
+    if run.parent is not None:
+        weight, at = run.parent.rate_weight, run.parent
+    elif run.init_model is not None:
+        # Of another recipe: its terms beside the rate are taken to be as here.
+        weight, at = told_by(_start(run)).rate_weight, run
+    else:
         return None
-    return final_weight(parent, parent.rate_weight)
+    return None if weight is None else final_weight(at, float(weight))
 
 
-def _inherit(run: Run, parent: Run, model: Model, auxiliary: AuxiliaryModel | None) -> None:
-    if not (parent.folder / "model.safetensors").is_file():
+def _start(run: Run) -> Path:
+    start = starting_model(run)
+    assert start is not None
+    return start
+
+
+def _inherit(run: Run, start: Path, model: Model, auxiliary: AuxiliaryModel | None) -> None:
+    origin = run.parent.id if run.parent is not None else run.init_model
+    if run.parent is not None and not (start / "model.safetensors").is_file():
         raise RecipeError(
-            f"{run.id} starts from {parent.id}, which has no trained model in {parent.folder}:"
-            f" train stage {parent.stage.name} first"
+            f"{run.id} starts from {origin}, which has no trained model in {start}:"
+            f" train stage {run.parent.stage.name} first"
         )
-    trained = load_model(parent.folder)
-    if not can_start_from(model.config, trained.config):
+    trained = load_model(start)
+    whole = can_start_from(model.config, trained.config)
+    if not whole and not run.stage.init_partial:
         raise RecipeError(
-            f"{run.id} starts from {parent.id}, whose model in {parent.folder} has another"
-            f" architecture: give both the same `model`"
+            f"{run.id} starts from {origin}, whose model in {start} has another architecture:"
+            " give both the same `model`, or take what fits by init_partial=true"
         )
     # A parent with a single rate has no gains: those stay as they start.
-    model.load_state_dict(model.state_dict() | trained.state_dict())
-    inherited = load_auxiliary(parent.folder)
+    _take(model, trained.state_dict(), partial=not whole)
+    inherited = load_auxiliary(start)
     if auxiliary is not None and inherited is not None:
-        auxiliary.load_state_dict(inherited.state_dict())
+        _take(auxiliary, inherited.state_dict(), partial=not whole)
+
+
+def _take(module: nn.Module, given: Mapping[str, Tensor], *, partial: bool) -> None:
+    """Give `module` the tensors of its names; if `partial`, those whose shapes are its own."""
+    own = module.state_dict()
+    taken = {
+        name: tensor
+        for name, tensor in given.items()
+        if not partial or (name in own and own[name].shape == tensor.shape)
+    }
+    if partial:
+        log.warning("takes %d of %d tensors, which fit", len(taken), len(own))
+    module.load_state_dict(own | taken)
 
 
 def freeze(module: TrainingModule, run: Run) -> None:

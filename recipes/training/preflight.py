@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Container, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.codec import CodecError, Config, architectures
+from pipeline.codec.storage import load_config
+from pipeline.evaluation.errors import EvaluationError
+from pipeline.evaluation.pictures import read_picture
 from recipes.config.schema import Run
 from recipes.config.settings import RecipeError
 from recipes.launching import processes as launch
 from recipes.training import checkpoint
-from recipes.training.data import check_batch, check_same, check_shards, held_out
+from recipes.training.data import check_batch, check_shards, held_out
 from recipes.training.module import can_start_from, frozen_names, run_config
-from recipes.training.results import parent_fingerprint, read_run
+from recipes.training.results import read_run
+from recipes.training.resume import check_same, check_steps_left
+from recipes.training.start import starting_fingerprint, starting_model
+
+# The longest name of a socket, without its end; and what multiprocessing puts after the folder.
+_SOCKET, _SOCKET_NAME = 107, len("/pymp-abcdefgh/listener-abcdefgh")
 
 
-def before_work(runs: Sequence[Run]) -> None:
-    """Raise `RecipeError` for what no run could get past; needs no processes."""
+def before_work(runs: Sequence[Run], begun_elsewhere: Container[str] = ()) -> None:
+    """Raise `RecipeError` for what no run could get past; needs no processes.
+
+    Runs named in `begun_elsewhere` do not go on from their own newest checkpoint.
+    """
     for run in runs:
         config = _config(run)
-        if run.parent is not None and not can_start_from(config, _config(run.parent)):
-            raise RecipeError(
-                f"{run.id} starts from {run.parent.id}, which has another architecture: give both"
-                " stages the same `model` (and `variable_rate`, if the parent has one)"
-            )
+        elsewhere = run.id in begun_elsewhere
+        _check_start(run, config)
         if run.parent is not None and run.parent not in runs and not run.parent.complete:
             raise RecipeError(
                 f"{run.id} starts from {run.parent.id}, which is not trained yet:"
@@ -35,25 +46,74 @@ def before_work(runs: Sequence[Run]) -> None:
         if run.stage.frozen:
             with torch.device("meta"):
                 frozen_names(run, architectures.load(config.architecture).model(config))
-        _check_parent(run)
+        if not elsewhere:
+            _check_parent(run)
         _check_folder(run)
+        _check_sockets(run)
         corpora = check_shards(run)
-        held_out(run)
+        for path in held_out(run):
+            _decodes(path)
+        if elsewhere:
+            continue
         begun = checkpoint.found(run.folder)
         if begun:
             # What is trained is skipped, whatever shards its children train on.
             check_same(run, begun[-1].about, None if run.complete else corpora)
+        if not run.complete:
+            check_steps_left(run)
+
+
+def _check_start(run: Run, config: Config) -> None:
+    """Raise `RecipeError` for a run that starts from a model of another architecture."""
+    if run.stage.init_partial:
+        return
+    if run.parent is not None and not can_start_from(config, _config(run.parent)):
+        raise RecipeError(
+            f"{run.id} starts from {run.parent.id}, which has another architecture: give both"
+            " stages the same `model` (and `variable_rate`, if the parent has one), or take what"
+            " fits by init_partial=true"
+        )
+    if run.init_model is not None:
+        place = starting_model(run)
+        if place is not None and not can_start_from(config, load_config(place)):
+            raise RecipeError(
+                f"{run.id} starts from {run.init_model}, which has another architecture: give the"
+                " recipe its `model`, or take what fits by init_partial=true"
+            )
+
+
+@lru_cache(maxsize=4096)
+def _decodes(path: Path) -> None:
+    """Raise `RecipeError` when a held-out picture can't be decoded to its end."""
+    try:
+        read_picture(path)
+    except EvaluationError as error:
+        raise RecipeError(f"data.validation: {error}") from error
+
+
+def _check_sockets(run: Run) -> None:
+    """Raise `RecipeError` where loader processes could not open their sockets: they would wait."""
+    folder = tempfile.gettempdir()
+    if run.recipe.data.workers and len(os.fsencode(folder)) + _SOCKET_NAME > _SOCKET:
+        raise RecipeError(
+            f"TMPDIR is {folder}, which is too long for the sockets of the processes that load"
+            f" pictures ({_SOCKET - _SOCKET_NAME} bytes at most): set TMPDIR=/tmp, or"
+            " data.workers=0"
+        )
 
 
 def _check_parent(run: Run) -> None:
     """Raise `RecipeError` for a run that was begun from another model than its parent's."""
     began_from = read_run(run.folder).get("parent_fingerprint")
-    if run.parent is None or began_from is None:
+    if run.stage.init is None or began_from is None:
         return
-    if not run.parent.complete or parent_fingerprint(run) != began_from:
+    trained = run.parent is None or run.parent.complete
+    if not trained or starting_fingerprint(run) != began_from:
+        name = run.init_model if run.parent is None else run.parent.id
+        place = run.init_model if run.parent is None else run.parent.folder
         raise RecipeError(
-            f"{run.id} was begun from another {run.parent.id} than there is, or will be, in"
-            f" {run.parent.folder}: remove {run.folder} to train it anew, or give another out"
+            f"{run.id} was begun from another {name} than there is, or will be, in {place}:"
+            f" remove {run.folder} to train it anew, or give another out"
         )
 
 

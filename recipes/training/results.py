@@ -13,12 +13,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.codec import Config, ModelInfo, architectures, save_model
-from pipeline.codec.storage import FILE_NAME, stored_fingerprint
 from pipeline.common.atomic import write_json, write_text
+from pipeline.common.locks import LOCK_FILE
 from pipeline.evaluation.metrics import Picture
 from pipeline.tracking import Tracker
 from recipes.config.schema import Run
+from recipes.launching.environment import listed
+from recipes.training.checkpoint import FOLDER, free_name
 from recipes.training.data import Corpora
+from recipes.training.start import lineage, starting_fingerprint
 from recipes.training.state import part
 from recipes.training.throughput import Meter, psnr
 from shards import Batch
@@ -27,13 +30,26 @@ from shards import Batch
 class Results:
     """The folder and the MLflow run of one run."""
 
-    def __init__(self, run: Run, corpora: Corpora, overrides: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        run: Run,
+        corpora: Corpora,
+        overrides: Sequence[str] = (),
+        ignored: Mapping[str, str] | None = None,
+    ) -> None:
+        """`ignored` are variables of the environment that were taken out."""
         self.run, self.corpora, self.overrides = run, corpora, overrides
+        self.ignored = dict(ignored or {})
+        self.origin: Mapping[str, Any] | None = None
         self.data_digest = corpora.digest
         self._tracker: Tracker | None = None
 
-    def open(self) -> None:
-        """Write the resolved recipe, begin or continue the MLflow run."""
+    def open(self, origin: Mapping[str, Any] | None = None) -> None:
+        """Write the resolved recipe, begin or continue the MLflow run.
+
+        `origin` says which checkpoint of another run this one began from.
+        """
+        self.origin = origin
         run, recipe = self.run, self.run.recipe
         resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
         write_text(run.folder / "recipe.yaml", resolved)
@@ -81,12 +97,14 @@ class Results:
             self._tracker.finish(status)
 
     def keep_failure(
-        self, folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
+        self, folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any], reason: str
     ) -> None:
-        """Keep the state before a step that could not be taken."""
+        """Keep the state before a step that could not be taken, and note that it could not."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(dict(tensors), folder / "state.safetensors")
         write_json(folder / "checkpoint.json", about)
+        step = int(about["step"])
+        self._write_run(done=False, step=step, failed={"step": step, "reason": reason})
 
     @property
     def tracker(self) -> Tracker:
@@ -109,7 +127,7 @@ class Results:
             data_digest=self.data_digest,
             git_commit=git_commit(),
             run_id=self.tracker.run_id,
-            parent=run.parent.id if run.parent else None,
+            parent=run.parent.id if run.parent else run.init_model,
         )
 
     def _tags(self) -> dict[str, str]:
@@ -123,25 +141,39 @@ class Results:
             "git_commit": git_commit(),
             "overrides": " ".join(self.overrides),
         }
-        return tags | ({"parent": run.parent.id} if run.parent else {})
+        if self.ignored:
+            tags["ignored_environment"] = listed(self.ignored)
+        if self.origin is not None:
+            tags["from"] = f"{self.origin['run']} at step {self.origin['step']}"
+            tags["from_run_id"] = str(self.origin["run_id"] or "")
+            tags["from_recipe_digest"] = str(self.origin["recipe_digest"] or "")
+        return tags | lineage(run) | ({"parent": run.parent.id} if run.parent else {})
 
     def _parent_run_id(self) -> str | None:
+        if self.origin is not None:
+            return self.origin["run_id"] or None
+        if self.run.init_model is not None:
+            return lineage(self.run)["init_run_id"] or None
         return read_run(self.run.parent.folder).get("run_id") if self.run.parent else None
 
-    def _write_run(self, *, done: bool, step: int) -> None:
+    def _write_run(self, *, done: bool, step: int, failed: Mapping[str, Any] | None = None) -> None:
         run = self.run
-        content = {
+        content: dict[str, Any] = {
             "id": run.id,
             "run_id": self.tracker.run_id,
             "stage": run.stage.name,
             "rate_weight": run.rate_weight,
             "parent": run.parent.id if run.parent else None,
-            "parent_fingerprint": parent_fingerprint(run),
+            "parent_fingerprint": starting_fingerprint(run),
             "steps": run.stage.steps,
             "step": step,
             "recipe_digest": run.recipe.digest,
             "done": done,
         }
+        if self.origin is not None:
+            content["from"] = self.origin
+        if failed is not None:
+            content["failed"] = dict(failed)
         write_json(run.folder / "run.json", content)
 
 
@@ -164,6 +196,18 @@ def keep_batch(path: Path, batch: Batch) -> None:
     save_file({"images": batch.images}, path, {"keys": json.dumps(batch.keys)})
 
 
+def put_aside(folder: Path) -> None:
+    """Move what a run left in its `folder`, its checkpoints aside, to a folder before-N in it."""
+    stays = (FOLDER, LOCK_FILE)
+    left = [path for path in sorted(folder.iterdir()) if path.name not in stays]
+    left = [path for path in left if not path.name.startswith("before")]
+    if left:
+        aside = free_name(folder / "before")
+        aside.mkdir()
+        for path in left:
+            path.rename(aside / path.name)
+
+
 def read_run(folder: Path) -> dict[str, Any]:
     """Return what `run.json` says; {} where there is none."""
     try:
@@ -171,13 +215,6 @@ def read_run(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def parent_fingerprint(run: Run) -> str | None:
-    """Return the fingerprint of the model that a run starts from; None if it starts from none."""
-    if run.parent is None or not (run.parent.folder / FILE_NAME).is_file():
-        return None
-    return stored_fingerprint(run.parent.folder / FILE_NAME)
 
 
 def git_commit() -> str:

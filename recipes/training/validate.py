@@ -19,10 +19,14 @@ from pipeline.evaluation.learned import to_picture, to_tensor
 from pipeline.evaluation.metrics import Picture, ms_ssim, psnr
 from pipeline.evaluation.pictures import read_picture
 from recipes.config.schema import Run
+from recipes.launching import processes as launch
 from recipes.training.losses import bits_per_pixel, distortion
 from recipes.training.speed import uncompiled
 
 NAMES = ("cost", "bpp", "psnr", "ms_ssim")
+# A picture of more pixels is coded in tiles of this side, each apart, as large files are: memory
+# then does not grow with the picture.
+LARGEST, TILE = 4 << 20, 1024
 
 
 def evaluate(
@@ -45,6 +49,8 @@ def evaluate(
     totals = torch.zeros(
         len(points), len(NAMES) + 2, dtype=torch.float64, device=accelerator.device
     )
+    # Pictures of one round may differ in tiles, and all processes must do as many passes.
+    whole = launch.zero_stage(accelerator) == 3
     training = model.training
     model.eval()
     for first in range(0, len(pictures), world):
@@ -53,7 +59,7 @@ def evaluate(
             return None
         number = first + rank
         picture = read_picture(pictures[min(number, len(pictures) - 1)])
-        found = [measure(model, run, picture, *point) for point in points]
+        found = [measure(model, run, picture, *point, whole=whole) for point in points]
         if number < len(pictures):
             totals += torch.tensor(found, dtype=torch.float64, device=totals.device)
     model.train(training)
@@ -79,10 +85,16 @@ def _means(sums: Sequence[float]) -> dict[str, float]:
 
 @torch.no_grad()
 def measure(
-    model: Model, run: Run, picture: Picture, rate: float | None, rate_weight: float
+    model: Model,
+    run: Run,
+    picture: Picture,
+    rate: float | None,
+    rate_weight: float,
+    *,
+    whole: bool = False,
 ) -> list[float]:
     """Return cost, bpp, PSNR, MS-SSIM (0 where undefined), whether that is defined, and 1."""
-    decoded, bpp = reconstruct(model, picture, rate)
+    decoded, bpp = reconstruct(model, picture, rate, whole=whole)
     decibels, similarity = psnr(picture, decoded), ms_ssim(picture, decoded)
     # On the CPU: a GPU may convolve with less than float32, which is too coarse for a metric.
     x, x_hat = (to_tensor(one, torch.device("cpu")) for one in (picture, decoded))
@@ -94,8 +106,11 @@ def measure(
 def look(model: Model, picture: Picture) -> Picture:
     """Return a picture, its reconstruction, and the map of y's bits, side by side (H, 3 W, 3).
 
-    In the map white is the position of the latent that costs most, black costs nothing.
+    In the map white is the position of the latent that costs most, black costs nothing. Of a
+    picture of more than `LARGEST` pixels its upper left is shown.
     """
+    if _pixels(picture) > LARGEST:
+        picture = np.ascontiguousarray(picture[:TILE, :TILE])
     training = model.training
     model.eval()
     x_hat, likelihoods = _code(model, picture)
@@ -108,12 +123,26 @@ def look(model: Model, picture: Picture) -> Picture:
     return np.concatenate([picture, to_picture(x_hat), np.stack([large] * 3, axis=2)], axis=1)
 
 
-def reconstruct(model: Model, picture: Picture, rate: float | None = None) -> tuple[Picture, float]:
-    """Return what the model makes of a picture, (H, W, 3) uint8, and its estimated bpp."""
-    x_hat, likelihoods = _code(model, picture, rate)
-    pixels = picture.shape[0] * picture.shape[1]
-    bpp = sum(float(bits_per_pixel(part, pixels)) for part in likelihoods.values())
-    return to_picture(x_hat), bpp
+def reconstruct(
+    model: Model, picture: Picture, rate: float | None = None, *, whole: bool = False
+) -> tuple[Picture, float]:
+    """Return what the model makes of a picture, (H, W, 3) uint8, and its estimated bpp.
+
+    A large one goes through in tiles, unless it is to go as a `whole`.
+    """
+    decoded, bits = np.empty_like(picture), 0.0
+    side = max(picture.shape) if whole or _pixels(picture) <= LARGEST else TILE
+    for top in range(0, picture.shape[0], side):
+        for left in range(0, picture.shape[1], side):
+            box = slice(top, top + side), slice(left, left + side)
+            x_hat, likelihoods = _code(model, np.ascontiguousarray(picture[box]), rate)
+            decoded[box] = to_picture(x_hat)
+            bits += sum(float(bits_per_pixel(part, 1)) for part in likelihoods.values())
+    return decoded, bits / _pixels(picture)
+
+
+def _pixels(picture: Picture) -> int:
+    return int(picture.shape[0] * picture.shape[1])
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ def open_tars(pattern: str | Path, cache: Cache, block: int) -> Corpus:
     manifest = Manifest("tars", 0, {}, "", infos, total, total, 0)
     if "://" in text:
         check_room(cache, manifest, block)
-    return Corpus(text, manifest, tars.files, lambda info: tars.table(info.tar), block)
+    return Corpus(text, manifest, tars.files, tars, block)
 
 
 class _Tars:
@@ -61,6 +61,10 @@ class _Tars:
             self.files: Files = CachedFiles(folder, wanted, kept=block + 1)
         else:
             self.files = LocalFiles(Path(root))
+
+    def __call__(self, info: ShardInfo) -> ShardTable:
+        """Return a shard's table."""
+        return self.table(info.tar)
 
     def table(self, name: str) -> ShardTable:
         """Return the table of a tar, made on first use."""

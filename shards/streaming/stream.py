@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from shards.reading.opening import Dest, open_corpora, open_corpus
 from shards.streaming.augment import Augment
 from shards.streaming.device import on_device
 from shards.streaming.groups import GROUPS
+from shards.streaming.loading import WorkerDiedError, Workers
 from shards.streaming.mixture import ORDER
 from shards.streaming.source import Batch, BatchSource, Skipped, too_many_broken
 
@@ -27,8 +29,8 @@ log = logging.getLogger(__name__)
 # What a state counts in that was saved before there was another order.
 FIRST_ORDER = 1
 
-# Batches that each worker makes ahead of use.
-AHEAD = 2
+# So many deaths of workers in a row, without a batch in between, are no accident.
+MAX_DEATHS = 3
 
 
 class Stream(IterableDataset[Batch]):
@@ -124,11 +126,14 @@ class Stream(IterableDataset[Batch]):
         self.device = torch.device(device or "cpu") if device or augment else None
         self.broken: dict[str, str] = {}
         self._epoch = self._seen = self._in_a_row = 0
+        # Processes that load pictures and died, and were started again.
+        self.deaths = 0
         self._iterator: Iterator[Batch] | None = None
+        self._workers: Workers[Batch | Exception] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # The iterator has processes of its own; a copy starts without.
-        return {**self.__dict__, "_iterator": None}
+        return {**self.__dict__, "_iterator": None, "_workers": None}
 
     @property
     def samples(self) -> int:
@@ -197,6 +202,9 @@ class Stream(IterableDataset[Batch]):
         iterator, self._iterator = self._iterator, None
         if iterator is not None:
             iterator.close()  # type: ignore[attr-defined]
+        # An iteration that an error ended leaves them: they may hang, and others have to be told
+        # of the error first.
+        self._end_workers(at_once=True)
         self._source.close()
 
     def _received(self) -> Iterator[Batch]:
@@ -236,31 +244,44 @@ class Stream(IterableDataset[Batch]):
                 yield self._source.batch(epoch, seen)
 
     def _by_workers(self) -> Iterator[Batch]:
-        """Yield the batches of `workers` processes in order."""
-        loader = DataLoader(
-            _WorkerSide(self),
-            batch_size=None,
-            num_workers=self.workers,
-            prefetch_factor=AHEAD,
-            pin_memory=self.device is not None and self.device.type == "cuda",
-            generator=Generator(),  # the process's own generator is left alone
-        )
-        iterator = iter(loader)
-        try:
-            while True:
-                try:
-                    made = next(iterator)
-                except StopIteration:
-                    return
-                except RuntimeError as error:
+        """Yield the batches of `workers` processes in order, started again where one dies."""
+        pin = self.device is not None and self.device.type == "cuda"
+        # What is made may be ahead of what is handed over, which this stream's state counts.
+        place = copy.copy(self)
+        deaths = 0
+        while True:
+            self._workers = Workers(_WorkerSide(place), self.workers, pin)
+            try:
+                for made in self._workers:
+                    if isinstance(made, Exception):
+                        raise made
+                    place._epoch, place._seen = made.state["epoch"], made.state["samples_seen"]
+                    deaths = 0
+                    yield made
+                self._end_workers()
+                return
+            except WorkerDiedError as error:
+                deaths += 1
+                self.deaths += 1
+                self._end_workers(at_once=True)
+                if deaths == MAX_DEATHS:
                     raise ShardsRuntimeError(
-                        f"a worker that decodes pictures died: {error}"
+                        f"a process that loads pictures {error}, {deaths} times in a row at the "
+                        "same place: give the job more memory, or fewer workers"
                     ) from error
-                if isinstance(made, Exception):
-                    raise made
-                yield made
-        finally:
-            del iterator  # stops the workers
+                log.warning(
+                    "a process that loads pictures %s: started again at its place (%d so far)",
+                    error,
+                    self.deaths,
+                )
+            except GeneratorExit:
+                self._end_workers()
+                raise
+
+    def _end_workers(self, at_once: bool = False) -> None:
+        workers, self._workers = self._workers, None
+        if workers is not None:
+            workers.end(at_once)
 
     def _note(self, batch: Batch) -> None:
         """Count and name broken samples; too many in a row end the run."""

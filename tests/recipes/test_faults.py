@@ -50,11 +50,11 @@ def at_call(monkeypatch: pytest.MonkeyPatch, place: str, number: int) -> None:
     real: Callable[..., Any] = getattr(sys.modules[module], name)
     calls = []
 
-    def watched(*args: Any) -> Any:
+    def watched(*args: Any, **options: Any) -> Any:
         calls.append(args)
         if len(calls) == number:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(*args)
+        return real(*args, **options)
 
     monkeypatch.setattr(place, watched)
 
@@ -124,12 +124,16 @@ def test_damaged_checkpoints_do_not_crowd_out_new_ones(
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", '{"format": 1, "step": 10}', "", "null"])
-def test_a_checkpoint_that_says_nothing_useful_is_none(write_recipe, caplog, content: str) -> None:
+def test_a_checkpoint_that_says_nothing_useful_is_no_absent_one(
+    write_recipe, caplog, content: str
+) -> None:
     path = write_recipe()
     folder = path.parent / "runs" / "base" / "checkpoints" / "step-00000010"
     folder.mkdir(parents=True)
     (folder / "checkpoint.json").write_text(content)
-    assert main([str(path), "--dry-run"]) == 0
+    assert main([str(path), "--dry-run"]) == 2
+    assert "step-00000010 is damaged" in caplog.text
+    assert main([str(path), "--dry-run", "--anew"]) == 0
 
 
 @pytest.mark.slow

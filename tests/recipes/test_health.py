@@ -14,8 +14,9 @@ from recipes.config.load import load_recipe
 from recipes.config.schema import Run
 from recipes.launching import processes as launch
 from recipes.training.health import WINDOW, CollapseError, Watch
-from recipes.training.loop import Session, Trainer, TrainingError
+from recipes.training.loop import Trainer
 from recipes.training.module import METRICS
+from recipes.training.session import Session, TrainingError
 from recipes.training.signals import StopRequest
 
 

@@ -10,7 +10,7 @@ import pytest
 from recipes.config.settings import Plateau
 from recipes.train import main
 from recipes.training.checkpoint import found
-from recipes.training.loop import Memory
+from recipes.training.memory import Memory
 from tests.recipes.test_faults import small_pictures
 
 PLATEAU = Plateau(patience=3, improvement=0.01)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from pipeline.codec import load_model
 from recipes.config.settings import RecipeError
-from recipes.launching.processes import check_together, processes_asked
+from recipes.launching.ranks import check_together, processes_asked
 from recipes.train import main
 from recipes.training.checkpoint import found
 from recipes.training.results import read_run

@@ -1,0 +1,50 @@
+"""How training is launched on the machine that one is on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.common.machine import usable_cores
+from recipes.config.bundled import ROOT
+from recipes.config.settings import RecipeError
+from recipes.launching.command import common_words, cpu_variables
+
+# In place of the file that `accelerate config` may have written for something else.
+PLAIN = "recipes/accelerate/gpu.yaml"
+
+
+class Asked(Protocol):
+    """What a recipe says of launches."""
+
+    @property
+    def processes(self) -> int | None:
+        """Processes to train with; None: one for each GPU, one on a CPU."""
+
+
+def local_options(recipe: Asked, config: Path | None) -> tuple[list[str], dict[str, str]]:
+    """Return what `accelerate launch` needs on this machine: options, and variables to set.
+
+    `config` is a launch file to go by in place of what this machine suggests. Raises `RecipeError`
+    when it is not there.
+    """
+    if config is not None:
+        if not config.is_file():
+            raise RecipeError(f"--accelerate: there is no file {config}")
+        return ["--config_file", str(config)], {}
+    import torch
+
+    gpus = torch.cuda.device_count()
+    processes = recipe.processes or max(1, gpus)
+    options = ["--config_file", str(ROOT / PLAIN), *common_words(processes, 1, _threads(processes))]
+    if processes > 1:
+        # A port of its own: two trainings on one machine must not meet.
+        return [*options, "--multi_gpu", "--main_process_port", "0"], cpu_variables(gpus)
+    return ([*options] if gpus else [*options, "--cpu"]), {}
+
+
+def _threads(processes: int) -> int:
+    # OMP_NUM_THREADS holds as it does for `accelerate launch` itself: a busy machine wants fewer.
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() else usable_cores() // processes

@@ -1,0 +1,117 @@
+"""The two ends of a launch: the command that owns it, and the launcher that it starts.
+
+The owner passes on what it is asked. The launcher keeps its standard input open to the owner, so
+that it learns of the owner's end, however that came. In both cases the training processes are
+asked to stop, and keep their state: none trains on alone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from types import FrameType
+from typing import Any
+
+from pipeline.common.errors import INTERRUPTED
+
+# How often a signal is passed on again: a process that is still starting lets it pass.
+SECONDS_BETWEEN_SIGNALS = 2.0
+# How long processes without an owner may take to keep their state.
+SECONDS_TO_END = 600.0
+STOP = signal.SIGUSR1
+
+
+class _Asked:
+    """What the owner has been asked so far."""
+
+    def __init__(self) -> None:
+        self.to_stop = False
+        self.ctrl_c = 0
+
+    def take(self, number: int, frame: FrameType | None) -> None:
+        """Take down a signal."""
+        self.to_stop = True
+        if number == signal.SIGINT:
+            self.ctrl_c += 1
+            if self.ctrl_c == 1:
+                os.write(2, b"train: keeps its state and ends; Ctrl-C again ends it without\n")
+
+    @property
+    def next(self) -> signal.Signals:
+        """What to send: the second Ctrl-C ends training without its state, the third kills."""
+        if self.ctrl_c < 2:
+            return STOP
+        return signal.SIGINT if self.ctrl_c == 2 else signal.SIGKILL
+
+
+def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run the launcher `command`, pass signals on to what it starts, return its exit code.
+
+    SIGTERM, SIGUSR1, SIGHUP (unless ignored, as under `nohup`) and Ctrl-C make training keep its
+    state and end; after Ctrl-C the code is 130.
+    """
+    asked = _Asked()
+    process = subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, start_new_session=True
+    )
+    before = {number: signal.signal(number, asked.take) for number in heeded()}
+    try:
+        code = _wait(process, asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return INTERRUPTED if asked.ctrl_c else code
+
+
+def heeded() -> list[signal.Signals]:
+    """Return the signals that ask a training to stop: SIGHUP is none where it is ignored."""
+    numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers
+
+
+def _wait(process: subprocess.Popen[bytes], asked: _Asked) -> int:
+    while True:
+        try:
+            return process.wait(SECONDS_BETWEEN_SIGNALS if asked.to_stop else 0.5)
+        except subprocess.TimeoutExpired:
+            if asked.to_stop:
+                send(process.pid, asked.next)
+
+
+def send(launcher: int, number: signal.Signals) -> None:
+    """Send `number` to the processes that train, which the process `launcher` has started.
+
+    Their own children, which load pictures, end with them.
+    """
+    psutil: Any = import_module("psutil")
+    try:
+        for child in psutil.Process(launcher).children():
+            child.send_signal(number)
+    except psutil.Error:
+        return
+
+
+def end_with_owner() -> None:
+    """In the launcher: watch for the owner's end, and then let the training processes end."""
+    threading.Thread(target=_watch, name="owner", daemon=True).start()
+
+
+def _watch() -> None:
+    try:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+    except (OSError, ValueError):
+        return
+    end = time.monotonic() + SECONDS_TO_END
+    while time.monotonic() < end:
+        send(os.getpid(), STOP)
+        time.sleep(SECONDS_BETWEEN_SIGNALS)
+    send(os.getpid(), signal.SIGKILL)

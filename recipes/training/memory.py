@@ -1,0 +1,69 @@
+"""What a run remembers beside its weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from recipes.config.settings import Plateau
+from shards.streaming.mixture import ORDER
+
+
+@dataclass
+class Memory:
+    """What a run remembers beside weights: kept in checkpoints, the same on all processes."""
+
+    step: int = 0
+    best: float = math.inf
+    ended: bool = False
+    cost: float | None = field(default=None)
+    # The last held-out cost that was an improvement, and the evaluations since without one.
+    improved: float = math.inf
+    without: int = 0
+    # The digest of the pictures that costs are of, and whether those of this step are due still.
+    judged_by: str = ""
+    unevaluated: bool = False
+    # The order of pictures that the run counts in (docs/streaming.md).
+    order: int = ORDER
+    # Steps whose loss or gradient leapt: the checkpoint before each of the last few is kept.
+    spikes: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any]) -> Memory:
+        """Return what a checkpoint's `memory` says; of another version's, what is known here."""
+        known = {one.name for one in fields(cls)}
+        # One that says nothing of an order was written when there was only the first.
+        said = {"order": 1, **about["memory"]}
+        return cls(**{name: value for name, value in said.items() if name in known})
+
+    def forget(self) -> None:
+        """Forget all costs: those of before are of something else."""
+        self.best = self.improved = math.inf
+        self.without, self.ended = 0, False
+
+    def judged_on(self, digest: str) -> bool:
+        """Take down what is evaluated on from now on; return whether earlier costs were of others.
+
+        These are forgotten then.
+        """
+        others = math.isfinite(self.best) and self.judged_by != digest
+        if others:
+            self.forget()
+        self.judged_by = digest
+        return others
+
+    def judge(self, cost: float, plateau: Plateau | None) -> bool:
+        """Take down a held-out cost; return whether it is the stage's lowest.
+
+        `ended` says whether that is a `plateau`: small improvements add up until they count.
+        """
+        lowest, self.cost = cost < self.best, cost
+        self.best = min(self.best, cost)
+        if plateau is not None:
+            counts = cost < self.improved * (1 - plateau.improvement)
+            self.improved = cost if counts else self.improved
+            self.without = 0 if counts else self.without + 1
+            self.ended = self.without >= plateau.patience
+        return lowest
