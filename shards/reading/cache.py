@@ -1,8 +1,10 @@
 """Remote shards on this machine's disk, shared by all its processes, under a size limit.
 
-    FOLDER/.lock            held while room is made and filled, never longer
+    FOLDER/.lock            held while room is made, never longer; says how much is taken at most
     FOLDER/<key>/NAME       a whole file, checked on arrival; readers hold a shared lock on it
+    FOLDER/<key>/NAME@0012  part 12 of a file; what is read from it is checked by the reader
     FOLDER/<key>/.NAME      one that is arriving; its writer holds an exclusive lock on it
+    FOLDER/<key>/.NAME.room bytes promised to it and not yet written, as the size of an empty file
 
 All locks are `flock`s on open files, so the kernel takes them back from a process that is killed.
 What such a process had fetched is continued by the next one that wants the file.
@@ -15,8 +17,8 @@ import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.common.atomic import write_at
@@ -35,23 +37,39 @@ class Cache:
     """Where remote shards are kept on this machine, and how much room they may take.
 
     Attributes:
-        folder: on a local disk; all processes of a machine should name the same one.
+        folder: on a local disk; all processes of a machine should name the same one. None: no disk
+            is used, each process reads what it needs into its memory.
         limit: bytes; the files longest unused make room, those being read never do.
         patience: how long a failing store is asked again.
     """
 
-    folder: Path = field(default_factory=lambda: cache_folder("shards"))
+    folder: Path | None = field(default_factory=lambda: cache_folder("shards"))
     limit: int = 64 << 30
     patience: Patience = field(default_factory=Patience)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A file of a store: its name, its size, and its SHA-256 where that is known."""
+    """A file of a store, or a part of one.
+
+    Attributes:
+        name: the file's name.
+        bytes: size of the file, or of the part.
+        sha256: the file's checksum (hex) where it is known.
+        part: the part's number; None: the whole file is wanted.
+        start: where the part begins in the file.
+    """
 
     name: str
     bytes: int
     sha256: str | None = None
+    part: int | None = None
+    start: int = 0
+
+    def cut(self, part: int, size: int) -> Wanted:
+        """Return part number `part` of this file, cut every `size` bytes."""
+        start = part * size
+        return replace(self, bytes=min(size, self.bytes - start), part=part, start=start)
 
 
 class CacheFolder:
@@ -59,7 +77,9 @@ class CacheFolder:
 
     def __init__(self, cache: Cache, fetcher: Fetcher) -> None:
         """Raises ShardsError when the folder can't be made."""
-        self.cache, self.fetcher = cache, fetcher
+        if cache.folder is None:
+            raise ShardsError("this needs a cache on a disk: name a folder for it")
+        self.cache, self.fetcher, self.root = cache, fetcher, cache.folder
         self._folder = cache.folder / hashlib.sha256(fetcher.url.encode()).hexdigest()[:16]
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -68,10 +88,10 @@ class CacheFolder:
                 f"the cache {cache.folder} cannot be made ({error.strerror}): name another folder"
             ) from error
 
-    def open(self, wanted: Wanted) -> int:
+    def open(self, wanted: Wanted, arrived: Callable[[int], object] | None = None) -> int:
         """Return a descriptor of the whole file, fetched when it is not here.
 
-        The file stays while the descriptor is open.
+        The file stays while the descriptor is open. `arrived` is told the bytes of each request.
 
         Raises:
             ShardsRuntimeError: the store does not give it, or not with its checksum.
@@ -85,7 +105,7 @@ class CacheFolder:
                 return found
             with _writing(path) as partial:
                 if partial is not None:
-                    self._fetch(wanted, partial, path)
+                    self._fetch(wanted, partial, path, arrived)
 
     def has(self, wanted: Wanted) -> bool:
         """Whether the file is here, or on its way by another process."""
@@ -100,15 +120,24 @@ class CacheFolder:
         """Return where the file is, once it is here."""
         # Shards made anew under the same name have another checksum.
         tag = wanted.sha256[:12] if wanted.sha256 else str(wanted.bytes)
-        return self._folder / f"{tag}-{wanted.name.replace('/', '%')}"
+        part = "" if wanted.part is None else f"@{wanted.part:04d}"
+        return self._folder / f"{tag}-{wanted.name.replace('/', '%')}{part}"
 
-    def _fetch(self, wanted: Wanted, partial: int, path: Path) -> None:
+    def drop(self, wanted: Wanted) -> None:
+        """Remove a file whose bytes are not what they must be; readers keep what they hold."""
+        self.path(wanted).unlink(missing_ok=True)
+
+    def _fetch(
+        self, wanted: Wanted, partial: int, path: Path, arrived: Callable[[int], object] | None
+    ) -> None:
         """Complete the arriving file, check it and give it its name."""
         try:
             for _ in range(self.cache.patience.attempts):
-                self._complete(wanted.name, partial, wanted.bytes)
-                if wanted.sha256 in (None, file_sha256(partial)):
-                    os.fsync(partial)
+                self._complete(wanted, partial, path, arrived)
+                # What is read from a part is checked then, so it need not outlast a power cut.
+                if wanted.part is not None or wanted.sha256 in (None, file_sha256(partial)):
+                    if wanted.part is None:
+                        os.fsync(partial)
                     _partial(path).rename(path)
                     return
                 log.warning("%s arrived damaged", wanted.name)
@@ -120,45 +149,75 @@ class CacheFolder:
             "run `pipeline verify` there"
         )
 
-    def _complete(self, name: str, partial: int, size: int) -> None:
+    def _complete(
+        self, wanted: Wanted, partial: int, path: Path, arrived: Callable[[int], object] | None
+    ) -> None:
         """Fetch what is missing at the end of the arriving file."""
         have = os.fstat(partial).st_size
-        if have > size:
+        if have > wanted.bytes:
             os.ftruncate(partial, 0)
             have = 0
-        while have < size:
-            data = self.fetcher.part(name, have, min(have + PART, size))
-            # What is written before the lock is let go, the next one to make room counts.
-            with file_lock(self.cache.folder / ".lock"):
-                self._make_room(len(data))
+        while have < wanted.bytes:
+            end = min(have + PART, wanted.bytes)
+            data = self.fetcher.part(wanted.name, wanted.start + have, wanted.start + end)
+            with self._room(len(data), path):
                 try:
                     write_at(partial, data, have)
                 except OSError as error:
                     raise ShardsRuntimeError(
-                        f"the cache {self.cache.folder} cannot be written: {error.strerror}"
+                        f"the cache {self.root} cannot be written: {error.strerror}"
                     ) from error
             have += len(data)
+            if arrived is not None:
+                arrived(len(data))
 
-    def _make_room(self, needed: int) -> None:
-        """Remove the files longest unused until `needed` bytes fit; leave those in use."""
+    @contextlib.contextmanager
+    def _room(self, needed: int, path: Path) -> Iterator[None]:
+        """Hold room for `needed` bytes of a file while they are written.
+
+        The room is an empty file of that size, which whoever makes room meanwhile counts.
+        """
+        room = path.with_name(f".{path.name}.room")
+        with file_lock(room) as promised:
+            with file_lock(self.root / ".lock") as taken:
+                total = _number(taken) + needed
+                if total > self.cache.limit:
+                    total = self._make_room(needed)
+                os.ftruncate(promised, needed)
+                os.ftruncate(taken, 0)
+                os.pwrite(taken, str(total).encode(), 0)
+            try:
+                yield
+            finally:
+                room.unlink(missing_ok=True)
+
+    def _make_room(self, needed: int) -> int:
+        """Remove the files longest unused until `needed` bytes fit; leave those in use.
+
+        Return how many bytes are taken then.
+        """
         files = []
-        for path in self.cache.folder.glob("*/*"):
+        for path in self.root.glob("*/*"):
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
                 files.append((status.st_mtime_ns, status.st_size, path))
         total = sum(size for _, size, _ in files) + needed
-        for _, size, path in sorted(files):
-            if total <= self.cache.limit:
-                return
-            if _remove_unused(path):
-                total -= size
+        # Looking at all files takes time: a little more room than needed is made at once.
+        enough = self.cache.limit - self.cache.limit // 50
+        if total > self.cache.limit:
+            for _, size, path in sorted(files):
+                if total <= enough:
+                    break
+                if _remove_unused(path):
+                    total -= size
         if total > self.cache.limit:
             log.warning(
                 "the cache %s needs %d bytes, more than its limit of %d: all of it is in use",
-                self.cache.folder,
+                self.root,
                 total,
                 self.cache.limit,
             )
+        return total
 
 
 def check_room(cache: Cache, manifest: Manifest, block: int) -> None:
@@ -169,6 +228,12 @@ def check_room(cache: Cache, manifest: Manifest, block: int) -> None:
             f"the cache's limit is {cache.limit} bytes, a block of {block} shards and the next one "
             f"have {sum(largest)}: raise the limit, or take smaller blocks"
         )
+
+
+def _number(descriptor: int) -> int:
+    """Return the number of bytes that a file says are taken: far too many when it says nothing."""
+    text = os.pread(descriptor, 32, 0)
+    return int(text) if text.isdigit() else 1 << 62
 
 
 def _partial(path: Path) -> Path:

@@ -21,6 +21,9 @@ PART = 8 << 20
 # What asking again does not change.
 FINAL = (FileNotFoundError, PermissionError, ShardsError)
 
+# Connections to one store at once.
+CONNECTIONS = 128
+
 
 @dataclass(frozen=True)
 class Patience(Retries):
@@ -102,10 +105,20 @@ class Fetcher:
             import fsspec
 
             try:
-                self._fs = os.getpid(), fsspec.core.url_to_fs(self.url)[0]
+                self._fs = os.getpid(), fsspec.core.url_to_fs(self.url, **_options(self.url))[0]
             except (ValueError, ImportError) as error:
                 raise ShardsError(f"cannot open {self.url}: {error}") from error
         return self._fs[1]
+
+
+def _options(url: str) -> dict[str, Any]:
+    """Return what a file system is opened with: botocore alone keeps to ten connections."""
+    if not url.startswith(("s3://", "s3a://")):
+        return {}
+    from fsspec.config import conf
+
+    given = conf.get("s3", {}).get("config_kwargs", {})
+    return {"config_kwargs": {"max_pool_connections": CONNECTIONS, **given}}
 
 
 def _in_time(ask: Callable[[], T], seconds: float) -> T:

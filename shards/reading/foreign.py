@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline.common.scratch import cache_folder
 from shards.errors import ShardsError
 from shards.manifest import Manifest, ShardInfo
 from shards.patterns import expand_braces
 from shards.reading.cache import Cache, CacheFolder, Wanted, check_room
-from shards.reading.corpus import Corpus
+from shards.reading.corpus import Corpus, FileCorpus
 from shards.reading.fetch import Fetcher
 from shards.reading.files import CachedFiles, Files, LocalFiles
 from shards.reading.index import ShardTable
@@ -47,7 +48,7 @@ def open_tars(pattern: str | Path, cache: Cache, block: int) -> Corpus:
     manifest = Manifest("tars", 0, {}, "", infos, total, total, 0)
     if "://" in text:
         check_room(cache, manifest, block)
-    return Corpus(text, manifest, tars.files, tars, block)
+    return FileCorpus(text, manifest, tars.files, tars, block)
 
 
 class _Tars:
@@ -84,7 +85,7 @@ class _Tars:
         stamp = f"{status.st_size} {status.st_mtime_ns}"
         if os.access(tar.parent, os.W_OK):
             return tar.with_name(f".{tar.name}.index"), stamp
-        folder = self.cache.folder / "index"
+        folder = (self.cache.folder or cache_folder("shards")) / "index"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{tar.resolve()}.index".replace("/", "%"), stamp
 

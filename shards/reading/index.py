@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +22,18 @@ STAMP = "tar"
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture's place: `size` bytes at `offset` of the tar `shard`; `key` names it."""
+    """One picture's place: `size` bytes at `offset` of the tar `shard`; `key` names it.
+
+    `sha256` (hex) is that of its bytes, where the table says it. `place` is the shard's number and
+    the sample's index in it.
+    """
 
     key: str
     shard: str
     offset: int
     size: int
+    sha256: str | None = None
+    place: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -41,12 +49,14 @@ class Span:
 class ShardTable:
     """All samples of one shard: keys, and byte offsets and sizes, int64 (samples,).
 
-    `keys` is an Arrow array of strings: a corpus of a million samples has many.
+    `keys` is an Arrow array of strings: a corpus of a million samples has many. `digests` are the
+    SHA-256 (hex) of the pictures, where the table has them and they were asked for.
     """
 
     keys: Any
     offsets: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
+    digests: Any = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -59,8 +69,12 @@ class SplitIndex:
         self, manifest: Manifest, tables: Callable[[ShardInfo], ShardTable], kept: int
     ) -> None:
         """Take the manifest, what reads the table of a shard, and how many stay in memory."""
-        self._manifest, self._read, self._kept = manifest, tables, kept
+        self._manifest, self._read, self.kept = manifest, tables, kept
         self._tables: OrderedDict[int, ShardTable] = OrderedDict()
+        self._locks: dict[int, threading.Lock] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_locks": {}}
 
     def sample(self, shard: int, index: int) -> Sample:
         """Return the place of sample `index` of shard number `shard`. Raises as `table`."""
@@ -70,7 +84,21 @@ class SplitIndex:
             self._manifest.shards[shard].tar,
             int(table.offsets[index]),
             int(table.sizes[index]),
+            table.digests[index].as_py() if table.digests is not None else None,
+            (shard, index),
         )
+
+    def has(self, shard: int) -> bool:
+        """Whether the places of shard number `shard` are in memory."""
+        return shard in self._tables
+
+    def forget(self, shard: int | None = None) -> None:
+        """Read the table of a shard, or all tables, anew when next needed."""
+        if shard is None:
+            self._tables.clear()
+            self._locks = {}
+        else:
+            self._tables.pop(shard, None)
 
     def table(self, shard: int) -> ShardTable:
         """Return all places of shard number `shard`.
@@ -79,9 +107,16 @@ class SplitIndex:
             ShardsRuntimeError: the shard can't be read.
             ShardsError: it has not as many samples as the manifest says.
         """
-        if shard in self._tables:
-            self._tables.move_to_end(shard)
-            return self._tables[shard]
+        known = self._tables.get(shard)
+        if known is not None:
+            with contextlib.suppress(KeyError):  # another thread made room
+                self._tables.move_to_end(shard)
+            return known
+        with self._locks.setdefault(shard, threading.Lock()):
+            known = self._tables.get(shard)
+            return known if known is not None else self._made(shard)
+
+    def _made(self, shard: int) -> ShardTable:
         info = self._manifest.shards[shard]
         table = self._read(info)
         if len(table) != info.samples:
@@ -89,14 +124,19 @@ class SplitIndex:
                 f"shard {info.name} has {len(table)} samples, the manifest says {info.samples}: "
                 "run `pipeline verify`, and make the shard again"
             )
-        while len(self._tables) >= self._kept:
-            self._tables.popitem(last=False)
         self._tables[shard] = table
+        while len(self._tables) > self.kept:
+            with contextlib.suppress(KeyError):  # another thread made room as well
+                self._tables.popitem(last=False)
         return table
 
 
-def read_table(data: bytes, where: str, stamp: str | None = None) -> ShardTable:
+def read_table(
+    data: bytes, where: str, stamp: str | None = None, digests: bool = False
+) -> ShardTable:
     """Return the table in the Parquet file `data`; `where` names it in errors.
+
+    With `digests`, the pictures' checksums are read as well, where the table has all of them.
 
     Raises:
         ShardsError: it is no such table, or not of the tar that `stamp` stands for.
@@ -107,7 +147,10 @@ def read_table(data: bytes, where: str, stamp: str | None = None) -> ShardTable:
     try:
         # No threads: a worker that was forked has none of its parent's.
         file = pq.ParquetFile(io.BytesIO(data), pre_buffer=False)
-        table = file.read(columns=["key", "offset", "size"], use_threads=False)
+        columns = ["key", "offset", "size"]
+        if digests and "sha256" in file.schema_arrow.names:
+            columns.append("sha256")
+        table = file.read(columns=columns, use_threads=False)
     except (pa.ArrowInvalid, OSError, KeyError) as error:
         raise ShardsError(
             f"{where} is not the table of a shard: run `pipeline verify`, make the shard again"
@@ -121,4 +164,10 @@ def read_table(data: bytes, where: str, stamp: str | None = None) -> ShardTable:
         table["key"].combine_chunks(),
         table["offset"].to_numpy().astype(np.int64),
         table["size"].to_numpy().astype(np.int64),
+        _checksums(table) if "sha256" in columns else None,
     )
+
+
+def _checksums(table: Any) -> Any:
+    column = table["sha256"].combine_chunks()
+    return None if column.null_count else column

@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from shards.errors import ShardsError
+from shards.manifest import Manifest
 from shards.reading.cache import Cache
-from shards.reading.corpus import Corpus, open_split
+from shards.reading.corpus import Corpus, FileCorpus, OurTables
+from shards.reading.files import LocalFiles
 from shards.reading.foreign import is_pattern, open_tars
+from shards.reading.remote import open_remote
+from shards.store import Store
 
 Dest = str | Path | Mapping[str, float]
 
@@ -39,4 +43,8 @@ def open_corpus(
     cache = cache or Cache()
     if is_pattern(dest):
         return open_tars(dest, cache, block)
-    return open_split(dest, split, cache, block)
+    store = Store(dest)
+    if store.folder is None:
+        return open_remote(store.url, split, cache, block)
+    files = LocalFiles(store.folder)
+    return FileCorpus(str(dest), Manifest.read(dest, split), files, OurTables(files), block)

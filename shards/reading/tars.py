@@ -74,11 +74,13 @@ def _members(tar: IO[bytes], where: str) -> Iterator[tuple[str, tuple[int, int]]
             yield name, place
 
 
-def kept(path: Path, stamp: str, make: Callable[[], ShardTable]) -> ShardTable:
+def kept(
+    path: Path, stamp: str, make: Callable[[], ShardTable], digests: bool = False
+) -> ShardTable:
     """Return the table in file `path`; where there is none for `stamp`, make it and keep it."""
     stamp = f"{stamp} {WALK}"
     with contextlib.suppress(OSError, ShardsError):
-        return read_table(path.read_bytes(), str(path), stamp)
+        return read_table(path.read_bytes(), str(path), stamp, digests)
     table = make()
     with contextlib.suppress(OSError):  # without room or permission it is made again next time
         _write(table, path, stamp)
@@ -90,5 +92,7 @@ def _write(table: ShardTable, path: Path, stamp: str) -> None:
     import pyarrow.parquet as pq
 
     columns = {"key": table.keys, "offset": table.offsets, "size": table.sizes}
+    if table.digests is not None:
+        columns["sha256"] = table.digests
     with writing(path) as file:
         pq.write_table(pa.table(columns, metadata={STAMP: stamp}), file)

@@ -6,7 +6,7 @@ Legend: B pictures to a rank's batch, R ranks, G = B R pictures to a global batc
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,11 +17,15 @@ from shards.errors import ShardsError, ShardsRuntimeError
 from shards.reading import turbo
 from shards.reading.corpus import Corpus
 from shards.reading.decode import BrokenPictureError, CropDraw, Pixels, decode_crop, filled
+from shards.reading.ranges import Traffic
 from shards.streaming.mixture import MixedOrder
-from shards.streaming.order import SUBSTITUTE, Indices
+from shards.streaming.order import SUBSTITUTE
 
 # A broken sample's substitute comes from this many positions after it: shards at hand have it.
 NEAR = 1000
+
+# Corpus, shard and index in the shard of a sample.
+Place = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Batch:
             left on: less than S where the picture is smaller; the rest mirrors it.
         slots: their places in the global batch, in [0, G): what else is drawn for each picture has
             them for an address, so that it does not depend on ranks.
+        traffic: what reading from a store took for it.
     """
 
     images: Tensor
@@ -58,6 +63,7 @@ class Batch:
     skipped: tuple[Skipped, ...] = ()
     extents: tuple[tuple[int, int], ...] = ()
     slots: tuple[int, ...] = ()
+    traffic: Traffic = field(default_factory=Traffic)
 
     def pin_memory(self) -> Batch:
         """Return the batch with its images in pinned memory: a DataLoader calls this."""
@@ -97,6 +103,7 @@ class BatchSource:
         self.rank, self.world_size = rank, world_size
         self.flip, self.max_broken = flip, max_broken
         self._expected: list[tuple[int, ...]] = []
+        self._begun: dict[tuple[int, int], list[tuple[int, Place]]] = {}
         self.global_batch = batch_size * world_size
         if len(self.order) < self.global_batch:
             raise ShardsError(
@@ -109,7 +116,7 @@ class BatchSource:
         """Take positions in the order of this number from now on; raises ShardsError."""
         if order != self.order.number:
             self.order = self._ordered(order, self.seed)
-            self._expected = []
+            self._expected, self._begun = [], {}
 
     def _ordered(self, number: int, seed: int) -> MixedOrder:
         sizes = [corpus.sizes for corpus in self.corpora]
@@ -141,15 +148,16 @@ class BatchSource:
 
     def batch(self, epoch: int, seen: int) -> Batch:
         """Return this rank's part of the global batch at a place."""
+        before = self.traffic
         self._look_ahead(epoch, seen)
-        dealt = self.order.dealt(epoch, seen, self.global_batch, self.rank, self.world_size)
-        positions = [int(position) for position in dealt]
+        places = self._begun.pop((epoch, seen), None) or self._places(epoch, seen)
+        positions = [position for position, _ in places]
         images = np.empty((self.batch_size, 3, self.crop, self.crop), dtype=np.uint8)
         keys: list[str] = []
         skipped: list[Skipped] = []
         extents: list[tuple[int, int]] = []
-        for row, (position, *place) in enumerate(self._places(epoch, dealt)):
-            key, pixels = self._picture(epoch, position, (place[0], place[1], place[2]), skipped)
+        for row, (position, place) in enumerate(places):
+            key, pixels = self._picture(epoch, position, place, skipped)
             keys.append(key)
             extents.append((pixels.shape[0], pixels.shape[1]))
             images[row] = filled(pixels, self.crop).transpose(2, 0, 1)
@@ -162,7 +170,29 @@ class BatchSource:
             tuple(skipped),
             tuple(extents),
             tuple(position - seen for position in positions),
+            self.traffic - before,
         )
+
+    def begin(self, epoch: int, seen: int) -> None:
+        """Begin to fetch what `batch` will read at a place, if it is not on this machine."""
+        if not self.remote or (epoch, seen) in self._begun:
+            return
+        places = self._places(epoch, seen)
+        for number, corpus in enumerate(self.corpora):
+            own = [(shard, index) for _, (one, shard, index) in places if one == number]
+            if own:
+                corpus.begin(own)
+        self._begun[epoch, seen] = places
+
+    @property
+    def remote(self) -> bool:
+        """Whether a corpus is read through a network."""
+        return any(corpus.remote for corpus in self.corpora)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What reading from stores took in this process."""
+        return sum((corpus.traffic for corpus in self.corpora), Traffic())
 
     def state(self, epoch: int, seen: int) -> dict[str, int]:
         """Return the state of a stream that has seen so many samples of `epoch`."""
@@ -170,13 +200,13 @@ class BatchSource:
 
     def close(self) -> None:
         """Close files; making a batch opens them again."""
-        self._expected = []
+        self._expected, self._begun = [], {}
         for corpus in self.corpora:
             corpus.close()
 
     def _look_ahead(self, epoch: int, seen: int) -> None:
         """On entering a window, have its samples and those of the next one made ready."""
-        if not any(corpus.remote for corpus in self.corpora):
+        if not self.remote:
             return
         windows = self.order.windows(epoch, seen, self.rank, self.world_size)
         expected = [one.numbers for one in windows]
@@ -185,13 +215,15 @@ class BatchSource:
             for corpus, window in zip(self.corpora, windows, strict=True):
                 corpus.expect(window.spans())
 
-    def _places(self, epoch: int, positions: Indices) -> Iterator[tuple[int, ...]]:
-        """Yield (position, corpus, shard, index in the shard) of each of `positions`."""
-        found = self.order.at(epoch, positions)
-        yield from zip(*(one.tolist() for one in (positions, *found)), strict=True)
+    def _places(self, epoch: int, seen: int) -> list[tuple[int, Place]]:
+        """Return this rank's positions of a global batch, and the sample at each."""
+        dealt = self.order.dealt(epoch, seen, self.global_batch, self.rank, self.world_size)
+        corpora, shards, indices = (one.tolist() for one in self.order.at(epoch, dealt))
+        places = list(zip(corpora, shards, indices, strict=True))
+        return list(zip(dealt.tolist(), places, strict=True))
 
     def _picture(
-        self, epoch: int, position: int, place: tuple[int, int, int], skipped: list[Skipped]
+        self, epoch: int, position: int, place: Place, skipped: list[Skipped]
     ) -> tuple[str, Pixels]:
         """Return key and crop, S at most, for a position, noting what had to be skipped for it.
 

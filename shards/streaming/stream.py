@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections import deque
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from shards.reading.cache import Cache
 from shards.reading.corpus import Corpus
 from shards.reading.decode import BrokenPictureError, Pixels, decode
 from shards.reading.opening import Dest, open_corpora, open_corpus
+from shards.reading.ranges import Traffic
 from shards.streaming.augment import Augment
 from shards.streaming.device import on_device
 from shards.streaming.groups import GROUPS
@@ -31,6 +34,9 @@ FIRST_ORDER = 1
 
 # So many deaths of workers in a row, without a batch in between, are no accident.
 MAX_DEATHS = 3
+
+# Batches of a worker whose pictures are asked for while one is decoded.
+BEGUN = 3
 
 
 class Stream(IterableDataset[Batch]):
@@ -125,6 +131,7 @@ class Stream(IterableDataset[Batch]):
         self.augment = augment
         self.device = torch.device(device or "cpu") if device or augment else None
         self.broken: dict[str, str] = {}
+        self.traffic = Traffic()
         self._epoch = self._seen = self._in_a_row = 0
         # Processes that load pictures and died, and were started again.
         self.deaths = 0
@@ -239,9 +246,16 @@ class Stream(IterableDataset[Batch]):
         info = get_worker_info()
         first, step = (info.id, info.num_workers) if info else (0, 1)
         places = self._source.places(self._epoch, self._seen, self.epochs)
-        for number, (epoch, seen) in enumerate(places):
-            if number % step == first:
-                yield self._source.batch(epoch, seen)
+        own = islice(places, first, None, step)
+        ahead = deque(islice(own, 1))
+        while ahead:
+            epoch, seen = ahead.popleft()
+            self._source.begin(epoch, seen)
+            yield self._source.batch(epoch, seen)
+            # The first batch waits for nothing but itself; later ones are begun early.
+            ahead.extend(islice(own, BEGUN - len(ahead)))
+            for place in ahead:
+                self._source.begin(*place)
 
     def _by_workers(self) -> Iterator[Batch]:
         """Yield the batches of `workers` processes in order, started again where one dies."""
@@ -290,6 +304,7 @@ class Stream(IterableDataset[Batch]):
             failed.setdefault(one.position, []).append(one)
             self.broken[one.key] = one.reason
             log.warning("skipped broken sample %s: %s", one.key, one.reason)
+        self.traffic += batch.traffic
         for position in batch.positions:
             self._in_a_row += len(failed.get(position, ()))
             if self._in_a_row >= self._source.max_broken:

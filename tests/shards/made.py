@@ -42,9 +42,13 @@ def write_tar(path: Path, samples: Sequence[tuple[str, bytes]]) -> list[tuple[in
 
 
 def write_split(
-    folder: Path, sizes: Sequence[int], samples: Sequence[tuple[str, bytes]], split: str = "train"
+    folder: Path,
+    sizes: Sequence[int],
+    samples: Sequence[tuple[str, bytes]],
+    split: str = "train",
+    checksums: bool = False,
 ) -> Manifest:
-    """Write shards of `sizes` samples, their sidecars and the manifest."""
+    """Write shards of `sizes` samples, the manifest, and sidecars, with `checksums` or not."""
     folder.mkdir(parents=True, exist_ok=True)
     left, shards = list(samples), []
     for number, size in enumerate(sizes):
@@ -56,6 +60,9 @@ def write_split(
             "offset": pa.array([offset for offset, _ in places], pa.int64()),
             "size": pa.array([length for _, length in places], pa.int64()),
         }
+        if checksums:
+            digests = [hashlib.sha256(data).hexdigest() for _, data in part]
+            columns["sha256"] = pa.array(digests, pa.string())
         pq.write_table(pa.table(columns), tar.with_suffix(".parquet"))
         data = tar.read_bytes()
         shards.append(ShardInfo(tar.stem, size, len(data), hashlib.sha256(data).hexdigest()))

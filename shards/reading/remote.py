@@ -1,0 +1,161 @@
+"""Splits behind a URL: pictures by ranges where each has a checksum, whole shards elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from shards.errors import ShardsError, ShardsRuntimeError
+from shards.manifest import Manifest, ShardInfo
+from shards.reading.cache import Cache, CacheFolder, Wanted, check_room
+from shards.reading.corpus import Corpus, FileCorpus, OurTables
+from shards.reading.fetch import Fetcher
+from shards.reading.files import CachedFiles
+from shards.reading.index import Sample, ShardTable, Span, read_table
+from shards.reading.ranges import Ranges, Traffic
+from shards.reading.requests import requests
+from shards.reading.tars import kept
+
+
+class RangedCorpus(Corpus):
+    """A remote split whose pictures are read by ranges, each checked by its own checksum."""
+
+    def __init__(
+        self,
+        name: str,
+        manifest: Manifest,
+        tables: RemoteTables,
+        ranges: Ranges,
+        block: int,
+    ) -> None:
+        """Take the shards, what reads a shard's table, and what reads ranges of the shards."""
+        super().__init__(name, manifest, tables, block)
+        self.tables, self.ranges = tables, ranges
+
+    @property
+    def traffic(self) -> Traffic:
+        """What reading from the store took in this process."""
+        return self.ranges.traffic
+
+    def read(self, sample: Sample) -> bytes:
+        """Return the bytes of a sample's picture. Raises as `Corpus.read`."""
+        data = self.ranges.read(sample)
+        for _ in range(self.ranges.fetcher.patience.attempts):
+            if sample.sha256 in (None, hashlib.sha256(data).hexdigest()):
+                return data
+            # Whatever is wrong, a part that arrived damaged or a table: both are fetched anew.
+            self.ranges.drop(sample)
+            self.tables.drop(self.manifest.shards[sample.place[0]])
+            self.index.forget(sample.place[0])
+            sample = self.index.sample(*sample.place)
+            data = self.ranges.exactly(sample)
+        raise ShardsRuntimeError(
+            f"{self.ranges.fetcher.url}/{sample.shard} does not have the checksum of the manifest "
+            f"at {sample.key}: run `pipeline verify` there"
+        )
+
+    def begin(self, places: Sequence[tuple[int, int]]) -> None:
+        """Begin to fetch samples, by shard and index, that are read next."""
+        missing = [shard for shard in {shard for shard, _ in places} if not self.index.has(shard)]
+        asked = [requests().urgent(partial(self.index.table, shard)) for shard in missing]
+        for one in asked:
+            one.result()
+        self.ranges.begin([self.index.sample(*place) for place in places])
+
+    def expect(self, spans: Sequence[Span]) -> None:
+        """Fetch the parts that hold these samples, as many as the cache has room for."""
+        if self.ranges.cache is None:
+            return
+        generation = self.ranges.anew()
+        room = self.ranges.cache.cache.limit * 3 // 4
+        for span in dict.fromkeys(spans):
+            info = self.manifest.shards[span.shard]
+            room -= info.bytes * (span.end - span.first) // max(info.samples, 1)
+            if room < 0:
+                break
+            requests().later(partial(self._expect, span, generation))
+
+    def _expect(self, span: Span, generation: int) -> None:
+        table = self.index.table(span.shard)
+        begin = int(table.offsets[span.first])
+        end = int(table.offsets[span.end - 1] + table.sizes[span.end - 1])
+        self.ranges.expect(self.manifest.shards[span.shard].tar, begin, end, generation)
+
+    def close(self) -> None:
+        """Fetch no more; reading begins again."""
+        self.ranges.close()
+
+
+class RemoteTables:
+    """Sidecars of a store, with the checksums of the pictures that they place."""
+
+    def __init__(self, fetcher: Fetcher, cache: CacheFolder | None) -> None:
+        self.fetcher, self.cache = fetcher, cache
+
+    def __call__(self, info: ShardInfo) -> ShardTable:
+        """Return a shard's table; raises ShardsError when it is none, or not of this shard."""
+        if self.cache is None:
+            return self._fetched(info)
+        return kept(self._path(info), info.sha256, lambda: self._fetched(info), digests=True)
+
+    def drop(self, info: ShardInfo) -> None:
+        """Remove what is kept of a shard's table."""
+        if self.cache is not None:
+            self._path(info).unlink(missing_ok=True)
+
+    def _path(self, info: ShardInfo) -> Path:
+        assert self.cache is not None
+        return self.cache.path(Wanted(info.sidecar, 0, info.sha256)).with_suffix(".table")
+
+    def _fetched(self, info: ShardInfo) -> ShardTable:
+        where = f"{self.fetcher.url}/{info.sidecar}"
+        for _ in range(self.fetcher.patience.attempts):
+            try:
+                data = self.fetcher.whole(info.sidecar)
+                table = read_table(data, where, digests=True)
+            except FileNotFoundError as error:
+                raise ShardsError(f"{where} is missing: run `pipeline verify` there") from error
+            except ShardsError as error:  # it may have been damaged on its way
+                failed = error
+            else:
+                return table
+        raise failed
+
+
+def open_remote(url: str, split: str, cache: Cache, block: int) -> Corpus:
+    """Open `split` of the shards at `url`.
+
+    Raises:
+        ShardsError: there is no such split, or the cache can't hold a block of its shards.
+    """
+    fetcher = Fetcher(url, cache.patience)
+    manifest = _remote_manifest(fetcher, split)
+    wanted = {one.tar: Wanted(one.tar, one.bytes, one.sha256) for one in manifest.shards}
+    folder = None
+    if cache.folder is not None:
+        check_room(cache, manifest, block)
+        folder = CacheFolder(cache, fetcher)
+    tables = RemoteTables(fetcher, folder)
+    if folder is None or _has_checksums(tables, manifest):
+        return RangedCorpus(url, manifest, tables, Ranges(fetcher, wanted, folder), block)
+    files = CachedFiles(folder, wanted, kept=block + 1)
+    return FileCorpus(url, manifest, files, OurTables(files), block)
+
+
+def _has_checksums(tables: RemoteTables, manifest: Manifest) -> bool:
+    """Whether pictures can be checked one by one; tars that are fetched whole are else."""
+    try:
+        return not manifest.shards or tables(manifest.shards[0]).digests is not None
+    except ShardsError:
+        return False
+
+
+def _remote_manifest(fetcher: Fetcher, split: str) -> Manifest:
+    name = Manifest.file_name(split)
+    try:
+        data = fetcher.whole(name)
+    except FileNotFoundError:
+        return Manifest.read(fetcher.url, split)  # which says what is there instead
+    return Manifest.from_json(data, where=f"{fetcher.url}/{name}")
