@@ -131,12 +131,22 @@ def inspect(
     dest: given.Dest,
     split: given.Split = None,
     html: given.Html = None,
+    stream: given.StreamToo = False,
+    nodes: given.Nodes = 1,
+    block: given.Block = 8,
+    rate: given.SamplesASecond = 1000.0,
     as_json: given.Json = False,
 ) -> None:
     """Show what shards contain: counts, bytes, picture sizes, rejects by reason.
 
+    With --stream, show what training on them will ask of each node instead.
+
     Example: pipeline inspect shards-out --html shards.html
+    Example: pipeline inspect s3://bucket/shards --stream --nodes 8 --samples-per-second 20000
     """
+    if stream:
+        _inspect_stream(dest, split or "train", nodes, block, rate, as_json)
+        return
     from shards.inspecting.summary import inspect as look
 
     facts = look(dest, split)
@@ -151,6 +161,26 @@ def inspect(
         return
     for one in facts:
         typer.echo(_described(one))
+
+
+def _inspect_stream(
+    dest: str, split: str, nodes: int, block: int, rate: float, as_json: bool
+) -> None:
+    from shards.inspecting.streaming import stream_facts
+
+    facts = stream_facts(dest, split, nodes, block=block, rate=rate)
+    if as_json:
+        typer.echo(json.dumps(asdict(facts)))
+        return
+    typer.echo(
+        f"{split} on {nodes} node{'s' if nodes > 1 else ''} ({facts.groups} groups, "
+        f"blocks of {block}):\n"
+        f"  each node fetches up to {_bytes(facts.fetched)} in an epoch, "
+        f"{facts.share:.1%} of the corpus\n"
+        f"  {_bytes(facts.once)} of disk: nothing is fetched after the first epoch; "
+        f"{_bytes(facts.kept)} are the least that fetches nothing twice in an epoch\n"
+        f"  {rate:g} samples/s over all nodes need {_bytes(round(facts.bandwidth))}/s on each"
+    )
 
 
 def _told(one: Summary, out: str, dry_run: bool) -> str:

@@ -55,4 +55,13 @@ Split = Annotated[str | None, typer.Option(help="The split to look at. Default: 
 Html = Annotated[
     str | None, typer.Option(metavar="FILE", help="Write a page with histograms and pictures.")
 ]
+StreamToo = Annotated[
+    bool, typer.Option("--stream", help="What streaming asks of each node: bytes, disk, bandwidth.")
+]
+Nodes = Annotated[int, typer.Option(min=1, help="With --stream: nodes that train together.")]
+Block = Annotated[int, typer.Option(min=1, help="With --stream: shards shuffled together.")]
+SamplesASecond = Annotated[
+    float,
+    typer.Option("--samples-per-second", help="With --stream: samples a second over all nodes."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]

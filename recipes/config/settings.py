@@ -117,7 +117,8 @@ class Data(Part):
     groups: Annotated[Positive, AfterValidator(_power_of_two)] | None = None
     """Parts that each corpus is cut into, a power of two: a node reads its own ones, so take at
     least as many as there will be nodes; default: 64."""
-    cache: ShardCache = ShardCache()
+    cache: ShardCache | Literal["none"] = ShardCache()
+    """Where shards behind a URL are kept; `none`: nowhere, each process reads into its memory."""
     augment: Augmentation | None = None
     validation: Folder | None = None
     """Folder of held-out pictures; without one nothing is evaluated while training."""

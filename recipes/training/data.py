@@ -153,6 +153,8 @@ def digest(pictures: Sequence[Path]) -> str:
 
 def _cache(data: Data) -> Cache:
     given = data.cache
+    if given == "none":
+        return Cache(folder=None)
     room = round(given.gigabytes * 1e9)
     return Cache(Path(given.folder), room) if given.folder else Cache(limit=room)
 

@@ -224,6 +224,7 @@ class Trainer:
             self._settle(evaluation=True)
         while memory.step < stage.steps and not memory.ended:
             batch = self._next(batches)
+            self.meter.read(batch.traffic)
             if memory.step in stage.skip:
                 self._leave_out(batch)
                 continue
@@ -255,7 +256,7 @@ class Trainer:
             self._give_up_waiting()
         crop = self.run.stage.crop
         nothing = torch.zeros(self.feed.local, 3, crop, crop, device=self.device)
-        return Batch(nothing, [], [], 0, {})
+        return Batch(nothing, [], [], 0, {}, slots=tuple(range(self.feed.local)))
 
     def _give_up_waiting(self) -> None:
         """Keep the state and raise `Interrupted` if any process was asked to stop, without a batch.

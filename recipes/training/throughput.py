@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from recipes.config.schema import Run
+from shards.reading.ranges import Traffic
 
 # Weight of the newest step in the moving averages.
 NEWEST = 0.05
@@ -26,6 +27,9 @@ class Meter:
         self._wait = 0.0
         self._last = time.monotonic()
         self._steps = 0
+        self._traffic = Traffic()
+        # Of a step on this process: what came from a store, and how much of it was there in time.
+        self.store = dict.fromkeys(("bytes", "requests", "read", "hits"), 0.0)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -34,11 +38,19 @@ class Meter:
         yield
         self._wait = time.monotonic() - start
 
+    def read(self, traffic: Traffic) -> None:
+        """Take down what reading a batch from a store took in this process."""
+        self._traffic = traffic
+
     def step(self) -> None:
         """Note that a step has ended."""
         now = time.monotonic()
         self._steps += 1
         weight = max(NEWEST, 1 / self._steps)
+        newest = (self._traffic.bytes, self._traffic.requests, self._traffic.read)
+        hits = self._traffic.hits
+        for name, value in zip(self.store, (*newest, hits), strict=True):
+            self.store[name] += weight * (value - self.store[name])
         self.seconds += weight * (now - self._last - self.seconds)
         self.waited += weight * (self._wait - self.waited)
         self._last = now
@@ -56,9 +68,11 @@ class Meter:
     def note(self, found: Mapping[str, float], step: int, run: Run) -> str:
         """Return the line that progress shows."""
         left = self.seconds * (run.stage.steps - step)
+        store = self._from_store()
+        reading = f" {store['store_mb_per_second']:.1f} MB/s from the store," if store else ""
         return (
             f"loss {found['loss']:.4g}, {found['bpp']:.3f} bpp, {psnr(found['mse']):.2f} dB,"
-            f" {self.samples_per_second:.1f} samples/s, {self.waiting_share:.0%} waiting,"
+            f" {self.samples_per_second:.1f} samples/s, {self.waiting_share:.0%} waiting,{reading}"
             f" {memory() / 2**30:.1f} GiB, {_duration(left)} left"
         )
 
@@ -68,6 +82,17 @@ class Meter:
             "samples_per_second": self.samples_per_second,
             "waiting_share": self.waiting_share,
             "memory_gib": memory() / 2**30,
+            **self._from_store(),
+        }
+
+    def _from_store(self) -> dict[str, float]:
+        """Return what this process reads from a store; nothing where all is on this machine."""
+        if not self.store["read"] or not self.seconds:
+            return {}
+        return {
+            "store_mb_per_second": self.store["bytes"] / self.seconds / 1e6,
+            "store_requests_per_second": self.store["requests"] / self.seconds,
+            "store_hit_share": self.store["hits"] / self.store["read"],
         }
 
 

@@ -187,6 +187,24 @@ class GroupedOrder:
             found += walk.spans(number)
         return found
 
+    def groups_of(self, rank: int, world_size: int) -> range:
+        """Return the groups that a rank meets, those that it shares with neighbours included."""
+        first, end = rank * self.groups // world_size, -(-(rank + 1) * self.groups // world_size)
+        return range(first, end)
+
+    def share(self, groups: range) -> list[Span]:
+        """Return all that `groups`, neighbours, read in an epoch."""
+        begin, end = int(self._cuts[groups.start]), int(self._cuts[groups.stop])
+        low = int(np.searchsorted(self._ends, begin, side="right"))
+        found: list[Span] = []
+        while begin < end:
+            shard, after = int(self._line[low]), int(self._ends[low])
+            start = after - int(self.sizes[shard])
+            if begin < after:
+                found.append(Span(shard, begin - start, min(after, end) - start))
+            begin, low = max(begin, after), low + 1
+        return found
+
     def numbers(self, epoch: int, position: int, groups: range) -> tuple[int, ...]:
         """Return the number of the window of each of `groups` around a position."""
         place = np.asarray([position // self.groups])

@@ -11,6 +11,7 @@ through completely before a sample of it comes again, whatever the weights are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,6 +30,9 @@ ORDERS = (1, 2)
 
 # Periods whose places are remembered: those of a global batch.
 REMEMBERED = 64
+
+# Windows that are fetched ahead of the present one, however short they are.
+MOST_AHEAD = 8
 
 
 class MixedOrder:
@@ -111,7 +115,7 @@ class MixedOrder:
         """Return, for each corpus, where its order is around a position, and the rank's groups."""
         epochs, own = self._next(epoch, position)
         return [
-            Window(order, int(one), int(place), _share(order.groups, rank, world_size))
+            Window(order, int(one), int(place), order.groups_of(rank, world_size))
             for order, one, place in zip(self.orders, epochs, own, strict=True)
         ]
 
@@ -172,12 +176,18 @@ class Window:
         """The epoch and the numbers of the windows: others when a window ends."""
         return self.epoch, *self.order.numbers(self.epoch, self.position, self.groups)
 
-    def spans(self) -> list[Span]:
-        """Return the samples of these windows and of those that follow, soonest first."""
-        here, after = (
-            self.order.spans(self.epoch, self.position, self.groups, ahead) for ahead in (0, 1)
-        )
-        return list(dict.fromkeys([*here, *after]))
+    def spans(self, ahead: int = 1) -> list[Span]:
+        """Return the samples of these windows and of `ahead` that follow, soonest first."""
+        found: dict[Span, None] = {}
+        for number in range(ahead + 1):
+            for span in self.order.spans(self.epoch, self.position, self.groups, number):
+                found[span] = None
+        return list(found)
+
+    def ahead(self, samples: float) -> int:
+        """Return how many windows follow before so many samples of the corpus are read."""
+        held = max(len(self.order) * self.order.block // max(len(self.order.sizes), 1), 1)
+        return min(max(math.ceil(samples / held), 1), MOST_AHEAD)
 
 
 def shares(weights: Sequence[float]) -> Indices:
@@ -196,8 +206,3 @@ def shares(weights: Sequence[float]) -> Indices:
             "raise it or leave its corpus out"
         )
     return found
-
-
-def _share(groups: int, rank: int, world_size: int) -> range:
-    """Return the groups that a rank meets, those that it shares with its neighbours included."""
-    return range(rank * groups // world_size, -(-(rank + 1) * groups // world_size))

@@ -91,6 +91,10 @@ class SampleOrder:
         shards = self.block_shards(epoch, position, ahead) or self.block_shards(epoch + 1, 0)
         return [Span(shard, 0, int(self.sizes[shard])) for shard in shards]
 
+    def groups_of(self, rank: int, world_size: int) -> range:
+        """Return the one group there is: every rank reads all shards."""
+        return range(1)
+
     def numbers(self, epoch: int, position: int, groups: range) -> tuple[int, ...]:
         """Return the number of the block around a position."""
         _, starts = self._shards(epoch)

@@ -5,6 +5,7 @@ Legend: B pictures to a rank's batch, R ranks, G = B R pictures to a global batc
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -23,6 +24,9 @@ from shards.streaming.order import SUBSTITUTE
 
 # A broken sample's substitute comes from this many positions after it: shards at hand have it.
 NEAR = 1000
+
+# Seconds for which a store may fail before training waits, where the cache has the room.
+SECONDS_AHEAD = 60.0
 
 # Corpus, shard and index in the shard of a sample.
 Place = tuple[int, int, int]
@@ -104,6 +108,7 @@ class BatchSource:
         self.flip, self.max_broken = flip, max_broken
         self._expected: list[tuple[int, ...]] = []
         self._begun: dict[tuple[int, int], list[tuple[int, Place]]] = {}
+        self._reached, self._pace = (time.monotonic(), 1 << 62), 0.0
         self.global_batch = batch_size * world_size
         if len(self.order) < self.global_batch:
             raise ShardsError(
@@ -208,12 +213,21 @@ class BatchSource:
         """On entering a window, have its samples and those of the next one made ready."""
         if not self.remote:
             return
+        self._measure(epoch * self.samples + seen)
         windows = self.order.windows(epoch, seen, self.rank, self.world_size)
         expected = [one.numbers for one in windows]
         if expected != self._expected:
             self._expected = expected
             for corpus, window in zip(self.corpora, windows, strict=True):
-                corpus.expect(window.spans())
+                corpus.expect(window.spans(window.ahead(SECONDS_AHEAD * self._pace)))
+
+    def _measure(self, count: int) -> None:
+        """Take down when so many samples were reached: the pace says how much is needed soon."""
+        now, (begun, first) = time.monotonic(), self._reached
+        if count <= first:
+            self._reached = now, count
+        elif now - begun >= 1.0:
+            self._pace, self._reached = (count - first) / (now - begun), (now, count)
 
     def _places(self, epoch: int, seen: int) -> list[tuple[int, Place]]:
         """Return this rank's positions of a global batch, and the sample at each."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from shards.errors import ShardsError
 from shards.streaming.groups import SMALLEST, GroupedOrder
 from shards.streaming.mixture import MixedOrder
+from tests.shards.made import write_split
 
 GOLDEN_ORDER = [(0, 2), (2, 1), (3, 1), (3, 0), (0, 0), (0, 1), (2, 2), (2, 3), (2, 0)]
 GOLDEN_GROUPS = [2, 0, 3, 1, 3, 1, 2, 0, 3, 1]
@@ -180,3 +181,19 @@ def test_bad_numbers_are_refused():
         GroupedOrder([1])(0, 1)
     with pytest.raises(ShardsError, match="order 9 is not known"):
         MixedOrder([[1]], [1.0], number=9)
+
+
+def test_inspect_says_what_each_node_will_fetch(tmp_path, monkeypatch):
+    from shards.inspecting import streaming
+
+    monkeypatch.setattr(streaming, "PART", 1000)
+    write_split(tmp_path, [100] * 8, [(f"{i:03d}", bytes(2000)) for i in range(800)])
+    alone = streaming.stream_facts(tmp_path, "train", 1)
+    total = sum(path.stat().st_size for path in tmp_path.glob("*.tar"))
+    assert (alone.fetched, alone.share) == (total, 1)
+    shared = streaming.stream_facts(tmp_path, "train", 4, block=1, rate=100)
+    assert 0.25 <= shared.share <= 1.1 / 4
+    assert shared.bandwidth == 100 * total / 800 / 4
+    assert shared.kept <= shared.once == shared.fetched
+    with pytest.raises(ShardsError, match="0 nodes"):
+        streaming.stream_facts(tmp_path, "train", 0)

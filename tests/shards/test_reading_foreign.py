@@ -10,9 +10,8 @@ import fsspec
 import pytest
 import webdataset
 
-from shards import Cache, ShardsError, Stream, stream
+from shards import Cache, ShardsError, Stream, open_corpus, stream
 from shards.patterns import expand_braces
-from shards.reading.corpus import open_split
 from shards.reading.foreign import open_tars
 from tests.shards.made import encoded, photo, write_split
 
@@ -85,7 +84,7 @@ def test_tars_behind_a_url_are_streamed_too(tars, tmp_path):
 def test_our_own_tars_need_no_manifest(tmp_path):
     samples = [(f"a/{i}", encoded(photo(i))) for i in range(6)]
     write_split(tmp_path / "ours", [2, 4], samples)
-    ours = open_split(tmp_path / "ours", "train", Cache(), 8)
+    ours = open_corpus(tmp_path / "ours", "train", Cache(), 8)
     theirs = open_tars(tmp_path / "ours" / "train-*.tar", Cache(), 8)
     assert ours.sizes == theirs.sizes
     for shard, size in enumerate(ours.sizes):
