@@ -61,7 +61,7 @@ def stream_facts(
     if not manifest.samples:
         raise ShardsError(f"{dest} has no samples of split {split}: there is nothing to stream")
     order = GroupedOrder(manifest.sizes, 0, block, groups)
-    total = sum(info.bytes for info in manifest.shards)
+    total = int(sum(manifest.byte_sizes))
     shares = [_bytes(order.share(order.groups_of(node, nodes)), manifest) for node in range(nodes)]
     fetched = max(shares)
     mean = total / manifest.samples

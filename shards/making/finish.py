@@ -79,7 +79,7 @@ def finish(store: Store, plan: Plan, created_with: dict[str, Any]) -> Manifest:
             f"not one of the {plan.listed} pictures could be used ({reasons}): "
             f"see {store.where(rejects_name(plan.split))}, change the options and add --fresh"
         )
-    store.write(Manifest.file_name(plan.split), manifest.to_json().encode())
+    manifest.write(store)
     return manifest
 
 

@@ -160,7 +160,7 @@ class CacheFolder:
         while have < wanted.bytes:
             end = min(have + PART, wanted.bytes)
             data = self.fetcher.part(wanted.name, wanted.start + have, wanted.start + end)
-            with self._room(len(data), path):
+            with self.room(len(data), path):
                 try:
                     write_at(partial, data, have)
                 except OSError as error:
@@ -172,7 +172,7 @@ class CacheFolder:
                 arrived(len(data))
 
     @contextlib.contextmanager
-    def _room(self, needed: int, path: Path) -> Iterator[None]:
+    def room(self, needed: int, path: Path) -> Iterator[None]:
         """Hold room for `needed` bytes of a file while they are written.
 
         The room is an empty file of that size, which whoever makes room meanwhile counts.
@@ -222,7 +222,7 @@ class CacheFolder:
 
 def check_room(cache: Cache, manifest: Manifest, block: int) -> None:
     """Raise ShardsError when the limit is below what shuffling needs at once."""
-    largest = sorted((info.bytes for info in manifest.shards), reverse=True)[: block + 1]
+    largest = sorted(map(int, manifest.byte_sizes), reverse=True)[: block + 1]
     if sum(largest) > cache.limit:
         raise ShardsError(
             f"the cache's limit is {cache.limit} bytes, a block of {block} shards and the next one "

@@ -5,6 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from shards.manifest import Manifest, ShardInfo
 from shards.reading.decode import BrokenPictureError
 from shards.reading.files import CachedFiles, Files
@@ -37,7 +40,7 @@ class Corpus(ABC):
         self.index = SplitIndex(manifest, tables, kept=max(2 * block, TABLES))
 
     @property
-    def sizes(self) -> list[int]:
+    def sizes(self) -> Sequence[int] | npt.NDArray[np.int64]:
         """The number of samples in each shard."""
         return self.manifest.sizes
 

@@ -61,6 +61,12 @@ class ShardTable:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory; as a file it takes about as many or fewer."""
+        columns = (self.keys, self.offsets, self.sizes, self.digests)
+        return sum(column.nbytes for column in columns if column is not None)
+
 
 class SplitIndex:
     """The samples of a split, a table a shard: read when first needed, the last ones kept."""

@@ -59,11 +59,13 @@ class Traffic:
 class Ranges:
     """Reads samples of remote files; all processes of a machine share the parts in the cache."""
 
-    def __init__(
-        self, fetcher: Fetcher, files: dict[str, Wanted], cache: CacheFolder | None
-    ) -> None:
-        """Take what is known of the files by name; without a cache, all is asked for exactly."""
-        self.fetcher, self.files, self.cache = fetcher, files, cache
+    def __init__(self, fetcher: Fetcher, cache: CacheFolder | None) -> None:
+        """Take what asks the store; without a cache, all is asked for exactly.
+
+        What is known of the files goes into `files`, by name, before they are read.
+        """
+        self.fetcher, self.cache = fetcher, cache
+        self.files: dict[str, Wanted] = {}
         self.traffic = Traffic()
         self._reset()
 

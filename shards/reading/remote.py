@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +17,8 @@ from shards.reading.files import CachedFiles
 from shards.reading.index import Sample, ShardTable, Span, read_table
 from shards.reading.ranges import Ranges, Traffic
 from shards.reading.requests import requests
-from shards.reading.tars import kept
+from shards.reading.tars import write_table
+from shards.store import Store
 
 
 class RangedCorpus(Corpus):
@@ -91,14 +93,22 @@ class RangedCorpus(Corpus):
 class RemoteTables:
     """Sidecars of a store, with the checksums of the pictures that they place."""
 
-    def __init__(self, fetcher: Fetcher, cache: CacheFolder | None) -> None:
-        self.fetcher, self.cache = fetcher, cache
+    def __init__(self, fetcher: Fetcher, cache: CacheFolder | None, ranges: Ranges) -> None:
+        """Take what reads the shards: it is told of each shard whose table is read."""
+        self.fetcher, self.cache, self.ranges = fetcher, cache, ranges
 
     def __call__(self, info: ShardInfo) -> ShardTable:
         """Return a shard's table; raises ShardsError when it is none, or not of this shard."""
+        self.ranges.files[info.tar] = Wanted(info.tar, info.bytes, info.sha256)
         if self.cache is None:
             return self._fetched(info)
-        return kept(self._path(info), info.sha256, lambda: self._fetched(info), digests=True)
+        path = self._path(info)
+        with contextlib.suppress(OSError, ShardsError):
+            return read_table(path.read_bytes(), str(path), info.sha256, digests=True)
+        table = self._fetched(info)
+        with self.cache.room(table.nbytes, path), contextlib.suppress(OSError):
+            write_table(table, path, info.sha256)
+        return table
 
     def drop(self, info: ShardInfo) -> None:
         """Remove what is kept of a shard's table."""
@@ -132,14 +142,15 @@ def open_remote(url: str, split: str, cache: Cache, block: int) -> Corpus:
     """
     fetcher = Fetcher(url, cache.patience)
     manifest = _remote_manifest(fetcher, split)
-    wanted = {one.tar: Wanted(one.tar, one.bytes, one.sha256) for one in manifest.shards}
     folder = None
     if cache.folder is not None:
         check_room(cache, manifest, block)
         folder = CacheFolder(cache, fetcher)
-    tables = RemoteTables(fetcher, folder)
+    ranges = Ranges(fetcher, folder)
+    tables = RemoteTables(fetcher, folder, ranges)
     if folder is None or _has_checksums(tables, manifest):
-        return RangedCorpus(url, manifest, tables, Ranges(fetcher, wanted, folder), block)
+        return RangedCorpus(url, manifest, tables, ranges, block)
+    wanted = {one.tar: Wanted(one.tar, one.bytes, one.sha256) for one in manifest.shards}
     files = CachedFiles(folder, wanted, kept=block + 1)
     return FileCorpus(url, manifest, files, OurTables(files), block)
 
@@ -158,4 +169,4 @@ def _remote_manifest(fetcher: Fetcher, split: str) -> Manifest:
         data = fetcher.whole(name)
     except FileNotFoundError:
         return Manifest.read(fetcher.url, split)  # which says what is there instead
-    return Manifest.from_json(data, where=f"{fetcher.url}/{name}")
+    return Manifest.from_json(data, where=f"{fetcher.url}/{name}", store=Store(fetcher.url))

@@ -83,11 +83,12 @@ def kept(
         return read_table(path.read_bytes(), str(path), stamp, digests)
     table = make()
     with contextlib.suppress(OSError):  # without room or permission it is made again next time
-        _write(table, path, stamp)
+        write_table(table, path, stamp)
     return table
 
 
-def _write(table: ShardTable, path: Path, stamp: str) -> None:
+def write_table(table: ShardTable, path: Path, stamp: str) -> None:
+    """Keep a table in file `path`; `stamp` says which tar it is of."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -10,6 +10,7 @@ out. Needs s3fs and moto[server], and curl for webdataset.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shutil
 import subprocess
@@ -43,7 +44,9 @@ def ours(url: str, work: Path, rank: int, world: int, start: float) -> Iterable[
     )
     seen = int(start * opened.batches_per_epoch) * BATCH * world
     opened.load_state_dict({"epoch": 0, "samples_seen": seen, "order": 2})
-    return (batch.images for batch in opened)
+    for batch in opened:
+        yield batch.images
+    opened.close()
 
 
 def webdataset(url: str, work: Path, rank: int, world: int, start: float) -> Iterable[Tensor]:
@@ -143,6 +146,7 @@ def prepare(given: argparse.Namespace, work: Path) -> tuple[Throttle, str, int]:
     command = [sys.executable, "-m", "pipeline.cli.main", "shard", str(source), "--workers", "2"]
     command += ["--out", str(shards), "--shard-size", given.shard_size, "--check", "header"]
     subprocess.run(command, check=True, cwd=ROOT)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -184,7 +188,7 @@ def measure(load: Loader, url: str, total: int, throttle: Throttle) -> dict[str,
     """Return a row of the table."""
     row = {}
     for name, start in (("first batch, s", 0.0), ("resume at 90 %, s", 0.9)):
-        with tempfile.TemporaryDirectory() as work:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
             begun = time.perf_counter()
             batches = iter(load(url, Path(work), 0, 1, start))
             next(batches)
@@ -194,7 +198,7 @@ def measure(load: Loader, url: str, total: int, throttle: Throttle) -> dict[str,
                 count = sum(len(images) for images in batches)
                 row["images/s"] = f"{count / (time.perf_counter() - begun):.0f}"
     for nodes in NODES:
-        with tempfile.TemporaryDirectory() as work:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
             before, _ = throttle.count()
             for _ in load(url, Path(work), 0, nodes, 0.0):
                 pass
