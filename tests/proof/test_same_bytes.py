@@ -8,7 +8,7 @@ import pytest
 
 from tests.proof.same_bytes import corpora, digest, ways
 
-BATCHES = 4
+BATCHES = 2
 
 
 @pytest.mark.slow
