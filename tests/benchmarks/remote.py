@@ -121,7 +121,7 @@ def _encoded(picture: object) -> bytes:
     import io
 
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "PNG", compress_level=0)  # type: ignore[attr-defined]
+    picture.convert("RGB").save(buffer, "PNG", compress_level=0)
     return buffer.getvalue()
 
 
@@ -181,7 +181,7 @@ def _mosaic_shards(shards: Path, work: Path, store: object) -> None:
         for shard, size in enumerate(corpus.sizes):
             for index in range(size):
                 out.write({"image": corpus.read(corpus.sample(shard, index))})
-    store.put(f"{made}/", "s3://bucket/corpus-mosaic/", recursive=True)  # type: ignore[attr-defined]
+    store.put(f"{made}/", "s3://bucket/corpus-mosaic/", recursive=True)
 
 
 def measure(load: Loader, url: str, total: int, throttle: Throttle) -> dict[str, str]:

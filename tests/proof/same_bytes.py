@@ -121,7 +121,7 @@ def corpora(folder: Path, scale: int = 1) -> dict[str, dict[str, float]]:
 def ways(dest: dict[str, float], folder: Path, batches: int, seed: int) -> list[Way]:
     """Return the ways of training on `dest` whose digests must be equal."""
     dice = random.Random(seed)
-    found = [Way(f"{world} ranks", dest, None, lambda turn, world=world: world) for world in WORLDS]
+    found = [Way(f"{world} ranks", dest, None, [world].__getitem__) for world in WORLDS]
     for workers in (1, 3):
         found.append(Way(f"2 ranks, {workers} workers", dest, None, lambda turn: 2, workers))
     for attempt in range(2):

@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections import defaultdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def store(tmp_path, monkeypatch):
     return f"faulty://{tmp_path}/store"
 
 
-def local_keys(tmp_path: Path, **options: object) -> list[str]:
-    return keys_of(stream(tmp_path / "store", crop=8, **options))
+def local_keys(tmp_path: Path, **options: int) -> list[str]:
+    return keys_of(Stream(tmp_path / "store", crop=8, epochs=1, **options))  # type: ignore[arg-type]
 
 
 def fetched(tmp_path: Path) -> dict[str, list[tuple[int, int]]]:
@@ -226,8 +227,13 @@ def test_the_window_grows_while_that_helps_and_shrinks_on_failure():
 def test_requests_are_done_urgent_ones_first():
     asked = Requests()
     done: list[int] = []
+
+    def slowly(number: int) -> None:
+        time.sleep(0.01)
+        done.append(number)
+
     for number in range(20):
-        asked.later(lambda number=number: (time.sleep(0.01), done.append(number)))
+        asked.later(partial(slowly, number))
     asked.urgent(lambda: done.append(99)).result(timeout=20)
     assert 99 in done[:19]
     failing = asked.urgent(lambda: 1 / 0)
