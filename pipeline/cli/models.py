@@ -47,11 +47,11 @@ def register(
 
     measured = measurements(metrics, source) if metrics else None
     version = register_model(source, name, alias, measured)
-    if as_json:
-        typer.echo(json.dumps(version.to_dict(), indent=2))
     aliases = "".join(f", @{a}" for a in version.aliases)
     # Beside JSON, for the log of a job: what a person wants to read.
     typer.echo(f"{version.uri}{aliases}", err=as_json)
+    if as_json:
+        typer.echo(json.dumps(version.to_dict(), indent=2))
 
 
 def models(
@@ -98,11 +98,11 @@ def promote(
 
     with tempfile.TemporaryDirectory() as folder:
         decision = decide(name, shipped(data), out or Path(folder, "evaluation"), device)
-    if as_json:
-        typer.echo(json.dumps(decision.to_dict(), indent=2))
     outcome = "moved to" if decision.better else "stays, not moved to"
     # Beside JSON, for the log of a job: what a person wants to read.
     typer.echo(f"@champion {outcome} {decision.challenger}: {decision.why}", err=as_json)
+    if as_json:
+        typer.echo(json.dumps(decision.to_dict(), indent=2))
 
 
 def lineage(
