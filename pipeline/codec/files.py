@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from pipeline.codec import box
 from pipeline.codec.bitstream import MAX_PIXELS, read_header, read_stream
 from pipeline.codec.coding import MAX_MEMORY, check_model, compress, decode_stream
 from pipeline.codec.errors import CodecError
@@ -109,9 +110,12 @@ def read_file(path: Path) -> bytes:
 
 
 def find_model(data: bytes, folders: Sequence[Path]) -> Path:
-    """Return the model file in `folders` that made the stream `data`, by its fingerprint."""
+    """Return the model file that made the stream `data`, by its fingerprint.
+
+    It lies in one of `folders`, or comes with the package. Raises `CodecError` when it doesn't.
+    """
     wanted = read_header(data).fingerprint
-    for folder in folders:
+    for folder in (*folders, box.FOLDER):
         for file in sorted(folder.glob("*.safetensors")):
             if stored_fingerprint(file).startswith(wanted):
                 return file
