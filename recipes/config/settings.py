@@ -83,6 +83,10 @@ def _in_gigabytes(given: object) -> object:
     return given
 
 
+# In place of a cache's folder: nothing is kept on a disk.
+NO_DISK = "none"
+
+
 class ShardCache(Part):
     """Where each machine keeps shards that lie behind a URL."""
 
@@ -104,6 +108,10 @@ class Augmentation(Part):
     """Largest relative change of brightness, contrast and saturation; of hue, a tenth of it."""
 
 
+def _no_disk(value: object) -> object:
+    return {"folder": NO_DISK} if value == NO_DISK else value
+
+
 class Data(Part):
     """Where pictures come from."""
 
@@ -117,7 +125,7 @@ class Data(Part):
     groups: Annotated[Positive, AfterValidator(_power_of_two)] | None = None
     """Parts that each corpus is cut into, a power of two: a node reads its own ones, so take at
     least as many as there will be nodes; default: 64."""
-    cache: ShardCache | Literal["none"] = ShardCache()
+    cache: Annotated[ShardCache, BeforeValidator(_no_disk)] = ShardCache()
     """Where shards behind a URL are kept; `none`: nowhere, each process reads into its memory."""
     augment: Augmentation | None = None
     validation: Folder | None = None

@@ -15,7 +15,7 @@ from pipeline.common.addresses import text_seed
 from pipeline.common.digests import file_sha256
 from recipes.config.bundled import shipped
 from recipes.config.schema import Run
-from recipes.config.settings import BLOCK, GROUPS, Data, RecipeError
+from recipes.config.settings import BLOCK, GROUPS, NO_DISK, Data, RecipeError
 from shards import Augment, Batch, Cache, Manifest, ShardsError, Stream, open_corpus
 from shards.run import default_workers
 from shards.streaming.mixture import ORDER
@@ -153,7 +153,7 @@ def digest(pictures: Sequence[Path]) -> str:
 
 def _cache(data: Data) -> Cache:
     given = data.cache
-    if given == "none":
+    if given.folder == NO_DISK:
         return Cache(folder=None)
     room = round(given.gigabytes * 1e9)
     return Cache(Path(given.folder), room) if given.folder else Cache(limit=room)
