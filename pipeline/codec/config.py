@@ -19,6 +19,8 @@ from pipeline.codec.errors import CodecError
 # The largest width, count or rate weight that a config may name.
 LARGEST = 65_536
 _MOST_RATES = 64
+# Neighbouring tiles are blended over this many pixels on either side of their border.
+BLEND = 32
 
 # Channels, height and width of one array of numbers.
 Shape = tuple[int, int, int]
@@ -56,7 +58,7 @@ class Config(ABC):
     @property
     @abstractmethod
     def reach(self) -> int:
-        """Pixels beyond a tile that its analysis or its synthesis depends on, at most."""
+        """Pixels that a pixel's analysis or synthesis depends on, across and down, at most."""
 
     @property
     @abstractmethod
@@ -72,8 +74,11 @@ class Config(ABC):
 
     @property
     def margin(self) -> int:
-        """Pixels that the transforms are given around a tile: `reach`, in whole latents."""
-        return -(-self.reach // self.latent_stride) * self.latent_stride
+        """Pixels that the transforms are given around a tile, in whole units.
+
+        With `reach` beyond what is blended, a tile's border is none to its convolutions.
+        """
+        return -(-(self.reach + BLEND) // self.unit) * self.unit
 
     @property
     def rates(self) -> tuple[float, float] | None:

@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from pipeline.codec.bitstream import Header, Stream
+from pipeline.codec.config import BLEND
 from pipeline.codec.errors import CodecError, MismatchError
 from pipeline.codec.interface import Codec
 from pipeline.codec.symbols import Words
-
-# Neighbours are blended over this many pixels on either side of their border.
-BLEND = 32
 
 # Takes the row at which a block begins and the block, (3, rows, W) in [0, 1].
 Sink = Callable[[int, Tensor], None]

@@ -2,7 +2,8 @@
 
 artifacts/model.safetensors   the codec, without what only training needs
 served.py                     bytes in, bytes out (`served`); no pickle anywhere
-code/cca_codec_DIGEST/        the codec's own code, so that serving needs no installation of it
+code/cca_codec_DIGEST/        the codec's own code, so that serving needs no installation of it,
+                              and that of an architecture that is installed beside it
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.codec import Model, save_model
+from pipeline.codec import Model as Codec
+from pipeline.codec import architectures, save_model
 from pipeline.common.atomic import write_text
 from pipeline.common.digests import json_sha256
+from pipeline.tracking.errors import TrackingError
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -33,7 +37,7 @@ REQUIREMENTS = ("mlflow", "torch", "numpy", "constriction", "safetensors", "pill
 
 
 @contextmanager
-def written(model: Model, logged: LoggedModel) -> Iterator[Path]:
+def written(model: Codec, logged: LoggedModel) -> Iterator[Path]:
     """Yield a folder with the MLflow model of `model`; it is gone afterwards."""
     import mlflow
     from mlflow.models import Model
@@ -43,7 +47,7 @@ def written(model: Model, logged: LoggedModel) -> Iterator[Path]:
         warnings.filterwarnings("ignore", message=".*input example was not provided")
         folder = Path(temporary)
         weights = save_model(model, folder / "model.safetensors")
-        code, served = _code(folder)
+        code, served = _code(folder, model.config.architecture)
         mlflow.pyfunc.save_model(
             folder / "flavour",
             mlflow_model=Model(
@@ -73,7 +77,17 @@ def signature() -> ModelSignature:
     return ModelSignature(inputs=data, outputs=data, params=ParamSchema([operation, rate]))
 
 
-def _code(folder: Path) -> tuple[Path, Path]:
+def check_servable(architecture: str) -> None:
+    """Raise `TrackingError` unless versions of this architecture can bring its code along."""
+    if not architectures.is_built_in(architecture) and not architectures.entry_point(architecture):
+        raise TrackingError(
+            f"the architecture {architecture} is known to this program alone, so a registered "
+            f"version could not be opened: install it with an entry point of the group "
+            f"{architectures.ENTRY_POINTS} (docs/architecture.md)"
+        )
+
+
+def _code(folder: Path, architecture: str) -> tuple[Path, Path]:
     """Write the code that a version needs below `folder`; return its package and `served.py`.
 
     MLflow puts both before everything else that a process can import. So the package has a name of
@@ -86,6 +100,8 @@ def _code(folder: Path) -> tuple[Path, Path]:
         for room in ROOMS
         for path in sorted((package / room).rglob("*.py"))
     }
+    if not architectures.is_built_in(architecture):
+        sources |= _installed(architecture)
     name = f"cca_codec_{json_sha256(sources)[:DIGITS]}"
     sources["__init__.py"] = '"""The codec of a registered version."""\n'
     for path, text in sources.items():
@@ -93,6 +109,29 @@ def _code(folder: Path) -> tuple[Path, Path]:
     served = Path(__file__).with_name("served.py").read_text(encoding="utf-8")
     write_text(folder / "served.py", IMPORT.sub(rf"\g<1>{name}", served))
     return folder / name, folder / "served.py"
+
+
+def _installed(architecture: str) -> dict[str, str]:
+    """Return the code of an installed architecture, as a folder of the codec's own, by path."""
+    check_servable(architecture)
+    entry = architectures.entry_point(architecture)
+    assert entry is not None
+    package = entry.module.partition(".")[0]
+    file = import_module(package).__file__
+    assert file is not None
+    root, place = Path(file), f"codec/architectures/{architectures.folder_name(architecture)}"
+    module = f"pipeline.{place.replace('/', '.')}"
+    own = re.compile(rf"(?m)^(\s*from\s+){re.escape(package)}(?=[.\s])")
+    files = root.parent.rglob("*.py") if root.name == "__init__.py" else [root]
+    above = root.parent.parent if root.name == "__init__.py" else root.parent
+    found = {
+        f"{place}/{path.relative_to(above).as_posix()}": own.sub(
+            rf"\g<1>{module}.{package}", path.read_text(encoding="utf-8")
+        )
+        for path in sorted(files)
+    }
+    offered = f"from {module}.{entry.module} import {entry.attr} as ARCHITECTURE\n"
+    return {**found, f"{place}/__init__.py": f'"""{architecture}."""\n\n{offered}'}
 
 
 def _release(name: str) -> str:

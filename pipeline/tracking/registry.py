@@ -89,11 +89,13 @@ def register_model(
     Raises TrackingError when there is no such codec, or for a name that can't be used.
     """
     from pipeline.codec import load_model
+    from pipeline.tracking.flavour import check_servable
 
     _check_name(name)
     where = client()
     path = resolve_model(_as_uri(source))
     model = load_model(path)
+    check_servable(model.config.architecture)
     with explained(where.tracking_uri):
         run_id = _known_run(where, model.info.run_id or "")
         tags = _training(where, run_id) | _tags(model, metrics or {})

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipeline.codec import CodecError
+from pipeline.codec import CCAConfig, CodecError
 from pipeline.codec.bitstream import read_stream, write_stream
 from pipeline.codec.coding import TensorSource, compress, decode_stream, decompress, tile_size
+from pipeline.codec.layers import NAFBlock
 from tests.codec.conftest import SMALL, make_model
 
 MODEL = make_model(SMALL)
@@ -50,6 +55,62 @@ def test_decoding_within_less_memory_than_the_tiles_take_is_refused() -> None:
     data = _tiled(_smooth(530, 557))
     with pytest.raises(CodecError, match="max-memory"):
         decompress(MODEL, data, max_memory=2**20)
+
+
+class _Watched(TensorSource):
+    """Keeps which columns it was asked for."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        super().__init__(x)
+        self.asked: list[slice] = []
+
+    def region(self, rows: slice, columns: slice) -> torch.Tensor:
+        self.asked.append(columns)
+        return super().region(rows, columns)
+
+
+BLOCKS = st.tuples(*[st.integers(0, 9)] * 3)
+
+
+@given(BLOCKS)
+@settings(max_examples=8, deadline=None)
+def test_transforms_depend_on_no_pixel_beyond_their_reach(blocks: tuple[int, int, int]) -> None:
+    """By the gradient of one latent, and of one pixel, without the means over all positions."""
+    config = replace(SMALL, transform_channels=(2, 2, 2), transform_blocks=blocks)
+    model = make_model(config).double()
+    for block in model.modules():
+        if isinstance(block, NAFBlock):
+            torch.nn.init.zeros_(block.attend.weight)
+    reach, stride = config.reach, config.latent_stride
+    middle = -(-reach // stride) + 1
+    x = torch.rand(1, 3, 64, (2 * middle + 1) * stride, dtype=torch.float64, requires_grad=True)
+    model.analysis(x)[:, :, :, middle].sum().backward()
+    seen = x.grad.abs().sum((0, 1, 2)).nonzero().flatten()
+    assert middle * stride - seen.min() <= reach
+    assert seen.max() + 1 - (middle + 1) * stride <= reach
+    y = torch.rand(1, 12, 4, 2 * middle + 1, dtype=torch.float64, requires_grad=True)
+    pixels = slice(middle * stride, (middle + 1) * stride)
+    model.synthesis(y)[:, :, :, pixels].sum().backward()
+    seen = y.grad.abs().sum((0, 1, 2)).nonzero().flatten()
+    assert (middle - seen.min()) * stride <= reach
+    assert (seen.max() - middle) * stride <= reach
+
+
+@pytest.mark.parametrize("blocks", [(0, 1, 1), (4, 4, 4), (9, 9, 9)])
+def test_tiles_are_given_what_their_transforms_reach(blocks: tuple[int, int, int]) -> None:
+    """The margin was 128 pixels whatever the model: at nine blocks a resolution 208 are needed."""
+    config = replace(SMALL, transform_blocks=blocks)
+    assert config.margin >= config.reach
+    least = 256 + 2 * config.margin
+    source = _Watched(_smooth(540, 1100))
+    compress(make_model(config), source, max_memory=least**2 * config.bytes_per_pixel)
+    # The first tile's, whose 256 columns begin at the picture's edge.
+    assert source.asked[0] == slice(0, 256 + config.margin)
+
+
+def test_the_published_margin_is_that_of_older_files() -> None:
+    assert CCAConfig().reach == CCAConfig().margin == 128
+    assert CCAConfig.tiny().margin == 128
 
 
 def test_borders_show_no_more_than_what_is_between_them() -> None:

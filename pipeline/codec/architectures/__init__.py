@@ -1,6 +1,7 @@
 """The architectures that there are, by name: nothing else in the project knows one.
 
-An architecture is a folder here whose package has an `ARCHITECTURE`; or, in a package of its own,
+An architecture is a folder here whose package has an `ARCHITECTURE` (its name, with underscores
+for hyphens); or, in a package of its own,
 an entry point of the group `cca_pipeline.architectures`, or what a program `register`s.
 See docs/architecture.md.
 """
@@ -17,7 +18,19 @@ from pipeline.codec.architectures.base import Architecture
 from pipeline.codec.config import Config
 from pipeline.codec.errors import CodecError
 
-__all__ = ["DEFAULT", "ENTRY_POINTS", "Architecture", "config_of", "load", "names", "register"]
+__all__ = [
+    "DEFAULT",
+    "ENTRY_POINTS",
+    "Architecture",
+    "config_of",
+    "entry_point",
+    "folder_name",
+    "forget",
+    "is_built_in",
+    "load",
+    "names",
+    "register",
+]
 
 # What files and recipes mean that name none: they are older than the choice.
 DEFAULT = "cca"
@@ -38,12 +51,17 @@ def register(architecture: Architecture[Any]) -> Architecture[Any]:
     return architecture
 
 
+def forget(name: str) -> None:
+    """Undo `register`, and what `load` remembers of an installed architecture."""
+    _registered.pop(name, None)
+
+
 def load(name: str) -> Architecture[Any]:
     """Return the architecture called `name`; an unknown one raises `CodecError`."""
     if name in _registered:
         return _registered[name]
     if name in _built_in():
-        found = import_module(f"{__name__}.{name}").ARCHITECTURE
+        found = import_module(f"{__name__}.{folder_name(name)}").ARCHITECTURE
     else:
         entry = entry_point(name)
         if entry is None:
@@ -61,6 +79,11 @@ def names() -> list[str]:
     """Return the names of all architectures, built in, installed or registered."""
     installed = entry_points(group=ENTRY_POINTS).names
     return sorted({*_built_in(), *installed, *_registered})
+
+
+def is_built_in(name: str) -> bool:
+    """Tell whether `name` is one of the codec's own, which every copy of it has."""
+    return name in _built_in()
 
 
 def entry_point(name: str) -> EntryPoint | None:
@@ -100,5 +123,11 @@ def _in_words(word: str) -> dict[str, str]:
     )
 
 
+def folder_name(name: str) -> str:
+    """Return the name of the folder that the architecture `name` has among the codec's own."""
+    return name.replace("-", "_")
+
+
 def _built_in() -> set[str]:
-    return {module.name for module in pkgutil.iter_modules(__path__) if module.ispkg}
+    packages = (module.name for module in pkgutil.iter_modules(__path__) if module.ispkg)
+    return {package.replace("_", "-") for package in packages}

@@ -15,9 +15,10 @@ HYPER_STRIDE = 64
 RESIDUAL_BLOCKS = 3
 # What powers of the largest number of slices a float still holds.
 _STEEPEST = 50
-# The margin that tiles have always had: a smaller one would change the means inside the NAF
-# blocks, and so the pixels that older files decode to.
-_LEAST_REACH = 128
+# The margin that tiles have where the convolutions reach no farther, as at the published size.
+# Another one would change the means inside the NAF blocks, and so the pixels of older files, and
+# the memory that these take.
+_MARGIN = 128
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class CCAConfig(Config):
 
     @property
     def reach(self) -> int:
-        """Pixels beyond a tile that its convolutions depend on, at least 128.
+        """Pixels that the convolutions depend on around each.
 
         The means over all positions inside the NAF blocks are left out: they see all there is.
         """
@@ -104,7 +105,16 @@ class CCAConfig(Config):
         positions = 1
         for count in blocks:
             positions = -(-(positions + count + 2) // 2)
-        return max(_LEAST_REACH, analysis, positions * LATENT_STRIDE)
+        return max(analysis, positions * LATENT_STRIDE)
+
+    @property
+    def margin(self) -> int:
+        """Pixels that the transforms are given around a tile.
+
+        Of the published number of blocks or fewer, 128: in the outermost of the blended pixels a
+        tile then sees a little less than all.
+        """
+        return _MARGIN if self.reach <= _MARGIN else super().margin
 
     @property
     def bytes_per_pixel(self) -> int:
