@@ -133,7 +133,7 @@ def test_shards_behind_a_url_come_through_the_recipes_cache(
     plain = list(taken(feed(path), 5, 4))
     for one, other in zip(plain, taken(feed(path, *there), 5, 4), strict=True):
         assert torch.equal(one.images, other.images)
-    assert list((tmp_path / "cache").rglob("*.tar"))
+    assert list((tmp_path / "cache").rglob("*.tar*"))
     remote.rm("/photos", recursive=True)
 
 
