@@ -85,8 +85,10 @@ def test_any_number_of_threads_gives_the_same_words(model: SmallModel) -> None:
 
 
 def test_tiles_hardly_differ_from_the_whole(model: SmallModel) -> None:
-    x = _picture(530, 557)
-    tiled = compress(model, TensorSource(x), max_memory=25 * 2**20, rate=3.0)
+    x = _picture(590, 620)
+    # Enough for tiles of 256 pixels and what the transforms see around them.
+    memory = CONFIG.bytes_per_pixel * (256 + 2 * CONFIG.margin) ** 2
+    tiled = compress(model, TensorSource(x), max_memory=memory, rate=3.0)
     assert read_stream(tiled).header.tile
     found, whole = decompress(model, tiled), decompress(model, model.compress(x, 3.0))
     assert found.shape == x.shape
