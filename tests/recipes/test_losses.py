@@ -168,11 +168,11 @@ def test_noise_of_a_sample_does_not_depend_on_its_batch(write_recipe) -> None:
     alone = draw_noise(config, 128, [text_seed("b")], CPU)
     for name in ("y", "z", "aux_y", "aux_factorized"):
         assert torch.equal(together[name][1:], alone[name])
-    assert together.y.shape == (2, 12, 8, 8)
-    assert together.z.shape == (2, 8, 2, 2)
-    assert -0.5 <= float(together.y.min()) < -0.4
-    assert 0.4 < float(together.y.max()) < 0.5
-    assert not torch.equal(together.y, together.aux_y)
+    assert together["y"].shape == (2, 12, 8, 8)
+    assert together["z"].shape == (2, 8, 2, 2)
+    assert -0.5 <= float(together["y"].min()) < -0.4
+    assert 0.4 < float(together["y"].max()) < 0.5
+    assert not torch.equal(together["y"], together["aux_y"])
 
 
 def test_frozen_parts_get_no_gradient(write_recipe) -> None:
