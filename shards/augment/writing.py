@@ -15,7 +15,7 @@ from pipeline.common.pictures import PictureError
 from pipeline.common.pictures import read as read_picture
 from shards.augment.operations import Augmenter
 from shards.making.check import TOO_SMALL
-from shards.making.write import Ready, reject_row
+from shards.making.sample import Ready, reject_row
 
 BATCH_PIXELS = 1 << 22  # of the pictures that are worked on at once, unless one alone has more
 Result = Ready | dict[str, Any]

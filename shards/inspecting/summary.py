@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from shards.errors import ShardsError
-from shards.making.write import SIDECAR
+from shards.making.sample import SIDECAR
 from shards.manifest import Manifest, splits
 from shards.store import Store
 from shards.tables import read_rows

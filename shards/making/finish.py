@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from shards.errors import ShardsError
 from shards.making.plan import Plan
-from shards.making.write import REJECTS
+from shards.making.sample import REJECTS
 from shards.manifest import Manifest, ShardInfo, shard_name
 from shards.options import crops_of
 from shards.store import Store

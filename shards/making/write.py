@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tarfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +18,9 @@ from pipeline.common.pictures import PictureError
 from pipeline.common.pictures.limits import check_bytes
 from shards.making import check
 from shards.making.check import Facts, RejectedError, examine
-from shards.making.partial import partial_file, settle, start_writing
+from shards.making.partial import partial_file, settle
+from shards.making.sample import SIDECAR, Ready, reject_row
+from shards.making.tar import TarFile
 from shards.manifest import ShardInfo, shard_name
 from shards.options import Options
 from shards.sources import Entry, Reader, Sample, Source, UnreadableError
@@ -31,38 +32,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
-BLOCK, RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
-# A header's name field, and what its size field can say: beyond them, `tarfile` writes longer ones.
-NAME_BYTES, LARGEST = 100, 8**11 - 1
-AHEAD = 4 << 20  # bytes after which the disk is set to work
-EMPTY_HEADER = tarfile.TarInfo("").tobuf(tarfile.GNU_FORMAT)
-
-SIDECAR = pa.schema(
-    [
-        ("key", pa.string()),
-        ("member", pa.string()),
-        ("offset", pa.int64()),
-        ("size", pa.int64()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("format", pa.string()),
-        ("sha256", pa.string()),
-        ("source", pa.string()),
-        ("mode", pa.string()),
-        ("orientation", pa.int8()),
-        ("label", pa.string()),
-        ("origin_sha256", pa.string()),  # of the source's bytes where they did not pass through
-    ]
-)
-REJECTS = pa.schema(
-    [
-        ("key", pa.string()),
-        ("source", pa.string()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-        ("size", pa.int64()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -74,16 +43,6 @@ class Context:
     sources: Sequence[Source]
     options: Options
     classes: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A sample whose picture passed: its row of the sidecar, and its members by ending."""
-
-    row: dict[str, Any]
-    ending: str
-    picture: bytes
-    others: dict[str, bytes]
 
 
 @dataclass
@@ -206,63 +165,6 @@ class ShardMaker:
             # Of two threads that come here at once, both use the reader that was stored first.
             reader = self._readers.setdefault(number, self.context.sources[number].reader())
         return reader
-
-
-class TarFile:
-    """Writes an ordinary tar whose bytes depend on the members alone: no times, no owners."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._hash = hashlib.sha256()
-        self._position = self._started = 0
-
-    def add(self, sample: Ready) -> dict[str, Any]:
-        """Write the sample's members, the picture first; return its row of the sidecar."""
-        key = sample.row["key"]
-        member = f"{key}.{sample.ending}"
-        offset = self._add(member, sample.picture)
-        for ending in sorted(sample.others):
-            self._add(f"{key}.{ending}", sample.others[ending])
-        if self._position - self._started > AHEAD:
-            start_writing(self._file, self._started, self._position)
-            self._started = self._position
-        return {**sample.row, "member": member, "offset": offset}
-
-    def finish(self, name: str, samples: int) -> ShardInfo:
-        """Write the end of the archive; return what the file is."""
-        end = self._position + 2 * BLOCK
-        self._write(b"\0" * (2 * BLOCK + -end % RECORD))
-        return ShardInfo(name, samples, self._position, self._hash.hexdigest())
-
-    def _add(self, name: str, data: bytes) -> int:
-        """Write one member; return the offset of its data in bytes."""
-        self._write(header(name, len(data)))
-        offset = self._position
-        self._write(data)
-        self._write(b"\0" * (-len(data) % BLOCK))
-        return offset
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._hash.update(data)
-        self._position += len(data)
-
-
-def header(name: str, size: int) -> bytes:
-    """Return the header of a member: `tarfile`'s own in GNU format, for most names made quicker."""
-    if len(name) > NAME_BYTES or not name.isascii() or size > LARGEST:
-        member = tarfile.TarInfo(name)
-        member.size = size
-        return member.tobuf(tarfile.GNU_FORMAT)
-    fields = b"%b%011o\0" % (EMPTY_HEADER[100:124], size)
-    blank = name.encode().ljust(NAME_BYTES, b"\0") + fields + EMPTY_HEADER[136:148] + b" " * 8
-    checksum = sum(blank) + sum(EMPTY_HEADER[156:])
-    return blank[:148] + b"%06o\0 " % checksum + EMPTY_HEADER[156:]
-
-
-def reject_row(key: str, source: str, reason: str, detail: str, size: int) -> dict[str, Any]:
-    """Return a row of the table of rejects."""
-    return {"key": key, "source": source, "reason": reason, "detail": detail, "size": size}
 
 
 def describe(row: dict[str, Any], sample: Sample, classes: Mapping[str, int]) -> dict[str, bytes]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,6 +102,14 @@ def test_the_ground_floor_imports_nothing_of_ours() -> None:
     for path in (ROOT / GROUND).rglob("*.py"):
         own = {other for other in imports(path) if other != ROOT / "pipeline" / "__init__.py"}
         assert all(other.is_relative_to(ROOT / GROUND) for other in own), path
+
+
+def test_no_circle_of_imports_joins_any_files() -> None:
+    graph = grimp.build_graph(
+        "pipeline", "shards", "recipes", "orchestration", exclude_type_checking_imports=True
+    )
+    needs = {file: graph.find_modules_directly_imported_by(file) for file in graph.modules}
+    graphlib.TopologicalSorter(needs).prepare()  # raises CycleError, which names the files
 
 
 @pytest.mark.slow

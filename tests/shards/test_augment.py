@@ -17,7 +17,7 @@ from shards.augment.operations import Augmenter
 from shards.augment.spec import Spec, read_spec
 from shards.augment.writing import augmented
 from shards.inspecting.verify import verify
-from shards.making.write import Ready
+from shards.making.sample import Ready
 from shards.options import augment_options
 from tests.shards.making import SMALL, checksums, corpus, jpeg, make, rejects, rows
 

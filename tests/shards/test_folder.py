@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shards import Manifest, ShardsError
-from shards.making.write import header
+from shards.making.tar import header
 from shards.options import Options
 from shards.run import shard
 from tests.shards.making import SMALL, checksums, corpus, encoded, jpeg, make, rejects, rows
