@@ -141,17 +141,16 @@ def test_asked_to_stop_it_keeps_its_state_and_says_again(
 ) -> None:
     path = write_recipe()
     command = [sys.executable, str(root / "recipes" / "train.py"), str(path)]
-    process = subprocess.Popen([*command, "stages.0.steps=5000", "checkpoint.every_steps=4000"])
+    process = subprocess.Popen([*command, "stages.0.steps=5000", "checkpoint.every_steps=1"])
     folder = path.parent / "runs" / "base"
-    wait_for(begun(folder, process), "the first step")
-    time.sleep(1.0)
+    wait_for(stepped(folder, process), "the first step")
     process.send_signal(number)
     try:
         assert process.wait(timeout=patience(300)) == AGAIN
     finally:
         process.kill()
-    (kept,) = found(folder)
-    assert 0 < kept.step < 4000
+    kept = found(folder)[-1]
+    assert 0 < kept.step < 5000
     kept.tensors()
 
 
@@ -160,9 +159,10 @@ def test_all_ranks_end_together_when_one_is_asked_to_stop(write_recipe, launch) 
     import psutil
 
     path = write_recipe()
-    process = launch([path, "stages.0.steps=5000"], *TWO, ACCELERATE_USE_CPU="true")
+    saves = "checkpoint.every_steps=1"
+    process = launch([path, "stages.0.steps=5000", saves], *TWO, ACCELERATE_USE_CPU="true")
     folder = path.parent / "runs" / "base"
-    wait_for(begun(folder, process), "the first step")
+    wait_for(stepped(folder, process), "the first step")
     ranks = [one for one in psutil.Process(process.pid).children() if "RANK" in one.environ()]
     (other,) = [one for one in ranks if one.environ()["RANK"] == "1"]
     other.send_signal(signal.SIGUSR1)
@@ -229,6 +229,13 @@ def begun(
 ) -> Callable[[], bool]:
     """Return whether the run trains, or has ended."""
     return lambda: (folder / "run.json").exists() or process.poll() is not None
+
+
+def stepped(
+    folder: Path, process: subprocess.Popen[bytes] | subprocess.Popen[str]
+) -> Callable[[], bool]:
+    """Return whether the run has kept a step's state, or has ended."""
+    return lambda: newest_step(folder) > 0 or process.poll() is not None
 
 
 def newest_step(folder: Path) -> int:
