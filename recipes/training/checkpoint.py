@@ -139,10 +139,12 @@ def opened(folder: Path) -> Checkpoint | Unusable:
 def _folders(place: Path) -> list[Path]:
     try:
         entries = [entry.name for entry in os.scandir(place)]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError) as error:
         if not os.path.lexists(place):
             return []
-        raise NoCheckpointError(f"{place} is a link to what is not there") from None
+        if place.is_symlink():
+            raise NoCheckpointError(f"{place} is a link to what is not there") from None
+        raise NoCheckpointError(f"{place} can't be read ({error.strerror or error})") from None
     except OSError as error:
         raise NoCheckpointError(f"{place} can't be read ({error.strerror or error})") from error
     return [place / name for name in sorted(entries) if name.startswith(PREFIX)]
