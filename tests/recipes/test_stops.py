@@ -156,8 +156,10 @@ while True:
     time.sleep(0.1)
 """
 OWNER = """
-import os, sys
+import os, signal, sys
 from recipes.launching.owner import run
+# The tests themselves may run where a closed terminal is ignored.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 sys.exit(run([sys.executable, *sys.argv[1:]], dict(os.environ)))
 """
 
