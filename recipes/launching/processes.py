@@ -30,6 +30,7 @@ T = TypeVar("T")
 PATIENCE = 150.0
 # Of Linux's prctl(2): the signal that this process gets when its parent dies.
 _PR_SET_PDEATHSIG = 1
+_ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 log = logging.getLogger(__name__)
 
 
@@ -71,8 +72,6 @@ def _accelerator(accumulate: int) -> Any:
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
-    # DeepSpeed's plugin reads the variable alone, and Accelerate prefers it to its argument.
-    os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(accumulate)
     settings: dict[str, Any] = {"mixed_precision": "no"}
     if not torch.cuda.is_available():
         if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
@@ -81,11 +80,22 @@ def _accelerator(accumulate: int) -> Any:
             _without_compiled_communication()
         else:
             settings["cpu"] = True
-    return Accelerator(
-        gradient_accumulation_steps=accumulate,
-        step_scheduler_with_optimizer=False,
-        **settings,
-    )
+    with _accumulating(accumulate):
+        return Accelerator(
+            gradient_accumulation_steps=accumulate,
+            step_scheduler_with_optimizer=False,
+            **settings,
+        )
+
+
+@contextmanager
+def _accumulating(parts: int) -> Iterator[None]:
+    """Set what DeepSpeed's plugin reads alone, and Accelerate prefers to its argument."""
+    os.environ[_ACCUMULATION] = str(parts)
+    try:
+        yield
+    finally:
+        del os.environ[_ACCUMULATION]
 
 
 def _meet(patience: float) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 import fsspec
 import torch
 
-from recipes.training.noise import address
+from pipeline.common.addresses import text_seed
 from shards import Augment, Batch, Cache, Stream
 from tests.shards.made import encoded, photo, write_split
 
@@ -99,7 +99,7 @@ def _entered(parts: list[Batch]) -> Iterator[bytes]:
     step = parts[0].state["samples_seen"] // GLOBAL
     for slot in range(GLOBAL):
         key, position, image = pictures[slot]
-        draws = [address(0, kind, parts[0].epoch, step, slot) for kind in ("noise", "rate")]
+        draws = [text_seed(0, kind, parts[0].epoch, step, slot) for kind in ("noise", "rate")]
         yield f"{key} {position} {draws}".encode()
         yield image.numpy().tobytes()
 

@@ -300,7 +300,7 @@ def test_a_folder_that_only_the_server_reaches_costs_files_alone(workdir: Path) 
     tracker.log({"loss": 0.5}, 3)
     tracker.finish(seconds=300)
     run = client().get_run(tracker.run_id)
-    assert (run.data.metrics, run.data.params) == ({"loss": 0.5}, {"a": "1"})
+    assert (run.data.metrics["loss"], run.data.params) == (0.5, {"a": "1"})
     assert run.info.status == "FINISHED"
 
 
