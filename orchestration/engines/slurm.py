@@ -100,7 +100,7 @@ class Slurm:
             found = [*accounted(plan, forgotten, self.profile.cluster), *found]
         parts: dict[str, dict[str, JobStatus]] = {}
         for status in found:
-            # Of several submissions of a job the newest counts: the one with the highest number.
+            # The newest of several submissions counts: the one with the highest number.
             newest = parts.setdefault(status.name, {})
             mine = _number(status.engine_id)
             if newest and max(_number(part) for part in newest) < mine:

@@ -19,6 +19,8 @@ from pipeline.codec.errors import CodecError
 # The largest width, count or rate weight that a config may name.
 LARGEST = 65_536
 _MOST_RATES = 64
+# The largest exponent of slices: powers of their number stay within a float.
+_STEEPEST = 50
 # Neighbouring tiles are blended over this many pixels on either side of their border.
 BLEND = 32
 
@@ -158,6 +160,24 @@ def check_integer(name: str, value: Any, least: int) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or not least <= value <= LARGEST:
         raise CodecError(f"{name} must be a whole number from {least} to {LARGEST}, not {value!r}")
+
+
+def slice_sizes(channels: int, slices: int, exponent: float) -> tuple[int, ...]:
+    """Return each slice's channels: floor(M i^k / sum), the last one takes the remainder."""
+    shares = [i**exponent for i in range(1, slices + 1)]
+    sizes = [int(channels * share / sum(shares)) for share in shares[:-1]]
+    return (*sizes, channels - sum(sizes))
+
+
+def check_slices(channels: int, slices: int, exponent: Any) -> None:
+    """Raise `CodecError` unless `slices` slices of the latent's channels all have some."""
+    if not isinstance(exponent, int | float) or not 0 <= exponent <= _STEEPEST:
+        raise CodecError(f"slice_exponent must be a number from 0 to {_STEEPEST}, not {exponent!r}")
+    if min(slice_sizes(channels, slices, exponent)) < 1:
+        raise CodecError(
+            f"{slices} slices of {channels} latent channels with exponent {exponent} leave a slice"
+            " empty; take fewer slices or more channels"
+        )
 
 
 def _check_rate_weights(weights: tuple[Any, ...]) -> None:

@@ -1,9 +1,10 @@
 """The latents of one tile to words and back: what compress and decompress share.
 
 y is coded under Gaussians whose means and scales networks predict from the hyper-latent z and
-from what of y is decoded already; z is coded under a learned density per channel. Symbols and
-words are made on the CPU; the networks run where the model is. Everything that the decoder must
-repeat runs through `exact_copy`, so that it repeats it to the last bit.
+from the parts of y that are decoded already; z is coded under a learned density per channel.
+Symbols and words are made on the CPU; the networks run where the model is.
+Everything that the decoder must repeat runs through `exact_copy`, so that it repeats it to the last
+bit.
 
 Shapes: M latent channels, Z hyper-latent channels; h and w the positions of y in the tile.
 """

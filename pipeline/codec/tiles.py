@@ -66,7 +66,7 @@ class TileRows:
         try:
             tile = self.model.coder().decode(words, *size, self.check, partial=cut, rate=rate)
         except CodecError as error:
-            # Of a whole file, whose checksums fit, no word is damaged.
+            # No word of a whole file is damaged: its checksums fit.
             if self.stream.complete:
                 raise MismatchError(MISMATCH) from error
             raise

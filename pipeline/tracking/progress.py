@@ -24,7 +24,7 @@ STEP_TAG = "progress.step"
 PACE_TAG = "progress.seconds_per_step"
 SECONDS_TO_ANSWER = 5.0
 SECONDS_TO_CONNECT = 2.0
-# Of a run's records, the end that its progress is read from.
+# How much of the end of a run's records its progress is read from.
 LAST_BYTES = 1 << 18
 
 

@@ -37,7 +37,7 @@ from recipes.config.settings import (
 
 # Stands for any MODEL that a stage starts from.
 MODEL = "a model"
-# Of a stage: said elsewhere in another form, or a cure in the middle (`skip`).
+# Fields of a stage that are said elsewhere in another form, or cure a run midway (`skip`).
 _NOT_DECISIVE = {"cca", "model", "rate_weight", "skip", "steps"}
 _THRESHOLDS = {"clamp_warning", "clamp_error"}
 # MS-SSIM halves a picture four times and then lays an 11-pixel window on it.
@@ -291,7 +291,7 @@ class Run:
         data, cca = self.recipe.data, self.cca
         return {
             **stage,
-            # Of a MODEL the fingerprint counts, wherever it lies.
+            # A MODEL counts by its fingerprint, wherever it lies.
             "init": self.stage.init if self.init_model is None else MODEL,
             "final_lr": None if constant else self.stage.final_lr,
             "rate_weight": self.rate_weight,

@@ -34,7 +34,7 @@ def main() -> int:
     except ChildFailedError as error:
         return _code(error.get_first_failure()[1].exitcode)
     except (ValueError, OSError) as error:
-        # Of the launch file or the options: the processes have not been started.
+        # The launch file or the options are wrong: no process has been started.
         sys.stderr.write(f"train: can't launch: {' '.join(str(error).split())}\n")
         return FAILURE
     return 0

@@ -168,7 +168,7 @@ def from_first(accelerator: Any, value: T) -> T:
 def held_by_first(accelerator: Any, folder: Path, stop: StopRequest) -> Iterator[None]:
     """Let the first process hold `folder` for all; raises `RecipeError` when another job does.
 
-    Of a machine that was lost, a network's file system takes locks back after a minute or two.
+    A network's file system takes back the locks of a lost machine after a minute or two.
     Asked to stop while it waits, all raise `StopNow`.
     """
     refused: str | None = None

@@ -160,7 +160,7 @@ class GroupedOrder:
         dimension: digit by digit, each flipped by a hash of those before it.
         """
         cycles, digits = np.divmod(positions, self.groups)
-        # Of the last cycle only some groups have a place: the same ones in each epoch.
+        # Only some groups have a place in the last cycle: the same ones in each epoch.
         own = np.uint64(hash_words(self.seed, epoch, CYCLE))
         last = np.uint64(hash_words(self.seed, LAST_CYCLE))
         keys = np.where(cycles < self._total // self.groups, own, last)

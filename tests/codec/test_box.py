@@ -14,7 +14,7 @@ from pipeline.codec import Model, load_model
 from pipeline.codec.box import box_model
 from pipeline.codec.files import find_model
 
-# Of the photographs that the demo evaluates on; 256 x 256 of it.
+# A crop of 256 x 256 of a photograph that the demo evaluates on.
 PICTURE = Path(__file__).parents[2] / "recipes/demo/pictures/kodak/kodim07.webp"
 SIDE = 256
 

@@ -15,7 +15,7 @@ from PIL import Image
 TAG = 0x0112
 ROWS_FLIPPED, COLUMNS_FLIPPED = frozenset({3, 4, 6, 7}), frozenset({2, 3, 7, 8})
 Samples = TypeVar("Samples", bound=npt.NDArray[Any])
-# Of a JPEG: its segments' markers, and how one with EXIF starts.
+# The markers of a JPEG's segments, and the start of one with EXIF.
 SCAN, APP1 = 0xDA, 0xE1
 WITHOUT_LENGTH = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xDA)})
 EXIF = b"Exif\0\0"

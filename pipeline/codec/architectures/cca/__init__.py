@@ -34,7 +34,7 @@ ARCHITECTURE = Architecture(
     model=CCAModel,
     presets={"paper": CCAConfig(), "tiny": CCAConfig.tiny()},
     auxiliary=AuxiliaryEntropyModel,
-    # Of an odd number of slices, the middle one is late.
+    # The middle one of an odd number of slices is late.
     early_groups=lambda config: config.slices // 2,
     starts={"pyramid": start_as_pyramid},
     read_published=_read_published,

@@ -6,15 +6,21 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pipeline.codec.config import Config, Shape, as_tuple, check_integer, check_integers
+from pipeline.codec.config import (
+    Config,
+    Shape,
+    as_tuple,
+    check_integer,
+    check_integers,
+    check_slices,
+    slice_sizes,
+)
 from pipeline.codec.errors import CodecError
 
 # A latent has one value per 16 x 16 pixels, a hyper-latent one per 64 x 64.
 LATENT_STRIDE = 16
 HYPER_STRIDE = 64
 RESIDUAL_BLOCKS = 3
-# What powers of the largest number of slices a float still holds.
-_STEEPEST = 50
 # The margin that tiles have where the convolutions reach no farther, as at the published size.
 # Another one would change the means inside the NAF blocks, and so the pixels of older files, and
 # the memory that these take.
@@ -61,23 +67,12 @@ class CCAConfig(Config):
         check_integer("context_blocks", self.context_blocks, least=0)
         if any(width % 2 for width in self.transform_channels):
             raise CodecError(f"transform_channels must be even, not {self.transform_channels}")
-        exponent = self.slice_exponent
-        if not isinstance(exponent, int | float) or not 0 <= exponent <= _STEEPEST:
-            raise CodecError(
-                f"slice_exponent must be a number from 0 to {_STEEPEST}, not {exponent!r}"
-            )
-        if min(self.slice_sizes) < 1:
-            raise CodecError(
-                f"{self.slices} slices of {self.latent_channels} latent channels with exponent "
-                f"{exponent} leave a slice empty; take fewer slices or more channels"
-            )
+        check_slices(self.latent_channels, self.slices, self.slice_exponent)
 
     @property
     def slice_sizes(self) -> tuple[int, ...]:
         """Channels of each slice: floor(M i^k / sum), the last one takes the remainder."""
-        shares = [i**self.slice_exponent for i in range(1, self.slices + 1)]
-        sizes = [int(self.latent_channels * share / sum(shares)) for share in shares[:-1]]
-        return (*sizes, self.latent_channels - sum(sizes))
+        return slice_sizes(self.latent_channels, self.slices, self.slice_exponent)
 
     @property
     def latent_stride(self) -> int:

@@ -6,15 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pipeline.codec.config import Config, Shape, check_integer
+from pipeline.codec.config import Config, Shape, check_integer, check_slices, slice_sizes
 from pipeline.codec.errors import CodecError
 
 # Pixels, across and down, of one position of the features, the latent and the hyper-latent.
 PATCH = 8
 LATENT_STRIDE = 16
 HYPER_STRIDE = 64
-# What powers of the largest number of slices a float still holds.
-_STEEPEST = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,23 +58,12 @@ class SmallConfig(Config):
             check_integer(name, getattr(self, name), least=0)
         if self.context_channels % 2:
             raise CodecError(f"context_channels must be even, not {self.context_channels}")
-        exponent = self.slice_exponent
-        if not isinstance(exponent, int | float) or not 0 <= exponent <= _STEEPEST:
-            raise CodecError(
-                f"slice_exponent must be a number from 0 to {_STEEPEST}, not {exponent!r}"
-            )
-        if min(self.slice_sizes) < 1:
-            raise CodecError(
-                f"{self.slices} slices of {self.latent_channels} latent channels with exponent "
-                f"{exponent} leave a slice empty; take fewer slices or more channels"
-            )
+        check_slices(self.latent_channels, self.slices, self.slice_exponent)
 
     @property
     def slice_sizes(self) -> tuple[int, ...]:
         """Channels of each slice: floor(M i^k / sum), the last one takes the remainder."""
-        shares = [i**self.slice_exponent for i in range(1, self.slices + 1)]
-        sizes = [int(self.latent_channels * share / sum(shares)) for share in shares[:-1]]
-        return (*sizes, self.latent_channels - sum(sizes))
+        return slice_sizes(self.latent_channels, self.slices, self.slice_exponent)
 
     @property
     def vectors(self) -> int:
