@@ -31,6 +31,8 @@ from shards.reading.fetch import PART, Fetcher, Patience
 
 log = logging.getLogger(__name__)
 
+ROOM = ".room"
+
 
 @dataclass(frozen=True)
 class Cache:
@@ -177,7 +179,7 @@ class CacheFolder:
 
         The room is an empty file of that size, which whoever makes room meanwhile counts.
         """
-        room = path.with_name(f".{path.name}.room")
+        room = path.with_name(f".{path.name}{ROOM}")
         with file_lock(room) as promised:
             with file_lock(self.root / ".lock") as taken:
                 total = _number(taken) + needed
@@ -196,11 +198,7 @@ class CacheFolder:
 
         Return how many bytes are taken then.
         """
-        files = []
-        for path in self.root.glob("*/*"):
-            with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
-                files.append((status.st_mtime_ns, status.st_size, path))
+        files = self._files()
         total = sum(size for _, size, _ in files) + needed
         # Looking at all files takes time: a little more room than needed is made at once.
         enough = self.cache.limit - self.cache.limit // 50
@@ -218,6 +216,22 @@ class CacheFolder:
                 self.cache.limit,
             )
         return total
+
+    def _files(self) -> list[tuple[int, int, Path]]:
+        """Return time of use, size and path of each file and of each room that is promised.
+
+        Others write, rename and give up rooms meanwhile. A room is looked at before its file, so
+        that its bytes are counted once or twice, never not at all.
+        """
+        files: dict[tuple[int, int], tuple[int, int, Path]] = {}
+        for path in sorted(self.root.glob("*/*"), key=lambda path: path.suffix != ROOM):
+            for name in (path, path.with_name(path.name.removeprefix("."))):
+                with contextlib.suppress(FileNotFoundError):
+                    status = name.stat()
+                    entry = (status.st_mtime_ns, status.st_size, name)
+                    files[status.st_dev, status.st_ino] = entry
+                    break
+        return list(files.values())
 
 
 def check_room(cache: Cache, manifest: Manifest, block: int) -> None:

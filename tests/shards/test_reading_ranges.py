@@ -16,6 +16,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from pipeline.common.locks import file_lock
 from shards import Cache, ShardsRuntimeError, Stream, stream
 from shards.reading import ranges
 from shards.reading.fetch import Patience
@@ -154,11 +155,15 @@ def bytes_of(asked: list[tuple[int, int]]) -> set[int]:
 
 
 def taken(cache: Path) -> int:
-    """The bytes of the files in a cache, which come and go meanwhile; .room is only promised."""
+    """The bytes of the files in a cache; .room is only promised.
+
+    The lock keeps others from making room, so no file grows in the place of one just counted.
+    """
     total = 0
-    for path in cache.glob("*/*[!m]"):
-        with contextlib.suppress(FileNotFoundError):
-            total += path.stat().st_size
+    with file_lock(cache / ".lock"):
+        for path in cache.glob("*/*[!m]"):
+            with contextlib.suppress(FileNotFoundError):
+                total += path.stat().st_size
     return total
 
 
