@@ -5,31 +5,44 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import weakref
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from shards.errors import ShardsRuntimeError
+from shards.reading.descriptors import POOL
 
 if TYPE_CHECKING:
     from shards.reading.cache import CacheFolder, Wanted
 
 # Files fetched side by side ahead of use.
 FETCHERS = 2
+# What of `Files` is of one process.
+OF_PROCESS = ("_owner", "_closing")
 
 
 class Files(ABC):
-    """Files by name, the last `kept` of which stay open."""
+    """Files by name, read in parts. They stay open in the pool of this process."""
 
-    def __init__(self, kept: int) -> None:
-        self.kept = kept
-        self._open: OrderedDict[str, int] = OrderedDict()
+    # Files that one object keeps open at most; None: what the pool has room for.
+    kept: int | None = None
+
+    def __init__(self) -> None:
+        self._own()
 
     def __getstate__(self) -> dict[str, Any]:
         # Descriptors don't travel to another process.
-        return {**self.__dict__, "_open": OrderedDict()}
+        return {name: value for name, value in self.__dict__.items() if name not in OF_PROCESS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._own()
+
+    def _own(self) -> None:
+        self._owner = POOL.owner()
+        self._closing = weakref.finalize(self, POOL.keep, self._owner, 0)
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Return up to `size` bytes at `offset` of file `name`: fewer where the file ends.
@@ -38,14 +51,16 @@ class Files(ABC):
             ShardsRuntimeError: the file is not there or can't be read.
         """
         try:
-            return os.pread(self._descriptor(name), size, offset)
+            key = self._owner, name
+            with POOL.using(key, lambda: self._opened(name), self.kept) as descriptor:
+                return os.pread(descriptor, size, offset)
         except OSError as error:
             raise self._unreadable(name, error) from error
 
     def open(self, name: str) -> IO[bytes]:
         """Open file `name` from its start. Raises as `read`."""
         try:
-            return os.fdopen(self._opened(name), "rb")
+            return os.fdopen(POOL.roomy(lambda: self._opened(name)), "rb")
         except OSError as error:
             raise self._unreadable(name, error) from error
 
@@ -55,8 +70,7 @@ class Files(ABC):
 
     def close(self) -> None:
         """Close all files; reading opens them again."""
-        while self._open:
-            os.close(self._open.popitem()[1])
+        POOL.keep(self._owner, 0)
 
     @abstractmethod
     def where(self, name: str) -> str:
@@ -70,22 +84,12 @@ class Files(ABC):
         why = error.strerror or str(error)
         return ShardsRuntimeError(f"{self.where(name)} cannot be read: {why}")
 
-    def _descriptor(self, name: str) -> int:
-        known = self._open.get(name)
-        if known is not None:
-            self._open.move_to_end(name)
-            return known
-        while len(self._open) >= self.kept:
-            os.close(self._open.popitem(last=False)[1])
-        self._open[name] = self._opened(name)
-        return self._open[name]
-
 
 class LocalFiles(Files):
     """The files of a folder on this machine."""
 
-    def __init__(self, folder: Path, kept: int = 256) -> None:
-        super().__init__(kept)
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
         self.folder = folder
 
     def where(self, name: str) -> str:
@@ -107,8 +111,8 @@ class CachedFiles(Files):
 
     def __init__(self, cache: CacheFolder, wanted: dict[str, Wanted], kept: int) -> None:
         """Take what is known of the files by name."""
-        super().__init__(kept)
-        self.cache, self.wanted = cache, wanted
+        super().__init__()
+        self.cache, self.wanted, self.kept = cache, wanted, kept
         self._ahead: tuple[int, _Ahead] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
