@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -183,53 +183,62 @@ def _kornia_step(operation: Operation, draws: _Draws) -> Step:
         raise ShardsError(f"operation {operation.name}: p is {chance!r}, no probability in [0, 1]")
     try:
         augmentation: Any = kind(**given, p=1.0)
-        augmentation.forward_parameters(torch.Size([1, 3, 8, 8]))
     except Exception as error:
-        words = str(error).partition("\n")[0]
-        raise ShardsError(f"operation {operation.name}: {words}") from error
+        raise ShardsError(failed(operation.name, error)) from error
+    _tried(augmentation, operation.name, draws)
 
     def step(batch: Sequence[Picture]) -> list[Picture]:
-        acted = [one for one in batch if draws.of(one).random() < chance]
-        chosen = {id(one) for one in acted}
-        done = [one for one in batch if id(one) not in chosen]
-        drawn = {id(one): _parameters(augmentation, one, draws) for one in acted}
-        groups = _grouped(acted, lambda one: (one.size, _common(drawn[id(one)])))
-        for group in groups.values():
-            pixels = torch.cat([one.pixels for one in group])
-            merged = _merged([drawn[id(one)] for one in group], pixels)
-            done += _apart(group, augmentation(pixels, params=merged).clamp(0, 1))
-        return done
+        return [
+            _alone(augmentation, operation.name, one, draws)
+            if draws.of(one).random() < chance
+            else one
+            for one in batch
+        ]
 
     return step
 
 
-def _parameters(augmentation: Any, one: Picture, draws: _Draws) -> dict[str, Tensor]:
-    """Return what the augmentation draws for one picture alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(draws.seed_of(one))
-        drawn: dict[str, Tensor] = augmentation.forward_parameters(one.pixels.shape)
-    return drawn
+def _alone(augmentation: Any, name: str, one: Picture, draws: _Draws) -> Picture:
+    """Return the picture as Kornia's augmentation makes it, in a batch of its own.
+
+    Some augmentations draw for a batch together, some draw while they are applied, and some take
+    only one picture. Alone, under a seed of its own, each picture comes out as its key says.
+
+    Raises:
+        ShardsError: the augmentation fails.
+    """
+    try:
+        with torch.random.fork_rng(devices=_cuda_of(one.pixels)):
+            torch.manual_seed(draws.seed_of(one))
+            drawn = augmentation.forward_parameters(one.pixels.shape)
+            pixels = augmentation(one.pixels, params=drawn).clamp(0, 1)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ShardsError(failed(name, error)) from error
+    if pixels.shape != one.pixels.shape:
+        raise ShardsError(f"operation {name}: it changes a picture's size")
+    return replace(one, pixels=pixels)
 
 
-def _common(drawn: dict[str, Tensor]) -> Hashable:
-    """Return the parameters that Kornia has once a batch, such as the order of ColorJiggle."""
-    return tuple(
-        (name, tuple(value.flatten().tolist()))
-        for name, value in sorted(drawn.items())
-        if name != "forward_input_shape" and (value.ndim == 0 or value.shape[0] != 1)
-    )
+def _tried(augmentation: Any, name: str, draws: _Draws) -> None:
+    """Refuse an augmentation that fails, or gives other pixels for the same picture and seed."""
+    grey = torch.linspace(0, 1, 3 * 48 * 64).reshape(1, 3, 48, 64)
+    one = Picture("tried", grey)
+    with torch.inference_mode():
+        first, again = (_alone(augmentation, name, one, draws).pixels for _ in range(2))
+    if not torch.equal(first, again):
+        raise ShardsError(f"operation {name}: it gives other pixels each time")
 
 
-def _merged(drawn: Sequence[dict[str, Tensor]], pixels: Tensor) -> dict[str, Tensor]:
-    merged = {}
-    for name, value in drawn[0].items():
-        if name == "forward_input_shape":
-            merged[name] = torch.tensor(pixels.shape)
-        elif value.ndim and value.shape[0] == 1:
-            merged[name] = torch.cat([one[name] for one in drawn])
-        else:
-            merged[name] = value
-    return merged
+def _cuda_of(pixels: Tensor) -> list[int]:
+    return [pixels.get_device()] if pixels.is_cuda else []
+
+
+def failed(name: str, error: Exception) -> str:
+    """Return the sentence for an operation that fails."""
+    words = str(error).partition("\n")[0]
+    return f"operation {name}: {words}"
 
 
 def _grouped(batch: Sequence[Picture], by: Callable[[Picture], Any]) -> dict[Any, list[Picture]]:

@@ -48,9 +48,7 @@ class Descriptors:
         return next(self._owners)
 
     @contextlib.contextmanager
-    def using(
-        self, key: Key, opened: Callable[[], int], most: int | None = None
-    ) -> Iterator[int]:
+    def using(self, key: Key, opened: Callable[[], int], most: int | None = None) -> Iterator[int]:
         """Yield the descriptor of file `key`, which `opened` opens; raises its OSError.
 
         Where a file is opened, its owner keeps `most` files open (None: what there is room for).

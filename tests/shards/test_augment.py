@@ -8,8 +8,10 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
+import kornia.augmentation
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from shards import Manifest, ShardsError
@@ -63,6 +65,48 @@ def test_a_picture_does_not_depend_on_its_batch(spec: Path) -> None:
     assert len(set(crops)) == 24
     other = Augmenter(read_spec(spec), seed=4)(batch)
     assert any(not np.array_equal(other[key][0], together[key][0]) for key in together)
+
+
+# What those of Kornia's operations are given that have no defaults.
+NEEDED = {
+    "Denormalize": {"mean": [0.1, 0.1, 0.1], "std": [0.9, 0.9, 0.9]},
+    "Normalize": {"mean": [0.1, 0.1, 0.1], "std": [1.1, 1.1, 1.1]},
+    "RandomBoxBlur": {"kernel_size": [3, 3]},
+    "RandomGaussianBlur": {"kernel_size": [3, 3], "sigma": [0.1, 2.0]},
+    "RandomMedianBlur": {"kernel_size": [3, 3]},
+    "RandomMotionBlur": {"kernel_size": [3, 9], "angle": 35.0, "direction": 0.5},
+    "RandomRain": {"number_of_drops": [10, 20], "drop_height": [2, 4], "drop_width": [-2, 2]},
+}
+REFUSED = {"RandomDissolving"}  # needs a library of diffusion models, and weights from a network
+
+
+def kornias() -> list[str]:
+    """Return the names of all of Kornia's augmentations of intensity and colour."""
+    base = kornia.augmentation.IntensityAugmentationBase2D
+    found = vars(kornia.augmentation).items()
+    kinds = {name for name, one in found if isinstance(one, type) and issubclass(one, base)}
+    return sorted(kinds - {base.__name__} - REFUSED)
+
+
+@pytest.mark.parametrize("name", kornias())
+def test_each_of_kornias_operations_is_the_same_in_any_batch(name: str) -> None:
+    spec = Spec.from_dict({"operations": [{name: {**NEEDED.get(name, {}), "p": 1.0}}]})
+    batch = pictures(4)
+    torch.manual_seed(1)
+    together = Augmenter(spec, seed=5)(batch)
+    torch.manual_seed(2)
+    apart = Augmenter(spec, seed=5)
+    for key, pixels in batch[::-1]:
+        assert np.array_equal(apart([(key, pixels)])[key][0], together[key][0])
+
+
+def test_drawing_leaves_the_callers_random_numbers_alone() -> None:
+    augmenter = Augmenter(Spec.from_dict({"operations": [{"RandomGaussianNoise": {"p": 1}}]}), 0)
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    augmenter(pictures(1))
+    assert torch.equal(torch.rand(4), expected)
 
 
 @pytest.mark.slow
