@@ -24,7 +24,8 @@ from shards.making.tar import TarFile
 from shards.manifest import ShardInfo, shard_name
 from shards.options import Options
 from shards.sources import Entry, Reader, Sample, Source, UnreadableError
-from shards.sources.base import clean_json, decode_path, stem_and_ending
+from shards.sources.base import decode_path, stem_and_ending
+from shards.sources.values import json_value
 from shards.store import Store
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def _merged(text: bytes | None, known: dict[str, Any]) -> bytes:
         return text or b""
     if text and all(own.get(name) == value for name, value in known.items()):
         return text
-    merged = clean_json({**known, **own})
+    merged = json_value({**known, **own})
     return json.dumps(merged, sort_keys=True, ensure_ascii=False).encode()
 
 

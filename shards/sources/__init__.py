@@ -20,7 +20,8 @@ from shards.sources.base import (
     UnreadableError,
     is_picture,
 )
-from shards.sources.folder import FolderSource
+from shards.sources.captions import is_description
+from shards.sources.folder import FolderSource, without_shards
 from shards.sources.pathlist import ListSource
 
 __all__ = [
@@ -100,13 +101,20 @@ def expand(pattern: str) -> list[str]:
 
 
 def _folder(path: Path) -> Source:
-    """Return the source that a folder is: saved dataset, Parquet files, or pictures."""
-    names = {entry.name for entry in path.iterdir()}
+    """Return the source that a folder is: saved dataset, Parquet files, or pictures.
+
+    `metadata.parquet` beside pictures, or above folders, describes them; tables of finished shards
+    are nobody's pictures.
+    """
+    names = set(without_shards({entry.name for entry in path.iterdir()}))
     if names & {"state.json", "dataset_dict.json"}:
         return _dataset(str(path))
-    tables = sorted(str(path / name) for name in names if name.endswith(".parquet"))
-    if tables and not any(is_picture(name) for name in names):
-        return _parquet(tables, path.resolve().name)
+    tables = sorted(name for name in names if name.endswith(".parquet") and name[0] != ".")
+    pictures = any(is_picture(name) for name in names)
+    if len(tables) == 1 and is_description(tables[0]):
+        pictures = pictures or any((path / name).is_dir() for name in names)
+    if tables and not pictures:
+        return _parquet([str(path / name) for name in tables], path.resolve().name)
     return FolderSource(str(path))
 
 

@@ -164,15 +164,6 @@ def clean_text(text: str) -> str:
     return SURROGATES.sub(_written_out, text)
 
 
-def clean_json(value: Any) -> Any:
-    """Return JSON's `value` with every text in it as `clean_text` has it."""
-    if isinstance(value, str):
-        return clean_text(value)
-    if isinstance(value, dict):
-        return {clean_text(str(key)): clean_json(one) for key, one in value.items()}
-    return [clean_json(one) for one in value] if isinstance(value, list) else value
-
-
 def _written_out(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else "\ufffd"

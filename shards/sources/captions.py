@@ -2,7 +2,8 @@
 
 Flickr30k's `results.csv` (`image_name| comment_number| comment`), Flickr8k's `captions.txt`
 (`image,caption`), the `.token` files of both (`NAME#0<TAB>caption`), and the `metadata.csv` or
-`metadata.jsonl` of the `datasets` image folder (a column `file_name`, any others).
+`metadata.jsonl` or `metadata.parquet` of the `datasets` image folder (a column `file_name`, any
+others).
 """
 
 from __future__ import annotations
@@ -16,10 +17,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from shards.errors import ShardsError
-from shards.sources.base import UnreadableError, clean_json, clean_text
+from shards.sources.base import UnreadableError, clean_text
 from shards.sources.files import Found, left_out
 from shards.sources.tarwalk import plain
+from shards.sources.values import has_bytes, json_value
 
+DESCRIPTIONS = (
+    "results.csv",
+    "captions.txt",
+    "captions.csv",
+    "metadata.csv",
+    "metadata.jsonl",
+    "metadata.parquet",
+)
 NAMES = ("image_name", "image", "file_name", "filename", "file")
 CAPTIONS = ("comment", "caption", "text", "sentence")
 COUNTERS = ("comment_number", "caption_number")
@@ -47,9 +57,7 @@ class Described:
 def is_description(path: str) -> bool:
     """Whether the file at `path` may describe many pictures."""
     name = path.rpartition("/")[2].lower()
-    return name in (
-        *("results.csv", "captions.txt", "captions.csv", "metadata.csv", "metadata.jsonl"),
-    ) or name.endswith(".token")
+    return name in DESCRIPTIONS or name.endswith(".token")
 
 
 def read_descriptions(files: list[Found], read: Callable[[Found], bytes]) -> Described:
@@ -99,13 +107,17 @@ def read_descriptions(files: list[Found], read: Callable[[Found], bytes]) -> Des
 
 def _records(path: str, data: bytes) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield (picture's name, caption or "", other columns) of each line of a description."""
-    text = _decoded(data)
+    if path.lower().endswith(".parquet"):
+        rows = _parquet(path, data)
+    else:
+        text = _decoded(data)
+        rows = _objects(path, text) if path.lower().endswith(".jsonl") else _table(text)
     if path.endswith(".token"):
         for line in filter(None, _lines(text)):
             numbered, _, spoken = line.partition("\t")
             yield _name(numbered.partition("#")[0]), clean_text(spoken.strip()), {}
         return
-    for row in _objects(path, text) if path.endswith(".jsonl") else _table(text):
+    for row in rows:
         named = next((column for column in NAMES if row.get(column)), None)
         if named is None and not any(column in row for column in NAMES):
             raise ShardsError(
@@ -116,7 +128,7 @@ def _records(path: str, data: bytes) -> Iterator[tuple[str, str, dict[str, Any]]
         caption = row.pop(column) if column else None
         name = _name(str(row.pop(named))) if named else ""
         others = {key: value for key, value in row.items() if key not in COUNTERS}
-        yield name, clean_text(str(caption or "").strip()), clean_json(others)
+        yield name, clean_text(str(caption or "").strip()), json_value(others)
 
 
 def _decoded(data: bytes) -> str:
@@ -144,6 +156,22 @@ def _objects(path: str, text: str) -> Iterator[dict[str, Any]]:
             raise ShardsError(f"{path}, line {number}, is not JSON: mend or move it") from error
         if isinstance(row, dict):
             yield row
+
+
+def _parquet(path: str, data: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Parquet file, without the columns that hold bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        columns = [one.name for one in file.schema_arrow if not has_bytes(one.type)]
+        for batch in file.iter_batches(columns=columns):
+            for row in batch.to_pylist():
+                yield {str(name).strip().lower(): value for name, value in row.items()}
+    except (pa.ArrowException, OSError) as error:
+        words = str(error).partition("\n")[0]
+        raise ShardsError(f"{path} is no Parquet file ({words}): mend or move it") from error
 
 
 def _table(text: str) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from shards.sources.base import (
     encode_path,
     stem_and_ending,
 )
+from shards.sources.values import has_bytes, json_value
 
 BATCH = 1000
 KEYS = ("__key__", "key", "file_name", "id")
@@ -52,7 +52,7 @@ class DatasetSource:
         names = self._class_names()
         number = 0
         for table in self._batches():
-            sizes, paths = _sizes(table[self.image])
+            sizes, paths = sizes_of(table[self.image])
             keys = self._keys(table, paths, number)
             labels = table[self.class_column].to_pylist() if self.class_column else None
             for row, (key, size) in enumerate(zip(keys, sizes, strict=True)):
@@ -60,11 +60,27 @@ class DatasetSource:
                 label = names[told] if told is not None and told >= 0 else None
                 rows.add(key, Part(_location(paths[row]), number + row, size), label=label)
             number += table.num_rows
-        return Listed(labelled=bool(names), classes=tuple(names))
+        return Listed(labelled=bool(names), classes=tuple(names), notes=self._notes())
 
     def reader(self) -> DatasetReader:
         """Open the dataset for reading."""
-        return DatasetReader(self.dataset, self.image, self.class_column)
+        left_out = {self.image, self.class_column or self.image, *self._without_json()}
+        return DatasetReader(self.dataset, self.image, left_out)
+
+    def _without_json(self) -> list[str]:
+        """Return the columns, beside the pictures', that JSON cannot hold."""
+        schema = self.dataset.features.arrow_schema
+        return [one.name for one in schema if one.name != self.image and has_bytes(one.type)]
+
+    def _notes(self) -> tuple[str, ...]:
+        names = [name for name in self._without_json() if not name.startswith("__")]
+        if not names:
+            return ()
+        which = f"column {names[0]} was" if len(names) == 1 else f"columns {', '.join(names)} were"
+        return (
+            f"{self.label}: the pictures are those of column {self.image}; {which} left out, "
+            "since JSON cannot hold bytes",
+        )
 
     def _batches(self) -> Iterator[pa.Table]:
         columns = [self.image, *([self.class_column] if self.class_column else [])]
@@ -87,10 +103,10 @@ class DatasetSource:
 class DatasetReader:
     """Reads rows of a dataset by their number."""
 
-    def __init__(self, dataset: Any, image: str, class_column: str | None) -> None:
+    def __init__(self, dataset: Any, image: str, left_out: set[str]) -> None:
         self._dataset = dataset
         self._image = image
-        self._left_out = {image, class_column, "__key__", "__url__"}
+        self._left_out = {*left_out, "__key__", "__url__"}
 
     def read(self, entry: Entry) -> Sample:
         """Return the picture's bytes, and the other columns."""
@@ -105,11 +121,8 @@ class DatasetReader:
         if len(data) != entry.picture.size:
             raise ShardsError(f"the dataset changed while it was read: {entry.key}")
         fields, described = self._members(row)
-        meta = {
-            name: value
-            for name, value in row.items()
-            if name not in {*self._left_out, *fields, *described} and _is_json(value)
-        }
+        names = row.keys() - {*self._left_out, *fields, *described}
+        meta = {name: json_value(row[name]) for name in sorted(names) if row[name] is not None}
         return Sample(data, fields, {**meta, **described.get("json", {})})
 
     def _members(self, row: dict[str, Any]) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -181,10 +194,7 @@ def _source(label: str, dataset: Any) -> DatasetSource:
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     images += [name for name in IMAGE_NAMES if _holds_bytes(features.get(name))]
     if not images:
-        raise ShardsError(
-            f"{label} has no column of pictures among {', '.join(features)}: "
-            "name it image, and fill it with their bytes"
-        )
+        raise ShardsError(f"{label} has no column of pictures: {_why_none(features)}")
     for name, kind in features.items():
         if isinstance(kind, datasets.Image):  # a second one too: a damaged one must not end a run
             dataset = dataset.cast_column(name, datasets.Image(decode=False))
@@ -198,9 +208,30 @@ def _holds_bytes(kind: Any) -> bool:
     return getattr(kind, "dtype", None) in ("binary", "large_binary")
 
 
-def _sizes(column: pa.ChunkedArray) -> tuple[list[int], list[str]]:
+def _why_none(features: Any) -> str:
+    """Return what there is in place of a column of pictures, and what to do."""
+    nested = [one.name for one in features.arrow_schema if has_bytes(one.type)]
+    names = ", ".join(features)
+    if not nested:
+        return f"it has {names}; name one image, and fill it with the bytes of the files"
+    return (
+        f"column {nested[0]} of {names} holds bytes, but not one picture a row; "
+        "write a row a picture, with its bytes in a column called image"
+    )
+
+
+def sizes_of(column: pa.ChunkedArray) -> tuple[list[int], list[str]]:
     """Return sizes of the pictures in bytes (-1: not there), and their paths ("": unknown)."""
-    array = column.combine_chunks()
+    sizes: list[int] = []
+    paths: list[str] = []
+    for chunk in column.chunks:  # joined, they may be more than 2 GiB, which a column cannot hold
+        more, names = _sizes(chunk)
+        sizes += more
+        paths += names
+    return sizes, paths
+
+
+def _sizes(array: pa.Array) -> tuple[list[int], list[str]]:
     if not pa.types.is_struct(array.type):
         return [-1 if size is None else size for size in pc.binary_length(array).to_pylist()], [
             ""
@@ -226,13 +257,3 @@ def _location(path: str) -> bytes:
 
 def _unpacked(picture: dict[str, Any]) -> tuple[bytes | None, str | None]:
     return picture.get("bytes"), picture.get("path")
-
-
-def _is_json(value: Any) -> bool:
-    if value is None:
-        return False
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True

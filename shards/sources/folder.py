@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from shards.sources.captions import is_description, read_descriptions
 from shards.sources.files import Found, add_files, left_out
 
 THREADS = 8
+PLAN = re.compile(r"\.([^.]+)\.plan\.json")
 TOGETHER = 32  # folders that a thread lists in one go
 Scanned = tuple[list[Found], list[str]]  # files, and paths of folders
 
@@ -129,8 +131,10 @@ def _scan_some(root: Path, folders: Sequence[str]) -> Scanned:
     below: list[str] = []
     for folder in folders:
         try:
-            with os.scandir(root / folder) as entries:
-                found, more = _sort_out(root, f"{folder}/" if folder else "", entries)
+            with os.scandir(root / folder) as scanned:
+                entries = {entry.name: entry for entry in scanned}
+            kept = (entries[name] for name in without_shards(entries))
+            found, more = _sort_out(root, f"{folder}/" if folder else "", kept)
         except OSError as error:
             raise ShardsError(f"cannot read folder {root / folder}: {error.strerror}") from error
         files += found
@@ -156,6 +160,21 @@ def _sort_out(root: Path, prefix: str, entries: Iterable[os.DirEntry[str]]) -> S
             size = status.st_size if stat.S_ISREG(status.st_mode) else -1
             files.append(Found(path, Part(encode_path(path), 0, size), status.st_mtime_ns))
     return files, folders
+
+
+def without_shards(names: Collection[str]) -> Collection[str]:
+    """Return the names of a folder's files without those of splits that were planned in it.
+
+    A source may contain its destination: what was made of it is no part of it.
+    """
+    plans = [match for name in names if (match := PLAN.fullmatch(name))]
+    if not plans:
+        return names
+    splits = "|".join(re.escape(match[1]) for match in plans)
+    made = re.compile(
+        rf"\.({splits})\..+|({splits})(-\d{{6}}\.(tar|parquet)|(\.rejects|\.shards)\.parquet|\.json)"
+    )
+    return {name for name in names if not made.fullmatch(name)}
 
 
 def _leads_up(link: Path) -> bool:

@@ -7,6 +7,7 @@ import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import kornia.augmentation
 import numpy as np
@@ -68,7 +69,7 @@ def test_a_picture_does_not_depend_on_its_batch(spec: Path) -> None:
 
 
 # What those of Kornia's operations are given that have no defaults.
-NEEDED = {
+NEEDED: dict[str, dict[str, Any]] = {
     "Denormalize": {"mean": [0.1, 0.1, 0.1], "std": [0.9, 0.9, 0.9]},
     "Normalize": {"mean": [0.1, 0.1, 0.1], "std": [1.1, 1.1, 1.1]},
     "RandomBoxBlur": {"kernel_size": [3, 3]},

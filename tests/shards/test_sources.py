@@ -337,7 +337,7 @@ def test_what_is_no_source_is_refused(broken, sentence: str, folder: Path, tmp_p
 
 def test_a_column_of_no_pictures_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"words": ["a", "b"]}), tmp_path / "words.parquet")
-    with pytest.raises(ShardsError, match="no column of pictures among words"):
+    with pytest.raises(ShardsError, match="no column of pictures: it has words"):
         make(tmp_path / "words.parquet", tmp_path / "dest")
     with pytest.raises(ShardsError, match="are not there: check the pattern"):
         make(f"shards:{tmp_path}/x-{{0..3}}.tar", tmp_path / "dest")
