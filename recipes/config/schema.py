@@ -21,6 +21,7 @@ from recipes.config.settings import (
     Checkpoint,
     Data,
     Folder,
+    Launch,
     Loss,
     Name,
     Part,
@@ -164,6 +165,7 @@ class Recipe(Part):
     evaluate_every: Positive = 5000
     """Steps between evaluations on the held-out pictures; there is always one at the end."""
     checkpoint: Checkpoint = Checkpoint()
+    launch: Launch = Launch()
     tracking: Tracking = Tracking()
     speed: Speed = Speed()
 

@@ -223,6 +223,13 @@ class Checkpoint(Part):
     the last 200 steps: to go back to by --from. Null: don't look."""
 
 
+class Launch(Part):
+    """How processes that train together watch each other."""
+
+    patience: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds without progress after which they say which of them hangs, and end (code 75)."""
+
+
 class Tracking(Part):
     """What MLflow is told."""
 

@@ -22,12 +22,17 @@ from recipes.config.bundled import shipped
 from recipes.config.schema import Recipe
 from recipes.config.settings import RecipeError
 from recipes.launching import environment, ranks
-from recipes.training.signals import StopNow, StopRequest
+from recipes.training.signals import AGAIN, StopNow, StopRequest
 
 T = TypeVar("T")
 
 # Seconds to wait for a job that is about to end: that which this one was queued to go on from.
 PATIENCE = 150.0
+# Seconds after which torch itself gives up on a rank that hangs, at least: the watchdog comes first
+# and says which one.
+LEAST_SILENCE = 1800.0
+# How long the other ranks leave to the one that says which rank hangs.
+SECONDS_BEHIND = 5.0
 # Of Linux's prctl(2): the signal that this process gets when its parent dies.
 _PR_SET_PDEATHSIG = 1
 _ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
@@ -43,9 +48,10 @@ def start(recipe: Recipe) -> Any:
     parents = ranks.ancestors()
     patience = ranks.settle(os.environ, parents)
     _find_deepspeed_file()
+    silence = timedelta(seconds=max(LEAST_SILENCE, 3 * recipe.launch.patience))
     if patience is not None:
-        _meet(patience)
-    accelerator = _accelerator(recipe.speed.accumulate)
+        _meet(patience, silence)
+    accelerator = _accelerator(recipe.speed.accumulate, silence)
     parent = parents[0] if parents else []
     ranks.check_together(accelerator.num_processes, recipe.processes, os.environ, parent)
     _check_deepspeed(accelerator, recipe)
@@ -67,16 +73,17 @@ def settle() -> dict[str, str]:
     return ignored
 
 
-def _accelerator(accumulate: int) -> Any:
+def _accelerator(accumulate: int, silence: timedelta) -> Any:
     import torch
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
     settings: dict[str, Any] = {"mixed_precision": "no"}
+    group = InitProcessGroupKwargs(timeout=silence)
     if not torch.cuda.is_available():
         if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
             # Accelerate would believe in one process, and DeepSpeed would compile for a minute.
-            settings["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
+            group = InitProcessGroupKwargs(backend="gloo", timeout=silence)
             _without_compiled_communication()
         else:
             settings["cpu"] = True
@@ -84,6 +91,7 @@ def _accelerator(accumulate: int) -> Any:
         return Accelerator(
             gradient_accumulation_steps=accumulate,
             step_scheduler_with_optimizer=False,
+            kwargs_handlers=[group],
             **settings,
         )
 
@@ -98,7 +106,7 @@ def _accumulating(parts: int) -> Iterator[None]:
         del os.environ[_ACCUMULATION]
 
 
-def _meet(patience: float) -> None:
+def _meet(patience: float, silence: timedelta) -> None:
     """Join the other processes, within `patience` seconds; raises `RecipeError` without them.
 
     torch itself would wait for half an hour.
@@ -125,7 +133,7 @@ def _meet(patience: float) -> None:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+    dist.init_process_group(backend, timeout=silence, store=store, rank=rank, world_size=world)
 
 
 def _first(error: Exception) -> str:
@@ -210,6 +218,25 @@ def report_failure(sentence: str) -> None:
         Path(path).write_text(
             json.dumps({"message": {"message": sentence, "extraInfo": extra}}), encoding="utf-8"
         )
+
+
+def report_hang(sentence: str) -> None:
+    """Say that a rank hangs, here and in the report of torch's launcher."""
+    log.error("train: %s", sentence)
+    report_failure(f"train: {sentence}")
+
+
+def end_hung(*, first: bool) -> NoReturn:
+    """End this process at once, with the code that a scheduler queues again.
+
+    Its main thread waits for a rank that hangs, and can't end it. The process that ends `first`
+    is the one whose sentence torch's launcher reports.
+    """
+    if not first:
+        time.sleep(SECONDS_BEHIND)
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(AGAIN)
 
 
 def leave(code: int) -> NoReturn:

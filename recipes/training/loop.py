@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from pipeline.evaluation.pictures import read_picture
 from recipes.config.schema import Run
 from recipes.config.settings import RecipeError
 from recipes.launching import processes as launch
+from recipes.launching.watchdog import OTHERS, Watchdog, names_of_ranks
 from recipes.training import checkpoint, results, speed
 from recipes.training.data import Feed, digest, held_out
 from recipes.training.ema import Average
@@ -78,6 +80,13 @@ class Trainer:
         self.meter = Meter(run.stage.batch)
         self.saved_at = time.monotonic()
         self.begun_at = self.memory.step
+        self.watchdog = Watchdog(
+            run.folder,
+            names_of_ranks(accelerator),
+            accelerator.process_index,
+            run.recipe.launch.patience,
+            self._hung,
+        )
         # Asked to stop while the next batch did not come.
         self.without_batch = False
         self.results = (
@@ -176,7 +185,7 @@ class Trainer:
         self._open()
         status = "FAILED"
         try:
-            with self._profiled() as after_step:
+            with self.watchdog, self._profiled() as after_step:
                 self._steps(after_step)
             self._finish()
             status = "FINISHED"
@@ -243,6 +252,7 @@ class Trainer:
 
         An empty one makes the loss no number, so that all processes leave the step out.
         """
+        self.watchdog.mark("waits for its next batch", self.memory.step)
         try:
             with self.meter.waiting(), self.session.stop.at_once():
                 return next(batches)
@@ -285,6 +295,7 @@ class Trainer:
     def _step(self, batch: Batch) -> Found:
         """Do one optimizer step; return its metrics and what the processes agreed on."""
         step = self.memory.step
+        self.watchdog.mark("computes", step)
         rate = set_learning_rate(self.optimizer, self.run.stage, step)
         given = pieces(self.run, self.config, batch.images, step, batch.slots)
         found = self.stepper.step(given, self._reduce())
@@ -301,8 +312,14 @@ class Trainer:
         # Copied to the device before it is busy, which such a copy would wait for.
         flags = torch.tensor([float(bool(self.session.stop)), float(due)], device=self.device)
         known = math.nan if self.without_batch else 1.0
-        reduce = self.session.accelerator.reduce
-        return lambda totals: reduce(torch.cat([totals * known, flags]), "mean")
+
+        def reduce(totals: Tensor) -> Tensor:
+            self.watchdog.mark(OTHERS)
+            both = torch.cat([totals * known, flags])
+            mean: Tensor = self.session.accelerator.reduce(both, "mean")
+            return mean
+
+        return reduce
 
     def _after_step(self, found: Mapping[str, float]) -> None:
         step, recipe = self.memory.step, self.run.recipe
@@ -335,7 +352,8 @@ class Trainer:
         if stop:
             self.writer.wait()
             # Launchers kill the processes that remain when the first one has ended.
-            self.session.accelerator.wait_for_everyone()
+            with self.watchdog.others():
+                self.session.accelerator.wait_for_everyone()
             raise Interrupted(f"{self.run.id}: stopped at step {memory.step} as asked, state kept")
 
     def _evaluate(self) -> bool:
@@ -344,6 +362,7 @@ class Trainer:
         Asked to stop meanwhile, it leaves that for when the run goes on.
         """
         model, accelerator = self.module.model, self.session.accelerator
+        self.watchdog.mark("evaluates")
         with self.average.in_place() if self.average is not None else nullcontext():
             means = evaluate(model, self.run, self.pictures, accelerator, self._asked)
             self.memory.unevaluated = means is None
@@ -362,7 +381,8 @@ class Trainer:
     def _agreed(self, mine: bool) -> bool:
         """Return whether any process says so; all of them ask together."""
         said = torch.tensor(float(mine), device=self.device)
-        return bool(self.session.accelerator.reduce(said, reduction="sum") > 0)
+        with self.watchdog.others():
+            return bool(self.session.accelerator.reduce(said, reduction="sum") > 0)
 
     def _show(self, model: Model) -> None:
         """Show the first held-out pictures beside what the model makes of them, and its rate.
@@ -383,6 +403,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Copy the state; the first process writes it, in the background if so wanted."""
+        self.watchdog.mark("keeps the state")
         self.writer.wait()
         tensors = self._gather()
         self.saved_at = time.monotonic()
@@ -432,6 +453,14 @@ class Trainer:
         if self.results is not None:
             self.results.finish(self.config, tensors, self.memory.step)
         self.session.accelerator.wait_for_everyone()
+
+    def _hung(self, folder: Path, sentence: str) -> None:
+        """End this process, of which the main thread waits for a rank that hangs."""
+        if sentence:
+            launch.report_hang(f"{self.run.id}: {sentence}")
+        if self.results is not None:
+            self.results.keep_hang(folder)
+        launch.end_hung(first=bool(sentence))
 
     def _broken(self, batch: Batch, error: NonFiniteError) -> TrainingError:
         """Keep what reproduces a step that can't be taken; return the error that says so."""

@@ -106,6 +106,12 @@ class Results:
         step = int(about["step"])
         self._write_run(done=False, step=step, failed={"step": step, "reason": reason})
 
+    def keep_hang(self, folder: Path) -> None:
+        """Track the reports of a rank that hangs, and end the MLflow run."""
+        for path in sorted(folder.iterdir()):
+            self.tracker.log_file(path, folder.name)
+        self.close("KILLED")
+
     @property
     def tracker(self) -> Tracker:
         """The MLflow run; `open` comes first."""
