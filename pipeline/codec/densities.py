@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.codec.hyper_tables import Density
+
 SCALE_BOUND = 0.11
 LIKELIHOOD_BOUND = 1e-9
 _FILTERS = (1, 3, 3, 3, 3, 1)
@@ -87,6 +89,16 @@ class FactorizedDensity(nn.Module):
     def medians(self) -> Tensor:
         """The medians, (1, C, 1, 1), without gradient."""
         return self.quantiles.detach()[:, 0, 1].reshape(1, -1, 1, 1)
+
+    def as_arrays(self) -> Density:
+        """Return the weights as float64 arrays of numpy."""
+
+        def arrays(weights: nn.ParameterList) -> list[Any]:
+            return [weight.detach().cpu().double().numpy() for weight in weights]
+
+        medians = self.medians.flatten().cpu().double().numpy()
+        matrices, biases = arrays(self.matrices), arrays(self.biases)
+        return Density(matrices, biases, arrays(self.factors), medians)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mass of the unit bin around each value of x (N, C, H, W), from 1e-9 up."""

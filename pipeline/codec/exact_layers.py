@@ -28,6 +28,8 @@ _WEIGHT_SUM = 2.0**28
 # Squares are summed on a coarser grid: 2 * (12 + 8) bits and 2^13 channels make 53.
 _COARSE = 2.0**8
 _TABLE_GRID = 2.0**20
+# Numbers that a processor's second cache holds beside as many inputs.
+_CACHED = 2**16
 
 _inside = threading.local()
 
@@ -64,19 +66,24 @@ def snap_weight(weight: Tensor) -> Tensor:
 
 
 class ExactConv(ExactLayer):
-    """A convolution: as matrix product, or tap by tap when it is depthwise."""
+    """A convolution: as matrix products, or tap by tap when it is depthwise."""
 
+    # (O, C / groups, k, k), or (k, k, O, C) where pictures are shifted.
     weight: Tensor
     bias: Tensor | None
 
     def __init__(self, layer: nn.Conv2d, weight: Tensor | None = None) -> None:
         """`weight` (O, C / groups, k, k) in place of the layer's own."""
         super().__init__()
-        self.register_buffer("weight", snap_weight(layer.weight if weight is None else weight))
-        self.register_buffer("bias", layer.bias)
+        snapped = snap_weight(layer.weight if weight is None else weight)
         self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
         self.groups = layer.groups
         self.depthwise = layer.groups == layer.in_channels == layer.out_channels
+        self.shifts = not self.depthwise and self.groups == 1 and self.stride == (1, 1)
+        if self.shifts:
+            snapped = snapped.permute(2, 3, 0, 1).contiguous()
+        self.register_buffer("weight", snapped)
+        self.register_buffer("bias", layer.bias)
         self.padding = _padding(layer)
         self.mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
 
@@ -90,14 +97,33 @@ class ExactConv(ExactLayer):
             (x.shape[2] - dh * (kh - 1) - 1) // sh + 1,
             (x.shape[3] - dw * (kw - 1) - 1) // sw + 1,
         )
-        out = self._by_taps(x, h, w) if self.depthwise else self._by_columns(x, h, w)
+        if self.depthwise:
+            out = self._by_taps(x, h, w)
+        elif self.shifts:
+            out = self._by_shifts(x, h, w)
+        else:
+            out = self._by_columns(x, h, w)
         return out if self.bias is None else out.add_(self.bias.view(-1, 1, 1))
 
+    def _by_shifts(self, x: Tensor, h: int, w: int) -> Tensor:
+        """Add up a matrix product for each tap, of the picture shifted: nothing is copied.
+
+        Rows are as long as those of the padded picture, their ends are left out at last.
+        """
+        (kh, kw), (dh, dw), width = self.kernel, self.dilation, x.shape[3]
+        out = x.new_empty(len(x), self.weight.shape[2], h * width)
+        length = (h - 1) * width + w
+        for source, target in zip(x.flatten(2), out[:, :, :length], strict=True):
+            for i in range(kh):
+                for j in range(kw):
+                    start, added = i * dh * width + j * dw, int(i + j > 0)
+                    shifted = source[:, start : start + length]
+                    torch.addmm(target, self.weight[i, j], shifted, beta=added, out=target)
+        return out.view(len(x), -1, h, width)[..., :w]
+
     def _by_columns(self, x: Tensor, h: int, w: int) -> Tensor:
-        if self.kernel == (1, 1):
-            columns = x[:, :, :: self.stride[0], :: self.stride[1]].flatten(2)
-        else:
-            columns = F.unfold(x, self.kernel, self.dilation, stride=self.stride)
+        """Multiply a matrix of all that each output sees."""
+        columns = F.unfold(x, self.kernel, self.dilation, stride=self.stride)
         if self.groups == 1:
             out = torch.matmul(self.weight.flatten(1), columns)
         else:
@@ -106,13 +132,21 @@ class ExactConv(ExactLayer):
         return out.reshape(len(x), -1, h, w)
 
     def _by_taps(self, x: Tensor, h: int, w: int) -> Tensor:
+        """Add up products of single numbers, for as many channels as a processor's cache holds."""
         (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
         out = x.new_zeros(len(x), x.shape[1], h, w)
-        for i in range(kh):
-            for j in range(kw):
-                rows = slice(i * dh, i * dh + (h - 1) * sh + 1, sh)
-                columns = slice(j * dw, j * dw + (w - 1) * sw + 1, sw)
-                out += x[:, :, rows, columns] * self.weight[:, 0, i, j].view(-1, 1, 1)
+        channels = max(1, _CACHED // max(1, len(x) * h * w))
+        for some, sums, weights in zip(
+            torch.split(x, channels, 1),
+            torch.split(out, channels, 1),
+            torch.split(self.weight, channels),
+            strict=True,
+        ):
+            for i in range(kh):
+                for j in range(kw):
+                    rows = slice(i * dh, i * dh + (h - 1) * sh + 1, sh)
+                    columns = slice(j * dw, j * dw + (w - 1) * sw + 1, sw)
+                    sums.addcmul_(some[:, :, rows, columns], weights[:, 0, i, j].view(-1, 1, 1))
         return out
 
 
@@ -242,9 +276,9 @@ class Lookup(ExactLayer):
         """Apply the function to numbers of any shape."""
         x = snap(x)
         last = self.table.numel() - 1
-        index = ((x + self.end) * _GRID).clamp_(0, last).to(torch.int64)
-        above = x if self.above is None else torch.full_like(x, self.above)
-        return torch.where(x >= self.end, above, self.table[index])
+        index = x.add(self.end).mul_(_GRID).clamp_(0, last).to(torch.int32)
+        found = self.table.index_select(0, index.flatten()).view(x.shape)
+        return torch.where(x >= self.end, x if self.above is None else self.above, found)
 
 
 @cache

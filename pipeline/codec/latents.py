@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pipeline.codec.densities import FactorizedDensity
 from pipeline.codec.errors import CodecError
+from pipeline.codec.hyper_tables import hyper_tables
 from pipeline.codec.interface import CodedTile
 from pipeline.codec.symbols import (
     LARGEST_SYMBOL,
@@ -36,10 +37,6 @@ from pipeline.codec.symbols import (
     gaussian_tables,
     scale_index,
 )
-
-# Tails of z's density below this mass share the end of a channel's table.
-_TAIL = 1e-7
-_WIDEST = 4096
 
 # Codes a part of y: given its values (None in a decoder), means and scales, float64 tensors of
 # one shape, returns the quantised part, symbols + mean.
@@ -65,9 +62,9 @@ class HyperpriorCoder(ABC):
         self.device = density.quantiles.device
         self.hyper_channels = density.quantiles.shape[0]
         self._medians = density.medians.double()
-        self._hyper_tables = hyper_tables(density)
+        self._hyper_tables = hyper_tables(density.as_arrays())
         self._tables = gaussian_tables()
-        self._level_of = torch.from_numpy(scale_index()).to(self.device)
+        self._level_of = torch.from_numpy(scale_index().copy()).to(self.device)
 
     @abstractmethod
     def analyse_y(self, y: Tensor, rate: float | None) -> tuple[Tensor, Tensor]:
@@ -187,25 +184,3 @@ class _PartialDecoder(_Decoder):
 def check_symbols(symbols: Ints, check: int) -> int:
     """Run CRC-32 on over `symbols`, as little-endian 32-bit integers."""
     return zlib.crc32(symbols.astype("<i4", copy=False).data, check)
-
-
-def hyper_tables(density: FactorizedDensity) -> list[Table]:
-    """Return a table for each channel of z, of its symbols round(z - median)."""
-    exact = FactorizedDensity(density.quantiles.shape[0]).double()
-    exact.load_state_dict(density.state_dict())
-    medians = exact.quantiles.detach()[:, :, 1:2]
-    reach = _WIDEST
-    steps = torch.arange(-reach, reach + 1, dtype=torch.float64)
-    with torch.no_grad():
-        below = torch.sigmoid(exact.logits(medians + steps - 0.5)).squeeze(1).numpy()
-        above = torch.sigmoid(-exact.logits(medians + steps + 0.5)).squeeze(1).numpy()
-        mass = exact.mass(medians + steps).squeeze(1).numpy()
-    tables = []
-    for low, high, masses in zip(below, above, mass, strict=True):
-        inside = np.flatnonzero((low + masses > _TAIL) & (high + masses > _TAIL))
-        first, last = (inside[0], inside[-1]) if len(inside) > 1 else (reach - 1, reach + 1)
-        window = masses[first : last + 1].copy()
-        window[0] += low[first]
-        window[-1] += high[last]
-        tables.append(Table.of(int(first) - reach, window))
-    return tables

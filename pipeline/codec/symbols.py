@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import constriction
@@ -162,6 +163,7 @@ SCALE_STEPS = 1024
 SCALE_LEVELS = np.exp(np.linspace(math.log(0.11), math.log(256.0), 96))
 
 
+@cache
 def scale_index() -> npt.NDArray[np.uint8]:
     """Return the nearest level (in the log) of each scale from 0 to 256 in steps of 1 / 1024.
 
@@ -173,6 +175,7 @@ def scale_index() -> npt.NDArray[np.uint8]:
     return levels
 
 
+@cache
 def gaussian_tables() -> list[Table]:
     """Return the tables of N(0, level) over unit bins, one for each scale level."""
     return [_gaussian_table(level) for level in SCALE_LEVELS.tolist()]
