@@ -63,7 +63,7 @@ def at_rates(specs: Sequence[ModelSpec], rates: Sequence[float] | None) -> list[
 
 def to_tensor(picture: Picture, device: torch.device) -> Tensor:
     """Return (H, W, 3) uint8 as (1, 3, H, W) float32 in [0, 1] on `device`."""
-    channels = torch.from_numpy(picture).permute(2, 0, 1).contiguous()
+    channels = torch.tensor(picture).permute(2, 0, 1).contiguous()
     return channels.to(device).to(torch.float32).div(255).unsqueeze(0)
 
 

@@ -34,6 +34,7 @@ SHORT = [
     *("data.validation_pictures=1", "evaluate_every=100", "stages.mse.rate_weight=[0.3,3.5,15]"),
     *("stages.base.steps=2", "stages.mse.steps=1", "stages.ms-ssim.steps=1"),
     *("stages.base.crop=64", "stages.mse.crop=64", "stages.base.warmup=0"),
+    *("stages.base.batch=1", "stages.mse.batch=1", "stages.ms-ssim.batch=1"),
 ]
 # Beside what the page shows.
 MORE = (
@@ -98,9 +99,6 @@ def test_the_quick_start_without_a_checkout(
     pipeline = str(python.parent / "pipeline")
     _call([str(python), "-c", RUN_ALL], tmp_path, json.dumps(typed[:training]))
     _call([pipeline, *typed[training]], tmp_path)
-    # The other way to launch finds all trained.
-    launch = [str(python), "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "-m"]
-    _call([*launch, "recipes.train", *typed[training][1:]], tmp_path)
     rest = [*typed[training + 1 :], *(line.split() for line in MORE)]
     said = _call([str(python), "-c", RUN_ALL], tmp_path, json.dumps(rest))
     places = [Path(line) for line in said.splitlines()[-len(ROOMS) :]]
