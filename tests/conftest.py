@@ -21,13 +21,24 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let `.ci/nightly` run more of what is random."""
+    """Let `.ci/nightly` run more of what is random, and what takes longer."""
+    parser.addoption(
+        "--nightly", action="store_true", help="run the tests marked `nightly` as well"
+    )
     parser.addoption(
         "--fault-batches",
         type=int,
         default=1,
         help="batches of five plans that tests/cluster/test_faults.py disturbs",
     )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what only `.ci/nightly` runs."""
+    if not config.option.nightly:
+        left = [item for item in items if item.get_closest_marker("nightly")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from orchestration.load import engine_of
 from orchestration.plan import Job, Plan, exists
 from orchestration.profile import Profile, Resources
 from orchestration.states import JobStatus, State
-from tests.patience import wait_for
+from tests import patience
 
 SMALL = Resources(cpus=1, memory="200M", minutes=5)
 
@@ -50,6 +50,11 @@ def made_plan(place: Path, profile: Profile, jobs: Sequence[Job]) -> control.Sch
     return control.Scheduled(plan, folder, engine, engine.scripts(plan, folder))
 
 
+def wait_for(reached: Callable[[], bool], what: str, seconds: float = 300) -> None:
+    """Wait as `patience.wait_for` does, with pauses: each look starts some of Slurm's commands."""
+    patience.wait_for(reached, what, seconds, pause=0.4)
+
+
 def states(plan: Plan, folder: Path) -> dict[str, State]:
     return {one.name: one.state for one in control.status(plan, folder)}
 
@@ -62,5 +67,5 @@ def ended(plan: Plan, folder: Path) -> dict[str, JobStatus]:
         found[:] = control.status(plan, folder)
         return not any(one.state.active for one in found)
 
-    wait_for(over, f"the end of plan {plan.id}", seconds=600, pause=0.2)
+    wait_for(over, f"the end of plan {plan.id}", seconds=600)
     return {one.name: one for one in found}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 
 from pipeline.cli.cluster import status_lines
 from tests.docs.commands import commands
-from tests.patience import patience
+from tests.typed import typed
 
 pytestmark = pytest.mark.slow  # processes, servers and codecs of their own
 
@@ -53,23 +52,16 @@ def test_status_of_short_names_is_a_line_for_each_job_at_80_columns() -> None:
 LOCAL = "engine: local\nresources: {default: {cpus: 1}}\nregistry: {promote: false}\n"
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        ["pipeline", *words], capture_output=True, text=True, timeout=patience(300), env=environment
-    )
-
-
 @pytest.fixture
-def local(recipe: Path) -> Path:
-    """The profile of this machine, beside the recipe."""
+def local(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The profile of this machine, beside the recipe; its jobs find `pipeline` on the PATH."""
+    monkeypatch.setenv("PATH", str(Path(sys.prefix) / "bin"), prepend=os.pathsep)
     Path("local.yaml").write_text(LOCAL)
     return Path("local.yaml")
 
 
 def test_dry_run_prints_table_picture_and_scripts(recipe: Path, profiles: Path) -> None:
-    done = run("schedule", str(recipe), "--on", str(profiles / "slurm.yaml"), "--dry-run")
+    done = typed("schedule", str(recipe), "--on", str(profiles / "slurm.yaml"), "--dry-run")
     assert done.returncode == 0, done.stderr
     assert re.search(r"train-mse-w0.3 +│ train-base", done.stdout)
     assert "```mermaid\nflowchart LR" in done.stdout
@@ -79,7 +71,7 @@ def test_dry_run_prints_table_picture_and_scripts(recipe: Path, profiles: Path) 
 
 def test_dry_run_as_json(recipe: Path, profiles: Path) -> None:
     profile = str(profiles / "kubernetes.yaml")
-    done = run("schedule", str(recipe), "--on", profile, "--dry-run", "--json")
+    done = typed("schedule", str(recipe), "--on", profile, "--dry-run", "--json")
     content = json.loads(done.stdout)
     assert [row["job"] for row in content["jobs"]][:2] == ["shard x 8", "shard-finish"]
     assert json.loads(content["scripts"]["jobset-0.json"])["kind"] == "JobSet"
@@ -94,33 +86,33 @@ def test_finished_work_needs_no_job(recipe: Path, local: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "run.json").write_text('{"run_id": "", "done": true}')
 
-    done = run("schedule", str(recipe), "--on", str(local), "--wait", "--json")
+    done = typed("schedule", str(recipe), "--on", str(local), "--wait", "--json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert plan["jobs"] == []
-    jobs = json.loads(run("status", plan["plan"], "--json").stdout)["jobs"]
+    jobs = json.loads(typed("status", plan["plan"], "--json").stdout)["jobs"]
     assert {job["job"]: job["state"] for job in jobs} == {
         "train-base": "done",
         "train-mse-w0.3": "done",
         "train-mse-w1.8": "done",
     }
-    assert plan["plan"] in run("status").stdout
-    assert "nothing to retry" in run("retry", plan["plan"]).stdout
-    assert "0 jobs cancelled" in run("cancel", plan["plan"]).stdout
+    assert plan["plan"] in typed("status").stdout
+    assert "nothing to retry" in typed("retry", plan["plan"]).stdout
+    assert "0 jobs cancelled" in typed("cancel", plan["plan"]).stdout
 
 
 @pytest.mark.slow
 def test_failing_plan_says_why_in_one_sentence(recipe: Path, local: Path) -> None:
     # Without a checkout here the installed module trains.
-    done = run("schedule", str(recipe), "--on", str(local), "--wait")
+    done = typed("schedule", str(recipe), "--on", str(local), "--wait")
     assert done.returncode == 1
     (last,) = [line for line in done.stderr.splitlines() if line.startswith("pipeline: ")]
     assert re.search(r"plan tiny-\S+ did not succeed \(train-base: exit code \d+: train: ", last)
     (folder,) = Path("plans").iterdir()
-    log = run("logs", folder.name, "train-base")
+    log = typed("logs", folder.name, "train-base")
     assert log.returncode == 0
     assert "train: " in log.stdout
-    status = run("status", folder.name)
+    status = typed("status", folder.name)
     assert re.search(r"train-mse-w0.3 +cancelled .*train-base failed", status.stdout)
 
 
@@ -141,7 +133,7 @@ def test_bad_input_is_one_sentence_and_code_2(
     recipe: Path, local: Path, words: list[str], sentence: str
 ) -> None:
     Path("wrong.yaml").write_text("engine: local\ngpuz: 3\n")
-    done = run(*words)
+    done = typed(*words)
     assert done.returncode == 2
     assert done.stderr.startswith("pipeline: ")
     assert sentence in done.stderr
@@ -156,11 +148,11 @@ def test_commands_of_the_page_exist(recipe: Path, root: Path, tmp_path: Path) ->
     shown = [one.words for one in commands(root / "docs" / "cluster.md")]
     ours = [words[1:] for words in shown if words[0] == "pipeline"]
     assert {words[0] for words in ours} >= {"schedule", "status", "logs", "cancel", "retry"}
-    known = {command: run(command, "--help").stdout for command in {words[0] for words in ours}}
+    known = {command: typed(command, "--help").stdout for command in {words[0] for words in ours}}
     for words in ours:
         if "--dry-run" in words or ">" in words:
             command, _, file = " ".join(words).partition(" > ")
-            done = run(*command.split())
+            done = typed(*command.split())
             assert done.returncode == 0, done.stderr
             Path(file or "printed").write_text(done.stdout)
             continue

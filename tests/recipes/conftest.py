@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,38 @@ def launch(root: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
         )
 
     return start
+
+
+def _train(arguments: Sequence[str], environment: dict[str, str], folder: Path) -> None:
+    from recipes.train import main
+
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.exit(main(arguments))
+
+
+@pytest.fixture
+def start_training(tmp_path: Path) -> Iterator[Callable[..., BaseProcess]]:
+    """Start training in a process of its own, forked from one that has imported torch.
+
+    An import of all that training needs takes many times longer than the steps of a test.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["accelerate", "recipes.train", "recipes.training.loop"])
+    started: list[BaseProcess] = []
+
+    def start(*arguments: str | Path) -> BaseProcess:
+        words = [str(word) for word in arguments]
+        process = context.Process(target=_train, args=(words, {**os.environ}, tmp_path))
+        process.start()
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def test_each_corpus_is_walked_in_its_own_order(corpora, block, seed, number):
         assert seen == [own(*divmod(count, len(own))) for count in range(len(seen))]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=8))
 def test_weights_are_kept_exactly_in_each_period(weights):
     wanted = np.asarray(weights) / sum(weights) * PERIOD
