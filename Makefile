@@ -36,10 +36,10 @@ lint: setup
 # Threads on top of the workers would only wait for each other. Two cores are kept busy by three
 # workers: tests of Slurm, servers and kills wait for a good part of their time.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile
 
 test-fast: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not slow and not slurm and not browser and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not slurm and not browser and not gpu'
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -47,7 +47,7 @@ docs: setup
 # From Python 3.12 on, the interpreter itself says which lines ran, at little cost.
 coverage: setup
 	COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not slow and not slurm and not browser and not gpu' --cov
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not slurm and not browser and not gpu' --cov
 
 lowest highest:
 	$(PYTHON) .ci/versions.py $@ $(if $(GPU),,--constraint .ci/cpu-constraints.txt)

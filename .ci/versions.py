@@ -19,7 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESOLUTIONS = {"lowest": "lowest-direct", "highest": "highest"}
-QUICK = ("-m", "not slow and not slurm and not browser and not gpu", "-n", "2")
+KINDS = "not slow and not slurm and not browser and not gpu"
+QUICK = ("-m", KINDS, "-n", "2", "--dist", "loadfile")
 # What torch brings for CUDA: gigabytes that a machine without a GPU has no use for.
 CUDA = re.compile(r"(nvidia|cuda|triton)[\w-]*==")
 

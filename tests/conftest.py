@@ -7,10 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+from tests import scheduling
 from tests.patience import patience
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# A slow machine is no failure.
+settings.register_profile(
+    "any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any-machine")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -34,11 +42,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what only `.ci/nightly` runs."""
+    """Leave out what only `.ci/nightly` runs, and begin with what takes longest."""
+    scheduling.longest_first(items)
     if not config.option.nightly:
         left = [item for item in items if item.get_closest_marker("nightly")]
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in left]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Keep a file's tests together, in the order of the tests."""
+    return scheduling.scheduler(config, log)
 
 
 @pytest.fixture(scope="session")
