@@ -12,13 +12,18 @@ if TYPE_CHECKING:
 __all__ = ["load_model"]
 
 
-def load_model(model: str | Path, device: str = "cpu") -> Model:
+def load_model(model: str | Path = "box", device: str = "cpu") -> Model:
     """Load a codec: file, folder, `runs:/ID`, `models:/NAME/VERSION` or `models:/NAME@ALIAS`.
 
-    Returns the model in evaluation mode on `device`. Raises `ValueError` when there is no such
-    model, when it is not one of ours, or without such a device.
+    Without one, or as `box`, it is the model that comes with the package. Returns the model in
+    evaluation mode on `device`. Raises `ValueError` when there is no such model, when it is not
+    one of ours, or without such a device.
     """
     from pipeline import codec
+    from pipeline.codec import box
+
+    if box.is_meant(model):
+        return codec.load_model(box.box_model(), device=device)
     from pipeline.tracking import resolve_model
 
     return codec.load_model(resolve_model(model), device=device)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.common.progress import progress
+from pipeline.cli.places import check_stream_name, is_picture_file, is_stream_file, places
 from pipeline.common.sizes import parse_size
 
 if TYPE_CHECKING:
-    from pipeline.codec import Model as CodecModel
-    from pipeline.codec.folders import Folder, Task
+    from pipeline.cli.coding import Shown
 
-MODEL_HELP = "A model's file or folder, runs:/ID, models:/NAME/VERSION or models:/NAME@ALIAS."
-Model = Annotated[str, typer.Option(help=MODEL_HELP)]
+IMPORTED = "import"  # the stage that an imported model says to be of
+MODEL_HELP = (
+    "A model's file or folder, runs:/ID, models:/NAME/VERSION, models:/NAME@ALIAS, or box, the one "
+    "that comes with the package."
+)
 Device = Annotated[str, typer.Option(help="Where the networks run: cpu, cuda, cuda:1, ...")]
 Memory = Annotated[
     str,
@@ -29,10 +29,17 @@ Memory = Annotated[
 Workers = Annotated[
     int | None,
     typer.Option(
-        help="Files of a folder to process at once, each with up to --max-memory. Default: as many "
-        "as cores and memory allow; on a GPU, one.",
+        help="Files to process at once, each with up to --max-memory. Default: as many as cores "
+        "and memory allow; on a GPU, one.",
         min=1,
     ),
+]
+OutDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="The folder that several files, or a folder's, go to."),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace files that this command did not write, too.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -45,68 +52,81 @@ def add_to(app: typer.Typer) -> None:
 
 
 def compress(
-    source: Annotated[
-        Path, typer.Argument(metavar="IN", help="A picture, or a folder of pictures.")
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IN... [OUT]",
+            help="Pictures, or a folder of them, then the .cca file or folder to write. Without "
+            "OUT, photo.jpg becomes photo.cca. - is standard input or output.",
+        ),
     ],
-    target: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The .cca file or folder to write.")
-    ],
-    model: Model,
+    out_dir: OutDir = None,
+    model: Annotated[
+        str, typer.Option(help=f"{MODEL_HELP} Default: that one.", show_default=False)
+    ] = "box",
+    quality: Annotated[
+        str | None,
+        typer.Option(
+            metavar="Q",
+            help="From 0 (smallest file) to 100 (best picture), much as a JPEG's, or lowest, low, "
+            "medium, high or highest. Default: medium.",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="The best picture in a file of at most so many bytes, such as 100KB."),
+    ] = None,
+    bpp: Annotated[
+        float | None, typer.Option(help="The best picture in at most so many bits a pixel.")
+    ] = None,
     rate: Annotated[
         float | None,
         typer.Option(
-            help="For a model with N rates: any number from 0 (fewest bits) to N - 1 (most bits). "
-            "Default: the middle."
+            help="For a model with N rates: any number from 0 (fewest bits) to N - 1 (most bits)."
         ),
     ] = None,
     profile: Annotated[bool, typer.Option(help="Keep the picture's ICC colour profile.")] = True,
     verify: Annotated[
         bool, typer.Option("--verify", help="Decode each stream before writing it.")
     ] = False,
+    force: Force = False,
     max_memory: Memory = "4GB",
     workers: Workers = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Compress a picture, or every picture in a folder, to .cca files.
+    """Compress pictures to .cca files.
 
-    The pictures of a folder are compressed in parallel. Running the same command again
-    compresses only those that are missing.
+    Several pictures, or those of a folder, are compressed in parallel; running the same command
+    again compresses only those that are missing.
 
-    Example: pipeline compress photo.png photo.cca --model models:/cca@champion --rate 2.5
+    Example: pipeline compress photo.jpg --quality high
     """
-    from pipeline.codec.files import compress_file
-    from pipeline.codec.picture import read_picture
+    from pipeline.cli import coding
 
-    memory = parse_size(max_memory, "--max-memory")
-    if source.is_dir():
-        from pipeline.codec.folders import compress_folder
-
-        task = _task(model, target, memory, workers, device)
-        with progress("Compressing", "pictures") as report:
-            done = compress_folder(source, task, profile, verify, rate, report)
-        _show_folder(as_json, target, done)
-        return
-    picture = read_picture(source, profile=profile)
-    loaded = _load(model, device)
-    with _tiles("Compressing") as tiles:
-        result = compress_file(loaded, picture, target, verify, memory, rate, tiles)
-    _show(
-        as_json,
-        {"file": str(target), **result},
-        f"{target}: {result['bytes']} bytes, {result['bpp']:.4f} bits per pixel"
-        f"{', verified' if verify else ''}",
-    )
+    asked = places(words, out_dir, is_picture_file)
+    ask = coding.Ask(quality, size, bpp, rate)
+    ask.check()
+    if asked.target is not None and not force:
+        check_stream_name(asked.target)
+    options = coding.Options(parse_size(max_memory, "--max-memory"), workers, device, force)
+    shown = coding.compress(asked, options, model, ask, profile, verify)
+    _show(as_json, shown)
 
 
 def decompress(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A .cca file, or a folder of them.")],
-    target: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The .png file or folder to write.")
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IN... [OUT]",
+            help=".cca files, or a folder of them, then the picture or folder to write. Without "
+            "OUT, photo.cca becomes photo.png. - is standard input or output.",
+        ),
     ],
+    out_dir: OutDir = None,
     model: Annotated[
         str | None,
-        typer.Option(help=f"{MODEL_HELP} Default: the model whose fingerprint is in the file."),
+        typer.Option(help=f"{MODEL_HELP} Default: the one whose fingerprint is in the file."),
     ] = None,
     preview: Annotated[
         bool, typer.Option("--preview", help="Decode what a truncated file still holds.")
@@ -114,32 +134,27 @@ def decompress(
     deep: Annotated[
         bool, typer.Option("--deep", help="Write 16-bit grey if the source was 16-bit grey.")
     ] = False,
+    force: Force = False,
     max_memory: Memory = "4GB",
     workers: Workers = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Decompress a .cca file, or every one in a folder, to pictures.
+    """Decompress .cca files to pictures.
 
-    Example: pipeline decompress photo.cca photo.png --model models:/cca@champion
+    The model is found by its fingerprint: the one that comes with the package, or one beside the
+    file or in the working folder.
+
+    Example: pipeline decompress photo.cca photo.png
     """
-    from pipeline.codec.files import decompress_file, read_file
+    from pipeline.cli import coding
 
-    memory = parse_size(max_memory, "--max-memory")
-    if source.is_dir():
-        _decompress_folder(source, target, model, preview, deep, memory, workers, device, as_json)
-        return
-    data = read_file(source)
-    loaded = _load(model, device) if model is not None else None
-    with _about(source), _tiles("Decompressing") as tiles:
-        loaded = loaded or _find(data, source, device)
-        result = decompress_file(loaded, data, target, preview, deep, memory, progress=tiles)
-    _show(
-        as_json,
-        {"file": str(target), **result},
-        f"{target}: {result['width']} x {result['height']} pixels"
-        f"{'' if result['complete'] else ', a preview: the file is truncated'}",
-    )
+    asked = places(words, out_dir, is_stream_file)
+    if preview and (asked.whole_folder or len(asked.sources) > 1):
+        raise typer.BadParameter("--preview is for one file")
+    options = coding.Options(parse_size(max_memory, "--max-memory"), workers, device, force)
+    shown = coding.decompress(asked, options, model, preview, deep)
+    _show(as_json, shown)
 
 
 def import_published(
@@ -147,6 +162,7 @@ def import_published(
         Path, typer.Argument(metavar="PUBLISHED", help="A checkpoint of the paper's authors.")
     ],
     out: Annotated[Path, typer.Option(help="The .safetensors file or folder to write.")],
+    force: Force = False,
     architecture: Annotated[
         str | None, typer.Option(help="The checkpoint's architecture. Default: cca.")
     ] = None,
@@ -157,100 +173,38 @@ def import_published(
     Example: pipeline import cca-lambda-0.3.pth.tar --out models/cca-0.3
     """
     from pipeline.codec import CodecError, ModelInfo, architectures, save_model
+    from pipeline.codec.storage import target_file
+    from pipeline.common.targets import check_target
 
     made = architectures.load(architecture or architectures.DEFAULT)
+    target = target_file(out)
+    check_target(
+        target, "import", lambda file: _is_import_of(file, checkpoint), sources=[checkpoint],
+        force=force, make_folder=True,
+    )  # fmt: skip
     if made.read_published is None:
         raise CodecError(f"nobody published checkpoints of {made.name} that could be imported")
     model, auxiliary = made.read_published(checkpoint)
-    file = save_model(model, out, ModelInfo(name=checkpoint.name, stage="import"), auxiliary)
+    file = save_model(model, out, ModelInfo(name=checkpoint.name, stage=IMPORTED), auxiliary)
     count = sum(parameter.numel() for parameter in model.parameters())
     beside = "without" if auxiliary is None else "with"
-    _show(
-        as_json,
-        {"file": str(file), "parameters": count, "auxiliary": auxiliary is not None},
-        f"{file}: {count} parameters, {beside} the auxiliary model",
-    )
-
-
-def _decompress_folder(
-    source: Path,
-    target: Path,
-    model: str | None,
-    preview: bool,
-    deep: bool,
-    memory: int,
-    workers: int | None,
-    device: str,
-    as_json: bool,
-) -> None:
-    from pipeline.codec.folders import decompress_folder
-
-    if model is None:
-        raise typer.BadParameter("a folder of .cca files needs --model")
-    if preview:
-        raise typer.BadParameter("--preview is for one file, not for a folder")
-    task = _task(model, target, memory, workers, device)
-    with progress("Decompressing", "files") as report:
-        done = decompress_folder(source, task, deep, report)
-    _show_folder(as_json, target, done)
-
-
-def _task(model: str, target: Path, memory: int, workers: int | None, device: str) -> Task:
-    from pipeline.codec.folders import Task
-    from pipeline.common.machine import worker_count
-
-    workers = workers or (worker_count(memory) if device == "cpu" else 1)
-    return Task(_load(model, device), target, memory, workers)
-
-
-@contextmanager
-def _tiles(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield what shows how many tiles of one picture are done."""
-    with progress(title, "tiles") as report:
-        yield lambda done, of: report(done, of, "")
-
-
-def _show_folder(as_json: bool, target: Path, done: Folder) -> None:
-    sentence = f"{target}: {done['written']} written, {done['kept']} already there"
-    if others := done["passed_over"]:
-        shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        sentence += f"; skipped {len(others)} files that are not pictures: {shown}"
-    _show(as_json, {"folder": str(target), **done}, sentence)
-
-
-def _show(as_json: bool, result: dict[str, Any], sentence: str) -> None:
+    result = {"file": str(file), "parameters": count, "auxiliary": auxiliary is not None}
+    sentence = f"{file}: {count} parameters, {beside} the auxiliary model"
     typer.echo(json.dumps(result) if as_json else sentence)
 
 
-def _path(model: str) -> Path:
-    """Return the file or folder of any MODEL; a path that exists needs no tracking."""
-    if Path(model).exists():
-        return Path(model)
-    from pipeline.tracking import resolve_model
-
-    return resolve_model(model)
-
-
-def _load(model: str, device: str) -> CodecModel:
-    from pipeline.codec import load_model
-
-    return load_model(_path(model), device=device)
-
-
-@contextmanager
-def _about(file: Path) -> Iterator[None]:
-    """Put the file's name before what is wrong with its contents."""
+def _is_import_of(file: Path, checkpoint: Path) -> bool:
+    """Whether the model in `file` was imported from a checkpoint of this name."""
     from pipeline.codec import CodecError
+    from pipeline.codec.storage import load_info
 
     try:
-        yield
-    except CodecError as error:
-        raise CodecError(f"{file}: {error}") from error
+        info = load_info(file)
+    except CodecError:
+        return False
+    return (info.stage, info.name) == (IMPORTED, checkpoint.name)
 
 
-def _find(data: bytes, source: Path, device: str) -> CodecModel:
-    """Load the model that the stream names, from beside it or the working folder."""
-    from pipeline.codec import load_model
-    from pipeline.codec.files import find_model
-
-    return load_model(find_model(data, [source.resolve().parent, Path.cwd()]), device=device)
+def _show(as_json: bool, shown: Shown) -> None:
+    # Where standard output is the file itself, words go beside it.
+    typer.echo(json.dumps(shown.result) if as_json else shown.sentence, err=shown.aside)

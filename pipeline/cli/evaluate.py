@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from pipeline.evaluation import ModelSpec, Report
 
+NAMED = 10  # files that a sentence names
 PEERS = "jpeg,jpeg2000,webp,heic,avif,jxl,vvc"
 
 
@@ -20,15 +21,16 @@ def add_to(app: typer.Typer) -> None:
 
 
 def evaluate(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODEL...",
-            help="A model's file or folder, runs:/ID, models:/NAME/VERSION or models:/NAME@ALIAS.",
-        ),
-    ],
     data: Annotated[Path, typer.Option(help="A folder of pictures, searched recursively.")],
     out: Annotated[Path, typer.Option(help="The folder to write; replaces an earlier evaluation.")],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...",
+            help="A model's file or folder, runs:/ID, models:/NAME/VERSION or models:/NAME@ALIAS. "
+            "Default: box, the one that comes with the package.",
+        ),
+    ] = None,
     peers: Annotated[
         str,
         typer.Option(help="Classical codecs to compare with, separated by commas; '' for none."),
@@ -51,12 +53,17 @@ def evaluate(
             help="A folder that keeps the classical codecs' results for later evaluations."
         ),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace --out whatever else it holds.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure models on pictures: size of real files, PSNR, MS-SSIM, BD-rate; writes a report.
 
     Example: pipeline evaluate out/mse/w0.85 models:/cca@champion --data kodak --out report
     """
+    from pipeline.codec import box
+    from pipeline.common import pictures as files
     from pipeline.common.progress import progress
     from pipeline.common.scratch import cache_folder
     from pipeline.evaluation import evaluate as run
@@ -64,14 +71,20 @@ def evaluate(
     from recipes.config.bundled import shipped
 
     pictures = find_pictures(shipped(data))
-    specs = [_spec(model) for model in models]
+    others = files.find_pictures(shipped(data))[1]
+    specs = [_spec(model) for model in models or [box.NAME]]
     chosen = None if rates is None else _numbers(rates)
     names = [name.strip() for name in peers.split(",") if name.strip()]
     with progress("Evaluating", unit="steps") as report:
         found = run(
             specs, pictures, out, names, report,
             device=device, cache=cache or cache_folder("peers"), workers=workers, rates=chosen,
+            force=force,
         )  # fmt: skip
+    if others:
+        listed = ", ".join(file.name for file in others[:NAMED])
+        listed += ", ..." if len(others) > NAMED else ""
+        typer.echo(f"skipped {len(others)} that are no pictures, or hidden: {listed}", err=True)
     typer.echo(json.dumps(_summary(found, out), indent=1) if as_json else _text(found, out))
 
 
@@ -83,8 +96,11 @@ def _numbers(text: str) -> list[float]:
 
 
 def _spec(model: str) -> ModelSpec:
+    from pipeline.codec import box
     from pipeline.evaluation import ModelSpec
 
+    if box.is_meant(model):
+        return ModelSpec(box.NAME, box.box_model())
     path = Path(model)
     if path.exists():
         return ModelSpec(_name(path), path)

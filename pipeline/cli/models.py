@@ -27,10 +27,16 @@ def add_to(app: typer.Typer) -> None:
 
 
 def register(
-    source: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT-or-RUN", help="A checkpoint, a model or a run.")
-    ],
     name: Annotated[str, typer.Option(help="The registered model to add the version to.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="[CHECKPOINT-or-RUN]",
+            help="A checkpoint, a model or a run. Default: box, the model that comes with the "
+            "package.",
+            show_default=False,
+        ),
+    ] = "box",
     alias: Annotated[str | None, typer.Option(help="An alias to point to the version.")] = None,
     metrics: Annotated[
         Path | None, typer.Option(help="results.json of `pipeline evaluate` with this model.")

@@ -131,6 +131,7 @@ def inspect(
     dest: given.Dest,
     split: given.Split = None,
     html: given.Html = None,
+    force: given.ForcePage = False,
     stream: given.StreamToo = False,
     nodes: given.Nodes = 1,
     block: given.Block = 8,
@@ -155,7 +156,7 @@ def inspect(
 
         from shards.inspecting.page import write_page
 
-        write_page(dest, Path(html), split)
+        write_page(dest, Path(html), split, force)
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in facts]))
         return

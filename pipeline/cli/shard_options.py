@@ -55,6 +55,9 @@ Split = Annotated[str | None, typer.Option(help="The split to look at. Default: 
 Html = Annotated[
     str | None, typer.Option(metavar="FILE", help="Write a page with histograms and pictures.")
 ]
+ForcePage = Annotated[
+    bool, typer.Option("--force", help="Replace a FILE of --html that is no such page, too.")
+]
 StreamToo = Annotated[
     bool, typer.Option("--stream", help="What streaming asks of each node: bytes, disk, bandwidth.")
 ]

@@ -96,6 +96,9 @@ def export(
         Path, typer.Argument(metavar="RUN-or-CHECKPOINT", help="A run's folder, or a checkpoint's.")
     ],
     out: Annotated[Path, typer.Option(help="The model: a folder, or a .safetensors file.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a file that is no export of this run, too.")
+    ] = False,
     best: Annotated[
         bool, typer.Option("--best", help="Of a run: the lowest held-out cost, not the newest.")
     ] = False,
@@ -108,7 +111,7 @@ def export(
     """
     from recipes.training.export import export_checkpoint
 
-    file, checkpoint = export_checkpoint(source, out, best=best)
+    file, checkpoint = export_checkpoint(source, out, best=best, force=force)
     typer.echo(f"{file}: step {checkpoint.step} of {checkpoint.about['run'].get('name', source)}")
 
 

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from pipeline.codec import box
-from pipeline.codec.bitstream import MAX_PIXELS, read_header, read_stream
+from pipeline.codec.bitstream import MAGIC, MAX_PIXELS, read_stream
 from pipeline.codec.coding import MAX_MEMORY, check_model, compress, decode_stream
 from pipeline.codec.errors import CodecError
+from pipeline.codec.mark import made_of, mark_of
 from pipeline.codec.picture import Canvas, Picture, picture_format, write_image
-from pipeline.codec.storage import stored_fingerprint
+from pipeline.codec.rates import Limit, search
 from pipeline.codec.tiles import TilesDone
 from pipeline.common.atomic import write_bytes
+from pipeline.common.special import NOT_THERE, is_special, read_all
 
 if TYPE_CHECKING:
     from pipeline.codec.model import Model
 
+# A stream with its side data: more than any encoder writes.
+MAX_FILE = 1 << 31
+
 
 class Compressed(TypedDict):
-    """What compressing a picture came to."""
+    """What compressing a picture came to; `encodes` counts those that a limit took."""
 
     bytes: int
     bpp: float
     width: int
     height: int
+    rate: float | None
+    encodes: int
 
 
 class Decompressed(TypedDict):
@@ -44,16 +50,18 @@ def compress_file(
     max_memory: int = MAX_MEMORY,
     rate: float | None = None,
     progress: TilesDone | None = None,
+    limit: Limit | None = None,
 ) -> Compressed:
     """Write `picture` to the .cca file `target`; with `verify`, only if it decodes again.
 
-    `rate` as in `Model.compress`. Raises `MismatchError` when verification fails; nothing is
-    then written.
+    `rate` as in `Model.compress`; with `limit` the best stream that keeps to it is searched.
+    Raises `MismatchError` when verification fails and `CodecError` when no stream keeps to
+    `limit`; nothing is then written.
     """
     check_place(target)
     told = progress or (lambda done, of: None)
     encoded: TilesDone = (lambda done, of: told(done, 2 * of)) if verify else told
-    data = compress(model, picture, picture.header(), picture.side(), max_memory, rate, encoded)
+    data, rate, encodes = _stream(model, picture, max_memory, rate, limit, encoded)
     if verify:
         decode_stream(
             model, read_stream(data), lambda top, block: None, max_memory,
@@ -62,8 +70,39 @@ def compress_file(
     write_bytes(target, data)
     height, width = picture.size
     return Compressed(
-        bytes=len(data), bpp=8 * len(data) / (width * height), width=width, height=height
+        bytes=len(data),
+        bpp=8 * len(data) / (width * height),
+        width=width,
+        height=height,
+        rate=rate,
+        encodes=encodes,
     )
+
+
+def _stream(
+    model: Model,
+    picture: Picture,
+    max_memory: int,
+    rate: float | None,
+    limit: Limit | None,
+    progress: TilesDone | None,
+) -> tuple[bytes, float | None, int]:
+    """Return the stream of a picture, its rate, and how many encodes it took."""
+    side = picture.side()
+
+    def encode(rate: float | None) -> bytes:
+        return compress(model, picture, picture.header(), side, max_memory, rate, progress)
+
+    if limit is None:
+        rate = model.config.check_rate(rate)
+        return encode(rate), rate, 1
+    try:
+        found = search(encode, model.config, limit.of(*picture.size))
+    except CodecError as error:
+        beside = sum(map(len, side.values()))
+        note = f", {beside} of them for what goes beside the pixels" if beside else ""
+        raise CodecError(f"it can't be held to {limit}: {error}{note}") from error
+    return found.data, found.rate, found.encodes
 
 
 def decompress_file(
@@ -82,12 +121,13 @@ def decompress_file(
     and `MismatchError` as `Model.decompress` does; of `target` before anything is decoded.
     """
     check_place(target)
-    picture_format(target)
+    if not is_special(target):
+        picture_format(target)
     stream = read_stream(data, max_pixels, partial=preview)
     check_model(model, stream.header)
     canvas = Canvas(stream.header, deep)
     decode_stream(model, stream, canvas.paint, max_memory, progress)
-    write_image(canvas.image(stream.side), target)
+    write_image(canvas.image(stream.side), target, made_of(data, deep, not stream.complete))
     return Decompressed(
         width=stream.header.width, height=stream.header.height, complete=stream.complete
     )
@@ -101,25 +141,40 @@ def check_place(target: Path) -> None:
         raise CodecError(f"there is no folder {target.parent} to write {target.name} into")
 
 
-def read_file(path: Path) -> bytes:
-    """Return the bytes of a .cca file; a missing one raises `CodecError`."""
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise CodecError(f"there is no file {path}") from error
+def read_file(path: Path, limit: int = MAX_FILE) -> bytes:
+    """Return the bytes of a .cca file, pipe or device.
 
-
-def find_model(data: bytes, folders: Sequence[Path]) -> Path:
-    """Return the model file that made the stream `data`, by its fingerprint.
-
-    It lies in one of `folders`, or comes with the package. Raises `CodecError` when it doesn't.
+    Raises `CodecError` for a missing one, and for one of more than `limit` bytes.
     """
-    wanted = read_header(data).fingerprint
-    for folder in (*folders, box.FOLDER):
-        for file in sorted(folder.glob("*.safetensors")):
-            if stored_fingerprint(file).startswith(wanted):
-                return file
-    raise CodecError(
-        f"no model with the fingerprint {wanted} lies beside the file or in the working folder; "
-        "name it with --model"
-    )
+    try:
+        if is_special(path):
+            data = read_all(path, limit + 1)
+        else:
+            with path.open("rb") as file:
+                data = file.read(limit + 1)
+    except OSError as error:
+        if error.errno not in {*NOT_THERE, errno.EISDIR}:
+            raise
+        raise CodecError(f"there is no file {path}") from error
+    if len(data) > limit:
+        raise CodecError(f"{path} is too large: more than {limit:,} bytes")
+    return data
+
+
+def is_stream(path: Path) -> bool:
+    """Whether the file at `path` begins as a stream does, which `compress` may replace."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+def is_decoded(path: Path) -> bool:
+    """Whether the file at `path` is a picture that `decompress` wrote, and nobody changed since."""
+    return mark_of(path) is not None
+
+
+def is_made_of(path: Path, stream: bytes, deep: bool) -> bool:
+    """Whether the picture at `path` is what `decompress` makes of `stream`, whole."""
+    return mark_of(path) == made_of(stream, deep, False)

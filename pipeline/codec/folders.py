@@ -1,58 +1,60 @@
-"""Folders of pictures to folders of `.cca` files and back: in parallel, and resumable.
+"""Pictures to `.cca` files and back, many at once: what becomes of each, and what is done already.
 
-Files are shared out among threads of this process, each with one of torch's threads: torch works
-outside Python's lock, so that they are as quick as processes; the weights are in memory once; and
-there is no worker that could die apart. What comes out does not depend on their number.
+Running the same command again makes only what is missing, or made of something else: a stream says
+which model, rate and tiles it is of, a decoded picture (by its mark) which stream and options.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
-import torch
+from PIL import Image
 
-from pipeline.codec.bitstream import Header, read_stream
-from pipeline.codec.coding import MAX_MEMORY
-from pipeline.codec.errors import CodecError, MismatchError
-from pipeline.codec.files import compress_file, decompress_file, read_file
+from pipeline.codec.bitstream import Header, read_header, read_stream
+from pipeline.codec.coding import MAX_MEMORY, tile_size
+from pipeline.codec.errors import CodecError
+from pipeline.codec.files import (
+    compress_file,
+    decompress_file,
+    is_decoded,
+    is_made_of,
+    is_stream,
+    read_file,
+)
+from pipeline.codec.finding import Models
+from pipeline.codec.jobs import Folder, Job, Kind, go_through
 from pipeline.codec.model import Model
 from pipeline.codec.picture import read_picture
-from pipeline.common.atomic import sweep
-from pipeline.common.pictures import find_pictures
+from pipeline.codec.rates import CLOSE, Limit
+from pipeline.common.atomic import LONGEST_NAME
+from pipeline.common.pictures import PictureError, find_files, find_pictures, is_picture, opened
+from pipeline.common.pictures.reading import has_profile
 from pipeline.common.progress import Progress
+from pipeline.common.targets import TargetError
 
-# A file and what is to be made of it; working on one returns the bytes of the stream.
-Job = tuple[Path, Path]
-Work = Callable[[Path, Path], int]
+STREAM = ".cca"
+HEAD = 4096  # bytes of a stream that hold its header
 
 
 @dataclass(frozen=True)
 class Task:
-    """How to code each picture; `max_memory`, in bytes, is what each worker may take."""
+    """How to code each picture of a folder; `max_memory`, in bytes, is what each worker may take.
 
-    model: Model
+    Without a `model`, decompressing finds the one that each stream names, in `folders` or with
+    the package. `force` replaces files that the command did not write.
+    """
+
+    model: Model | None
     target: Path
     max_memory: int = MAX_MEMORY
     workers: int = 1
-
-
-class Folder(TypedDict):
-    """What going through a folder came to.
-
-    `bytes` are those of the streams worked on, `passed_over` the files that are no pictures, by
-    their paths below the folder.
-    """
-
-    written: int
-    kept: int
-    bytes: int
-    passed_over: list[str]
+    force: bool = False
+    folders: Sequence[Path] = ()
+    device: str = "cpu"
 
 
 def compress_folder(
@@ -62,36 +64,118 @@ def compress_folder(
     verify: bool = False,
     rate: float | None = None,
     progress: Progress | None = None,
+    limit: Limit | None = None,
 ) -> Folder:
     """Compress every picture under `source` to the same place under `task.target`, plus .cca.
 
     A stream that is there already is kept if it is whole, no older than its picture, and of the
-    same model, rate and `profile`. All pictures are tried; if some can't be compressed, the error
-    raised then names the first and their number: a `CodecError` where all were bad input, else
-    what went wrong at run time.
+    same model, rate (or within `limit`, and close to it), tiles and `profile`. All pictures are
+    tried; if some can't be compressed, the error raised then names the first ones and their number:
+    a `CodecError` where all were bad input, else what went wrong at run time.
     """
-    rate = task.model.config.check_rate(rate)
-
-    def is_done(picture: Path, stream: Path) -> bool:
-        header = _header(stream, picture)
-        mark = task.model.fingerprint[:16], rate
-        return (
-            header is not None
-            and (header.fingerprint, header.rate) == mark
-            and profile >= header.profile
-        )
-
-    def work(picture: Path, stream: Path) -> int:
-        content = read_picture(picture, profile=profile)
-        return compress_file(task.model, content, stream, verify, task.max_memory, rate)["bytes"]
-
     found, others = find_pictures(source)
+    if not found:
+        raise CodecError(f"there are no pictures in {source}{_instead(others, source)}")
     # The whole name stays, so that a.png and a.jpg don't meet in a.cca.
-    jobs = [(file, _beside(file, source, task.target, ".cca")) for file in found]
-    nothing = f"there are no pictures in {source}"
-    done = _go_through(jobs, nothing, task, is_done, work, progress)
-    done["passed_over"] = [str(file.relative_to(source)) for file in others]
-    return done
+    jobs = [Job(file, _beside(file, source, task.target, STREAM)) for file in found]
+    done = compress_all(jobs, task, profile, verify, rate, progress, limit)
+    # Streams of an earlier run, where they lie among the pictures, are no surprise.
+    others = [file for file in others if file.suffix.lower() != STREAM]
+    return {**done, "passed_over": [str(file.relative_to(source)) for file in others]}
+
+
+def compress_all(
+    jobs: Sequence[Job],
+    task: Task,
+    profile: bool = True,
+    verify: bool = False,
+    rate: float | None = None,
+    progress: Progress | None = None,
+    limit: Limit | None = None,
+    by_stem: bool = False,
+) -> Folder:
+    """Compress the picture of each job to its target, whatever `task.target` is.
+
+    Arguments and errors as those of `compress_folder`; a target that is no stream is refused
+    before any work, unless `task.force`. With `by_stem` targets are called as their pictures are,
+    without the ending, and a stream that may be of another picture is refused likewise.
+    """
+    model = task.model
+    if model is None:
+        raise CodecError("compressing takes a model")
+    rate = None if limit is not None else model.config.check_rate(rate)
+    wanted = Wanted(model, task.max_memory, profile, rate, limit)
+
+    def work(job: Job) -> int:
+        content = read_picture(job.source, profile=profile)
+        made = compress_file(model, content, job.target, verify, task.max_memory, rate, limit=limit)
+        return made["bytes"]
+
+    kind = Kind(
+        "compress",
+        is_stream_of if by_stem else lambda job: is_stream(job.target),
+        lambda job: wanted.is_at(job.target, job.source),
+        work,
+    )
+    return go_through(jobs, kind, lambda _: [model], task.workers, progress, task.force)
+
+
+def is_stream_of(job: Job) -> bool:
+    """Whether the target is a stream that can only be of the job's picture, made earlier.
+
+    Raises `TargetError` for a stream that may be of another one: one of another size, or where
+    a picture of the same stem lies beside the source (photo.jpg, photo.png).
+    """
+    if not is_stream(job.target):
+        return False
+    other = next((file for file in _same_stem(job.source)), None)
+    if other is None and _is_of_size(job.target, job.source):
+        return True
+    whose = "another picture" if other is None else str(other)
+    raise TargetError(
+        f"{job.target} is there already, and may be of {whose}: name the file to write, or replace "
+        "it with --force"
+    )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a stream must be to be kept: its model and the options that made it."""
+
+    model: Model
+    max_memory: int
+    profile: bool
+    rate: float | None
+    limit: Limit | None
+
+    def is_at(self, stream: Path, picture: Path) -> bool:
+        """Whether the file `stream` is what compressing `picture` would make."""
+        try:
+            if not is_stream(stream) or not _is_newer(stream, picture):
+                return False
+            data = read_file(stream)
+            header = read_stream(data).header
+            return self._fits(header, len(data)) and self._is_of(header, picture)
+        except (OSError, CodecError, PictureError):
+            return False
+
+    def _fits(self, header: Header, size: int) -> bool:
+        config = self.model.config
+        if header.fingerprint != self.model.fingerprint[: len(header.fingerprint)]:
+            return False
+        if header.tile != tile_size(config, header.height, header.width, self.max_memory):
+            return False
+        if self.limit is None:
+            return header.rate == self.rate
+        most = self.limit.of(header.height, header.width)
+        best = config.rates is not None and header.rate == config.rates[1]
+        return (CLOSE * most <= size or best) and size <= most
+
+    def _is_of(self, header: Header, picture: Path) -> bool:
+        """Whether size and profile of a stream are those that the picture asks for."""
+        with opened(picture) as image:
+            same = _same_size(header, image)
+            return same and header.profile == (self.profile and has_profile(image))
 
 
 def decompress_folder(
@@ -99,135 +183,104 @@ def decompress_folder(
 ) -> Folder:
     """Decompress every .cca file under `source` to a PNG at the same place under `task.target`.
 
-    a.png.cca and a.cca become a.png, a.jpg.cca becomes a.jpg.png. A picture that is no older than
-    its stream is kept. Errors are raised as in `compress_folder`.
+    a.png.cca and a.cca become a.png, a.jpg.cca becomes a.jpg.png. A picture that its mark says to
+    be of this stream and `deep` is kept. Errors are raised as in `compress_folder`.
     """
-
-    def is_done(stream: Path, picture: Path) -> bool:
-        return picture.is_file() and _is_newer(picture, stream)
-
-    def work(stream: Path, picture: Path) -> int:
-        data = read_file(stream)
-        decompress_file(task.model, data, picture, deep=deep, max_memory=task.max_memory)
-        return len(data)
-
+    files, others = find_files(source, lambda name: Path(name).suffix.lower() == STREAM)
+    if not files:
+        raise CodecError(f"there are no .cca files in {source}{_instead(others, source)}")
     jobs = []
-    for file in _files(source, lambda path: path.suffix.lower() == ".cca"):
+    for file in files:
         name = file.with_suffix("")
         plain = name.with_suffix("") if name.suffix.lower() == ".png" else name
-        jobs.append((file, _beside(plain, source, task.target, ".png")))
-    return _go_through(jobs, f"there are no .cca files in {source}", task, is_done, work, progress)
+        jobs.append(Job(file, _beside(plain, source, task.target, ".png")))
+    done = decompress_all(jobs, task, deep, progress)
+    # The pictures, where streams lie among them, are no surprise.
+    others = [file for file in others if not is_picture(file.name)]
+    return {**done, "passed_over": [str(file.relative_to(source)) for file in others]}
 
 
-def _files(source: Path, wanted: Callable[[Path], bool]) -> list[Path]:
-    return sorted(
-        path
-        for path in source.rglob("*")
-        if wanted(path) and path.is_file() and not path.name.startswith(".")
+def decompress_all(
+    jobs: Sequence[Job], task: Task, deep: bool = False, progress: Progress | None = None
+) -> Folder:
+    """Decompress the stream of each job to its target, whatever `task.target` is.
+
+    Arguments and errors as those of `decompress_folder`; a target that decoding did not write, or
+    that was changed since, is refused before any work, unless `task.force`.
+    """
+    models = Models(task.folders, task.device, task.model)
+
+    def load(todo: Iterable[Job]) -> Sequence[Model]:
+        for job in todo:
+            _try_to_load(models, job.source)
+        return models.loaded()
+
+    def work(job: Job) -> int:
+        data = read_file(job.source)
+        decompress_file(models.of(data), data, job.target, False, deep, task.max_memory)
+        return len(data)
+
+    kind = Kind(
+        "decompress",
+        lambda job: is_decoded(job.target),
+        lambda job: job.target.is_file() and is_made_of(job.target, read_file(job.source), deep),
+        work,
     )
+    return go_through(jobs, kind, load, task.workers, progress, task.force)
+
+
+def _try_to_load(models: Models, stream: Path) -> None:
+    """Load the model of a stream before there are threads; what fails is told with its file."""
+    try:
+        with stream.open("rb") as file:
+            head = file.read(HEAD)
+        read_header(head)
+        models.of(head)
+    except (OSError, CodecError):
+        return
+
+
+def _same_stem(picture: Path) -> Iterator[Path]:
+    """Yield the other pictures beside `picture` that differ from it in their endings alone.
+
+    Those that `decompress` wrote are no others.
+    """
+    for file in sorted(picture.parent.glob(f"{glob.escape(picture.stem)}.*")):
+        other = file.stem == picture.stem and file.name != picture.name and is_picture(file.name)
+        if other and not is_decoded(file):
+            yield file
+
+
+def _is_of_size(stream: Path, picture: Path) -> bool:
+    try:
+        with stream.open("rb") as file, opened(picture) as image:
+            return _same_size(read_header(file.read(HEAD)), image)
+    except (OSError, CodecError, PictureError):
+        return False
+
+
+def _same_size(header: Header, image: Image.Image) -> bool:
+    """Whether a stream has a picture's size, on its side or not."""
+    size = (header.width, header.height)
+    return size in {(image.width, image.height), (image.height, image.width)}
 
 
 def _beside(file: Path, source: Path, target: Path, suffix: str) -> Path:
     relative = file.relative_to(source)
+    if len(os.fsencode(relative.name + suffix)) > LONGEST_NAME:  # then its own ending makes room
+        return target / relative.with_suffix(suffix)
     return target / relative.with_name(relative.name + suffix)
 
 
 def _is_newer(file: Path, than: Path) -> bool:
-    return file.stat().st_mtime >= than.stat().st_mtime
+    """Whether `file` was written after `than` was changed, or put in place by another name."""
+    status, other = file.stat(), than.stat()
+    last = max(status.st_mtime_ns, status.st_ctime_ns)
+    return status.st_mtime_ns >= other.st_mtime_ns and last >= other.st_ctime_ns
 
 
-def _header(stream: Path, picture: Path) -> Header | None:
-    """Return the header of a stream that is whole and no older than its picture, else None."""
-    try:
-        return read_stream(stream.read_bytes()).header if _is_newer(stream, picture) else None
-    except (OSError, CodecError):
-        return None
-
-
-def _go_through(
-    jobs: Sequence[Job],
-    nothing: str,
-    task: Task,
-    is_done: Callable[[Path, Path], bool],
-    work: Work,
-    progress: Progress | None,
-) -> Folder:
-    if not jobs:
-        raise CodecError(nothing)
-    for folder in {target.parent for _, target in jobs}:
-        sweep(folder)  # what a killed run left
-    todo = [job for job in jobs if not is_done(*job)]
-    kept = len(jobs) - len(todo)
-    size = 0
-    errors: list[Exception] = []
-    task.model.coder()  # Made before there are threads, that each doesn't make its own.
-    for done, outcome in enumerate(_share_out(todo, work, task), kept + 1):
-        if isinstance(outcome, Exception):
-            errors.append(outcome)
-        else:
-            size += outcome
-        if progress is not None:
-            progress(done, len(jobs), f"{len(errors)} failed" if errors else "")
-    if errors:
-        # The worst first: a whole file that decodes to something else, then what the system said.
-        worst = max(errors, key=lambda e: (isinstance(e, MismatchError), isinstance(e, OSError)))
-        kind = OSError if isinstance(worst, OSError) else type(worst)
-        raise kind(f"{len(errors)} of {len(jobs)} failed, the others are there: {worst}")
-    return Folder(written=len(todo), kept=kept, bytes=size, passed_over=[])
-
-
-def _share_out(todo: Sequence[Job], work: Work, task: Task) -> Iterator[int | Exception]:
-    """Yield for each job, as it is done, its bytes or why there are none."""
-
-    def one(job: Job) -> int | Exception:
-        try:
-            job[1].parent.mkdir(parents=True, exist_ok=True)
-            return work(*job)
-        except (CodecError, MismatchError, OSError) as error:
-            named = str(job[0]) in str(error)
-            return error if named else _of_same_kind(error, f"{job[0]}: {error}")
-
-    with _one_thread_each(), _stoppable(task.model) as stop:
-        pool = ThreadPoolExecutor(task.workers)
-        try:
-            for future in as_completed([pool.submit(one, job) for job in todo]):
-                yield future.result()
-        finally:
-            # After Ctrl-C this waits for a layer, not for a picture.
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _of_same_kind(error: Exception, sentence: str) -> Exception:
-    return OSError(sentence) if isinstance(error, OSError) else type(error)(sentence)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-class _Stopped(Exception):  # noqa: N818 - no error
-    """A thread was told to leave its picture."""
-
-
-@contextmanager
-def _stoppable(model: Model) -> Iterator[threading.Event]:
-    """Yield an event after which the model's layers refuse to work."""
-    stop = threading.Event()
-
-    def check(*_: object) -> None:
-        if stop.is_set():
-            raise _Stopped
-
-    handles = [module.register_forward_pre_hook(check) for module in model.modules()]
-    try:
-        yield stop
-    finally:
-        for handle in handles:
-            handle.remove()
+def _instead(others: Sequence[Path], source: Path) -> str:
+    """Return what there is in place of what was looked for, if anything."""
+    if not others:
+        return ""
+    return f": {len(others)} other files, {others[0].relative_to(source)} the first"

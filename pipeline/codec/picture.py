@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from pipeline.codec.bitstream import MAX_PIXELS, Header
 from pipeline.codec.errors import CodecError
+from pipeline.codec.mark import with_mark
 from pipeline.common import pictures
-from pipeline.common.atomic import writing
+from pipeline.common.atomic import write_bytes
+from pipeline.common.special import NOT_THERE, is_special
 
 Bytes = npt.NDArray[np.uint8]
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -98,13 +101,15 @@ def read_picture(
     """
     name = str(source) if isinstance(source, Path) else "the picture"
     try:
+        if isinstance(source, Path) and source.is_dir():
+            raise CodecError(f"{name} is a folder, not a picture")
         found = pictures.read(source, max_pixels)
-    except FileNotFoundError as error:
+    except OSError as error:
+        if error.errno not in NOT_THERE:
+            raise
         raise CodecError(f"there is no picture {name}") from error
     except pictures.PictureError as error:
         raise CodecError(_sentence(name, error)) from error
-    except IsADirectoryError as error:
-        raise CodecError(f"{name} is a folder, not a picture") from error
     if found.profile is None or profile:
         return Picture(found.samples, found.alpha, found.profile)
     return Picture(found.in_srgb(), found.alpha)
@@ -173,20 +178,31 @@ def picture_format(path: Path) -> str:
     return kind
 
 
-def write_image(image: Image.Image, path: Path) -> None:
-    """Write `image` to `path`, in the format of its suffix, whole or not at all."""
-    kind = picture_format(path)
+def write_image(image: Image.Image, path: Path, made: bytes | None = None) -> None:
+    """Write `image` to `path`, in the format of its suffix (PNG for a pipe or device), whole.
+
+    `made`, 32 bytes, says what it was made of in a PNG's mark (`pipeline.codec.mark`).
+    """
+    kind = "PNG" if is_special(path) else picture_format(path)
+    write_bytes(path, encoded(image, kind, path, made))
+
+
+def encoded(image: Image.Image, kind: str, path: Path, made: bytes | None = None) -> bytes:
+    """Return `image` as a file of Pillow's format `kind`, to be called `path`; `made` as above.
+
+    Raises `CodecError` where the format has no room for such a picture.
+    """
     if "transparency" in image.info and kind != "PNG":
         raise CodecError(f"{path} can't be written as {kind} with 16 bits and alpha; take .png")
-    options = _BEST.get(kind, {})
     profile = image.info.get("icc_profile")
+    options = {**_BEST.get(kind, {}), **({"icc_profile": profile} if profile else {})}
+    file = io.BytesIO()
     try:
-        with writing(path) as file:
-            image.save(file, kind, **options, **({"icc_profile": profile} if profile else {}))
+        image.save(file, kind, **options)
     except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the system's, not Pillow's
         raise CodecError(f"{path} can't be written as {kind}: {error}; take .png") from error
+    data = file.getvalue()
+    return data if made is None or kind != "PNG" else with_mark(data, made)
 
 
 def _pack_alpha(alpha: Bytes) -> bytes:

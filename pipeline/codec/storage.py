@@ -45,7 +45,7 @@ def save_model(
     Without `info` it keeps the model's own. `path` ends in .safetensors, or is a folder that gets
     a `model.safetensors`.
     """
-    path = path if path.suffix == ".safetensors" else path / FILE_NAME
+    path = target_file(path)
     tensors = _named("model", model, half)
     if auxiliary is not None:
         tensors |= _named("auxiliary", auxiliary, half)
@@ -58,6 +58,11 @@ def save_model(
     }
     write_bytes(path, save(tensors, metadata))
     return path
+
+
+def target_file(path: Path) -> Path:
+    """Return the file that `save_model` writes for `path`, a .safetensors file or a folder."""
+    return path if path.suffix == ".safetensors" else path / FILE_NAME
 
 
 def load_model(path: str | Path, device: str = "cpu") -> Model:
@@ -96,6 +101,11 @@ def load_auxiliary(path: str | Path, device: str = "cpu") -> AuxiliaryModel | No
 def load_config(path: str | Path) -> Config:
     """Read what the model in `path` is, without its weights; raises as `load_model` does."""
     return _read_header(model_file(path))[0]
+
+
+def load_info(path: str | Path) -> ModelInfo:
+    """Read where the model in `path` comes from, without its weights; raises as `load_model`."""
+    return _read_header(model_file(path))[1]
 
 
 def model_file(path: str | Path) -> Path:

@@ -27,6 +27,7 @@ from typing import IO, Any
 
 from pipeline.common.errors import RunError
 from pipeline.common.locks import try_lock
+from pipeline.common.special import is_special, mode_of, writing_through
 
 PARTIAL = ".partial"
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -125,12 +126,12 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
         NoSpaceError: the disk is full.
     """
     with space_for(path):
-        path = Path(os.path.realpath(path))
-        mode = _mode(path)
-        if mode and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            with path.open("wb") as file:
+        if is_special(path):
+            with writing_through(path) as file:
                 yield file
             return
+        path = Path(os.path.realpath(path))
+        mode = mode_of(path)
         _make_folder(path.parent)
         partial = PartialFile(path.parent, path.name)
         try:
@@ -233,14 +234,6 @@ def _make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
-
-
-def _mode(path: Path) -> int:
-    """Return the type and the permissions of what is at `path`, 0 where nothing is."""
-    try:
-        return path.stat().st_mode
-    except OSError:
-        return 0
 
 
 def _temporary_name(name: str, kind: str = PARTIAL) -> str:

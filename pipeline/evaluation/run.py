@@ -35,11 +35,9 @@ from pipeline.evaluation.progress import Meter
 from pipeline.evaluation.published import is_kodak, published_curves
 from pipeline.evaluation.results import ModelResult, PeerResult, Report
 from pipeline.evaluation.scenes import Scene, make_scenes
-from pipeline.evaluation.storage import MARK, check_folder
+from pipeline.evaluation.storage import MARK, STREAMS, check_folder
 from pipeline.evaluation.verdict import verdict
 from pipeline.evaluation.webpage import render
-
-STREAMS = "streams"
 
 
 def evaluate(
@@ -53,6 +51,7 @@ def evaluate(
     cache: Path | None = None,
     workers: int | None = None,
     rates: Sequence[float] | None = None,
+    force: bool = False,
 ) -> Report:
     """Measure `models` and the classical codecs `peers` on `pictures`; write all of it to `out`.
 
@@ -60,13 +59,14 @@ def evaluate(
     streams/, whole or not at all; an earlier evaluation there is replaced. `cache`: a folder that
     remembers what classical codecs gave on a picture. `workers`: how many of them run at once.
     `rates`: those that models with several are measured at; by default those of their training.
+    `force`: replace `out` though it holds other things than an evaluation.
     Raises EvaluationError on bad input, MeasurementError when a model fails.
     """
     if not models:
         raise EvaluationError("no model to evaluate: name at least one")
     if not pictures:
         raise EvaluationError("no pictures to evaluate on: name at least one")
-    check_folder(out)
+    check_folder(out, [*pictures, *(spec.path for spec in models)], force)
     target = pick_device(device)
     specs = unique_specs(at_rates(unique_specs(models), rates))
     here, absent = choose_peers(list(peers))

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.evaluation.errors import EvaluationError
 
 # A folder that holds this file is an evaluation's own, and may be replaced by a newer one.
 MARK = "results.json"
+STREAMS = "streams"
+OWN = {MARK, "results.csv", "rd-curve.png", "rd-curve.svg", "report.html"}
 
 
-def check_folder(out: Path) -> None:
-    """Raise EvaluationError unless `out` is free, empty or an earlier evaluation's folder."""
+def check_folder(out: Path, sources: Iterable[Path] = (), force: bool = False) -> None:
+    """Raise EvaluationError unless `out` is free, empty or an earlier evaluation's folder.
+
+    The folder as a whole is replaced. `force` gives up whatever else is in it, but never one of
+    `sources`, the pictures and models that are evaluated.
+    """
     if not out.exists():
         return
     if not out.is_dir():
         raise EvaluationError(f"{out} is a file: give --out a folder")
+    place = out.resolve()
+    for source in sources:
+        if source.resolve().is_relative_to(place):
+            raise EvaluationError(f"{out} holds {source}, which is evaluated: give --out another")
+    if force:
+        return
     if any(out.iterdir()) and not (out / MARK).is_file():
         raise EvaluationError(
             f"{out} holds other things than an evaluation: give --out a new or empty folder"
         )
+    for foreign in _foreign(out):
+        raise EvaluationError(
+            f"{out} holds {foreign.relative_to(out)}, which no evaluation wrote: give --out another"
+            " folder, or replace all of it with --force"
+        )
+
+
+def _foreign(out: Path) -> Iterator[Path]:
+    """Yield what lies in an evaluation's folder beside what evaluations write."""
+    for path in sorted(out.iterdir()):
+        if path.name == STREAMS and path.is_dir():
+            yield from (one for one in path.rglob("*") if one.is_file() and one.suffix != ".cca")
+        elif path.name not in OWN:
+            yield path

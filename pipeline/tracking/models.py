@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from pipeline.codec import box
 from pipeline.common.atomic import flush
 from pipeline.common.digests import file_sha256
 from pipeline.common.scratch import cache_folder
@@ -31,7 +32,7 @@ NAMED = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[\w
 RUN = re.compile(r"runs:/(?P<run>\w+)(?:/(?P<path>.+))?")
 FORMS = (
     "give a file or folder that training or `pipeline import` wrote, runs:/ID, "
-    "models:/NAME/VERSION or models:/NAME@ALIAS"
+    "models:/NAME/VERSION, models:/NAME@ALIAS, or box, the one that comes with the package"
 )
 
 
@@ -40,6 +41,8 @@ def resolve_model(model: str | Path) -> Path:
 
     Raises TrackingError where there is no such model, StoreError where it can't be fetched whole.
     """
+    if box.is_meant(model):
+        return box.box_model()
     model = str(model)
     if named := NAMED.fullmatch(model):
         where = require_store(model)

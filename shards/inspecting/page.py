@@ -17,6 +17,7 @@ from PIL import Image
 
 from pipeline.common.atomic import write_text
 from pipeline.common.pictures import thumbnail
+from pipeline.common.targets import check_target
 from shards.inspecting.summary import SplitFacts, facts_of, manifests, read_tables
 from shards.making.listing import hash_keys
 from shards.manifest import Manifest
@@ -25,6 +26,7 @@ from shards.store import Store
 SHOWN = 60  # pictures of the contact sheet, which the colour histogram is taken from too
 THUMBNAIL = 128  # pixels
 BARS = 24
+GENERATOR = b'<meta name="generator" content="cca-pipeline inspect">'  # tells a page of ours
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,14 @@ class SplitPage:
     thumbnails: list[Thumbnail]
 
 
-def write_page(dest: str | Path, path: Path, split: str | None = None) -> None:
+def write_page(dest: str | Path, path: Path, split: str | None = None, force: bool = False) -> None:
     """Write a page about the splits of `dest` to `path`, whole.
 
     Raises:
         ShardsError: nothing complete is there.
+        TargetError: at `path` is a file that is no such page; `force` replaces it.
     """
+    check_target(path, "inspect", _is_page, force=force, make_folder=True)
     store = Store(dest)
     pages = [_page(store, one, read_tables(dest, one)) for one in manifests(dest, split)]
     environment = Environment(
@@ -69,6 +73,12 @@ def write_page(dest: str | Path, path: Path, split: str | None = None) -> None:
     environment.autoescape = True
     text = environment.get_template("page.html.j2").render(where=str(dest), pages=pages)
     write_text(path, text)
+
+
+def _is_page(path: Path) -> bool:
+    """Whether an earlier `inspect` wrote the file."""
+    with path.open("rb") as file:
+        return GENERATOR in file.read(500)
 
 
 def _page(store: Store, manifest: Manifest, table: pa.Table) -> SplitPage:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.codec import Model, load_model
 from pipeline.codec.box import box_model
-from pipeline.codec.files import find_model
+from pipeline.codec.finding import find_model
 
 # A crop of 256 x 256 of a photograph that the demo evaluates on.
 PICTURE = Path(__file__).parents[2] / "recipes/demo/pictures/kodak/kodim07.webp"

@@ -77,7 +77,25 @@ def test_import_makes_a_model(place: Path, capsys: pytest.CaptureFixture[str]) -
         ("compress in.png x.cca --model model.safetensors --device abacus", "no device 'abacus'"),
         ("decompress a.cca none/x.png --model model.safetensors", "no folder none"),
         ("decompress empty x --model model.safetensors", "no .cca files in empty"),
-        ("decompress empty x", "--model"),
+        ("decompress empty x", "no .cca files in empty"),
+        ("decompress empty", "name the folder to write"),
+        ("compress in.png", "in.cca is there already"),
+        ("compress in.png --quality 101", "from 0 to 100"),
+        ("compress in.png --quality good", "lowest, low, medium, high, highest"),
+        ("compress in.png --quality 50 --rate 1", "--quality and --rate"),
+        ("compress in.png x.cca --size 100KB --model model.safetensors", "single rate"),
+        ("compress in.png x.cca --size 100", "can't be held to 100 bytes"),
+        ("compress in.png x.cca --bpp -1", "above 0"),
+        ("compress in.png x.cca --bpp nan", "above 0"),
+        ("compress in.png new.webp", "called as a picture"),
+        ("compress in.png in.png", "named twice"),
+        ("compress in.png in.png --out-dir x", "named twice"),
+        ("compress in.png empty x", "can't all become x"),
+        ("compress in.png --out-dir model.safetensors", "is a file"),
+        ("compress empty model.safetensors", "a folder becomes a folder"),
+        ("decompress a.cca in.png --model model.safetensors", "in.png is there already"),
+        ("decompress a.cca a.cca", "named twice"),
+        ("compress in.png a.cca/x.cca", "no folder a.cca"),
         ("decompress a.cca x.doc --model model.safetensors", "suffix"),
         ("decompress lone/a.cca x.png", "--model"),
         ("import in.png --out x", "not a checkpoint"),
@@ -88,6 +106,7 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(
     place: Path, line: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _run("compress in.png a.cca --model model.safetensors", capsys)
+    (place / "in.cca").write_text("no stream")
     save_model(make_model(SMALL, seed=5), place / "other.safetensors")
     (place / "cut.cca").write_bytes((place / "a.cca").read_bytes()[:200])
     (place / "empty").mkdir()

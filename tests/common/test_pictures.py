@@ -306,9 +306,15 @@ def test_pictures_of_a_folder_and_the_others(tmp_path: Path) -> None:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "z.png").touch()
+    (tmp_path / "lost.png").symlink_to(tmp_path / "nothing")
+    (tmp_path / ".a.png.0a1b2c-1-0a1b2c3d.partial").touch()
     found, others = pictures.find_pictures(tmp_path)
     assert [path.name for path in found] == ["a.JPG", "b.png", "c.ico"]
-    assert [path.name for path in others] == ["notes.txt", "raw.dng"]
+    assert [path.name for path in others] == [
+        ".git", ".hidden.png", "lost.png", "notes.txt", "raw.dng"
+    ]  # fmt: skip
 
 
 def test_the_package_needs_no_torch() -> None:

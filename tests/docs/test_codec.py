@@ -26,7 +26,7 @@ def test_the_codec_s_page_works_as_shown(
     Path("pictures").mkdir()
     with Image.open(pictures / "kodak" / "kodim23.webp") as picture:
         small = picture.convert("RGB").crop((100, 100, 228, 228))
-    for file in ("photo.png", "pictures/a.png", "pictures/b.jpg"):
+    for file in ("photo.jpg", "photo.png", "pictures/a.png", "pictures/b.jpg"):
         small.save(file)
     shown = commands(root / "docs" / "codec.md")
     assert len(shown) >= 7

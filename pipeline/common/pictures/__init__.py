@@ -33,7 +33,7 @@ them; damaged and cut-off ones; and samples without a known range.
 """
 
 from pipeline.common.pictures.errors import PictureError, Refusal
-from pipeline.common.pictures.formats import ENDINGS, find_pictures, is_picture
+from pipeline.common.pictures.formats import ENDINGS, find_files, find_pictures, is_picture
 from pipeline.common.pictures.limits import MAX_BYTES, MAX_PIXELS
 from pipeline.common.pictures.opening import Header, opened
 from pipeline.common.pictures.reading import Picture, read, read_coded, thumbnail
@@ -46,6 +46,7 @@ __all__ = [
     "Picture",
     "PictureError",
     "Refusal",
+    "find_files",
     "find_pictures",
     "is_picture",
     "opened",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from pipeline.common.atomic import PARTIAL
 from pipeline.common.pictures.errors import PictureError, Refusal
 
 
@@ -70,17 +72,35 @@ def is_picture(name: str) -> bool:
 
 
 def find_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the picture files below `folder`, and the other files, each sorted by path.
+    """Return the picture files below `folder`, and all else there; see `find_files`."""
+    return find_files(folder, is_picture)
 
-    Hidden files and folders are in neither.
+
+def find_files(folder: Path, wanted: Callable[[str], bool]) -> tuple[list[Path], list[Path]]:
+    """Return the files below `folder` whose names are `wanted`, and all else, sorted by path.
+
+    Hidden files and folders, links to folders or to nothing, pipes and devices are of the second
+    kind, whatever they are called; what lies in such folders is not listed, and neither is what
+    a writer has not finished.
     """
     found: list[Path] = []
     others: list[Path] = []
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and path.is_file():
-            (found if is_picture(path.name) else others).append(path)
-    return found, others
+    for root, folders, files in os.walk(folder, onerror=_refuse):
+        aside = [one for one in folders if one.startswith(".") or Path(root, one).is_symlink()]
+        folders[:] = [one for one in folders if one not in aside]
+        others += [Path(root, one) for one in aside]
+        for name in files:
+            path = Path(root, name)
+            if name.startswith(".") and name.endswith(PARTIAL):
+                continue
+            taken = not name.startswith(".") and wanted(name) and path.is_file()
+            (found if taken else others).append(path)
+    return sorted(found), sorted(others)
+
+
+def _refuse(error: OSError) -> None:
+    """Raise what the system says of a folder that can't be listed: nothing in it was looked at."""
+    raise error
 
 
 def usual_ending(name: str) -> str:

@@ -15,6 +15,7 @@ from pipeline.common.pictures.limits import MAX_PIXELS
 from pipeline.common.pictures.opening import Header, header_of, load, opened
 from pipeline.common.pictures.orientation import turned
 from pipeline.common.pictures.samples import (
+    GREY,
     SIXTEEN_BITS,
     Bytes,
     Samples,
@@ -95,6 +96,20 @@ def read_coded(source: bytes | Path, max_pixels: int = MAX_PIXELS) -> Bytes:
         return _rgb(_upright(samples_of(image), header_of(image)))
 
 
+def has_profile(image: Image.Image) -> bool:
+    """Whether `read` keeps a profile of the picture, told from its header."""
+    grey = image.mode in (*GREY, *SIXTEEN_BITS, "I")
+    return _usable(image, grey) is not None
+
+
+def picture_of(image: Image.Image) -> Picture:
+    """Return a picture that is in memory, as it is: not turned. Raises `PictureError`."""
+    check_mode(image.mode)
+    samples = samples_of(image)
+    header = Header(image.format or "", image.width, image.height, image.mode, 1)
+    return Picture(samples, alpha_of(image), _profile(image, samples), header)
+
+
 def _picture(image: Image.Image) -> Picture:
     check_mode(image.mode)
     load(image)
@@ -118,9 +133,13 @@ def _upright(samples: npt.NDArray[Any], header: Header) -> Any:
 
 def _profile(image: Image.Image, samples: Samples) -> bytes | None:
     """Return the profile of the samples, which those that were converted do not have."""
+    return _usable(image, samples.ndim == 2)
+
+
+def _usable(image: Image.Image, grey: bool) -> bytes | None:
     if image.mode in ("CMYK", "LAB", "YCbCr", "HSV"):
         return None
-    return usable_profile(image.info.get("icc_profile"), "L" if samples.ndim == 2 else "RGB")
+    return usable_profile(image.info.get("icc_profile"), "L" if grey else "RGB")
 
 
 def _words(

@@ -1,0 +1,276 @@
+"""The work of `pipeline compress` and `decompress`: one file, several, or a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.cli.places import (
+    Places,
+    check_no_terminal,
+    is_standard_output,
+    picture_of,
+    stream_of,
+)
+from pipeline.codec import CodecError, Model, box, load_model
+from pipeline.codec.files import (
+    compress_file,
+    decompress_file,
+    is_decoded,
+    is_made_of,
+    is_stream,
+    read_file,
+)
+from pipeline.codec.finding import Models
+from pipeline.codec.folders import (
+    Task,
+    Wanted,
+    compress_all,
+    compress_folder,
+    decompress_all,
+    decompress_folder,
+    is_stream_of,
+)
+from pipeline.codec.jobs import Job
+from pipeline.codec.picture import Picture, read_picture
+from pipeline.codec.rates import Limit, parse_quality, rate_of_quality
+from pipeline.common.errors import UsageError
+from pipeline.common.machine import worker_count
+from pipeline.common.pictures import MAX_BYTES
+from pipeline.common.progress import progress
+from pipeline.common.scratch import cache_folder
+from pipeline.common.sizes import parse_size
+from pipeline.common.special import is_special, read_all
+from pipeline.common.targets import check_target
+
+if TYPE_CHECKING:
+    from pipeline.codec.config import Config
+    from pipeline.codec.jobs import Folder
+
+NAMED = 10  # files that a sentence names
+
+
+@dataclass(frozen=True)
+class Options:
+    """What both commands take: memory in bytes, files at once, a device, what to replace."""
+
+    memory: int
+    workers: int | None
+    device: str
+    force: bool
+
+    def at_once(self) -> int:
+        """Return how many files to work on at once."""
+        return self.workers or (worker_count(self.memory) if self.device == "cpu" else 1)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """How many bits are asked for, as typed: at most one of these."""
+
+    quality: str | None = None
+    size: str | None = None
+    bpp: float | None = None
+    rate: float | None = None
+
+    def check(self) -> None:
+        """Raise `UsageError` or `CodecError` for more than one, or for what makes no sense."""
+        given = [name for name, value in vars(self).items() if value is not None]
+        if len(given) > 1:
+            raise UsageError(f"--{given[0]} and --{given[1]} both say how many bits: give one")
+        self.limit()
+        if self.quality is not None:
+            parse_quality(self.quality)
+
+    def limit(self) -> Limit | None:
+        """Return the most bytes that a file may have, if that was asked."""
+        if self.size is not None:
+            return Limit(bytes=parse_size(self.size, "--size"))
+        return None if self.bpp is None else Limit(bits=self.bpp)
+
+    def rate_of(self, config: Config) -> float | None:
+        """Return the rate that was asked for, by its number or as a quality."""
+        if self.quality is not None:
+            return rate_of_quality(config, parse_quality(self.quality))
+        return self.rate
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a command ends with: in JSON, in words; `aside` where standard output is taken."""
+
+    result: dict[str, Any]
+    sentence: str
+    aside: bool = False
+
+
+def compress(
+    asked: Places, options: Options, model: str, ask: Ask, profile: bool, verify: bool
+) -> Shown:
+    """Compress what was asked for."""
+    if asked.whole_folder is None and len(asked.sources) == 1:
+        return _compress_one(asked, options, model, ask, profile, verify)
+    jobs = [Job(one, stream_of(one, asked.folder)) for one in asked.sources]
+    loaded = load(model, options.device)
+    rate, limit = ask.rate_of(loaded.config), ask.limit()
+    target = asked.folder or Path()
+    task = Task(loaded, target, options.memory, options.at_once(), options.force)
+    with progress("Compressing", "pictures") as report:
+        if asked.whole_folder is not None:
+            done = compress_folder(asked.whole_folder, task, profile, verify, rate, report, limit)
+            return _shown_folder(target, done, "pictures")
+        done = compress_all(jobs, task, profile, verify, rate, report, limit, by_stem=True)
+    return _shown_files(jobs, done)
+
+
+def decompress(
+    asked: Places, options: Options, model: str | None, preview: bool, deep: bool
+) -> Shown:
+    """Decompress what was asked for."""
+    if asked.whole_folder is None and len(asked.sources) == 1:
+        return _decompress_one(asked, options, model, preview, deep)
+    jobs = [Job(one, picture_of(one, asked.folder)) for one in asked.sources]
+    given = None if model is None else load(model, options.device)
+    places = _where_models_are(asked.whole_folder or jobs[0].source.parent)
+    target = asked.folder or Path()
+    task = Task(
+        given, target, options.memory, options.at_once(), options.force, places, options.device
+    )
+    with progress("Decompressing", "files") as report:
+        if asked.whole_folder is not None:
+            done = decompress_folder(asked.whole_folder, task, deep, report)
+            return _shown_folder(target, done, "streams")
+        done = decompress_all(jobs, task, deep, report)
+    return _shown_files(jobs, done)
+
+
+def load(model: str, device: str) -> Model:
+    """Load any MODEL; a path that exists needs no tracking."""
+    if box.is_meant(model):
+        return load_model(box.box_model(), device=device)
+    if Path(model).exists():
+        return load_model(Path(model), device=device)
+    from pipeline.tracking import resolve_model
+
+    return load_model(resolve_model(model), device=device)
+
+
+def _compress_one(
+    asked: Places, options: Options, model: str, ask: Ask, profile: bool, verify: bool
+) -> Shown:
+    (source,), named = asked.sources, asked.target
+    target = named or stream_of(source, asked.folder)
+    check_no_terminal(target)
+    job = Job(source, target)
+    check_target(
+        target,
+        "compress",
+        is_stream if named else lambda _: is_stream_of(job),
+        sources=[source],
+        force=options.force,
+        make_folder=asked.folder is not None,
+    )
+    picture = _read_picture(source, profile)
+    loaded = load(model, options.device)
+    rate, limit = ask.rate_of(loaded.config), ask.limit()
+    if named is None and not is_special(source):
+        known = None if limit else loaded.config.check_rate(rate)
+        if Wanted(loaded, options.memory, profile, known, limit).is_at(target, source):
+            return Shown({"file": str(target), "kept": True}, f"{target}: already there")
+    if asked.folder is not None:
+        asked.folder.mkdir(parents=True, exist_ok=True)
+    with _about(source), _tiles("Compressing", searching=limit is not None) as tiles:
+        made = compress_file(loaded, picture, target, verify, options.memory, rate, tiles, limit)
+    words = f"{target}: {made['bytes']} bytes, {made['bpp']:.4f} bits per pixel"
+    if made["rate"] is not None:
+        words += f", rate {made['rate']:.3g}"
+    words += f", found by {made['encodes']} encodes" if limit else ""
+    words += ", verified" if verify else ""
+    return Shown({"file": str(target), **made}, words, is_standard_output(target))
+
+
+def _decompress_one(
+    asked: Places, options: Options, model: str | None, preview: bool, deep: bool
+) -> Shown:
+    (source,), named = asked.sources, asked.target
+    target = named or picture_of(source, asked.folder)
+    check_no_terminal(target)
+    check_target(
+        target,
+        "decompress",
+        is_decoded,
+        sources=[source],
+        force=options.force,
+        make_folder=asked.folder is not None,
+    )
+    data = read_file(source)
+    if named is None and not is_special(target) and is_made_of(target, data, deep):
+        return Shown({"file": str(target), "kept": True}, f"{target}: already there")
+    given = None if model is None else load(model, options.device)
+    models = Models(_where_models_are(source.resolve().parent), options.device, given)
+    if asked.folder is not None:
+        asked.folder.mkdir(parents=True, exist_ok=True)
+    with _about(source), _tiles("Decompressing") as tiles:
+        made = decompress_file(
+            models.of(data), data, target, preview, deep, options.memory, progress=tiles
+        )
+    words = f"{target}: {made['width']} x {made['height']} pixels"
+    words += "" if made["complete"] else ", a preview: the file is truncated"
+    return Shown({"file": str(target), **made}, words, is_standard_output(target))
+
+
+def _read_picture(source: Path, profile: bool) -> Picture:
+    """Read the picture in a file, a pipe or a device."""
+    if not is_special(source):
+        return read_picture(source, profile=profile)
+    with _about(source):
+        return read_picture(read_all(source, MAX_BYTES + 1), profile=profile)
+
+
+def _where_models_are(source: Path) -> Sequence[Path]:
+    """Return the folders to look for models in, beside the package's own."""
+    return [source, Path.cwd(), cache_folder("models")]
+
+
+@contextmanager
+def _tiles(title: str, searching: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Yield what shows how many tiles of one picture are done."""
+    count = 0
+
+    def one_more(done: int, of: int) -> None:
+        nonlocal count
+        count += 1
+        report(count, None, "")
+
+    with progress(title, "tiles") as report:
+        # Nobody knows beforehand how many encodes a search takes.
+        yield one_more if searching else lambda done, of: report(done, of, "")
+
+
+@contextmanager
+def _about(file: Path) -> Iterator[None]:
+    """Put the file's name before what is wrong with its contents."""
+    try:
+        yield
+    except CodecError as error:
+        raise CodecError(f"{file}: {error}") from error
+
+
+def _shown_folder(target: Path, done: Folder, wanted: str) -> Shown:
+    sentence = f"{target}: {done['written']} written, {done['kept']} already there"
+    if others := done["passed_over"]:
+        shown = ", ".join(others[:NAMED]) + (", ..." if len(others) > NAMED else "")
+        sentence += f"; skipped {len(others)} that are no {wanted}, or hidden: {shown}"
+    return Shown({"folder": str(target), **done}, sentence)
+
+
+def _shown_files(jobs: Sequence[Job], done: Folder) -> Shown:
+    files = [str(job.target) for job in jobs]
+    sentence = f"{done['written']} written, {done['kept']} already there: "
+    sentence += ", ".join(files[:NAMED]) + (", ..." if len(files) > NAMED else "")
+    result: dict[str, Any] = {"files": files, **done}
+    del result["passed_over"]
+    return Shown(result, sentence)

@@ -1,0 +1,92 @@
+"""Finds the model that made a stream, by the fingerprint in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pipeline.codec import box
+from pipeline.codec.bitstream import read_header
+from pipeline.codec.errors import CodecError
+from pipeline.codec.model import Model
+from pipeline.codec.storage import load_model, stored_fingerprint
+
+
+def find_model(data: bytes, folders: Iterable[Path]) -> Path:
+    """Return the model file that made the stream `data`, by its fingerprint.
+
+    It comes with the package, or lies in one of `folders`. `data` may be only the start of a
+    stream. Raises `CodecError` when there is none.
+    """
+    wanted, folders = read_header(data).fingerprint, list(folders)
+    for file in _claiming(wanted, folders):
+        return file
+    raise _unknown(wanted, folders, [])
+
+
+class Models:
+    """Loads the models that streams name, each once: one that was given, or what is found.
+
+    A file that only claims to be the model (damaged, or changed since) hides no other one.
+    """
+
+    def __init__(
+        self, folders: Iterable[Path] = (), device: str = "cpu", given: Model | None = None
+    ) -> None:
+        self.folders = list(dict.fromkeys(folders))
+        self.device = device
+        self.given = given
+        self._loaded: dict[str, Model | CodecError] = {}
+
+    def of(self, data: bytes) -> Model:
+        """Return the model for the stream that begins with `data`.
+
+        Raises `CodecError` where it is no stream, or its model is not found.
+        """
+        if self.given is not None:
+            return self.given
+        wanted = read_header(data).fingerprint
+        if wanted not in self._loaded:
+            self._loaded[wanted] = self._find(wanted)
+        found = self._loaded[wanted]
+        if isinstance(found, CodecError):
+            raise found
+        return found
+
+    def loaded(self) -> list[Model]:
+        """Return the models that are in memory."""
+        if self.given is not None:
+            return [self.given]
+        return [model for model in self._loaded.values() if isinstance(model, Model)]
+
+    def _find(self, wanted: str) -> Model | CodecError:
+        unusable: list[str] = []
+        for file in _claiming(wanted, self.folders):
+            try:
+                model = load_model(file, device=self.device)
+            except CodecError as error:
+                unusable.append(str(error))
+                continue
+            if model.fingerprint.startswith(wanted):
+                return model
+            unusable.append(f"{file} says so of itself, but its weights are others")
+        return _unknown(wanted, self.folders, unusable)
+
+
+def _claiming(wanted: str, folders: Iterable[Path]) -> Iterator[Path]:
+    """Yield the model files that say of themselves that they have the fingerprint `wanted`."""
+    for folder in (box.FOLDER, *folders):
+        for file in sorted(folder.glob("*.safetensors")):
+            if file.is_file() and stored_fingerprint(file).startswith(wanted):
+                yield file
+
+
+def _unknown(wanted: str, folders: Iterable[Path], unusable: list[str]) -> CodecError:
+    places = ", ".join(str(folder) for folder in folders)
+    looked = f" or lies in {places}" if places else ""
+    why = f" ({'; '.join(unusable)})" if unusable else ""
+    return CodecError(
+        f"no model with the fingerprint {wanted} comes with this version{looked}{why}: ask who "
+        "made the file for its model, or look among yours (pipeline models), and name it with "
+        "--model"
+    )

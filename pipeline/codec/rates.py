@@ -1,0 +1,178 @@
+"""How many bits a picture may take: by quality in words or numbers, by bits a pixel, by bytes.
+
+A model with several rates codes at any real number between its lowest and highest rate. A quality
+from 0 to 100 names one of them; a limit of bytes has the highest one that keeps to it searched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.codec.config import Config
+from pipeline.codec.errors import CodecError
+
+QUALITIES = {"lowest": 0.0, "low": 25.0, "medium": 50.0, "high": 75.0, "highest": 100.0}
+# A search ends with a file of at least so much of the limit, or after so many encodes.
+CLOSE = 0.98
+MOST_ENCODES = 10
+# What a step aims at, so that it lands below the limit and close to it.
+_AIM = 0.99
+# A search tells rates apart by this share of the model's range.
+_FINEST = 2.0**-12
+# Encodes after which every second one halves what is left.
+_PATIENCE = 5
+# How much longer files are at the highest rate than at the lowest, as a logarithm: a first guess.
+_GROWTH = 2.3
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The most bytes that a file may have: so many, or so many `bits` for each pixel.
+
+    Raises `CodecError` unless one of them is given, a positive number.
+    """
+
+    bytes: int | None = None
+    bits: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.bytes is None) == (self.bits is None):
+            raise CodecError("a limit is one of bytes and of bits a pixel")
+        number = self.bytes if self.bits is None else self.bits
+        if not (number is not None and math.isfinite(number) and number > 0):
+            raise CodecError(f"a limit must be a number above 0, not {number}")
+
+    def of(self, height: int, width: int) -> int:
+        """Return the most bytes that the file of a picture of this size may have."""
+        if self.bytes is not None:
+            return self.bytes
+        assert self.bits is not None
+        return int(self.bits * height * width / 8)
+
+    def __str__(self) -> str:
+        return f"{self.bytes} bytes" if self.bits is None else f"{self.bits:g} bits a pixel"
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A stream that keeps to a limit: its bytes, its rate, and how many encodes that took."""
+
+    data: bytes
+    rate: float
+    encodes: int
+
+
+def parse_quality(text: str) -> float:
+    """Return the quality, from 0 to 100, that `text` names; raises `CodecError` for any other."""
+    word = text.strip().lower()
+    if word in QUALITIES:
+        return QUALITIES[word]
+    try:
+        quality = float(word)
+    except ValueError:
+        quality = math.nan
+    if not 0 <= quality <= 100:
+        raise CodecError(
+            f"the quality must be a number from 0 to 100, or one of {', '.join(QUALITIES)}, "
+            f"not {text!r}"
+        )
+    return quality
+
+
+def rate_of_quality(config: Config, quality: float) -> float:
+    """Return the rate of a quality from 0 (the model's lowest rate) to 100 (its highest).
+
+    Raises `CodecError` for a quality outside, or a model with a single rate.
+    """
+    lowest, highest = _range(config, "a quality")
+    if not 0 <= quality <= 100:
+        raise CodecError(f"the quality must be a number from 0 to 100, not {quality:g}")
+    return lowest + (highest - lowest) * quality / 100
+
+
+def search(encode: Callable[[float], bytes], config: Config, limit: int) -> Searched:
+    """Return the best stream of at most `limit` bytes.
+
+    `encode` returns the stream at a rate. Rates are tried by interpolating the logarithm of the
+    bytes between the nearest stream that fits and the nearest that does not, until one has at
+    least `CLOSE` of the limit. A higher limit never gives a lower rate where bytes grow with the
+    rate, but for that margin.
+
+    Raises `CodecError` where even the lowest rate takes more, or the model has a single rate.
+    """
+    lowest, highest = _range(config, "a limit")
+    tried: dict[float, bytes] = {}
+    rate = (lowest + highest) / 2
+    while len(tried) < MOST_ENCODES:
+        tried[rate] = encode(rate)
+        if CLOSE * limit <= len(tried[rate]) <= limit:
+            break
+        following = _following(tried, limit, (lowest, highest))
+        if following is None:
+            break
+        rate = following
+    if all(len(data) > limit for data in tried.values()) and lowest not in tried:
+        tried[lowest] = encode(lowest)
+    fitting = {one: data for one, data in tried.items() if len(data) <= limit}
+    if not fitting:
+        least = min(map(len, tried.values()))
+        raise CodecError(f"{least} bytes at the model's lowest rate, and {limit} are the limit")
+    best = max(fitting)
+    return Searched(fitting[best], best, len(tried))
+
+
+def _following(tried: dict[float, bytes], limit: int, ends: tuple[float, float]) -> float | None:
+    """Return the next rate to try; None where nothing is left between what fits and what not."""
+    sizes = {rate: math.log(max(1, len(data))) for rate, data in tried.items()}
+    below = max((rate for rate, data in tried.items() if len(data) <= limit), default=None)
+    above = min(
+        (r for r, d in tried.items() if len(d) > limit and (below is None or r > below)),
+        default=None,
+    )
+    if below == ends[1] or above == ends[0]:
+        return None
+    low, high = (ends[0] if below is None else below), (ends[1] if above is None else above)
+    least = _FINEST * (ends[1] - ends[0])
+    if below is not None and above is not None and high - low <= 2 * least:
+        return None
+    if below is not None and above is not None:
+        slope = (sizes[above] - sizes[below]) / (above - below)
+    else:
+        slope = _slope(sizes, ends)
+    start = below if below is not None else above
+    assert start is not None
+    guess = start + (math.log(max(1.0, _AIM * limit)) - sizes[start]) / max(slope, 1e-9)
+    # Not again where one was: an end that was not tried may be, and ends are jumped to.
+    if below is not None:
+        low += least
+    if above is not None:
+        high -= least
+    if below is not None and above is not None and len(tried) >= _PATIENCE and len(tried) % 2:
+        guess = (low + high) / 2  # where the bytes jump, halving still gets on
+    return _on_grid(min(max(guess, low), high), ends)
+
+
+def _on_grid(rate: float, ends: tuple[float, float]) -> float:
+    """Return the nearest rate that a stream states exactly, as a float32."""
+    step = _FINEST * (ends[1] - ends[0])
+    return ends[0] + round((rate - ends[0]) / step) * step
+
+
+def _slope(sizes: dict[float, float], ends: tuple[float, float]) -> float:
+    """Return how the logarithm of bytes grows with the rate, as far as the tried rates tell."""
+    if len(sizes) > 1:
+        (one, first), (other, second) = sorted(sizes.items())[:: len(sizes) - 1]
+        if second > first:
+            return (second - first) / (other - one)
+    return _GROWTH / (ends[1] - ends[0])
+
+
+def _range(config: Config, what: str) -> tuple[float, float]:
+    if config.rates is None:
+        raise CodecError(
+            f"the model has a single rate, so {what} can't be chosen: leave it out, or take a "
+            "model that was trained for several (docs/training.md)"
+        )
+    return config.rates
