@@ -1,30 +1,14 @@
 """The models, their entropy coding, their bitstream and their files: all that a decoder needs.
 
-What belongs to one architecture is loaded when it is first asked for here.
+Names are loaded when they are first asked for here: reading a stream's header needs no torch.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pipeline.codec.config import Config
 from pipeline.codec.errors import CodecError, MismatchError
-from pipeline.codec.info import ModelInfo
-from pipeline.codec.model import (
-    AuxiliaryModel,
-    AuxiliaryOutput,
-    CodecOutput,
-    HyperOutput,
-    Model,
-    Noise,
-)
-from pipeline.codec.storage import (
-    load_auxiliary,
-    load_config,
-    load_model,
-    round_to_half,
-    save_model,
-)
 
 if TYPE_CHECKING:
     from pipeline.codec.architectures.cca import (
@@ -33,6 +17,23 @@ if TYPE_CHECKING:
         CCAModel,
         CCAOutput,
         start_as_pyramid,
+    )
+    from pipeline.codec.config import Config
+    from pipeline.codec.info import ModelInfo
+    from pipeline.codec.model import (
+        AuxiliaryModel,
+        AuxiliaryOutput,
+        CodecOutput,
+        HyperOutput,
+        Model,
+        Noise,
+    )
+    from pipeline.codec.storage import (
+        load_auxiliary,
+        load_config,
+        load_model,
+        round_to_half,
+        save_model,
     )
 
 __all__ = [
@@ -59,9 +60,22 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+# Where each name is defined.
+_HOMES = {
+    "config": ("Config",),
+    "info": ("ModelInfo",),
+    "model": (
+        "AuxiliaryModel", "AuxiliaryOutput", "CodecOutput", "HyperOutput", "Model", "Noise",
+    ),
+    "storage": ("load_auxiliary", "load_config", "load_model", "round_to_half", "save_model"),
+    "architectures.cca": (
+        "AuxiliaryEntropyModel", "CCAConfig", "CCAModel", "CCAOutput", "start_as_pyramid",
+    ),
+}  # fmt: skip
 
-    return getattr(import_module(f"{__name__}.architectures.cca"), name)
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

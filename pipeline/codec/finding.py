@@ -38,6 +38,12 @@ class Models:
         self.given = given
         self._loaded: dict[str, Model | CodecError] = {}
 
+    def look_in(self, folder: Path) -> None:
+        """Look for models in one more folder, if it was not looked at yet."""
+        if folder not in self.folders:
+            self.folders.append(folder)
+            self._loaded = {k: m for k, m in self._loaded.items() if isinstance(m, Model)}
+
     def of(self, data: bytes) -> Model:
         """Return the model for the stream that begins with `data`.
 

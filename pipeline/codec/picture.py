@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.codec.bitstream import MAX_PIXELS, Header
 from pipeline.codec.errors import CodecError
 from pipeline.codec.mark import with_mark
+from pipeline.codec.side import inflate, unpack_profile
 from pipeline.common import pictures
 from pipeline.common.atomic import write_bytes
 from pipeline.common.special import NOT_THERE, is_special
@@ -151,7 +152,7 @@ class Canvas:
                 return _with_transparent_value(self.pixels, alpha)
             image.putalpha(Image.fromarray(alpha))
         if self.header.profile and "profile" in side:
-            image.info["icc_profile"] = _inflate(side["profile"], 2**24, "colour profile")
+            image.info["icc_profile"] = unpack_profile(side["profile"])
         return image
 
 
@@ -213,20 +214,8 @@ def _pack_alpha(alpha: Bytes) -> bytes:
 
 def _unpack_alpha(packed: bytes, header: Header) -> Bytes:
     size = header.width * header.height
-    raw = _inflate(packed, size, "alpha channel")
+    raw = inflate(packed, size, "alpha channel")
     if len(raw) != size:
         raise CodecError("the file is damaged: its alpha channel has another size")
     rows = np.frombuffer(raw, np.uint8).reshape(header.height, header.width)
     return np.cumsum(rows, axis=0, dtype=np.uint8)
-
-
-def _inflate(packed: bytes, limit: int, what: str) -> bytes:
-    """Undo zlib, never making more than `limit` bytes."""
-    engine = zlib.decompressobj()
-    try:
-        raw = engine.decompress(packed, limit)
-    except zlib.error as error:
-        raise CodecError(f"the file is damaged: its {what} can't be unpacked") from error
-    if not engine.eof and engine.decompress(engine.unconsumed_tail, 1):
-        raise CodecError(f"the file is damaged: its {what} is too long")
-    return raw

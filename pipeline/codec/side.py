@@ -1,0 +1,26 @@
+"""What lies beside the pixels of a stream, unpacked within limits."""
+
+from __future__ import annotations
+
+import zlib
+
+from pipeline.codec.errors import CodecError
+
+LARGEST_PROFILE = 2**24  # bytes
+
+
+def unpack_profile(packed: bytes) -> bytes:
+    """Return the ICC profile that a stream holds; raises `CodecError` for a damaged one."""
+    return inflate(packed, LARGEST_PROFILE, "colour profile")
+
+
+def inflate(packed: bytes, limit: int, what: str) -> bytes:
+    """Undo zlib, never making more than `limit` bytes; `what` names them in a `CodecError`."""
+    engine = zlib.decompressobj()
+    try:
+        raw = engine.decompress(packed, limit)
+    except zlib.error as error:
+        raise CodecError(f"the file is damaged: its {what} can't be unpacked") from error
+    if not engine.eof and engine.decompress(engine.unconsumed_tail, 1):
+        raise CodecError(f"the file is damaged: its {what} is too long")
+    return raw
