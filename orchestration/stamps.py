@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.atomic import write_json
 from pipeline.common.digests import file_sha256
 from recipes.config.bundled import shipped
 
@@ -147,12 +148,7 @@ def main(arguments: Sequence[str]) -> int:
     here = Path.cwd()
     if asked.action == "check":
         return 0 if fresh(asked.stamp, asked.command, asked.input, asked.output, here) else 1
-    asked.stamp.parent.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(taken(asked.command, asked.input, here), indent=1)
-    with Path(f"{asked.stamp}.part").open("w") as file:
-        file.write(content + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_json(Path(f"{asked.stamp}.part"), taken(asked.command, asked.input, here))
     return 0
 
 

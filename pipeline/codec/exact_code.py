@@ -57,7 +57,7 @@ def only_exact(what: str) -> Iterator[None]:
         yield
 
 
-# torch has no types for it.
+# torch gives the methods of TorchDispatchMode no types.
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, what: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

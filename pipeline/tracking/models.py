@@ -132,7 +132,9 @@ def _fetch(where: MlflowClient, what: str, uri: str, target: Path | None, digest
                 "register the model anew if that does not help"
             )
         flush(path)
-        return path.replace(target)
+        path.replace(target)
+        flush(target.parent)
+        return target
 
 
 def _cache() -> Path:

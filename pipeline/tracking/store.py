@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from pipeline.common.atomic import flush
 from pipeline.common.locks import file_lock
 from pipeline.common.secrets import without_user
 from pipeline.tracking.errors import StoreError, TrackingError
@@ -167,7 +168,9 @@ def _make_tables(path: Path) -> None:
         maker = mlflow.MlflowClient(f"{SQLITE}{temporary}", registry_uri=f"{SQLITE}{temporary}")
         maker.search_experiments()
         maker.search_registered_models()
+        flush(temporary)
         temporary.replace(path)
+        flush(path.parent)
 
 
 def experiment_id(mlflow_client: MlflowClient, name: str) -> str:

@@ -106,8 +106,11 @@ def examine(run_folder: Path) -> tuple[list[Checkpoint], list[Unusable]]:
     good: list[Checkpoint] = []
     bad: list[Unusable] = []
     for folder in _folders(run_folder / FOLDER):
-        one = opened(folder)
-        (good if isinstance(one, Checkpoint) else bad).append(one)  # type: ignore[arg-type]
+        checkpoint = opened(folder)
+        if isinstance(checkpoint, Checkpoint):
+            good.append(checkpoint)
+        else:
+            bad.append(checkpoint)
     return good, bad
 
 

@@ -89,7 +89,7 @@ class GuardedAdam(ClippedAdam):
         self._left_out = torch.zeros((), device=device)
 
     @torch.no_grad()
-    # As above.
+    # torch's own step returns what a closure does; here there is none.
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Clip, then step, unless something is not finite; `closure` is not supported."""
         assert closure is None

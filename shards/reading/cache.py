@@ -7,7 +7,9 @@
     FOLDER/<key>/.NAME.room bytes promised to it and not yet written, as the size of an empty file
 
 All locks are `flock`s on open files, so the kernel takes them back from a process that is killed.
-What such a process had fetched is continued by the next one that wants the file.
+What such a process had fetched is continued by the next one that wants the file; so an arriving
+file has one name for all, unlike those of `pipeline.common.atomic`. The folder is not flushed: a
+name that a power cut takes costs one more fetch.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ def on_device(
     """
     side: torch.cuda.Stream | None = None
     if device.type == "cuda":
+        # torch gives Stream no types.
         side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     sent: deque[tuple[Batch, torch.cuda.Event | None]] = deque()
     for batch in batches:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from shards.errors import ShardsError, ShardsRuntimeError
@@ -29,6 +29,8 @@ from shards.streaming.source import Batch, BatchSource, Skipped, too_many_broken
 
 log = logging.getLogger(__name__)
 
+Batches = Generator[Batch, None, None]
+
 # What a state counts in that was saved before there was another order.
 FIRST_ORDER = 1
 
@@ -37,6 +39,17 @@ MAX_DEATHS = 3
 
 # Batches of a worker whose pictures are asked for while one is decoded.
 BEGUN = 3
+
+
+def _check(workers: int, crop: int, augment: Augment | None) -> None:
+    """Raise `ShardsError` for less than no workers, and crops too small for augmentation's."""
+    if workers < 0:
+        raise ShardsError(f"workers is {workers}: give 0 or more")
+    if augment is not None and augment.needed() > crop:
+        raise ShardsError(
+            f"crops of {augment.crop} at scale {augment.downscale} are cut from "
+            f"{augment.needed()} pixels, the stream's crop is {crop}: raise it to that"
+        )
 
 
 class Stream(IterableDataset[Batch]):
@@ -51,6 +64,34 @@ class Stream(IterableDataset[Batch]):
     Iterating continues from `state_dict()`, which counts what was received, never what workers made
     ahead. In a worker of a DataLoader (`loader`) a stream makes its share of the batches, and
     `batch.state` says what to continue from. Accelerate's `prepare` leaves a stream alone.
+
+    Args:
+        dest: where `pipeline shard` wrote, a folder or any fsspec URL; or tars that others
+            made, as a pattern that ends in `.tar`; or several of these with their weights,
+            `{"shards/a": 3, "shards/b": 1}`.
+        split: which of its splits.
+        batch_size: pictures in a batch of this rank.
+        crop: side of the crops in pixels; smaller pictures are mirrored until they fill it.
+        seed: of the order, the crops and the flips.
+        rank: this process's number, below `world_size`.
+        world_size: processes that train together.
+        workers: processes that decode for this rank; 0: this process does.
+        block: shards whose number of samples is shuffled together.
+        groups: parts that the corpus is cut into, a power of two: ranks read whole groups, so
+            take at least as many as there will be nodes.
+        order: number of the order that positions count in; None: that of the state that is
+            loaded, or else the newest.
+        flip: whether half of the crops are mirrored left to right.
+        max_broken: broken samples in a row that stop the run.
+        epochs: how many epochs an iteration lasts; None: for ever.
+        cache: where shards behind a URL are kept on this machine; None: `Cache()`.
+        device: where the images are to be, copied ahead of use; None: left in main memory.
+        augment: what is done to them there; they are float32 in [0, 1] then. Its crop is cut
+            from the stream's, and its flips come on top: `flip=False` leaves them to it.
+
+    Raises:
+        ShardsError: no such split, numbers that make no batch, or fewer samples than one
+            global batch.
     """
 
     def __init__(
@@ -74,38 +115,8 @@ class Stream(IterableDataset[Batch]):
         device: str | torch.device | None = None,
         augment: Augment | None = None,
     ) -> None:
-        """Open the shards in `dest`; `batch_size` is per rank.
-
-        Args:
-            dest: where `pipeline shard` wrote, a folder or any fsspec URL; or tars that others
-                made, as a pattern that ends in `.tar`; or several of these with their weights,
-                `{"shards/a": 3, "shards/b": 1}`.
-            split: which of its splits.
-            batch_size: pictures to a batch of this rank.
-            crop: side of the crops in pixels; smaller pictures are mirrored until they fill it.
-            seed: of the order, the crops and the flips.
-            rank: this process's number, below `world_size`.
-            world_size: processes that train together.
-            workers: processes that decode for this rank; 0: this process does.
-            block: shards whose number of samples is shuffled together.
-            groups: parts that the corpus is cut into, a power of two: ranks read whole groups, so
-                take at least as many as there will be nodes.
-            order: number of the order that positions count in; None: that of the state that is
-                loaded, or else the newest.
-            flip: whether half of the crops are mirrored left to right.
-            max_broken: broken samples in a row that stop the run.
-            epochs: how many epochs an iteration lasts; None: for ever.
-            cache: where shards behind a URL are kept on this machine; None: `Cache()`.
-            device: where the images are to be, copied ahead of use; None: left in main memory.
-            augment: what is done to them there; they are float32 in [0, 1] then. Its crop is cut
-                from the stream's, and its flips come on top: `flip=False` leaves them to it.
-
-        Raises:
-            ShardsError: no such split, numbers that make no batch, or fewer samples than one
-                global batch.
-        """
-        if workers < 0:
-            raise ShardsError(f"workers is {workers}: give 0 or more")
+        """Open the shards in `dest`."""
+        _check(workers, crop, augment)
         corpora, weights = open_corpora(dest, split, cache, block)
         self._source = BatchSource(
             corpora,
@@ -122,11 +133,6 @@ class Stream(IterableDataset[Batch]):
             max_broken=max_broken,
         )
         self._order = order
-        if augment is not None and augment.needed() > crop:
-            raise ShardsError(
-                f"crops of {augment.crop} at scale {augment.downscale} are cut from "
-                f"{augment.needed()} pixels, the stream's crop is {crop}: raise it to that"
-            )
         self.workers, self.epochs = workers, epochs
         self.augment = augment
         self.device = torch.device(device or "cpu") if device or augment else None
@@ -135,7 +141,7 @@ class Stream(IterableDataset[Batch]):
         self._epoch = self._seen = self._in_a_row = 0
         # Processes that load pictures and died, and were started again.
         self.deaths = 0
-        self._iterator: Iterator[Batch] | None = None
+        self._iterator: Batches | None = None
         self._workers: Workers[Batch | Exception] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -200,7 +206,7 @@ class Stream(IterableDataset[Batch]):
         Accelerate's `prepare` leaves it as it is: the ranks' parts are cut already. It does not
         move this stream's state: `batch.state` says what to continue from.
         """
-        loader = DataLoader(self, batch_size=None, num_workers=workers, generator=Generator())
+        loader = DataLoader(self, batch_size=None, num_workers=workers, generator=torch.Generator())
         loader._is_accelerate_prepared = True
         return loader
 
@@ -208,17 +214,17 @@ class Stream(IterableDataset[Batch]):
         """End the iteration: stop its workers, close files. Iterating again continues."""
         iterator, self._iterator = self._iterator, None
         if iterator is not None:
-            iterator.close()  # type: ignore[attr-defined]
+            iterator.close()
         # An iteration that an error ended leaves them: they may hang, and others have to be told
         # of the error first.
         self._end_workers(at_once=True)
         self._source.close()
 
-    def _received(self) -> Iterator[Batch]:
+    def _received(self) -> Batches:
         """Yield batches, counting each as seen when it is handed over."""
         end = self._epoch + (self.epochs or 0)
         made = self._by_workers() if self.workers and get_worker_info() is None else self._made()
-        there = made
+        there: Iterator[Batch] = made
         if self.device is not None:
             if get_worker_info() is not None:
                 raise ShardsError(
@@ -233,7 +239,7 @@ class Stream(IterableDataset[Batch]):
                 yield batch
             self._epoch, self._seen = end, 0
         finally:
-            made.close()  # type: ignore[attr-defined]
+            made.close()
 
     def _augmented(self, batch: Batch) -> Tensor:
         assert self.augment is not None
@@ -241,7 +247,7 @@ class Stream(IterableDataset[Batch]):
             batch.images, self._source.seed, batch.epoch, batch.positions, batch.extents
         )
 
-    def _made(self) -> Iterator[Batch]:
+    def _made(self) -> Batches:
         """Make batches in this process: all of them, or a DataLoader worker's share."""
         info = get_worker_info()
         first, step = (info.id, info.num_workers) if info else (0, 1)
@@ -257,7 +263,7 @@ class Stream(IterableDataset[Batch]):
             for place in ahead:
                 self._source.begin(*place)
 
-    def _by_workers(self) -> Iterator[Batch]:
+    def _by_workers(self) -> Batches:
         """Yield the batches of `workers` processes in order, started again where one dies."""
         pin = self.device is not None and self.device.type == "cuda"
         # What is made may be ahead of what is handed over, which this stream's state counts.

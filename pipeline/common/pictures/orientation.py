@@ -44,6 +44,7 @@ def shield_tiff(image: Image.Image) -> None:
     exif = Image.Exif()
     value = image.tag_v2.get(TAG, 1)  # type: ignore[attr-defined]  # TIFF has it
     exif[TAG] = value if isinstance(value, int) else 1
+    # Pillow asks the picture itself for its EXIF when it has decoded it.
     image.getexif = lambda: exif  # type: ignore[method-assign]
 
 
@@ -52,6 +53,7 @@ def turned(samples: Samples, orientation: int) -> Samples:
     rows = slice(None, None, -1) if orientation in ROWS_FLIPPED else slice(None)
     columns = slice(None, None, -1) if orientation in COLUMNS_FLIPPED else slice(None)
     flipped = samples[rows, columns]
+    # numpy gives the view of an array of two types neither of them.
     return flipped.swapaxes(0, 1) if orientation > 4 else flipped  # type: ignore[return-value]
 
 

@@ -72,7 +72,7 @@ def alpha_of(image: Image.Image) -> Bytes | None:
 def to_eight_bits(samples: Samples) -> Bytes:
     """Return `samples` in 8 bits: of 16 the nearest, round(v / 257)."""
     if samples.dtype == np.uint8:
-        return samples  # type: ignore[return-value]
+        return samples.astype(np.uint8, copy=False)
     return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
