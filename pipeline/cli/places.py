@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.common.errors import UsageError
-from pipeline.common.pictures import ENDINGS, is_picture
 from pipeline.common.special import STANDARD, descriptor_of, is_special, mode_of
 
 STDIN, STDOUT = Path("/dev/stdin"), Path("/dev/stdout")
@@ -70,6 +69,8 @@ def is_stream_file(path: Path) -> bool:
 
 def stream_of(picture: Path, folder: Path | None) -> Path:
     """Return where `compress` puts a picture's stream: photo.jpg becomes photo.cca."""
+    from pipeline.common.pictures import is_picture
+
     if is_special(picture):
         return STDOUT
     plain = picture.stem if is_picture(picture.name) else picture.name
@@ -90,6 +91,8 @@ def picture_of(stream: Path, folder: Path | None) -> Path:
 
 def check_stream_name(target: Path) -> None:
     """Raise `UsageError` for a stream that would be called like a picture."""
+    from pipeline.common.pictures import ENDINGS
+
     if not is_special(target) and target.suffix[1:].lower() in ENDINGS:
         raise UsageError(
             f"{target} is called as a picture is, and compress writes {STREAM} files: "
