@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from orchestration import store
 from orchestration.errors import HalfSubmittedError, OrchestrationError
 from orchestration.plan import Plan
 from pipeline.common.atomic import write_json
+from pipeline.common.documents import parse
 from pipeline.common.locks import file_lock
 
 CLAIM = ".plan.json"
@@ -86,7 +86,7 @@ def _aside(plan: Plan, folder: Path) -> Path:
 
 def _read(place: Path) -> Claim | None:
     try:
-        said = json.loads((place / CLAIM).read_text())
+        said = parse((place / CLAIM).read_bytes())
         return Claim(str(said["plan"]), Path(said["folder"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -14,7 +14,6 @@ A stamp also holds sizes and times: a file that has kept both is not read again.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 
 from pipeline.common.atomic import write_json
 from pipeline.common.digests import file_sha256
+from pipeline.common.documents import parse
 from recipes.config.bundled import shipped
 
 FORMAT = 1
@@ -42,7 +42,7 @@ def fresh(
     if not all((place / output).exists() for output in outputs):
         return False
     try:
-        known = json.loads((place / stamp).read_text())
+        known = parse((place / stamp).read_bytes())
         if known["format"] != FORMAT or known["command"] != command:
             return False
         before = known["inputs"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import json
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 from orchestration.errors import OrchestrationError
 from orchestration.plan import Plan
 from pipeline.common.atomic import write_json, write_text
+from pipeline.common.documents import parse
 
 FOLDER = "plans"
 # Schedulers limit what they call a job, and Kubernetes a label to 63 characters.
@@ -39,7 +39,7 @@ def save(plan: Plan, folder: Path) -> None:
 def read(folder: Path) -> Plan:
     """Return the plan in `folder`; raises `OrchestrationError` when there is none."""
     try:
-        return Plan.model_validate_json((folder / FILE).read_text())
+        return Plan.model_validate_json((folder / FILE).read_bytes())
     except OSError as error:
         raise OrchestrationError(f"{folder} holds no plan ({FILE} is missing)") from error
     except ValidationError as error:
@@ -59,7 +59,7 @@ def note_cancelled(folder: Path, names: Sequence[str]) -> None:
 def read_cancelled(folder: Path) -> dict[str, str]:
     """Return who cancelled and when, by name of the job."""
     try:
-        said = json.loads((folder / CANCELLED_FILE).read_text())
+        said = parse((folder / CANCELLED_FILE).read_bytes())
         return {str(name): str(who) for name, who in said.items()}
     except (OSError, ValueError, AttributeError):
         return {}

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common.digests import json_sha256
+from pipeline.common.documents import parse
 from shards import shard_table
 from shards.errors import ShardsError
+from shards.manifest_form import mistake
 from shards.shard_table import ShardInfo, StoredShards, shards_digest, shards_file, table_of
 from shards.store import Store
 
@@ -119,13 +121,16 @@ class Manifest:
         `store` has the table of its shards, where there is one.
         """
         try:
-            given = json.loads(text)
+            given = parse(text)
             version = given["format"]
             if version not in (FORMAT, TABLE_FORMAT):
                 raise ShardsError(
                     f"{where} has format {version}, this version reads up to {TABLE_FORMAT}: "
                     "install the version that wrote it, or make the shards again"
                 )
+            wrong = mistake(given)
+            if wrong is not None:
+                raise ValueError(wrong)
             if version == TABLE_FORMAT:
                 given["shards"] = _stored(given["shards"], store, where)
             else:
@@ -133,9 +138,12 @@ class Manifest:
             given["classes"] = tuple(given.get("classes", ()))
             known = {one.name for one in fields(cls)}
             return cls(**{name: value for name, value in given.items() if name in known})
-        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError):
+        except ShardsError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            about = f" ({error})" if isinstance(error, ValueError) else ""
             raise ShardsError(
-                f"{where} is not a manifest of shards, or is damaged: "
+                f"{where} is not a manifest of shards, or is damaged{about}: "
                 "name a folder that `pipeline shard` wrote, or make the shards again"
             ) from None
 

@@ -98,6 +98,8 @@ def spec_of(augment: Mapping[str, Any] | None) -> Spec | None:
     """Return the specification inside the option `augment`."""
     if augment is None:
         return None
+    if not isinstance(augment, Mapping) or not augment.keys() >= {"format", "operations"}:
+        raise ShardsError("the option `augment` of these shards says nothing of operations")
     return Spec.from_dict({key: augment[key] for key in ("format", "operations")})
 
 

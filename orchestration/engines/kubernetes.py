@@ -17,6 +17,7 @@ from orchestration.plan import Job, Plan
 from orchestration.profile import KubernetesProfile
 from orchestration.states import JobStatus, State
 from pipeline.common.atomic import write_text
+from pipeline.common.documents import parse
 
 FILE = "jobset-{turn}.json"
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -103,7 +104,7 @@ class Kubernetes:
         """Return the plan's objects of a kind, oldest first."""
         selector = f"{PLAN_LABEL}={label_of(plan.id)}{more}"
         listed = self._kubectl("get", kind, "--selector", selector, "--output", "json")
-        items: list[dict[str, Any]] = json.loads(listed)["items"]
+        items: list[dict[str, Any]] = parse(listed)["items"]
         return sorted(items, key=lambda item: str(item["metadata"].get("creationTimestamp", "")))
 
     def _kubectl(self, *words: str) -> str:

@@ -28,8 +28,8 @@ def decide(name: str, data: Path, out: Path, device: str = "auto") -> Decision:
     from pipeline.common.progress import progress
     from pipeline.evaluation import ModelSpec, evaluate, find_pictures
     from pipeline.tracking import TrackingError, resolve_model
+    from pipeline.tracking.measured import measured
     from pipeline.tracking.promotion import contenders, enact, judge, unchallenged
-    from pipeline.tracking.registry import measured
 
     old, new = contenders(name)
     pictures = find_pictures(data)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.common.documents import parse
+
 if TYPE_CHECKING:
     from orchestration.control import Scheduled
     from orchestration.plan import Plan
@@ -262,7 +264,7 @@ def _run_id(plan: Plan, run_folder: str | None) -> str | None:
         return None
     for name in ("run.json", "tracking/state.json"):
         try:
-            state = json.loads((Path(plan.workdir) / run_folder / name).read_text())
+            state = parse((Path(plan.workdir) / run_folder / name).read_bytes())
             if state["run_id"]:
                 return str(state["run_id"])
         except (OSError, ValueError, KeyError, TypeError):

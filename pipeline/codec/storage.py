@@ -26,6 +26,7 @@ from pipeline.codec.info import ModelInfo
 from pipeline.codec.model import AuxiliaryModel, Model
 from pipeline.common.atomic import write_bytes
 from pipeline.common.devices import memory_needed, pick_device
+from pipeline.common.documents import parse
 
 FORMAT = "cca-pipeline model"
 VERSION = "1"
@@ -167,8 +168,8 @@ def _read_header(file: Path) -> tuple[Config, ModelInfo]:
             f"{file} has format version {metadata.get('version')}, this program reads {VERSION}"
         )
     try:
-        config = json.loads(metadata["config"])
-        info = json.loads(metadata.get("info", "{}"))
+        config = parse(metadata["config"])
+        info = parse(metadata.get("info", "{}"))
     except (KeyError, json.JSONDecodeError, RecursionError) as error:
         raise CodecError(f"{file} has a broken description of its model ({error})") from error
     if not isinstance(config, dict) or not isinstance(info, dict):

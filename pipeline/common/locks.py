@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
+from pipeline.common.documents import parse
 from pipeline.common.errors import RunError
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Owner:
     def read(cls, text: str) -> Owner | None:
         """Return the owner that a lock file's `text` names, or None where it names none."""
         try:
-            said = json.loads(text)
+            said = parse(text)
             return cls(str(said["host"]), int(said["pid"]), str(said.get("job", "")))
         except (ValueError, TypeError, KeyError, AttributeError):
             return None

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.common.atomic import write_bytes
+from pipeline.common.documents import parse
 from pipeline.common.machine import worker_count
 from pipeline.evaluation.errors import MeasurementError
 from pipeline.evaluation.metrics import Picture, decibels, ms_ssim, psnr
@@ -58,7 +59,7 @@ class Cache:
         if path is None or not path.is_file():
             return None
         try:
-            return Measurement(**(json.loads(path.read_text()) | {"name": source.name}))
+            return Measurement(**(parse(path.read_bytes()) | {"name": source.name}))
         except (ValueError, TypeError):
             return None  # A damaged entry is measured again and replaced.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
 
+from pipeline.common.documents import parse
 from pipeline.evaluation.bdrate import RDCurve
 from pipeline.evaluation.pictures import Source
 
@@ -37,5 +37,5 @@ def is_kodak(sources: Sequence[Source]) -> bool:
 @cache
 def _table(name: str) -> dict[str, Any]:
     text = resources.files("pipeline.evaluation").joinpath("data", name).read_text()
-    table: dict[str, Any] = json.loads(text)
+    table: dict[str, Any] = parse(text)
     return table

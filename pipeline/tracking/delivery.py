@@ -17,8 +17,9 @@ from itertools import groupby
 from pathlib import Path
 
 from pipeline.tracking.errors import TrackingError
+from pipeline.tracking.records import DAMAGED, Record
 from pipeline.tracking.sending import FILES, Sender, find_run
-from pipeline.tracking.spool import Record, Spool, State
+from pipeline.tracking.spool import Spool, State
 from pipeline.tracking.store import client, explained, first_sentence, is_rejected
 from pipeline.tracking.uploads import Uploads
 
@@ -157,6 +158,9 @@ class Delivery:
         if kind in FILES:
             self._spool.put_off(*together[0])
             self._uploads.wake()
+        elif kind == DAMAGED:
+            self._spool.set_aside(together[0][0], "it is no record")
+            log.error("a line of %s is damaged, and is set aside", self._spool.folder)
         else:
             self._try(sender, kind, together)
         self.state = self._spool.save_state(self.state, delivered=together[-1][1])

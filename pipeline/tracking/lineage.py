@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.common.documents import parse
 from pipeline.common.secrets import without_user
 from pipeline.tracking.errors import StoreError
 from pipeline.tracking.models import NAMED, RUN, find_version, resolve_model, run_artifact
@@ -129,7 +129,7 @@ def _data(where: MlflowClient, run: Run) -> list[Data]:
             Data(
                 name=name,
                 digest=tags.get("digest", item.dataset.digest),
-                source=json.loads(item.dataset.source).get("uri", item.dataset.source),
+                source=parse(item.dataset.source).get("uri", item.dataset.source),
                 manifest=_manifest(where, run.info.run_id, MANIFEST.format(name=name)),
             )
         )
@@ -142,7 +142,7 @@ def _manifest(where: MlflowClient, run_id: str, artifact: str) -> dict[str, Any]
     if artifact not in {item.path for item in where.list_artifacts(run_id, folder)}:
         return None
     try:
-        content = json.loads(run_artifact(run_id, artifact).read_text())
+        content = parse(run_artifact(run_id, artifact).read_bytes())
     except (OSError, ValueError, StoreError):
         return None
     return content if isinstance(content, dict) else None

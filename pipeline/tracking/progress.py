@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import threading
@@ -14,7 +13,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from pipeline.tracking.errors import StoreError, TrackingError
-from pipeline.tracking.spool import Record
+from pipeline.tracking.records import DAMAGED, Record, read_record
 from pipeline.tracking.store import reading_client
 
 if TYPE_CHECKING:
@@ -89,11 +88,8 @@ def spooled_progress(folder: Path) -> RunProgress | None:
 
 def _record(line: bytes) -> Record | None:
     """Return the record in a line; None where it is torn, or the first half is cut off."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
+    record = read_record(line)
+    return None if record["kind"] == DAMAGED else record
 
 
 def _of_machine(record: Record) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.common.digests import file_sha256
 from pipeline.tracking.errors import TrackingError
+from pipeline.tracking.measured import RANGE, TO, measured
 from pipeline.tracking.models import find_version, resolve_model
 from pipeline.tracking.store import (
     client,
@@ -32,9 +31,6 @@ INFO = (
     "stage", "rate_weight", "distortion", "step", "recipe_digest", "data_digest", "git_commit",
     "run_id", "parent", "source",
 )  # fmt: skip
-MEASURED = ("bpp", "psnr", "ms_ssim", "ms_ssim_db")
-# How the tag of a metric that spans a codec's several rates is called, and written.
-RANGE, TO = "_range", " to "
 PARENT = "mlflow.parentRunId"
 NAME = re.compile(r"[\w\-. ]{1,250}")
 UNTRACKED = "untracked models"
@@ -137,36 +133,6 @@ def measurements(results: Path, source: str) -> dict[str, float | str]:
     from pipeline.codec import load_model
 
     return measured(results, load_model(resolve_model(_as_uri(source))).fingerprint)
-
-
-def measured(results: Path, fingerprint: str) -> dict[str, float | str]:
-    """Return `measurements` of the codec with these weights."""
-    try:
-        content = json.loads(results.read_text())
-        models = content["models"]
-        ours = [model for model in models if model["fingerprint"] == fingerprint]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrackingError(
-            f"{results} is not a results.json of `pipeline evaluate` ({error})"
-        ) from error
-    if not ours:
-        known = ", ".join(str(model.get("name")) for model in models)
-        raise TrackingError(
-            f"{results} has no measurement of this model (fingerprint {fingerprint[:12]}), only "
-            f"of {known}: evaluate it first"
-        )
-    found: dict[str, float | str] = {"measured_on": _set_name(content)}
-    for key in MEASURED:
-        values = [model[key] for model in ours if model.get(key) is not None]
-        if len(ours) == 1 and values:
-            found[key] = values[0]
-        elif values:
-            found[f"{key}{RANGE}"] = f"{min(values):g}{TO}{max(values):g}"
-    for anchor, qualities in content.get("bd_rate", {}).get(ours[0].get("curve"), {}).items():
-        for quality, entry in qualities.items():
-            if entry.get("value") is not None:
-                found[f"bd_rate.{anchor}.{quality}"] = entry["value"]
-    return found
 
 
 def as_version(found: ModelVersion, aliases: Mapping[str, str]) -> Version:
@@ -323,13 +289,3 @@ def _check_name(name: str) -> None:
         raise TrackingError(
             f"{name!r} can't be a model's name: letters, digits, blanks and _ - . are allowed"
         )
-
-
-def _set_name(content: Mapping[str, Any]) -> str:
-    """Return a name for the measured set: how many pictures, which, and a digest of them all."""
-    pictures = content.get("pictures", [])
-    names = sorted(str(picture.get("name")) for picture in pictures)
-    marks = "".join(sorted(str(picture.get("sha256")) for picture in pictures))
-    digest = hashlib.sha256(marks.encode()).hexdigest()[:8]
-    which = f" ({names[0]} to {names[-1]}, {digest})" if names else ""
-    return f"{len(pictures)} pictures{which}"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 from pipeline.common.secrets import without_user
 from pipeline.tracking.errors import DeletedRunError, TrackingError
 from pipeline.tracking.progress import Pace
-from pipeline.tracking.spool import Record, Spool, State
+from pipeline.tracking.records import Record
+from pipeline.tracking.spool import Spool, State
 from pipeline.tracking.store import experiment_id
 
 if TYPE_CHECKING:

@@ -17,13 +17,14 @@ import shutil
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.common.atomic import write_json
-
-Record = dict[str, Any]
+from pipeline.common.documents import DocumentError, parse_object
+from pipeline.tracking.errors import TrackingError
+from pipeline.tracking.records import Record, read_record
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,10 @@ class Spool:
         os.fsync(self._file)
 
     def read(self, start: int, limit: int) -> Iterator[tuple[Record, int]]:
-        """Yield up to `limit` records from byte `start` on, each with the byte where it ends."""
+        """Yield up to `limit` records from byte `start` on, each with the byte where it ends.
+
+        A line that is none has the kind `DAMAGED`.
+        """
         with self._path.open("rb") as file:
             file.seek(start)
             for _ in range(limit):
@@ -77,7 +81,7 @@ class Spool:
                 if not line.endswith(b"\n"):
                     return
                 start += len(line)
-                yield json.loads(line), start
+                yield read_record(line), start
 
     def size(self) -> int:
         """Return the number of bytes appended so far."""
@@ -133,7 +137,15 @@ class Spool:
     def load_state(self) -> State | None:
         """Return the state of a run that began here earlier, or None."""
         path = self.folder / "state.json"
-        return State(**json.loads(path.read_text())) if path.exists() else None
+        try:
+            return _state(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise TrackingError(
+                f"{path} is damaged: it doesn't say which MLflow run its records belong to. Remove"
+                f" {self.folder}, without the records that were not sent yet, to begin a new run"
+            ) from error
 
     def save_state(self, state: State, **changes: Any) -> State:
         """Write `state` with `changes`, whole, and return it."""
@@ -148,6 +160,22 @@ class Spool:
                 os.close(self._file)
             # Never closed twice: the number may be another file's by then.
             self._file = -1
+
+
+def _state(data: bytes) -> State:
+    """Return the state that `data` says; raises ValueError when it says none."""
+    said = parse_object(data)
+    known = {one.name: one.type for one in fields(State)}
+    named = {name: value for name, value in said.items() if name in known}
+    if any(type(value).__name__ != known[name] for name, value in named.items()):
+        raise DocumentError("a value is of the wrong type")
+    try:
+        state = State(**named)
+    except TypeError as error:
+        raise DocumentError(str(error)) from error
+    if not 0 <= state.delivered < 2**63:
+        raise DocumentError("delivered is out of range")
+    return state
 
 
 def last_steps(spool: Spool) -> dict[tuple[str, str], int]:

@@ -7,14 +7,14 @@ stored waits in the run's folder, and nothing waits for it.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.tracking.errors import DeletedRunError
-from pipeline.tracking.sending import Sender
+from pipeline.tracking.records import read_record
+from pipeline.tracking.sending import FILES, Sender
 from pipeline.tracking.spool import Spool
 from pipeline.tracking.store import first_sentence, is_too_large
 
@@ -86,7 +86,11 @@ class Uploads:
         self._told = self._told and bool(self._refused)
 
     def _send(self, sender: Sender, path: Path) -> None:
-        record = json.loads(path.read_text())
+        record = read_record(path.read_bytes())
+        if record["kind"] not in FILES:
+            self._spool.set_aside(record, "it is no record of a file")
+            path.unlink()
+            return
         if not self._spool.staged(record["staged"]).exists():
             self._spool.set_aside(record, "the file was removed before it could be stored")
             path.unlink()

@@ -5,7 +5,6 @@ No torch here: a scheduler plans from a recipe alone. Paths are relative to the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.common.digests import json_sha256
+from pipeline.common.documents import parse
 from recipes.config.settings import (
     BLOCK,
     GROUPS,
@@ -265,7 +265,7 @@ class Run:
         """
         path = self.folder / "run.json"
         try:
-            state = json.loads(path.read_text(encoding="utf-8"))
+            state = parse(path.read_bytes())
         except FileNotFoundError:
             if not path.is_symlink():
                 return {}

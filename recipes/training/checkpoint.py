@@ -10,7 +10,6 @@ numbers, of the schedule or of the data in it: all three are functions of the st
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
 import shutil
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from pipeline.common.atomic import remove_folder, sweep, write_json, writing_folder
 from pipeline.common.digests import file_sha256
+from pipeline.common.documents import parse
 from pipeline.common.errors import RunError
 from recipes.config.settings import RecipeError
 
@@ -123,7 +123,7 @@ def opened(folder: Path) -> Checkpoint | Unusable:
     """Return the checkpoint in `folder`, its tensors not yet read, or why it can't be used."""
     path = folder / ABOUT
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = parse(path.read_bytes())
     except FileNotFoundError:
         # A link that leads nowhere is a disk that is not there for the moment.
         return Unusable(folder, f"has no {ABOUT}", os.path.lexists(path))
@@ -134,9 +134,22 @@ def opened(folder: Path) -> Checkpoint | Unusable:
     number = about.get("format") if isinstance(about, dict) else None
     if isinstance(number, int) and number > FORMAT:
         return Unusable(folder, f"is of format {number}, newer than this version's {FORMAT}", True)
-    if number != FORMAT or not about.keys() >= _NEEDED:
+    if number != FORMAT or not _says_enough(about):
         return Unusable(folder, f"is damaged: {ABOUT} lacks what it must say", False)
     return Checkpoint(folder, about)
+
+
+def _says_enough(about: Mapping[str, Any]) -> bool:
+    """Tell whether what a checkpoint says of itself can be gone on from."""
+    step, cost, memory = about.get("step"), about.get("cost"), about.get("memory")
+    return (
+        about.keys() >= _NEEDED
+        and type(step) is int
+        and 0 <= step < 2**63
+        and isinstance(cost, int | float | None)
+        and isinstance(memory, dict)
+        and isinstance(about["decisive"], dict)
+    )
 
 
 def _folders(place: Path) -> list[Path]:
@@ -227,7 +240,7 @@ def amend(run_folder: Path, about: Mapping[str, Any]) -> None:
     """Let the checkpoint of step `about["step"]`, which is there, say `about` from now on."""
     path = run_folder / FOLDER / f"{PREFIX}{about['step']:08d}" / ABOUT
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = parse(path.read_bytes())
         write_json(path, {**before, **about})
     except OSError as error:
         raise CheckpointError(f"can't write {path}: {error}") from error

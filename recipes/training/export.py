@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline.codec import CodecError, ModelInfo, architectures
 from pipeline.codec.storage import load_info, target_file
+from pipeline.common.documents import parse
 from pipeline.common.targets import check_target
 from recipes.config.settings import RecipeError
 from recipes.training import results
@@ -52,7 +52,7 @@ def _is_earlier(file: Path, info: ModelInfo) -> bool:
 
 def _choose(source: Path, best: bool) -> Checkpoint:
     if (source / ABOUT).is_file():
-        return Checkpoint(source, json.loads((source / ABOUT).read_text()))
+        return Checkpoint(source, parse((source / ABOUT).read_bytes()))
     checkpoints = found(source)
     chosen = lowest(checkpoints) if best else next(reversed(checkpoints), None)
     if chosen is None:

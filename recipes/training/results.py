@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.codec import Config, ModelInfo, architectures, save_model
 from pipeline.common.atomic import write_json, write_text
+from pipeline.common.documents import parse
 from pipeline.common.locks import LOCK_FILE
 from pipeline.evaluation.metrics import Picture
 from pipeline.tracking import Tracker
@@ -217,7 +218,7 @@ def put_aside(folder: Path) -> None:
 def read_run(folder: Path) -> dict[str, Any]:
     """Return what `run.json` says; {} where there is none."""
     try:
-        content = json.loads((folder / "run.json").read_text())
+        content = parse((folder / "run.json").read_bytes())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import tarfile
 from collections import Counter
@@ -15,6 +14,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
+from pipeline.common.documents import parse
 from pipeline.common.progress import Progress
 from pipeline.common.workers import Tell, work_in_processes
 from shards.errors import ShardsError, ShardsRuntimeError
@@ -107,7 +107,7 @@ def _manifest_problems(store: Store, manifest: Manifest) -> Iterator[Problem]:
             f"{manifest.listed} listed are not {manifest.samples} samples"
             f" and {manifest.rejected} rejected",
         )
-    if json.loads(store.read(name)).get("digest") != manifest.digest:
+    if parse(store.read(name)).get("digest") != manifest.digest:
         yield Problem(name, "was edited: its digest is not that of its contents")
     yield from _plan_problems(store, manifest)
     yield from _rejects_problems(store, manifest)
@@ -121,7 +121,7 @@ def _manifest_problems(store: Store, manifest: Manifest) -> Iterator[Problem]:
 def _plan_problems(store: Store, manifest: Manifest) -> Iterator[Problem]:
     """Yield where the manifest is not what the plan led to."""
     try:
-        plan = json.loads(store.read(f".{manifest.split}.plan.json"))
+        plan = parse(store.read(f".{manifest.split}.plan.json"))
     except UNREADABLE as error:
         if not isinstance(error, FileNotFoundError):
             yield Problem(f".{manifest.split}.plan.json", _cannot_be_read(error))

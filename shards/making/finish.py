@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.common.documents import parse
 from shards.errors import ShardsError
 from shards.making.plan import Plan
 from shards.making.sample import REJECTS
@@ -45,8 +45,8 @@ def read_sidecar(store: Store, name: str) -> tuple[ShardInfo, list[dict[str, Any
     try:
         with store.open(file) as stream:
             metadata = pq.read_schema(stream).metadata or {}
-        facts = json.loads(metadata[b"shard"])
-        rejects = json.loads(metadata[b"rejects"])
+        facts = parse(metadata[b"shard"])
+        rejects = parse(metadata[b"rejects"])
         return ShardInfo(name=name, **facts), rejects
     except (KeyError, TypeError, ValueError, pa.ArrowInvalid) as error:
         raise ShardsError(

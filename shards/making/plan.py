@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.common.documents import parse
 from shards.errors import ShardsError
 from shards.making.listing import Corpus
 from shards.making.matches import Matches, names_of
@@ -69,7 +70,7 @@ class Plan:
     def read(cls, store: Store, split: str) -> Plan | None:
         """Return the plan of `split` in `store`, or None when there is none."""
         try:
-            return cls(**json.loads(store.read(cls.file_name(split))))
+            return cls(**parse(store.read(cls.file_name(split))))
         except FileNotFoundError:
             return None
         except (TypeError, ValueError) as error:

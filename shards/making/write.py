@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.common.documents import parse
 from pipeline.common.pictures import PictureError
 from pipeline.common.pictures.limits import check_bytes
 from shards.making import check
@@ -177,7 +178,7 @@ def describe(row: dict[str, Any], sample: Sample, classes: Mapping[str, int]) ->
     members = dict(sample.fields)
     known: dict[str, Any] = dict(sample.meta)
     if row["columns"] is not None:
-        known |= json.loads(row["columns"])
+        known |= parse(row["columns"])
     if row["label"] is not None:
         known["label"] = row["label"]
         members.setdefault("cls", str(classes[row["label"]]).encode())
@@ -192,7 +193,7 @@ def describe(row: dict[str, Any], sample: Sample, classes: Mapping[str, int]) ->
 def _merged(text: bytes | None, known: dict[str, Any]) -> bytes:
     """Return JSON of `known` and of the source's own JSON `text`, which wins."""
     try:
-        own = json.loads(text) if text else {}
+        own = parse(text) if text else {}
     except ValueError:
         own = None
     if not isinstance(own, dict):

@@ -18,6 +18,8 @@ from shards.manifest import Manifest, ShardInfo
 
 # Says in an index which tar it was made of.
 STAMP = "tar"
+# The columns of a sidecar that reading needs.
+SAMPLE_COLUMNS = ("key", "offset", "size")
 
 
 @dataclass(frozen=True)
@@ -153,27 +155,33 @@ def read_table(
     try:
         # No threads: a worker that was forked has none of its parent's.
         file = pq.ParquetFile(io.BytesIO(data), pre_buffer=False)
-        columns = ["key", "offset", "size"]
-        if digests and "sha256" in file.schema_arrow.names:
-            columns.append("sha256")
+        with_digests = digests and "sha256" in file.schema_arrow.names
+        columns = [*SAMPLE_COLUMNS, "sha256"] if with_digests else list(SAMPLE_COLUMNS)
         table = file.read(columns=columns, use_threads=False)
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        keys = table["key"].combine_chunks().cast(pa.string())
+        offsets, sizes = (_numbers(table[name]) for name in ("offset", "size"))
+        sums = _checksums(table["sha256"]) if with_digests else None
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise ShardsError(
             f"{where} is not the table of a shard: run `pipeline verify`, make the shard again"
         ) from error
-    if (
-        stamp is not None
-        and (file.schema_arrow.metadata or {}).get(STAMP.encode()) != stamp.encode()
-    ):
+    metadata = file.schema_arrow.metadata or {}
+    if stamp is not None and metadata.get(STAMP.encode()) != stamp.encode():
         raise ShardsError(f"{where} is the index of another tar: remove it")
-    return ShardTable(
-        table["key"].combine_chunks(),
-        table["offset"].to_numpy().astype(np.int64),
-        table["size"].to_numpy().astype(np.int64),
-        _checksums(table) if "sha256" in columns else None,
-    )
+    return ShardTable(keys, offsets, sizes, sums)
 
 
-def _checksums(table: Any) -> Any:
-    column = table["sha256"].combine_chunks()
-    return None if column.null_count else column
+def _numbers(column: Any) -> npt.NDArray[np.int64]:
+    """Return a column of bytes or places; raises ValueError where one is missing or negative."""
+    if column.null_count or str(column.type) not in ("int64", "uint64", "int32"):
+        raise ValueError("is no column of numbers")
+    numbers: npt.NDArray[np.int64] = column.to_numpy().astype(np.int64)
+    if len(numbers) and numbers.min() < 0:
+        raise ValueError("a number is negative")
+    return numbers
+
+
+def _checksums(column: Any) -> Any:
+    """Return a column of checksums; None where one is missing."""
+    sums = column.combine_chunks()
+    return None if sums.null_count else sums

@@ -11,11 +11,11 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.common.documents import parse
 from shards.errors import ShardsError
 from shards.sources.base import UnreadableError, clean_text
 from shards.sources.files import Found, left_out
@@ -151,7 +151,7 @@ def _name(text: str) -> str:
 def _objects(path: str, text: str) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(_lines(text), 1):
         try:
-            row = json.loads(line or "null")
+            row = parse(line or "null")
         except ValueError as error:
             raise ShardsError(f"{path}, line {number}, is not JSON: mend or move it") from error
         if isinstance(row, dict):

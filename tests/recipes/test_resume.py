@@ -93,14 +93,14 @@ def test_an_error_of_the_disk_is_passed_on(
     run_json = path.parent / "runs" / "base" / "run.json"
     run_json.parent.mkdir(parents=True)
     run_json.write_text("{}")
-    real = Path.read_text
+    real = Path.read_bytes
 
-    def failing(self: Path, *args: Any, **options: Any) -> str:
+    def failing(self: Path) -> bytes:
         if self.name == "run.json":
             raise OSError(116, "Stale file handle")
-        return real(self, *args, **options)
+        return real(self)
 
-    monkeypatch.setattr(Path, "read_text", failing)
+    monkeypatch.setattr(Path, "read_bytes", failing)
     assert main([str(path)]) == 2
     assert "run.json can't be read (Stale file handle): try again when it can" in caplog.text
 

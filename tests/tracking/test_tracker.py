@@ -340,9 +340,9 @@ def test_progress_of_a_run_is_read_from_its_own_records(
     folder = workdir / "run" / "tracking"
     folder.mkdir(parents=True)
     records = [
-        {"kind": "begin", "time": 0},
+        {"kind": "begin", "time": 0, "params": {}, "tags": {}},
         {"kind": "metrics", "time": 0, "step": 90, "values": {"loss": 1}},
-        {"kind": "begin", "time": 10_000},
+        {"kind": "begin", "time": 10_000, "params": {}, "tags": {}},
         {"kind": "metrics", "time": 10_000, "step": 100, "values": {"loss": 1}},
         {"kind": "metrics", "time": 14_000, "step": 120, "values": {"loss": 1}},
         {"kind": "metrics", "time": 15_000, "step": 7, "values": {"system/cpu": 1}},

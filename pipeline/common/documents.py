@@ -1,0 +1,31 @@
+"""JSON that comes from outside: read whole, or refused as one kind of error."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+class DocumentError(ValueError):
+    """The bytes are no JSON, or not of the form that is needed."""
+
+
+def parse(data: bytes | str) -> Any:
+    """Return what the JSON `data` says; raises `DocumentError` when it is none.
+
+    Text that is not UTF-8 and arrays nested without an end are no JSON either.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise DocumentError("it is nested too deeply") from None
+    except ValueError as error:
+        raise DocumentError(str(error)) from error
+
+
+def parse_object(data: bytes | str) -> dict[str, Any]:
+    """Return the object that the JSON `data` is; raises `DocumentError` when it is none."""
+    said = parse(data)
+    if not isinstance(said, dict):
+        raise DocumentError(f"it is no object but {type(said).__name__}")
+    return said
