@@ -60,35 +60,38 @@ def train(
 
     Example: pipeline train recipes/imagenet.yaml data.train=shards-out model=tiny
     """
-    from recipes.config.bundled import shipped
     from recipes.config.load import load_recipe
+    from recipes.train import choose
+
+    changes = overrides or []
+    loaded = load_recipe(recipe, changes)
+    choose(loaded.runs(), stage, rate_weight)
+    options = {"--stage": stage, "--rate-weight": rate_weight, "--from": origin}
+    words = [word for name, value in options.items() if value is not None for word in (name, value)]
+    flags = {"--anew": anew, "--dry-run": dry_run, "--profile": profile}
+    words += [name for name, given in flags.items() if given]
+    code = _launch(loaded, accelerate, [str(word) for word in (recipe, *changes, *words)])
+    if code:
+        raise typer.Exit(code)
+
+
+def _launch(recipe: Asked, accelerate: Path | None, words: list[str]) -> int:
+    """Start the processes that train, `words` after their script, and return their exit code."""
+    from recipes.config.bundled import shipped
     from recipes.launching.environment import for_own_launch, listed
     from recipes.launching.owner import run
     from recipes.launching.ranks import forget, refuse_left_over
-    from recipes.train import choose
 
-    loaded = load_recipe(recipe, overrides or [])
-    choose(loaded.runs(), stage, rate_weight)
-    selection = [] if stage is None else ["--stage", stage]
-    selection += [] if rate_weight is None else ["--rate-weight", str(rate_weight)]
-    selection += [] if origin is None else ["--from", origin]
-    selection += ["--anew"] if anew else []
-    selection += ["--dry-run"] if dry_run else []
-    selection += ["--profile"] if profile else []
     script = Path(sys.modules["recipes"].__path__[0]) / "train.py"
     refuse_left_over(os.environ, "`pipeline train` starts its processes itself: unset them")
-    how, variables = launch_options(loaded, accelerate and shipped(accelerate))
+    how, variables = launch_options(recipe, accelerate and shipped(accelerate))
     environment, ignored = for_own_launch(os.environ)
     forget(environment)
     if ignored:
         typer.echo(f"train: ignored, the recipe decides: {listed(ignored)}", err=True)
+    variables = {**variables, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-P", "-m", "recipes.launching.accelerate", *how, str(script)]
-    code = run(
-        [*command, str(recipe), *(overrides or []), *selection],
-        {**environment, **variables, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    if code:
-        raise typer.Exit(code)
+    return run([*command, *words], {**environment, **variables})
 
 
 def export(

@@ -79,7 +79,8 @@ def _make(place: Path, root: Path, pictures: Path) -> None:
     photos = sorted((pictures / "train").glob("*.jpg"))
     for photo in photos[:6]:
         shutil.copy(photo, place / "photos")
-    with Image.open(photos[6]) as image:
+    with Image.open(photos[6]) as opened:
+        image = opened.crop((0, 0, 256, 192))
         image.paste(COLOUR, (0, 0, image.width, image.height // 2))
         image.save(place / "held-out" / "one.png")
     (place / "recipes").symlink_to(root / "recipes")
