@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,38 @@ from pipeline.common.special import NOT_THERE, is_special
 
 Bytes = npt.NDArray[np.uint8]
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-# Formats that lose by default what the codec has kept.
-_BEST: dict[str, dict[str, Any]] = {
-    "WEBP": {"lossless": True},
-    "JPEG": {"quality": 95, "subsampling": 0},
+
+
+@dataclass(frozen=True)
+class Written:
+    """A format that pictures are written to: Pillow's options for the least loss, what it keeps.
+
+    The others that Pillow writes are documents, or change a picture's size, as those of icons do.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    alpha: bool = True
+    deep: bool = False
+
+
+WRITTEN = {
+    "AVIF": Written({"quality": 100, "subsampling": "4:4:4"}),
+    "BMP": Written(alpha=False),
+    "DDS": Written(),
+    "DIB": Written(alpha=False),
+    "GIF": Written(alpha=False),
+    "HEIF": Written({"quality": -1, "chroma": 444}),
+    "JPEG": Written({"quality": 95, "subsampling": 0}, alpha=False),
+    "JPEG2000": Written(deep=True),
+    "JXL": Written({"lossless": True}, deep=True),
+    "PCX": Written(alpha=False),
+    "PNG": Written(deep=True),
+    "PPM": Written(alpha=False, deep=True),
+    "QOI": Written(),
+    "SGI": Written(),
+    "TGA": Written(),
+    "TIFF": Written(deep=True),
+    "WEBP": Written({"lossless": True, "exact": True}),
 }
 
 
@@ -173,9 +201,11 @@ def _with_transparent_value(pixels: Pixels, alpha: Bytes) -> Image.Image:
 
 def picture_format(path: Path) -> str:
     """Return Pillow's name for the format of `path`'s suffix; `CodecError` where it writes none."""
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind is None or kind not in Image.SAVE:
+    kind = pictures.format_of(path.name)
+    if kind is None:
         raise CodecError(f"{path.name} has no suffix of a picture format; take .png, say")
+    if kind not in WRITTEN or kind not in Image.SAVE:
+        raise CodecError(f"{path.name}: pictures are not written as {kind}; take .png, say")
     return kind
 
 
@@ -191,12 +221,14 @@ def write_image(image: Image.Image, path: Path, made: bytes | None = None) -> No
 def encoded(image: Image.Image, kind: str, path: Path, made: bytes | None = None) -> bytes:
     """Return `image` as a file of Pillow's format `kind`, to be called `path`; `made` as above.
 
-    Raises `CodecError` where the format has no room for such a picture.
+    It loses nothing where the format allows that. Raises `CodecError` where alpha or 16 bits would
+    be left out, and where the format has no room for such a picture.
     """
-    if "transparency" in image.info and kind != "PNG":
-        raise CodecError(f"{path} can't be written as {kind} with 16 bits and alpha; take .png")
+    lost = _left_out(image, kind)
+    if lost:
+        raise CodecError(f"{path} can't be written as {kind} with {lost}; take .png")
     profile = image.info.get("icc_profile")
-    options = {**_BEST.get(kind, {}), **({"icc_profile": profile} if profile else {})}
+    options = {**WRITTEN[kind].options, **({"icc_profile": profile} if profile else {})}
     file = io.BytesIO()
     try:
         image.save(file, kind, **options)
@@ -204,6 +236,15 @@ def encoded(image: Image.Image, kind: str, path: Path, made: bytes | None = None
         raise CodecError(f"{path} can't be written as {kind}: {error}; take .png") from error
     data = file.getvalue()
     return data if made is None or kind != "PNG" else with_mark(data, made)
+
+
+def _left_out(image: Image.Image, kind: str) -> str:
+    """Return what of `image` the format `kind` does not keep, empty if it keeps all."""
+    if "transparency" in image.info and kind != "PNG":
+        return "16 bits and alpha"
+    if image.mode in ("LA", "RGBA") and not WRITTEN[kind].alpha:
+        return "alpha"
+    return "16 bits" if image.mode.startswith("I;16") and not WRITTEN[kind].deep else ""
 
 
 def _pack_alpha(alpha: Bytes) -> bytes:

@@ -1,9 +1,9 @@
 """Models on disk: one safetensors file with weights, configuration and where they come from.
 
 Tensors are called `model.NAME` and `auxiliary.NAME`; the metadata holds `format`, `version`,
-`fingerprint` (a hint for finding models), `config` (JSON, which names the architecture, or is
-older than the choice) and `info` (JSON of a `ModelInfo`). Weights are float32, or float16 where a
-file should be small (`round_to_half`).
+`fingerprint` (models are found by it, and weights that don't have it are damaged), `config` (JSON,
+which names the architecture, or is older than the choice) and `info` (JSON of a `ModelInfo`).
+Weights are float32, or float16 where a file should be small (`round_to_half`).
 Nothing in the file is ever executed.
 """
 
@@ -69,14 +69,21 @@ def target_file(path: Path) -> Path:
 def load_model(path: str | Path, device: str = "cpu") -> Model:
     """Read the model in `path` (a file, or a folder with a `model.safetensors`) for evaluation.
 
-    Raises `CodecError` when there is none or when it isn't one of ours, and otherwise as
-    `pick_device` does.
+    The weights are in memory of their own: what happens to the file afterwards does not reach them.
+
+    Raises `CodecError` when there is none, when it isn't one of ours or when its weights are not
+    those that it was written with, and otherwise as `pick_device` does.
     """
     file = model_file(path)
-    config, info = _read_header(file)
+    config, info, claimed = _read_header(file)
     with torch.device("meta"):
         model: Model = architectures.load(config.architecture).model(config)
     _fill(model, file, "model")
+    if claimed and model.fingerprint != claimed:
+        raise CodecError(
+            f"{file} is damaged: its weights have the fingerprint {model.fingerprint[:16]}, and it"
+            f" was written with {claimed[:16]}; copy it again from where it came from"
+        )
     model.info = info
     target = pick_device(device)
     with memory_needed(device):
@@ -86,7 +93,7 @@ def load_model(path: str | Path, device: str = "cpu") -> Model:
 def load_auxiliary(path: str | Path, device: str = "cpu") -> AuxiliaryModel | None:
     """Read the auxiliary model saved beside the model in `path`; None if there is none."""
     file = model_file(path)
-    config, _ = _read_header(file)
+    config, _, _ = _read_header(file)
     with _opened(file) as tensors:
         if not any(name.startswith("auxiliary.") for name in tensors.keys()):  # noqa: SIM118 - no dict
             return None
@@ -158,7 +165,8 @@ def _opened(file: Path) -> Any:
         ) from error
 
 
-def _read_header(file: Path) -> tuple[Config, ModelInfo]:
+def _read_header(file: Path) -> tuple[Config, ModelInfo, str]:
+    """Return what the model is, where it comes from, and the fingerprint that it claims."""
     with _opened(file) as tensors:
         metadata = tensors.metadata() or {}
     if metadata.get("format") != FORMAT:
@@ -175,7 +183,7 @@ def _read_header(file: Path) -> tuple[Config, ModelInfo]:
     if not isinstance(config, dict) or not isinstance(info, dict):
         raise CodecError(f"{file} has a broken description of its model")
     try:
-        return architectures.config_of(config), ModelInfo.of(info)
+        return architectures.config_of(config), ModelInfo.of(info), metadata.get("fingerprint", "")
     except CodecError as error:
         raise CodecError(f"{file} has a description that makes no sense: {error}") from error
 
@@ -200,5 +208,6 @@ def _fill(module: nn.Module, file: Path, prefix: str) -> None:
                     f"{file} holds another architecture than it says: {prefix}.{name} is "
                     f"{stored} {view.get_shape()}, not F32 {list(tensor.shape)}"
                 )
-            state[name] = tensors.get_tensor(f"{prefix}.{name}").float()
+            # A copy: what safetensors gives is the file itself, mapped into memory.
+            state[name] = tensors.get_tensor(f"{prefix}.{name}").to(torch.float32, copy=True)
     module.load_state_dict(state, assign=True)

@@ -29,6 +29,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         if device.type == "meta":
             raise UsageError("device 'meta' computes nothing: give auto, cpu, cuda or cuda:N")
+        if device.type == "cpu" and device.index:
+            # torch takes any number, and computes on the one processor that there is.
+            raise UsageError(f"no device {name!r} here: all cores together are cpu")
         with memory_needed(name):
             torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:

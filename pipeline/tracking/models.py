@@ -2,6 +2,7 @@
 
 Registered versions carry the SHA-256 of their file: what is downloaded is checked against it and
 kept under it in `~/.cache/cca-pipeline/models` (`XDG_CACHE_HOME` is respected), once for all names.
+A copy that was damaged there is fetched again.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def _what_exists(where: MlflowClient, name: str) -> str:
 def _version_file(where: MlflowClient, version: ModelVersion) -> Path:
     digest = version.tags.get("sha256", "")
     cached = _cache() / f"{digest}.safetensors"
-    if digest and cached.is_file():
+    if digest and cached.is_file() and file_sha256(cached) == digest:
         return cached
     with explained(where.tracking_uri):
         root = where.get_model_version_download_uri(version.name, version.version)
@@ -119,6 +120,11 @@ def _fetch(where: MlflowClient, what: str, uri: str, target: Path | None, digest
         path = Path(unquote(urlsplit(uri).path))
         if not path.is_file():
             raise TrackingError(f"{what} has no file: there is no {path} on this machine")
+        if digest and file_sha256(path) != digest:
+            raise StoreError(
+                f"{what} is damaged: the SHA-256 of {path} is not the registered one; put the "
+                "right file there, or register the model anew"
+            )
         return path
     target = target or _cache() / f"{hashlib.sha256(uri.encode()).hexdigest()}.safetensors"
     with tempfile.TemporaryDirectory(dir=_cache()) as folder:

@@ -16,8 +16,9 @@ from PIL import Image, ImageCms
 from pipeline.codec import CodecError, MismatchError
 from pipeline.codec.files import compress_file, decompress_file
 from pipeline.codec.folders import Task, compress_folder, decompress_folder
-from pipeline.codec.picture import read_picture, write_image
+from pipeline.codec.picture import WRITTEN, read_picture, write_image
 from pipeline.common.atomic import PartialFile
+from pipeline.common.pictures.formats import usual_ending
 from tests.codec.conftest import SMALL, make_model
 
 MODEL = make_model(SMALL)
@@ -128,6 +129,43 @@ def test_targets_that_are_no_pictures_are_refused(tmp_path: Path) -> None:
         write_image(_image("RGB"), tmp_path / "out.doc")
     with pytest.raises(CodecError, match=r"take \.png"):
         write_image(_image("RGBA"), tmp_path / "out.jpg")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _smooth(mode: str) -> Image.Image:
+    y, x = np.mgrid[0:48, 0:70]
+    if mode == "I;16":
+        return Image.fromarray((x * 900 + y).astype(np.uint16))
+    channels = [x * 3, y * 5, x + y, np.minimum(x * 4 + 1, 255)]
+    return Image.fromarray(np.stack(channels, -1).astype(np.uint8), "RGBA").convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "LA", "RGBA", "I;16"])
+@pytest.mark.parametrize("kind", list(WRITTEN))
+def test_what_is_written_keeps_what_the_codec_kept(kind: str, mode: str, tmp_path: Path) -> None:
+    """Size, alpha and depth come back, and colours as near as the format allows; or it says no."""
+    image, path = _smooth(mode), tmp_path / f"out.{usual_ending(kind)}"
+    try:
+        write_image(image, path)
+    except CodecError:
+        assert list(tmp_path.iterdir()) == []
+        assert mode not in ("L", "RGB") or kind not in Image.SAVE or kind in ("QOI", "SGI")
+        return
+    with Image.open(path) as found:
+        assert found.size == image.size
+        if mode == "I;16":
+            assert np.array_equal(np.asarray(found), np.asarray(image))
+            return
+        got, wanted = (np.asarray(one.convert("RGBA"), float) for one in (found, image))
+    assert np.array_equal(got[..., 3], wanted[..., 3])
+    error = np.mean((got[..., :3] - wanted[..., :3]) ** 2)
+    assert error < (40 if kind == "GIF" else 2), f"{kind}: {10 * np.log10(255**2 / error):.1f} dB"
+
+
+def test_documents_and_icons_are_no_targets(tmp_path: Path) -> None:
+    for name in ("a.pdf", "a.eps", "a.ico", "a.icns", "a"):
+        with pytest.raises(CodecError, match=r"take \.png"):
+            write_image(_image("RGB"), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 

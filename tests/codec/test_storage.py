@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,38 @@ def test_missing_and_broken_files_are_refused(model: CCAModel, tmp_path: Path) -
     for bad in (b"", b"hello", data[:100], data[:-1], data[8:]):
         file.write_bytes(bad)
         with pytest.raises(CodecError, match="not a model"):
+            load_model(file)
+
+
+def test_a_loaded_model_owns_its_weights(
+    model: CCAModel, auxiliary: AuxiliaryEntropyModel, tmp_path: Path
+) -> None:
+    """What is done to the file afterwards, in place, reaches neither of the two models."""
+    file = save_model(model, tmp_path / "a.safetensors", {}, auxiliary)
+    found, beside = load_model(file), load_auxiliary(file)
+    assert beside is not None
+    with file.open("r+b") as raw:
+        raw.write(b"\0" * file.stat().st_size)
+        raw.truncate(0)
+    for loaded, original in ((found, model), (beside, auxiliary)):
+        for name, tensor in original.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_flipped_bit_of_the_weights_is_found(model: CCAModel, tmp_path: Path, half: bool) -> None:
+    if half:
+        model = deepcopy(model)
+        round_to_half(model)
+    file = save_model(model, tmp_path / "a.safetensors", half=half)
+    intact = file.read_bytes()
+    start = 8 + int.from_bytes(intact[:8], "little")
+    draw = random.Random(half)
+    for _ in range(5):
+        data = bytearray(intact)
+        data[draw.randrange(start, len(data))] ^= 1 << draw.randrange(8)
+        file.write_bytes(data)
+        with pytest.raises(CodecError, match="is damaged: its weights"):
             load_model(file)
 
 

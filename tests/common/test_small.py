@@ -132,7 +132,7 @@ def test_a_file_has_one_digest_by_path_and_by_descriptor(tmp_path: Path) -> None
 # --- devices
 
 
-@pytest.mark.parametrize("name", ["abacus", "cuda:99", "meta", "cpu:x", ""])
+@pytest.mark.parametrize("name", ["abacus", "cuda:99", "meta", "cpu:x", "cpu:7", ""])
 def test_a_device_that_is_not_here_is_bad_usage(name: str) -> None:
     with pytest.raises(UsageError, match="device"):
         pick_device(name)

@@ -180,7 +180,13 @@ def test_a_version_codes_on_another_machine(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] == codec.fingerprint
-    assert load_model(next(elsewhere.rglob("*.safetensors"))).info.rate_weight == 0.85
+    kept = next(elsewhere.rglob("*.safetensors"))
+    assert load_model(kept).info.rate_weight == 0.85
+    # What is damaged in the cache is fetched again.
+    good = kept.read_bytes()
+    kept.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert resolve_model("models:/travelling@champion") == kept
+    assert kept.read_bytes() == good
 
 
 def test_a_damaged_download_is_refused(

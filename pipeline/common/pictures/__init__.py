@@ -33,7 +33,13 @@ them; damaged and cut-off ones; and samples without a known range.
 """
 
 from pipeline.common.pictures.errors import PictureError, Refusal
-from pipeline.common.pictures.formats import ENDINGS, find_files, find_pictures, is_picture
+from pipeline.common.pictures.formats import (
+    ENDINGS,
+    find_files,
+    find_pictures,
+    format_of,
+    is_picture,
+)
 from pipeline.common.pictures.limits import MAX_BYTES, MAX_PIXELS
 from pipeline.common.pictures.opening import Header, opened
 from pipeline.common.pictures.reading import Picture, read, read_coded, thumbnail
@@ -48,6 +54,7 @@ __all__ = [
     "Refusal",
     "find_files",
     "find_pictures",
+    "format_of",
     "is_picture",
     "opened",
     "read",

@@ -103,6 +103,21 @@ def _refuse(error: OSError) -> None:
     raise error
 
 
+def format_of(name: str) -> str | None:
+    """Return Pillow's name for the format that the ending of a file `name` stands for, or None.
+
+    A plugin for it is loaded if it is installed.
+    """
+    ending = name.rpartition(".")[2].lower()
+    found = next((one for one in FORMATS if ending in one.endings), None)
+    if found is None:
+        return None
+    Image.init()
+    if found.plugin:
+        _plugin_is_there(found.plugin)
+    return found.name
+
+
 def usual_ending(name: str) -> str:
     """Return the ending by which decoders know a picture of the format `name` (Pillow's)."""
     name = SAME.get(name.upper(), name.upper())
