@@ -14,12 +14,14 @@ from pydantic import BaseModel, ValidationError
 from orchestration.engines.base import Engine
 from orchestration.engines.kubernetes import Kubernetes
 from orchestration.engines.local import Local
+from orchestration.engines.ray_engine import Ray
 from orchestration.engines.slurm import Slurm
 from orchestration.errors import OrchestrationError
 from orchestration.profile import (
     KubernetesProfile,
     LocalProfile,
     Profile,
+    RayProfile,
     Resources,
     SlurmProfile,
 )
@@ -30,6 +32,7 @@ ENGINES: dict[str, tuple[type[Profile], Callable[[Any], Engine]]] = {
     "local": (LocalProfile, Local),
     "slurm": (SlurmProfile, Slurm),
     "kubernetes": (KubernetesProfile, Kubernetes),
+    "ray": (RayProfile, Ray),
 }
 
 

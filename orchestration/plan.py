@@ -80,6 +80,11 @@ class Job(BaseModel):
         """Whether the job, told to stop, keeps its state and goes on when started again."""
         return self.kind == "train"
 
+    @property
+    def labels(self) -> list[str]:
+        """What the files of each part of the job are called."""
+        return [self.name] if self.parts == 1 else [f"{self.name}.{n}" for n in range(self.parts)]
+
     def shell(self, **known: str) -> str:
         """Return the command as shell text; `known` gives the text for `part` and `rendezvous`."""
         return " ".join(_shell_words(self.words, known))

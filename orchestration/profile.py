@@ -303,3 +303,28 @@ class KubernetesProfile(Profile):
         if ours:
             raise ValueError(f"{', '.join(ours)} can't be set here: the plan says that itself")
         return pod
+
+
+class RayProfile(Profile):
+    """A Ray cluster, by its Jobs API; its nodes share the files of this machine."""
+
+    engine: Literal["ray"]
+    """Always `ray`."""
+    address: str | None = None
+    """Address of the cluster's dashboard; default: as for `ray job`, or http://127.0.0.1:8265."""
+    ray_resources: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """More resources of each job, such as {"accelerator_type:A100": 0.001}."""
+    grace_seconds: Positive = 300
+    """How long training that must stop has for its checkpoint."""
+
+    @field_validator("address")
+    @classmethod
+    def _of_http(cls, address: str | None) -> str | None:
+        if address is not None and not address.startswith(("http://", "https://")):
+            raise ValueError(
+                f"{address} is not the address of a dashboard, such as http://head:8265 (that of"
+                " ray:// or of port 6379 is for other uses)"
+            )
+        if address is not None and has_password(address):
+            raise ValueError(f"a password is in the address: {ELSEWHERE}")
+        return address

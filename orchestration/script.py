@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 
+from orchestration.environment import by_name
 from orchestration.plan import Job, Plan
 from orchestration.profile import Profile
 
@@ -20,6 +22,30 @@ while :; do
   caught=0
 done"""
 
+# Told to go (SIGTERM), the script tells the ranks; their launcher must outlive them, for it would
+# kill them. Each of several ranks has a session of its own, so they are found by who started them.
+STOPPING = """\
+stopping=0 caught=0
+tell() {{
+  local stat pid rest
+  for stat in /proc/[0-9]*/stat; do
+    read -r pid rest <"$stat" || continue
+    rest=(${{rest##*) }})
+    [ "${{rest[1]}}" != "$1" ] || {{ kill -USR1 "$pid"; tell "$pid"; }}
+  done
+}}
+stop() {{
+  [ "$stopping" = 1 ] ||
+    {{ while kill -USR1 "$child"; do tell "$child"; sleep 5; done >/dev/null 2>&1 & }}
+  stopping=1 caught=1
+}}
+trap stop TERM USR1
+set +e
+bash -c {command} &
+child=$!
+{waiting}
+[ "$code" = 0 ] || [ "$stopping" = 0 ] || code={again}
+exit "$code\""""
 
 LOADING = " (Python loads its libraries first, which can take minutes on a busy node)"
 
@@ -52,6 +78,35 @@ def preamble(plan: Plan, job: Job, profile: Profile) -> list[str]:
     if job.stamp is not None and job.parts == 1:
         lines.append(job.stamp.shell("take"))
     return lines
+
+
+def arriving() -> list[str]:
+    """Return lines that make a job independent of what its scheduler hands on from the shell.
+
+    With --export=NONE (a site's default, it may be) a job of Slurm has hardly a variable, and Ray
+    hands on none. What holds no secret is written here by name; credentials can only come through
+    the environment, and a job that misses one says so.
+    """
+    plain, secret = by_name(os.environ)
+    lines = ['export PATH="${PATH:-/usr/local/bin:/usr/bin:/bin}"']
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in plain.items()]
+    if secret:
+        lines += [
+            f"for name in {' '.join(secret)}; do",
+            '  [ -n "${!name+set}" ] || echo "warning: $name is set in the shell that submitted'
+            ' this plan, and this cluster does not hand it on" >&2',
+            "done",
+        ]
+    return lines
+
+
+def stoppable(command: str) -> str:
+    """Return shell text that runs training and, on SIGTERM, lets its ranks write a checkpoint.
+
+    It exits with `AGAIN` then, whatever the launcher makes of the ranks' own exit codes.
+    """
+    inner = f'trap "" USR1 TERM; exec {command}'
+    return STOPPING.format(command=shlex.quote(inner), waiting=WAITING, again=AGAIN)
 
 
 def title(plan: Plan, job: Job) -> str:

@@ -61,7 +61,7 @@ class Local:
         if is_locked(spool / f"{SUPERVISOR}.lock"):
             raise EngineError(f"plan {plan.id} is at work already: wait for it, or cancel it")
         for job in plan.jobs:
-            for label in labels(job):
+            for label in job.labels:
                 if is_locked(spool / f"{label}.lock"):
                     raise EngineError(
                         f"{label} of plan {plan.id} still runs: cancel the plan first"
@@ -82,7 +82,7 @@ class Local:
         alive = is_locked(spool / f"{SUPERVISOR}.lock")
         known: dict[str, JobStatus] = {}
         for job in plan.jobs:
-            parts = [_status(spool, job, label, alive, known) for label in labels(job)]
+            parts = [_status(spool, job, label, alive, known) for label in job.labels]
             found = [part for part in parts if part is not None]
             if found:
                 known[job.name] = gathered(job.name, found, job.parts)
@@ -90,7 +90,7 @@ class Local:
 
     def log_files(self, plan: Plan, folder: Path, name: str) -> list[Path]:
         """Return the log of each part that has started."""
-        files = [folder / "logs" / f"{label}.log" for label in labels(plan.job(name))]
+        files = [folder / "logs" / f"{label}.log" for label in plan.job(name).labels]
         return [path for path in files if path.exists()]
 
     def cancel(self, plan: Plan, folder: Path) -> None:
@@ -103,13 +103,8 @@ class Local:
             # It stops its jobs itself, one after another.
             _until(lambda: not is_locked(lock), CHECKPOINT_SECONDS * len(plan.jobs))
         for job in plan.jobs:
-            for label in labels(job):
+            for label in job.labels:
                 stop_group(spool, label)
-
-
-def labels(job: Job) -> list[str]:
-    """Return what the files of each part of `job` are called."""
-    return [job.name] if job.parts == 1 else [f"{job.name}.{part}" for part in range(job.parts)]
 
 
 def stop_group(spool: Path, label: str) -> None:

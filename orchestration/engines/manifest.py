@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from orchestration.engines.kubernetes_names import entry_names, label_of, set_name
 from orchestration.plan import Job, Plan
 from orchestration.profile import KubernetesProfile
-from orchestration.script import AGAIN, WAITING, command, preamble
+from orchestration.script import AGAIN, command, preamble, stoppable
 from recipes.launching.command import rendezvous
 
 PLAN_LABEL = "cca-pipeline/plan"
@@ -20,31 +19,6 @@ CONTAINER = "main"
 PORT = 29500
 # JobSet takes at most so many dependencies of one job; more go through a job that only waits.
 MOST_NEEDS = 5
-
-# The pod is told to go (SIGTERM): its ranks are, their launcher must outlive them (see slurm). Each
-# of several ranks has a session of its own, so they are found by who started them.
-STOPPING = """\
-stopping=0 caught=0
-tell() {{
-  local stat pid rest
-  for stat in /proc/[0-9]*/stat; do
-    read -r pid rest <"$stat" || continue
-    rest=(${{rest##*) }})
-    [ "${{rest[1]}}" != "$1" ] || {{ kill -USR1 "$pid"; tell "$pid"; }}
-  done
-}}
-stop() {{
-  [ "$stopping" = 1 ] ||
-    {{ while kill -USR1 "$child"; do tell "$child"; sleep 5; done >/dev/null 2>&1 & }}
-  stopping=1 caught=1
-}}
-trap stop TERM USR1
-set +e
-bash -c {command} &
-child=$!
-{waiting}
-[ "$code" = 0 ] || [ "$stopping" = 0 ] || code={again}
-exit "$code\""""
 
 
 def jobset(
@@ -186,8 +160,7 @@ def _script(plan: Plan, job: Job, profile: KubernetesProfile, head: str) -> str:
     lines = preamble(plan, job, profile)
     if job.resumable:
         meet = rendezvous('"$JOB_COMPLETION_INDEX"', head, str(PORT))
-        inner = f'trap "" USR1 TERM; exec {command(job, rendezvous=meet)}'
-        lines.append(STOPPING.format(command=shlex.quote(inner), waiting=WAITING, again=AGAIN))
+        lines.append(stoppable(command(job, rendezvous=meet)))
     else:
         lines.append(command(job, part='"$JOB_COMPLETION_INDEX"'))
     return "\n".join(lines) + "\n"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 
-from orchestration.environment import by_name
 from orchestration.plan import Job, Plan
 from orchestration.profile import SlurmProfile
-from orchestration.script import AGAIN, WAITING, command, preamble, title
+from orchestration.script import AGAIN, WAITING, arriving, command, preamble, title
 from orchestration.store import CANCELLED_FILE
 from recipes.launching.command import rendezvous
 
@@ -60,7 +58,14 @@ def batch_script(plan: Plan, job: Job, profile: SlurmProfile, folder: Path) -> s
     """Return what `sbatch` is given for `job`; only its dependencies come on the command line."""
     lines = ["#!/bin/bash", title(plan, job)]
     lines += [f"#SBATCH {option}" for option in _options(plan, job, profile, folder)]
-    lines += ["", *_ending(job, folder), *_arriving(), *preamble(plan, job, profile), ""]
+    lines += [
+        "",
+        *_ending(job, folder),
+        "unset SLURM_EXPORT_ENV",
+        *arriving(),
+        *preamble(plan, job, profile),
+        "",
+    ]
     if job.resumable:
         lines += [STOPPING, f"{_training(job, profile)} &", "child=$!", WAITING]
         cancelled = shlex.quote(str(folder / CANCELLED_FILE))
@@ -78,26 +83,6 @@ def _ending(job: Job, folder: Path) -> list[str]:
         'rm -f "$ended"',
         """trap 'echo "$?" >"$ended"' EXIT""",
     ]
-
-
-def _arriving() -> list[str]:
-    """Return lines that make the job independent of what the cluster hands on from the shell.
-
-    With --export=NONE (a site's default, it may be) a job has hardly a variable, and `srun` would
-    start its tasks with even less. What holds no secret is written here by name; credentials can
-    only come through the environment, and a job that misses one says so.
-    """
-    plain, secret = by_name(os.environ)
-    lines = ["unset SLURM_EXPORT_ENV", 'export PATH="${PATH:-/usr/local/bin:/usr/bin:/bin}"']
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in plain.items()]
-    if secret:
-        lines += [
-            f"for name in {' '.join(secret)}; do",
-            '  [ -n "${!name+set}" ] || echo "warning: $name is set in the shell that submitted'
-            ' this plan, and this cluster does not hand it on" >&2',
-            "done",
-        ]
-    return lines
 
 
 def job_name(plan: Plan, job: Job) -> str:

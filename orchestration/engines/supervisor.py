@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from orchestration.engines.local import CANCELLED, SPOOL, SUPERVISOR, labels, stop_group
+from orchestration.engines.local import CANCELLED, SPOOL, SUPERVISOR, stop_group
 from orchestration.load import profile_from
 from orchestration.plan import Job, Plan, is_done
 from orchestration.profile import LocalProfile
@@ -56,7 +56,7 @@ class Supervisor:
         todo = [job for job in self.plan.jobs if job.name in self.names]
         for job in self.plan.jobs:
             if job.name not in self.names or is_done(job, self.plan.workdir):
-                self.succeeded.update(labels(job))
+                self.succeeded.update(job.labels)
                 self._note_done(job)
         while True:
             self._reap()
@@ -66,7 +66,7 @@ class Supervisor:
             for job, label in self._ready(todo):
                 self._start(job, label)
             if not self.running:
-                return all(label in self.succeeded for job in todo for label in labels(job))
+                return all(label in self.succeeded for job in todo for label in job.labels)
             time.sleep(POLL_SECONDS)
 
     def stop(self, number: int, frame: FrameType | None) -> None:
@@ -74,16 +74,16 @@ class Supervisor:
         self.stopping = True
 
     def _note_done(self, job: Job) -> None:
-        for label in labels(job):
+        for label in job.labels:
             if job.name in self.names:
                 write_text(self._spool(f"{label}.exit"), "0\n")
 
     def _ready(self, todo: Sequence[Job]) -> Iterator[tuple[Job, str]]:
         for job in todo:
-            needs = [label for need in job.needs for label in labels(self.plan.job(need))]
+            needs = [label for need in job.needs for label in self.plan.job(need).labels]
             if not self.succeeded.issuperset(needs):
                 continue
-            for label in labels(job):
+            for label in job.labels:
                 if label not in self.started | self.succeeded and self._fits(job):
                     yield job, label
 
@@ -137,7 +137,7 @@ class Supervisor:
             one.process.wait()
             write_text(self._spool(f"{one.label}.exit"), f"{CANCELLED}\n")
         for job in self.plan.jobs:
-            for label in labels(job):
+            for label in job.labels:
                 ended = self._spool(f"{label}.exit")
                 if job.name in self.names and not ended.exists():
                     write_text(ended, f"{CANCELLED}\n")

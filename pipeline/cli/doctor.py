@@ -23,6 +23,7 @@ PROJECT = "cca-pipeline"
 EXTRAS = {
     "peers": "HEIC, JPEG XL and VVC in reports",
     "s3": "shards on s3://",
+    "ray": "jobs on a Ray cluster",
     "turbo": "decoding of a JPEG's crop alone (a system's libturbojpeg 3 serves as well)",
 }
 PROGRAMS = {

@@ -24,36 +24,15 @@ from orchestration.plan import Plan
 from orchestration.profile import SlurmProfile
 from orchestration.states import JobStatus, State
 from tests.cluster.conftest import Cluster
-from tests.cluster.tools import job, made_plan
+from tests.cluster.tools import STEPS, TRAINER, expected_weights, job, made_plan
 from tests.patience import patience
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(3000)]
 
 PLANS = 5
 FAULTS = 3
-STEPS = 80
 # How often a person would type a command again before asking for help.
 TRIES = 20
-
-# Training in small: a state that is written whole after each step, a request to stop that is
-# obeyed after the step, weights that depend on every step. What stops it otherwise costs a step.
-TRAINER = f"""
-import pathlib, signal, sys, time
-stop = []
-for number in (signal.SIGUSR1, signal.SIGTERM):
-    signal.signal(number, lambda *_: stop.append(1))
-state = pathlib.Path("state.txt")
-step, weights = map(int, state.read_text().split()) if state.exists() else (0, 1)
-while step < {STEPS}:
-    step, weights = step + 1, weights * 31 % 1000003 + step
-    partial = pathlib.Path("state.part")
-    partial.write_text(f"{{step}} {{weights}}")
-    partial.replace(state)
-    if stop:
-        sys.exit(75)
-    time.sleep(0.1)
-pathlib.Path("train.out").write_text(f"{{step}} {{weights}}")
-"""
 
 SBATCH = """#!/bin/bash
 # One time in five: half of those before the job is taken, half when the answer is on its way.
@@ -79,13 +58,6 @@ def unsteady(seed: int, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.Mo
     wrapper.write_text(SBATCH % about)
     wrapper.chmod(0o755)
     monkeypatch.setenv("PATH", str(wrapper.parent), prepend=os.pathsep)
-
-
-def expected_weights() -> int:
-    weights = 1
-    for step in range(STEPS):
-        weights = weights * 31 % 1000003 + step
-    return weights
 
 
 def again(act: Callable[[], object]) -> None:

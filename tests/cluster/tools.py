@@ -15,6 +15,34 @@ from orchestration.states import JobStatus, State
 from tests import patience
 
 SMALL = Resources(cpus=1, memory="200M", minutes=5)
+STEPS = 80
+
+# Training in small: a state that is written whole after each step, a request to stop that is
+# obeyed after the step, weights that depend on every step. What stops it otherwise costs a step.
+TRAINER = f"""
+import pathlib, signal, sys, time
+stop = []
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(number, lambda *_: stop.append(1))
+state = pathlib.Path("state.txt")
+step, weights = map(int, state.read_text().split()) if state.exists() else (0, 1)
+while step < {STEPS}:
+    step, weights = step + 1, weights * 31 % 1000003 + step
+    partial = pathlib.Path("state.part")
+    partial.write_text(f"{{step}} {{weights}}")
+    partial.replace(state)
+    if stop:
+        sys.exit(75)
+    time.sleep(0.1)
+pathlib.Path("train.out").write_text(f"{{step}} {{weights}}")
+"""
+
+
+def expected_weights() -> int:
+    weights = 1
+    for step in range(STEPS):
+        weights = weights * 31 % 1000003 + step
+    return weights
 
 
 def job(name: str, shell: str, needs: Sequence[str] = (), **more: Any) -> Job:

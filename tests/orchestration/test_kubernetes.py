@@ -213,13 +213,11 @@ sys.exit(any([rank.wait() for rank in ranks]))
 
 def test_stopped_pod_says_again(recipe: Path, profiles: Path, tmp_path: Path) -> None:
     """Run a pod's script here: told to go, its ranks checkpoint, and the pod exits with 75."""
-    from orchestration.engines.manifest import STOPPING
-    from orchestration.script import AGAIN, WAITING
+    from orchestration.script import AGAIN, stoppable
 
     (tmp_path / "rank.py").write_text(RANK)
     (tmp_path / "launcher.py").write_text(LAUNCHER)
-    inner = f'trap "" USR1 TERM; exec {shlex.quote(sys.executable)} launcher.py'
-    text = STOPPING.format(command=shlex.quote(inner), waiting=WAITING, again=AGAIN)
+    text = stoppable(f"{shlex.quote(sys.executable)} launcher.py")
     pod = subprocess.Popen(["bash", "-c", text], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     while len([*tmp_path.glob("started-*")]) < 2:
         assert pod.poll() is None

@@ -74,7 +74,7 @@ def test_all_mistakes_are_named_at_once() -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"engine": "pbs"}, "must be one of local, slurm, kubernetes"),
+        ({"engine": "pbs"}, "must be one of local, slurm, kubernetes, ray"),
         (["engine"], "mapping"),
         ({"engine": "local", "env": {"MLFLOW_TRACKING_PASSWORD": "x"}}, "credential"),
         ({"engine": "local", "env": {"MLFLOW_TRACKING_URI": "https://me:x@host"}}, "credential"),
