@@ -58,19 +58,22 @@ class Node:
             port = free.getsockname()[1]
         return socket.gethostname(), ray.util.get_node_ip_address(), port
 
-    def run(self, words: list[str], variables: dict[str, str]) -> int:
-        """Run the command with more variables; return its exit code when it has ended."""
+    def run(self, words: list[str], variables: dict[str, str], log: str) -> int:
+        """Run the command with more variables and a log; return its exit code at its end."""
         import os
         import subprocess
 
         # A shell in between: when a worker dies, Ray kills the worker's children, and what is to
         # notice that death must not be one of them.
-        self.process = subprocess.Popen(
-            ["/bin/sh", "-c", '"$@"; exit $?', "sh", *words],
-            env={**os.environ, **variables},
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
+        with Path(log).open("ab") as written:
+            self.process = subprocess.Popen(
+                ["/bin/sh", "-c", '"$@"; exit $?', "sh", *words],
+                env={**os.environ, **variables},
+                stdin=subprocess.PIPE,
+                stdout=written,
+                stderr=written,
+                start_new_session=True,
+            )
         return int(self.process.wait())
 
     def stop(self) -> None:
@@ -177,9 +180,10 @@ class Driver:
         for index, (actor, log) in enumerate(zip(team.actors, logs, strict=True)):
             variables = {**team.variables, "HEAD": head, "PORT": str(port), "NODE": str(index)}
             words = [sys.executable, "-P", "-m", "orchestration.engines.ray_node"]
-            words += [str(self.folder / f"{self.job.name}.sh"), str(self.folder / "logs" / log)]
+            words += [str(self.folder / f"{self.job.name}.sh")]
             words += ["train" if self.job.resumable else "other", str(self.profile.grace_seconds)]
-            team.asked.append(actor.run.remote(words, variables))
+            path = str(self.folder / "logs" / log)
+            team.asked.append(actor.run.remote(words, variables, path))
         self._note(team, State.RUNNING)
 
     def _ended(self, team: Team, codes: Sequence[int], all_ended: bool) -> None:

@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
 SECONDS_BETWEEN_LOOKS = 0.1
@@ -26,12 +25,9 @@ SECONDS_BETWEEN_LOOKS = 0.1
 class Script:
     """A running script, and all that it has started."""
 
-    def __init__(self, script: Path, log: Path, trains: bool, grace: float) -> None:
+    def __init__(self, script: str, trains: bool, grace: float) -> None:
         self.trains, self.grace = trains, grace
-        with log.open("ab") as written:
-            self.process = subprocess.Popen(
-                ["/bin/bash", str(script)], stdin=subprocess.DEVNULL, stdout=written, stderr=written
-            )
+        self.process = subprocess.Popen(["/bin/bash", script], stdin=subprocess.DEVNULL)
 
     def wait(self) -> int:
         """Return the exit code when the script and all that it has started have ended."""
@@ -83,18 +79,17 @@ def _reap(child: int, script: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the script `arguments[0]` with the log `arguments[1]`.
+    """Run the script `arguments[0]`.
 
-    `arguments[2]` is `train` for a script that handles SIGTERM itself; told to end, it has
-    `arguments[3]` seconds.
+    `arguments[1]` is `train` for a script that handles SIGTERM itself; told to end, it has
+    `arguments[2]` seconds.
     """
     # Whatever loses its parent becomes a child of this process.
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     # The script hears of a node that shuts down itself. Not SIG_IGN, which it would inherit.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
-    trains, grace = arguments[2] == "train", float(arguments[3])
-    script = Script(Path(arguments[0]), Path(arguments[1]), trains, grace)
+    script = Script(arguments[0], arguments[1] == "train", float(arguments[2]))
     threading.Thread(target=script.listen, daemon=True).start()
     return script.wait()
 
