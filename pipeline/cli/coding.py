@@ -45,6 +45,7 @@ from pipeline.common.scratch import cache_folder
 from pipeline.common.sizes import parse_size
 from pipeline.common.special import is_special, read_all
 from pipeline.common.targets import check_target
+from recipes.config.bundled import shipped
 
 if TYPE_CHECKING:
     from pipeline.codec.config import Config
@@ -173,7 +174,7 @@ def _compress_one(
         force=options.force,
         make_folder=asked.folder is not None,
     )
-    picture = _read_picture(source, profile)
+    picture = _read_picture(shipped(source), profile)
     loaded = load(model, options.device)
     rate, limit = ask.rate_of(loaded.config), ask.limit()
     if named is None and not is_special(source):

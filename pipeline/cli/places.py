@@ -50,6 +50,8 @@ def places(words: Sequence[str], out_dir: Path | None, is_source: Callable[[Path
     if last != STANDARD and is_source(Path(last)):
         return _checked(Places(tuple(map(_source, words))))
     sources = tuple(map(_source, first))
+    if last.endswith("/"):
+        raise UsageError(f"{last} is a folder: name the file to write, or give it by --out-dir")
     if len(sources) > 1:
         raise UsageError(
             f"{len(sources)} files can't all become {last}: name the folder to write by --out-dir"

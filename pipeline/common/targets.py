@@ -11,7 +11,7 @@
 | a link | what it leads to counts, and the link stays |
 | a pipe, a device, a terminal's `/dev/stdout` | it is written to as what it is |
 
-`check_target` says so before the work, and again before a file is put in place.
+`check_target` says so before the work.
 """
 
 from __future__ import annotations

@@ -1,16 +1,25 @@
-"""The rate-distortion curves as a still picture, for papers and for tracking."""
+"""The rate-distortion curves as a still picture, for papers and for tracking.
+
+    python -m pipeline.evaluation.plots report/results.json curve.svg
+
+draws them again from the numbers of an evaluation.
+"""
 
 from __future__ import annotations
 
 import io
+import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from pipeline.common.atomic import write_bytes
 from pipeline.evaluation.bdrate import RDCurve
-from pipeline.evaluation.results import QUALITIES, Report, curve
+from pipeline.evaluation.results import QUALITIES, Report, curve, curves_of
 
 INK, GRID = "#1f2328", "#e3e5e8"
 MODEL_COLOURS = ("#c2410c", "#0f766e", "#7c3aed", "#be185d")
@@ -59,3 +68,14 @@ def _line(axes: Axes, points: RDCurve | None, name: str, colour: str, thin: bool
 def _sorted(points: RDCurve) -> tuple[Sequence[float], Sequence[float]]:
     pairs = sorted(zip(points.rates, points.qualities, strict=True))
     return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def main(words: Sequence[str]) -> None:
+    """Draw the curves of a results.json to a .svg or .png file."""
+    results, picture = map(Path, words)
+    report = curves_of(json.loads(results.read_text()))
+    write_bytes(picture, draw_curves(report, picture.suffix[1:]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -181,3 +181,26 @@ class Report:
             for kind, codec, point in points
             for m in point.pictures
         ]
+
+
+def curves_of(content: dict[str, Any]) -> Report:
+    """Return as much of a report as its curves take, from what results.json holds."""
+    models = tuple(
+        ModelResult(
+            **{one.name: m[one.name] for one in fields(ModelResult) if one.name in m},
+            point=_point("", m["pictures"]),
+        )
+        for m in content["models"]
+    )
+    peers = tuple(
+        PeerResult(
+            name, p["label"], p["note"], p["version"],
+            tuple(_point(point["setting"], point["pictures"]) for point in p["points"]),
+        )
+        for name, p in content["peers"].items()
+    )  # fmt: skip
+    return Report(content["created"], (), models, peers, {}, (), content["machine"])
+
+
+def _point(setting: str, pictures: Sequence[dict[str, Any]]) -> Point:
+    return Point(setting, tuple(Measurement(**picture) for picture in pictures))

@@ -38,6 +38,8 @@ from recipes.config.settings import (
 
 # Stands for any MODEL that a stage starts from.
 MODEL = "a model"
+# The model that comes with the package, as the codec calls it.
+SHIPPED = "box"
 # Fields of a stage that are said elsewhere in another form, or cure a run midway (`skip`).
 _NOT_DECISIVE = {"cca", "model", "rate_weight", "skip", "steps"}
 _THRESHOLDS = {"clamp_warning", "clamp_error"}
@@ -51,8 +53,9 @@ class Stage(Part):
     name: Name
     """How runs, folders and other stages refer to it."""
     init: Place | None = None
-    """What this stage starts from: an earlier stage, or any MODEL (a file or folder,
-    `runs:/ID`, `models:/NAME@ALIAS`); without one, random weights."""
+    """What this stage starts from: an earlier stage, or any MODEL (a file or folder, `runs:/ID`,
+    `models:/NAME@ALIAS`, or `box`, the one that comes with the package); without one, random
+    weights."""
     init_partial: bool = False
     """Take from `init` the weights that fit, where its model has another size."""
     variable_rate: Annotated[list[RateWeight], Field(min_length=2, max_length=64)] | None = None
@@ -315,7 +318,7 @@ class Run:
 
 def _is_model(init: str) -> bool:
     """Tell whether `init` can only mean a model: by its form, or because it is there."""
-    return "/" in init or ":" in init or Path(init).exists()
+    return init == SHIPPED or "/" in init or ":" in init or Path(init).exists()
 
 
 def _parent(stage: Stage, weight: float | None, parents: list[Run] | None) -> Run | None:

@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from pipeline.codec.box import box_model
 from tests.docs.commands import commands
 from tests.patience import patience
 
@@ -36,6 +38,7 @@ SHORT = [
     *("stages.base.crop=64", "stages.mse.crop=64", "stages.base.warmup=0"),
     *("stages.base.batch=1", "stages.mse.batch=1", "stages.ms-ssim.batch=1"),
 ]
+LARGEST = 20_000_000  # bytes of the wheel
 # Beside what the page shows.
 MORE = (
     "schedule recipes/demo.yaml --on orchestration/profiles/local.yaml --dry-run",
@@ -59,6 +62,10 @@ def python(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
     build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     _call([sys.executable, "-c", build, str(folder)], source)
     (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as content:
+        weights = content.getinfo("pipeline/codec/box/small.safetensors")
+    assert weights.file_size == box_model().stat().st_size
+    assert wheel.stat().st_size < LARGEST
     venv.create(folder / "env", symlinks=True)
     program = folder / "env" / "bin" / "python"
     install = [sys.executable, "-m", "pip", "--python", str(program), "install", "--quiet"]

@@ -10,9 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.codec import Model, load_model
+from pipeline.codec import Model, box, load_model
 from pipeline.codec.box import box_model
 from pipeline.codec.finding import find_model
+from recipes.config.load import load_recipe
+from recipes.config.schema import SHIPPED
+from recipes.training.start import starting_model
 
 # A crop of 256 x 256 of a photograph that the demo evaluates on.
 PICTURE = Path(__file__).parents[2] / "recipes/demo/pictures/kodak/kodim07.webp"
@@ -54,6 +57,13 @@ def test_the_file_is_small_and_has_all_rates() -> None:
     assert box_model().stat().st_size < 5_000_000
     assert model.config.rates == (0.0, 7.0)
     assert model.info.name == "box"
+
+
+def test_recipes_call_it_as_the_codec_does() -> None:
+    assert SHIPPED == box.NAME
+    run = load_recipe(Path(__file__).parents[2] / "recipes/fine-tune.yaml", []).runs()[0]
+    assert run.init_model == "box"
+    assert starting_model(run) == box_model()
 
 
 def test_what_it_made_is_decoded_without_naming_it(model: Model, tmp_path: Path) -> None:

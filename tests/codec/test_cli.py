@@ -87,6 +87,7 @@ def test_import_makes_a_model(place: Path, capsys: pytest.CaptureFixture[str]) -
         ("compress in.png x.cca --size 100", "can't be held to 100 bytes"),
         ("compress in.png x.cca --bpp -1", "above 0"),
         ("compress in.png x.cca --bpp nan", "above 0"),
+        ("compress in.png new/", "by --out-dir"),
         ("compress in.png new.webp", "called as a picture"),
         ("compress in.png in.png", "named twice"),
         ("compress in.png in.png --out-dir x", "named twice"),

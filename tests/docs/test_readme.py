@@ -43,7 +43,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory, root: Path, pictures: Path)
     with Image.open(pictures / "kodak" / "kodim23.webp") as image:
         small = image.convert("RGB").crop((100, 100, 356, 356))
     small.save(folder / "kodak" / "kodim23.png")
-    small.save(folder / "photo.png")
+    small.save(folder / "photo.jpg")
+    small.save(folder / "other.jpg")
     return folder
 
 
@@ -74,14 +75,16 @@ def test_every_command_of_the_readme_works_in_order(
         assert not command.reason
         assert_works(command.words, reader)
     with (
-        Image.open(reader / "photo.png") as before,
-        Image.open(reader / "photo-decoded.png") as after,
+        Image.open(reader / "photo.jpg") as before,
+        Image.open(reader / "mine.png") as after,
     ):
         assert before.size == after.size
-    python = re.search(r"```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
-    assert python is not None
+    python = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
+    assert len(python) == 2
     names: dict[str, Any] = {"x": torch.rand(1, 3, 40, 56)}
-    exec(python[1], names)
+    for block in python:
+        exec(block, names)
+    assert (reader / "again.cca").stat().st_size > 0
     assert names["x_hat"].shape == (1, 3, 40, 56)
 
 

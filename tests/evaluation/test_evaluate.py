@@ -19,6 +19,7 @@ from pipeline.codec import ModelInfo, load_model
 from pipeline.evaluation import EvaluationError, ModelSpec, evaluate, psnr
 from pipeline.evaluation.learned import curve_name, tell_curves_apart, to_picture
 from pipeline.evaluation.pictures import read_picture
+from pipeline.evaluation.plots import main as draw
 from pipeline.evaluation.results import ModelResult
 from tests.evaluation.conftest import model
 
@@ -58,6 +59,14 @@ def test_everything_promised_is_there(done: tuple[Path, dict[str, Any]]) -> None
     assert [found["name"] for found in results["models"]] == ["w0.85", "w3.5"]
     assert set(results["peers"]) == {"jpeg", "webp"}
     assert results["verdict"]
+
+
+def test_the_curves_are_drawn_again_from_the_numbers(
+    done: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out, _ = done
+    draw([str(out / "results.json"), str(tmp_path / "again.png")])
+    assert (tmp_path / "again.png").read_bytes() == (out / "rd-curve.png").read_bytes()
 
 
 def test_the_rate_is_the_size_of_the_files(done: tuple[Path, dict[str, Any]]) -> None:
