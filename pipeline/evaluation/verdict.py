@@ -1,7 +1,8 @@
-"""Where a curve of models stands against the other codecs, in plain sentences."""
+"""Where the best curve of models stands against the other codecs, in plain sentences."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,13 +16,22 @@ YARDSTICK = "jpeg"
 
 
 def verdict(report: Report) -> tuple[str, ...]:
-    """Return, for each curve of models, where it stands against JPEG and against the others."""
-    sentences: list[str] = []
-    # What was trained at several rates comes first; one model alone gets one sentence.
-    for name, models in sorted(report.curves().items(), key=lambda item: -len(item[1])):
-        sentences += _against_jpeg(name, models, report)[: None if len(models) > 1 else 1]
-        sentences += _ranking(name, report)
-    sizes = [sentence for models in report.curves().values() for sentence in _size(models)]
+    """Return where the best curve of models stands against JPEG and the others.
+
+    The best has the lowest BD-rate against JPEG; where none has one, it has the most models. The
+    report's table has the others.
+    """
+    curves = report.curves()
+    if not curves:
+        return ()
+    ranked = sorted(curves, key=lambda name: (_bd_rate(name, report), -len(curves[name])))
+    best, *others = ranked
+    # One model alone has no BD-rate, which needs no saying.
+    sentences = _against_jpeg(best, curves[best], report)[: None if len(curves[best]) > 1 else 1]
+    sentences += _ranking(best, report)
+    if others:
+        sentences.append(f"The table of BD-rates has the other curves of models: {_join(others)}.")
+    sizes = [sentence for models in curves.values() for sentence in _size(models)]
     return (*sentences, *dict.fromkeys(sizes))
 
 
@@ -96,6 +106,12 @@ def _size(models: Sequence[ModelResult]) -> list[str]:
         f"With {millions:.2f} million parameters, where the published {architecture.title} model "
         f"has {published}, a model is for trying the pipeline out."
     ]
+
+
+def _bd_rate(name: str, report: Report) -> float:
+    """Return the BD-rate of a curve against JPEG, infinite where there is none."""
+    found = _find(report, name, YARDSTICK)
+    return math.inf if found is None or found.value is None else found.value
 
 
 def _find(report: Report, name: str, anchor: str) -> Comparison | None:

@@ -71,14 +71,19 @@ def test_beyond_jpeg_the_verdict_says_so(make_report: Make, quality: float) -> N
     assert "BD-rate against JPEG is not defined" in text
 
 
-def test_one_model_alone_gets_one_sentence_after_the_curves(make_report: Make) -> None:
-    report = judged(make_report({"alone": HALF[:1], "curve": HALF}, {"jpeg": JPEG}))
-    said = [sentence for sentence in report.verdict if "alone" in sentence]
-    assert len(said) == 1
+def test_the_verdict_is_of_the_best_curve_and_names_the_others(make_report: Make) -> None:
+    curves = {"alone": HALF[:1], "worse": DOUBLE, "better": HALF}
+    said = judged(make_report(curves, {"jpeg": JPEG})).verdict
+    assert "better reaches" in said[0]
+    assert [line for line in said if "alone" in line or "worse" in line] == [
+        "The table of BD-rates has the other curves of models: worse and alone."
+    ]
+
+
+def test_of_one_model_alone_the_verdict_says_one_sentence(make_report: Make) -> None:
+    said = judged(make_report({"alone": HALF[:1]}, {"jpeg": JPEG})).verdict
     assert "JPEG gets there with" in said[0]
-    assert report.verdict.index(said[0]) > next(
-        i for i, sentence in enumerate(report.verdict) if "curve" in sentence
-    )
+    assert not any("BD-rate" in sentence for sentence in said)
 
 
 def test_without_jpeg_the_verdict_says_so(make_report: Make) -> None:
