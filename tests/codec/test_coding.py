@@ -12,8 +12,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.codec import CCAConfig, CCAModel, CodecError, MismatchError, start_as_pyramid
+from pipeline.codec import (
+    CCAConfig,
+    CCAModel,
+    CodecError,
+    MismatchError,
+    load_model,
+    start_as_pyramid,
+)
 from pipeline.codec.bitstream import read_stream, write_stream
+from pipeline.codec.box import box_model
+from pipeline.codec.model import Model
 from pipeline.codec.picture import read_picture
 from tests.codec.conftest import SMALL, make_model
 
@@ -44,6 +53,27 @@ def test_bytes_are_what_the_model_estimates(pictures: Path) -> None:
     # Below it where the untrained model meets symbols that it holds for impossible (30 bits):
     # beyond a table's end the escape code is cheaper.
     assert 0.95 * bits < 32 * len(words) < 1.003 * bits
+
+
+@pytest.mark.parametrize("rate", [0.0, 3.5, 7.0])
+@pytest.mark.parametrize("size", [(64, 64), (128, 192)])
+def test_files_of_a_trained_model_keep_to_its_estimate(
+    pictures: Path, trained: Model, size: tuple[int, int], rate: float
+) -> None:
+    """Within 0.5 %, and the word that a range coder's end takes."""
+    for file in sorted((pictures / "kodak").iterdir())[:3]:
+        x = read_picture(file).x[..., 40 : 40 + size[0], 30 : 30 + size[1]]
+        with torch.no_grad():
+            likelihoods = trained(x, rate=rate).likelihoods
+        bits = sum(-float(value.double().log2().sum()) for value in likelihoods.values())
+        words = read_stream(trained.compress(x, rate=rate)).tiles[0]
+        assert abs(32 * len(words) - bits) < 0.005 * bits + 40
+
+
+@pytest.fixture(scope="module")
+def trained() -> Model:
+    """The model that comes with the package."""
+    return load_model(box_model())
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e6, -1e6])
