@@ -28,9 +28,10 @@ from pipeline.codec.bitstream import (
     write_stream,
 )
 from pipeline.codec.config import Config
-from pipeline.codec.errors import CodecError, MismatchError
+from pipeline.codec.errors import MISMATCH, CodecError, MismatchError
 from pipeline.codec.interface import Codec
-from pipeline.codec.tiles import MISMATCH, Sink, TileRows, TilesDone, paint
+from pipeline.codec.matching import check_model as check_model
+from pipeline.codec.tiles import Sink, TileRows, TilesDone, paint
 
 # Memory for the networks' activations, in bytes.
 MAX_MEMORY = 4 * 2**30
@@ -124,19 +125,6 @@ def decompress(
     blocks: list[Tensor] = []
     decode_stream(model, stream, lambda _, block: blocks.append(block), max_memory)
     return torch.cat(blocks, dim=1)[None]
-
-
-def check_model(model: Codec, header: Header) -> None:
-    """Raise `CodecError` unless `model` is the one that `header` names, and has its rate."""
-    if model.fingerprint[:16] != header.fingerprint:
-        raise CodecError(
-            f"the file was made with the model {header.fingerprint}, and this is "
-            f"{model.fingerprint[:16]}; give that model"
-        )
-    if (header.rate is None) != (model.config.rates is None):
-        said = "no rate" if header.rate is None else "a rate"
-        raise CodecError(f"the file's header makes no sense: it has {said}, unlike its model")
-    model.config.check_rate(header.rate)
 
 
 @torch.no_grad()

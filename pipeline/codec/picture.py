@@ -6,13 +6,11 @@ import io
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
-from torch import Tensor
 
 from pipeline.codec.bitstream import MAX_PIXELS, Header
 from pipeline.codec.errors import CodecError
@@ -21,6 +19,9 @@ from pipeline.codec.side import inflate, unpack_profile
 from pipeline.common import pictures
 from pipeline.common.atomic import write_bytes
 from pipeline.common.special import NOT_THERE, is_special
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Bytes = npt.NDArray[np.uint8]
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -93,10 +94,17 @@ class Picture:
 
     def region(self, rows: slice, columns: slice) -> Tensor:
         """Return a part of the picture, float32 (1, 3, rows, columns) in [0, 1]."""
+        import torch
+
+        return torch.from_numpy(self.array(rows, columns)).permute(2, 0, 1)[None]
+
+    def array(
+        self, rows: slice = slice(None), columns: slice = slice(None)
+    ) -> npt.NDArray[np.float32]:
+        """Return the picture, or a part of it, float32 (rows, columns, 3) in [0, 1]."""
         part = np.ascontiguousarray(self.pixels[rows, columns], np.float32)
-        planes = torch.from_numpy(part / np.float32(65535 if self.deep else 255))
-        x = planes.expand(3, -1, -1) if self.grey else planes.permute(2, 0, 1)
-        return x[None]
+        part /= np.float32(65535 if self.deep else 255)
+        return np.repeat(part[:, :, None], 3, axis=2) if self.grey else part
 
     def header(self) -> Header:
         """Return what a stream should say of this picture (size and model come later)."""
@@ -164,9 +172,9 @@ class Canvas:
         shape = (header.height, header.width) if header.grey else (header.height, header.width, 3)
         self.pixels = np.zeros(shape, np.uint16 if self.deep else np.uint8)
 
-    def paint(self, top: int, block: Tensor) -> None:
+    def paint(self, top: int, block: Tensor | npt.NDArray[np.float32]) -> None:
         """Paint a block (3, rows, W) in [0, 1] whose first row is `top`."""
-        values = block.numpy()
+        values = np.asarray(block)
         values = values.mean(0) if self.header.grey else values.transpose(1, 2, 0)
         rounded = np.rint(values * (65535 if self.deep else 255))
         self.pixels[top : top + block.shape[1]] = rounded.astype(self.pixels.dtype)

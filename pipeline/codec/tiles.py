@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.codec.bitstream import Header, Stream
 from pipeline.codec.config import BLEND
-from pipeline.codec.errors import CodecError, MismatchError
+from pipeline.codec.errors import MISMATCH, CodecError, MismatchError
 from pipeline.codec.interface import Codec
 from pipeline.codec.symbols import Words
 
@@ -23,11 +23,6 @@ from pipeline.codec.symbols import Words
 Sink = Callable[[int, Tensor], None]
 # Told how many tiles are done, and of how many.
 TilesDone = Callable[[int, int], None]
-
-MISMATCH = (
-    "the file decodes to other symbols than were encoded: the arithmetic here differs from the "
-    "encoder's; the picture would be broken, so none is given"
-)
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pipeline.codec.config import Config
 from pipeline.codec.errors import CodecError
-from pipeline.codec.model import AuxiliaryModel, Model
+
+if TYPE_CHECKING:
+    from pipeline.codec.light.form import LightForm
+    from pipeline.codec.model import AuxiliaryModel, Model
 
 C = TypeVar("C", bound=Config)
 # Reads a published checkpoint: its model, and its auxiliary model if it has one.
-Importer = Callable[[Path], tuple[Model, AuxiliaryModel | None]]
+Importer = Callable[[Path], "tuple[Model, AuxiliaryModel | None]"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Architecture(Generic[C]):
     early_groups: Callable[[C], int] = lambda config: 0
     # Other ways to start untrained weights than at random, by the name that recipes give them.
     starts: Mapping[str, Callable[[Any], None]] = field(default_factory=dict)
+    # Returns its networks without torch, for a quick start (`pipeline.codec.light`).
+    light: Callable[[], LightForm] | None = None
     read_published: Importer | None = None
     # Parameters of the published model, in millions, for a report to compare with.
     published_millions: float | None = None

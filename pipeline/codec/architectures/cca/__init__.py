@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.codec.architectures.base import Architecture
-from pipeline.codec.architectures.cca.auxiliary import AuxiliaryEntropyModel
 from pipeline.codec.architectures.cca.config import CCAConfig
-from pipeline.codec.architectures.cca.model import CCAModel, CCAOutput
-from pipeline.codec.architectures.cca.start import start_as_pyramid
+from pipeline.common.lazy import exporting
+
+if TYPE_CHECKING:
+    from pipeline.codec.architectures.cca.auxiliary import AuxiliaryEntropyModel
+    from pipeline.codec.architectures.cca.model import CCAModel, CCAOutput
+    from pipeline.codec.architectures.cca.start import start_as_pyramid
 
 __all__ = [
     "ARCHITECTURE",
@@ -18,6 +22,36 @@ __all__ = [
     "CCAOutput",
     "start_as_pyramid",
 ]
+
+
+# What needs torch waits until it is asked for.
+__getattr__ = exporting(
+    __name__,
+    {
+        "AuxiliaryEntropyModel": ".auxiliary",
+        "CCAModel": ".model",
+        "CCAOutput": ".model",
+        "start_as_pyramid": ".start",
+    },
+)
+
+
+def _model(config: CCAConfig) -> CCAModel:
+    from pipeline.codec.architectures.cca.model import CCAModel
+
+    return CCAModel(config)
+
+
+def _auxiliary(config: CCAConfig) -> AuxiliaryEntropyModel:
+    from pipeline.codec.architectures.cca.auxiliary import AuxiliaryEntropyModel
+
+    return AuxiliaryEntropyModel(config)
+
+
+def _start_as_pyramid(model: CCAModel) -> None:
+    from pipeline.codec.architectures.cca.start import start_as_pyramid
+
+    start_as_pyramid(model)
 
 
 def _read_published(path: Path) -> tuple[CCAModel, AuxiliaryEntropyModel | None]:
@@ -31,12 +65,12 @@ ARCHITECTURE = Architecture(
     name="cca",
     title="CCA",
     config=CCAConfig,
-    model=CCAModel,
+    model=_model,
     presets={"paper": CCAConfig(), "tiny": CCAConfig.tiny()},
-    auxiliary=AuxiliaryEntropyModel,
+    auxiliary=_auxiliary,
     # The middle one of an odd number of slices is late.
     early_groups=lambda config: config.slices // 2,
-    starts={"pyramid": start_as_pyramid},
+    starts={"pyramid": _start_as_pyramid},
     read_published=_read_published,
     published_millions=65.0,
 )

@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pipeline.codec.architectures.base import Architecture
 from pipeline.codec.architectures.small.config import SmallConfig
-from pipeline.codec.architectures.small.model import SmallModel
-from pipeline.codec.architectures.small.start import start_as_transform
+from pipeline.common.lazy import exporting
+
+if TYPE_CHECKING:
+    from pipeline.codec.architectures.small.model import SmallModel
+    from pipeline.codec.architectures.small.start import start_as_transform
+    from pipeline.codec.light.form import LightForm
 
 __all__ = ["ARCHITECTURE", "SmallConfig", "SmallModel", "start_as_transform"]
+
+# What needs torch waits until it is asked for.
+__getattr__ = exporting(__name__, {"SmallModel": ".model", "start_as_transform": ".start"})
+
+
+def _model(config: SmallConfig) -> SmallModel:
+    from pipeline.codec.architectures.small.model import SmallModel
+
+    return SmallModel(config)
+
+
+def _start_as_transform(model: SmallModel) -> None:
+    from pipeline.codec.architectures.small.start import start_as_transform
+
+    start_as_transform(model)
+
+
+def _light() -> LightForm:
+    from pipeline.codec.architectures.small.light import FORM
+
+    return FORM
+
 
 ARCHITECTURE = Architecture(
     name="small",
     title="small",
     config=SmallConfig,
-    model=SmallModel,
+    model=_model,
     presets={"box": SmallConfig(), "tiny": SmallConfig.tiny()},
-    starts={"transform": start_as_transform},
+    starts={"transform": _start_as_transform},
+    light=_light,
 )

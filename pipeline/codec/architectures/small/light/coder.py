@@ -1,0 +1,127 @@
+"""The entropy coder of the small model's latents in numpy: the words of its coder in torch.
+
+Shapes: latents are (h, w, M) and (h/4, w/4, Z); they are coded channel by channel, in rows.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.codec.architectures.small.config import SmallConfig
+from pipeline.codec.architectures.small.light.networks import Context, Floats, HyperSynthesis, Rate
+from pipeline.codec.hyper_tables import Density, hyper_tables
+from pipeline.codec.light import exact
+from pipeline.codec.light.form import Weights
+from pipeline.codec.symbols import (
+    LARGEST_SYMBOL,
+    SCALE_STEPS,
+    Index,
+    Ints,
+    SymbolDecoder,
+    SymbolEncoder,
+    Table,
+    Words,
+    gaussian_tables,
+    scale_index,
+)
+
+
+class _Coded:
+    """Symbols in the order of the file: an encoder's where it was given values."""
+
+    def __init__(self, words: Words | None) -> None:
+        """`words` to decode; None encodes."""
+        self.encoder, self.check = SymbolEncoder(), 0
+        self.decoder = None if words is None else SymbolDecoder(words)
+
+    def code(self, values: Floats | None, index: Index, tables: Sequence[Table]) -> Ints:
+        """Return the next symbols; an encoder rounds `values` (n,), a decoder takes None."""
+        if self.decoder is not None:
+            symbols = self.decoder.decode(index, tables)
+        else:
+            assert values is not None
+            held = np.clip(np.rint(values), -LARGEST_SYMBOL, LARGEST_SYMBOL)
+            symbols = held.astype(np.int32)
+            self.encoder.encode(symbols, index, tables)
+        self.check = zlib.crc32(symbols.astype("<i4", copy=False).data, self.check)
+        return symbols
+
+
+class LightCoder:
+    """Codes z, then the slices of y in order, each given the ones before."""
+
+    def __init__(self, weights: Weights, config: SmallConfig) -> None:
+        self._config = config
+        self._hyper_synthesis, self._context = HyperSynthesis(weights), Context(weights, config)
+        self._log_steps = tuple(weights[f"steps.{name}"].astype(np.float64) for name in "yz")
+        density = _density(weights)
+        self._medians, self._hyper_tables = density.medians, hyper_tables(density)
+
+    def z_step(self, at: Rate) -> Floats:
+        """Return the steps of z, (Z,)."""
+        return exact.exp(at.mixed(self._log_steps[1]))
+
+    def encode(self, y: Floats, z: Floats, rate: float | None) -> tuple[Words, int]:
+        """Return the words of y and z, and the CRC-32 of their symbols."""
+        coded = _Coded(None)
+        self._run(coded, z.shape[:2], y.astype(np.float64), z.astype(np.float64), rate)
+        return coded.encoder.words, coded.check
+
+    def decode(self, words: Words, size: tuple[int, int], rate: float | None) -> tuple[Floats, int]:
+        """Return the latent (h, w, M), float32, and the CRC-32 of its symbols.
+
+        `size` are the positions of z. Raises `CodecError` when no encoder wrote the words.
+        """
+        coded = _Coded(words)
+        y_hat = self._run(coded, size, None, None, rate)
+        return y_hat.astype(np.float32), coded.check
+
+    def _run(
+        self,
+        coded: _Coded,
+        size: tuple[int, ...],
+        y: Floats | None,
+        z: Floats | None,
+        rate: float | None,
+    ) -> Floats:
+        at = Rate.of(rate, self._config.vectors)
+        channels = len(self._medians)
+        index = np.repeat(np.arange(channels, dtype=np.uint16), size[0] * size[1])
+        values = None if z is None else _by_channel(z - self._medians)
+        symbols = coded.code(values, index, self._hyper_tables)
+        z_hat = _by_position(symbols, (*size, channels)) + self._medians
+        features = self._hyper_synthesis(z_hat * self.z_step(at), at)
+        parts = None if y is None else np.split(y, self._context.ends, axis=-1)
+
+        def quantise(i: int, mean: Floats, step: Floats, scale: Floats) -> Floats:
+            values = None if parts is None else _by_channel((parts[i] - mean) / step)
+            found = coded.code(values, _levels(_by_channel(scale)), gaussian_tables())
+            return _by_position(found, mean.shape)
+
+        return self._context(features, at.mixed(self._log_steps[0]), at, quantise)
+
+
+def _density(weights: Weights) -> Density:
+    def layers(name: str, count: int) -> list[Floats]:
+        return [weights[f"hyper_density.{name}.{i}"].astype(np.float64) for i in range(count)]
+
+    medians = weights["hyper_density.quantiles"][:, 0, 1].astype(np.float64)
+    return Density(layers("matrices", 5), layers("biases", 5), layers("factors", 4), medians)
+
+
+def _levels(scale: Floats) -> Index:
+    levels = scale_index()
+    index: Index = levels[np.clip(scale * SCALE_STEPS, 0, len(levels) - 1).astype(np.int32)]
+    return index
+
+
+def _by_channel(x: Floats) -> Floats:
+    return np.moveaxis(x, -1, 0).reshape(-1)
+
+
+def _by_position(symbols: Ints, shape: tuple[int, ...]) -> Floats:
+    h, w, c = shape
+    return symbols.reshape(c, h, w).transpose(1, 2, 0).astype(np.float64)

@@ -1,0 +1,87 @@
+"""A model that compresses and decompresses pictures of one tile, in numpy.
+
+Shapes: pictures are float32 (H, W, 3) in [0, 1].
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.codec.bitstream import Header, Stream, write_stream
+from pipeline.codec.errors import MISMATCH, CodecError, MismatchError
+from pipeline.codec.light.form import Floats
+from pipeline.codec.light.weights import Stored, read_stored
+from pipeline.codec.matching import check_model
+
+# Beyond this many pixels torch has caught up: its networks are quicker, its start is not.
+MAX_PIXELS = 2**21
+
+
+class LightModel:
+    """A model for pictures of one tile."""
+
+    def __init__(self, stored: Stored) -> None:
+        self.config, self.fingerprint = stored.config, stored.fingerprint
+        self.networks = stored.form.networks(stored.config, stored.weights)
+
+    def compress(
+        self, x: Floats, header: Header, side: dict[str, bytes], rate: float | None = None
+    ) -> bytes:
+        """Return the stream of the picture x (H, W, 3), as `pipeline.codec.coding.compress` does.
+
+        Raises `CodecError` for a rate outside of the model's.
+        """
+        height, width, _ = x.shape
+        rate = self.config.check_rate(rate)
+        header = replace(
+            header, width=width, height=height, fingerprint=self.fingerprint[:16], tile=0, rate=rate
+        )
+        down, right = -height % self.config.unit, -width % self.config.unit
+        padded = np.pad(x, ((0, down), (0, right), (0, 0)), mode="edge")
+        words, check = self.networks.encode(padded, rate)
+        return write_stream(header, side, [words], check)
+
+    def decompress(self, stream: Stream) -> Floats:
+        """Return the picture (H, W, 3) of a whole stream of one tile.
+
+        Raises `CodecError` when it is of another model, and `MismatchError` when it decodes to
+        other symbols than were encoded.
+        """
+        header, unit = stream.header, self.config.unit
+        check_model(self, header)
+        if header.tile or not stream.complete:
+            raise CodecError("a picture of several tiles or a cut one needs torch")
+        size = -(-header.height // unit), -(-header.width // unit)
+        try:
+            y_hat, check = self.networks.decode(stream.tiles[0], size, header.rate)
+        except CodecError as error:
+            # No word of a whole file is damaged: its checksums fit.
+            raise MismatchError(MISMATCH) from error
+        if check != stream.symbol_check:
+            raise MismatchError(MISMATCH)
+        pixels = self.networks.synthesise(y_hat, header.rate)
+        picture: Floats = np.clip(pixels[: header.height, : header.width], 0, 1)
+        return picture
+
+
+@lru_cache(maxsize=2)
+def light_model(file: Path) -> LightModel | None:
+    """Return the model in `file` in its form without torch; None where it has none."""
+    stored = read_stored(file)
+    return None if stored is None else LightModel(stored)
+
+
+def model_for(file: Path, pixels: int) -> LightModel | None:
+    """Return the model in `file` where it is the quickest way for one picture of `pixels`.
+
+    None where torch is loaded already, the picture is large, or the model has no such form: then
+    `pipeline.codec.load_model` opens it.
+    """
+    if "torch" in sys.modules or pixels > MAX_PIXELS:
+        return None
+    return light_model(file)

@@ -1,0 +1,46 @@
+"""What an architecture states of its networks without torch.
+
+Shapes: pictures x are float32 (H, W, 3) in [0, 1], whole units of the config; latents (h, w, M).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.codec.symbols import Words
+
+Floats = npt.NDArray[Any]
+# By their names in the model.
+Weights = Mapping[str, npt.NDArray[np.float32]]
+
+
+class LightNetworks(Protocol):
+    """Networks that code pictures of one tile: the words and latents are those of the model."""
+
+    def encode(self, x: Floats, rate: float | None) -> tuple[Words, int]:
+        """Return the words of a picture, and the CRC-32 of its symbols."""
+        ...
+
+    def decode(self, words: Words, size: tuple[int, int], rate: float | None) -> tuple[Floats, int]:
+        """Return the latent of words, float32, and the CRC-32 of its symbols.
+
+        `size` are the units, down and across. Raises `CodecError` when no encoder wrote the words.
+        """
+        ...
+
+    def synthesise(self, y_hat: Floats, rate: float | None) -> Floats:
+        """Return the picture of a latent, not clamped."""
+        ...
+
+
+@dataclass(frozen=True)
+class LightForm:
+    """The names and shapes of a model's weights, and its networks made of them; by its config."""
+
+    shapes: Callable[[Any], Mapping[str, tuple[int, ...]]]
+    networks: Callable[[Any, Weights], LightNetworks]
