@@ -12,15 +12,13 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.common.atomic import remove_folder, sweep, write_json, writing_folder
@@ -28,6 +26,7 @@ from pipeline.common.digests import file_sha256
 from pipeline.common.documents import parse
 from pipeline.common.errors import RunError
 from recipes.config.settings import RecipeError
+from recipes.training.tensor_file import write_tensors
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -231,7 +230,7 @@ def write(run_folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, A
     try:
         with writing_folder(folder) as partial:
             _fill(partial, tensors, about)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise CheckpointError(f"can't write {folder}: {error}") from error
     return folder
 
@@ -247,10 +246,8 @@ def amend(run_folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def _fill(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    save_file(dict(tensors), folder / STATE)
-    write_json(folder / ABOUT, {"format": FORMAT, "sha256": file_sha256(folder / STATE), **about})
-    # The tensors' file would be its owner's alone.
-    shutil.copymode(folder / ABOUT, folder / STATE)
+    digest = write_tensors(folder / STATE, tensors)
+    write_json(folder / ABOUT, {"format": FORMAT, "sha256": digest, **about})
 
 
 def set_aside(run_folder: Path, step: int, prefix: str = "damaged") -> None:

@@ -1,0 +1,77 @@
+"""Writes tensors to a safetensors file and hashes them meanwhile, without reading them again.
+
+The format is the one of https://github.com/huggingface/safetensors#format: the length of a JSON
+header, the header, then each tensor's values, little-endian, one after the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+# Bytes that are written and hashed at once: each waits for the slower of the two.
+_PART = 2**24
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write `tensors` to the new file `path`; return the hex SHA-256 of the file.
+
+    Raises `TypeError` for a kind of numbers that the format, or this writer, doesn't have.
+    """
+    # Wide numbers first, so that every tensor lies at a multiple of its numbers' width.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    digest = hashlib.sha256()
+    with path.open("xb") as file, ThreadPoolExecutor(1) as hasher:
+        hashed: Future[None] | None = None
+        for part in _parts(names, tensors):
+            # One part is hashed while the next is written: both work outside Python's lock.
+            if hashed is not None:
+                hashed.result()
+            hashed = hasher.submit(digest.update, part)
+            file.write(part)
+    return digest.hexdigest()
+
+
+def _parts(names: list[str], tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+    """Yield the bytes of the file, in parts."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        if tensor.dtype not in _NAMES:
+            raise TypeError(f"{name} holds {tensor.dtype}, which can't be stored")
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    written = json.dumps(header, separators=(",", ":")).encode()
+    written += b" " * (-len(written) % 8)
+    yield memoryview(len(written).to_bytes(8, "little") + written)
+    for name in names:
+        values = memoryview(_bytes(tensors[name]))
+        for start in range(0, len(values), _PART):
+            yield values[start : start + _PART]
+
+
+def _bytes(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    values = tensor.detach().cpu().contiguous().reshape(-1)
+    if sys.byteorder == "big":
+        raise TypeError("tensors can't be stored on a machine with this order of bytes")
+    found: np.ndarray[Any, np.dtype[np.uint8]] = values.view(torch.uint8).numpy()
+    return found
