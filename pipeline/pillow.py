@@ -29,7 +29,7 @@ from pipeline.common import pictures
 from pipeline.common.errors import UsageError
 
 if TYPE_CHECKING:
-    from pipeline.codec import Model
+    from pipeline.codec.backends import AnyModel
     from pipeline.codec.finding import Models
     from pipeline.codec.picture import Picture
 
@@ -49,7 +49,7 @@ class _Options:
     device: str = "cpu"
     max_pixels: int = MAX_PIXELS
     models: Models | None = None
-    encoder: Model | None = None
+    encoder: AnyModel | None = None
 
 
 def register_cca_opener(
@@ -133,7 +133,8 @@ class CcaImageFile(ImageFile.ImageFile):
         return data
 
     def _decoded(self) -> Image.Image:
-        from pipeline.codec.coding import check_model, decode_stream
+        from pipeline.codec.backends import decode_stream
+        from pipeline.codec.matching import check_model
         from pipeline.codec.picture import Canvas
 
         partial = ImageFile.LOAD_TRUNCATED_IMAGES
@@ -161,7 +162,7 @@ def _models(name: Any) -> Models:
 
     with _lock:
         if _Options.models is None:
-            _Options.models = Models(_Options.folders, _Options.device)
+            _Options.models = Models(_Options.folders, _Options.device, quick=True)
         if isinstance(name, str | bytes | Path) and name:
             _Options.models.look_in(Path(_text(name)).resolve().parent)
         return _Options.models
@@ -171,10 +172,14 @@ def _text(name: str | bytes | Path) -> str:
     return os.fsdecode(name)
 
 
-def _encoder() -> Model:
+def _encoder() -> AnyModel:
     from pipeline import load_model
+    from pipeline.codec import box
+    from pipeline.codec.finding import load_any
 
     with _lock:
+        if _Options.encoder is None and box.is_meant(str(_Options.model)):
+            _Options.encoder = load_any(box.box_model(), _Options.device, quick=True)
         if _Options.encoder is None:
             _Options.encoder = load_model(_Options.model, _Options.device)
         return _Options.encoder
@@ -182,7 +187,7 @@ def _encoder() -> Model:
 
 def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     """Write `image` to `file`. Raises OSError for what can't be coded or was asked wrongly."""
-    from pipeline.codec.coding import compress
+    from pipeline.codec.backends import compress
     from pipeline.codec.rates import search
 
     asked: dict[str, Any] = {
@@ -205,7 +210,7 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
 
 
 def _wanted(
-    asked: dict[str, Any], model: Model, picture: Picture
+    asked: dict[str, Any], model: AnyModel, picture: Picture
 ) -> tuple[float | None, int | None]:
     """Return the rate, or the most bytes, that was asked for."""
     from pipeline.codec.rates import Limit, parse_quality, rate_of_quality

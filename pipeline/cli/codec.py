@@ -173,7 +173,7 @@ def import_published(
     Example: pipeline import cca-lambda-0.3.pth.tar --out models/cca-0.3
     """
     from pipeline.codec import CodecError, ModelInfo, architectures, save_model
-    from pipeline.codec.storage import target_file
+    from pipeline.codec.stored import target_file
     from pipeline.common.targets import check_target
 
     made = architectures.load(architecture or architectures.DEFAULT)
@@ -196,7 +196,7 @@ def import_published(
 def _is_import_of(file: Path, checkpoint: Path) -> bool:
     """Whether the model in `file` was imported from a checkpoint of this name."""
     from pipeline.codec import CodecError
-    from pipeline.codec.storage import load_info
+    from pipeline.codec.stored import load_info
 
     try:
         info = load_info(file)

@@ -15,7 +15,7 @@ from pipeline.cli.places import (
     picture_of,
     stream_of,
 )
-from pipeline.codec import CodecError, Model, box, load_model
+from pipeline.codec import CodecError, box
 from pipeline.codec.files import (
     compress_file,
     decompress_file,
@@ -24,7 +24,7 @@ from pipeline.codec.files import (
     is_stream,
     read_file,
 )
-from pipeline.codec.finding import Models
+from pipeline.codec.finding import Models, load_any
 from pipeline.codec.folders import (
     Task,
     Wanted,
@@ -37,6 +37,7 @@ from pipeline.codec.folders import (
 from pipeline.codec.jobs import Job
 from pipeline.codec.picture import Picture, read_picture
 from pipeline.codec.rates import Limit, parse_quality, rate_of_quality
+from pipeline.codec.stored import FILE_NAME
 from pipeline.common.errors import UsageError
 from pipeline.common.machine import worker_count
 from pipeline.common.pictures import MAX_BYTES
@@ -48,6 +49,8 @@ from pipeline.common.targets import check_target
 from recipes.config.bundled import shipped
 
 if TYPE_CHECKING:
+    from pipeline.codec import Model
+    from pipeline.codec.backends import AnyModel
     from pipeline.codec.config import Config
     from pipeline.codec.jobs import Folder
 
@@ -149,14 +152,27 @@ def decompress(
 
 
 def load(model: str, device: str) -> Model:
-    """Load any MODEL; a path that exists needs no tracking."""
+    """Load any MODEL with torch."""
+    from pipeline.codec import load_model
+
+    return load_model(_file_of(model), device=device)
+
+
+def _load_quick(model: str, device: str) -> AnyModel:
+    """Load any MODEL for a single picture, which need not wait for torch."""
+    file = Path(_file_of(model))
+    return load_any(file / FILE_NAME if file.is_dir() else file, device, quick=True)
+
+
+def _file_of(model: str) -> str | Path:
+    """Return where a MODEL is; a path that exists needs no tracking."""
     if box.is_meant(model):
-        return load_model(box.box_model(), device=device)
+        return box.box_model()
     if Path(model).exists():
-        return load_model(Path(model), device=device)
+        return Path(model)
     from pipeline.tracking import resolve_model
 
-    return load_model(resolve_model(model), device=device)
+    return resolve_model(model)
 
 
 def _compress_one(
@@ -175,7 +191,7 @@ def _compress_one(
         make_folder=asked.folder is not None,
     )
     picture = _read_picture(shipped(source), profile)
-    loaded = load(model, options.device)
+    loaded = _load_quick(model, options.device)
     rate, limit = ask.rate_of(loaded.config), ask.limit()
     if named is None and not is_special(source):
         known = None if limit else loaded.config.check_rate(rate)
@@ -210,8 +226,8 @@ def _decompress_one(
     data = read_file(source)
     if named is None and not is_special(target) and is_made_of(target, data, deep):
         return Shown({"file": str(target), "kept": True}, f"{target}: already there")
-    given = None if model is None else load(model, options.device)
-    models = Models(_where_models_are(source.resolve().parent), options.device, given)
+    given = None if model is None else _load_quick(model, options.device)
+    models = Models(_where_models_are(source.resolve().parent), options.device, given, quick=True)
     if asked.folder is not None:
         asked.folder.mkdir(parents=True, exist_ok=True)
     with _about(source), _tiles("Decompressing") as tiles:

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     )
     from pipeline.codec.storage import (
         load_auxiliary,
-        load_config,
         load_model,
         round_to_half,
         save_model,
     )
+    from pipeline.codec.stored import load_config
 
 __all__ = [
     "AuxiliaryEntropyModel",
@@ -67,7 +67,8 @@ _HOMES = {
     "model": (
         "AuxiliaryModel", "AuxiliaryOutput", "CodecOutput", "HyperOutput", "Model", "Noise",
     ),
-    "storage": ("load_auxiliary", "load_config", "load_model", "round_to_half", "save_model"),
+    "storage": ("load_auxiliary", "load_model", "round_to_half", "save_model"),
+    "stored": ("load_config",),
     "architectures.cca": (
         "AuxiliaryEntropyModel", "CCAConfig", "CCAModel", "CCAOutput", "start_as_pyramid",
     ),

@@ -11,7 +11,6 @@ Shapes: pictures are (1, 3, H, W), H and W anything from 1 up; M latent channels
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Protocol
 
@@ -21,20 +20,17 @@ from torch.nn import functional as F
 
 from pipeline.codec.bitstream import (
     MAX_PIXELS,
-    TILE_UNIT,
     Header,
     Stream,
     read_stream,
     write_stream,
 )
-from pipeline.codec.config import Config
 from pipeline.codec.errors import MISMATCH, CodecError, MismatchError
 from pipeline.codec.interface import Codec
 from pipeline.codec.matching import check_model as check_model
+from pipeline.codec.memory import MAX_MEMORY, memory_of
+from pipeline.codec.memory import tile_size as tile_size
 from pipeline.codec.tiles import Sink, TileRows, TilesDone, paint
-
-# Memory for the networks' activations, in bytes.
-MAX_MEMORY = 4 * 2**30
 
 
 class Source(Protocol):
@@ -143,7 +139,7 @@ def decode_stream(
     header = stream.header
     height, width = header.tiles()[0][2:]
     around = 2 * model.config.margin if header.tile else 0
-    needed = _memory(model.config, height + around, width + around)
+    needed = memory_of(model.config, height + around, width + around)
     if needed > max_memory:
         raise CodecError(
             f"decoding takes about {needed >> 20} MiB for the tiles that the file was made with, "
@@ -153,29 +149,6 @@ def decode_stream(
     paint(model, header, rows, sink)
     if stream.complete and rows.check != stream.symbol_check:
         raise MismatchError(MISMATCH)
-
-
-def tile_size(config: Config, height: int, width: int, max_memory: int) -> int:
-    """Return the side of the largest tiles that need no more than `max_memory`; 0 for one tile."""
-    if _memory(config, height, width) <= max_memory:
-        return 0
-    # Whole units of the file's format and of the model; a row of tiles is all that is kept of
-    # the neighbours, so a tile is no smaller than the margin.
-    unit = math.lcm(TILE_UNIT, config.unit)
-    least = max(4 * unit, -(-config.margin // unit) * unit)
-    side = math.isqrt(max_memory // config.bytes_per_pixel) - 2 * config.margin
-    tile = side // unit * unit
-    if tile < least:
-        padded = least + 2 * config.margin
-        raise CodecError(
-            f"{max_memory >> 20} MiB are too little for this model: it takes at least "
-            f"{-(-_memory(config, padded, padded) >> 20)} MiB"
-        )
-    return tile
-
-
-def _memory(config: Config, height: int, width: int) -> int:
-    return height * width * config.bytes_per_pixel
 
 
 def _analyse(

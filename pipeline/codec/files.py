@@ -6,18 +6,20 @@ import errno
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from pipeline.codec.backends import compress, decode_stream
 from pipeline.codec.bitstream import MAGIC, MAX_PIXELS, read_stream
-from pipeline.codec.coding import MAX_MEMORY, check_model, compress, decode_stream
 from pipeline.codec.errors import CodecError
 from pipeline.codec.mark import made_of, mark_of
+from pipeline.codec.matching import check_model
+from pipeline.codec.memory import MAX_MEMORY
 from pipeline.codec.picture import Canvas, Picture, picture_format, write_image
 from pipeline.codec.rates import Limit, search
-from pipeline.codec.tiles import TilesDone
 from pipeline.common.atomic import write_bytes
 from pipeline.common.special import NOT_THERE, is_special, read_all
 
 if TYPE_CHECKING:
-    from pipeline.codec.model import Model
+    from pipeline.codec.backends import AnyModel
+    from pipeline.codec.tiles import TilesDone
 
 # A stream with its side data: more than any encoder writes.
 MAX_FILE = 1 << 31
@@ -43,7 +45,7 @@ class Decompressed(TypedDict):
 
 
 def compress_file(
-    model: Model,
+    model: AnyModel,
     picture: Picture,
     target: Path,
     verify: bool = False,
@@ -80,7 +82,7 @@ def compress_file(
 
 
 def _stream(
-    model: Model,
+    model: AnyModel,
     picture: Picture,
     max_memory: int,
     rate: float | None,
@@ -106,7 +108,7 @@ def _stream(
 
 
 def decompress_file(
-    model: Model,
+    model: AnyModel,
     data: bytes,
     target: Path,
     preview: bool = False,

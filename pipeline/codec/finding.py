@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.codec import box
 from pipeline.codec.bitstream import read_header
 from pipeline.codec.errors import CodecError
-from pipeline.codec.model import Model
-from pipeline.codec.storage import load_model, stored_fingerprint
+from pipeline.codec.light import LightModel, model_for
+from pipeline.codec.stored import stored_fingerprint
+
+if TYPE_CHECKING:
+    from pipeline.codec.backends import AnyModel
+    from pipeline.codec.model import Model
 
 
 def find_model(data: bytes, folders: Iterable[Path]) -> Path:
@@ -31,20 +36,25 @@ class Models:
     """
 
     def __init__(
-        self, folders: Iterable[Path] = (), device: str = "cpu", given: Model | None = None
+        self,
+        folders: Iterable[Path] = (),
+        device: str = "cpu",
+        given: AnyModel | None = None,
+        quick: bool = False,
     ) -> None:
+        """`quick` may give models without torch, which are sooner there for a single picture."""
         self.folders = list(dict.fromkeys(folders))
         self.device = device
-        self.given = given
-        self._loaded: dict[str, Model | CodecError] = {}
+        self.given, self.quick = given, quick
+        self._loaded: dict[str, AnyModel | CodecError] = {}
 
     def look_in(self, folder: Path) -> None:
         """Look for models in one more folder, if it was not looked at yet."""
         if folder not in self.folders:
             self.folders.append(folder)
-            self._loaded = {k: m for k, m in self._loaded.items() if isinstance(m, Model)}
+            self._loaded = {k: m for k, m in self._loaded.items() if not isinstance(m, CodecError)}
 
-    def of(self, data: bytes) -> Model:
+    def of(self, data: bytes) -> AnyModel:
         """Return the model for the stream that begins with `data`.
 
         Raises `CodecError` where it is no stream, or its model is not found.
@@ -60,16 +70,15 @@ class Models:
         return found
 
     def loaded(self) -> list[Model]:
-        """Return the models that are in memory."""
-        if self.given is not None:
-            return [self.given]
-        return [model for model in self._loaded.values() if isinstance(model, Model)]
+        """Return the models with torch that are in memory."""
+        found = self._loaded.values() if self.given is None else [self.given]
+        return [model for model in found if not isinstance(model, CodecError | LightModel)]
 
-    def _find(self, wanted: str) -> Model | CodecError:
+    def _find(self, wanted: str) -> AnyModel | CodecError:
         unusable: list[str] = []
         for file in _claiming(wanted, self.folders):
             try:
-                model = load_model(file, device=self.device)
+                model = load_any(file, self.device, self.quick)
             except CodecError as error:
                 unusable.append(str(error))
                 continue
@@ -77,6 +86,19 @@ class Models:
                 return model
             unusable.append(f"{file} says so of itself, but its weights are others")
         return _unknown(wanted, self.folders, unusable)
+
+
+def load_any(file: Path, device: str = "cpu", quick: bool = False) -> AnyModel:
+    """Load the model in `file`, with `quick` without torch where it can do without.
+
+    Raises as `pipeline.codec.load_model`.
+    """
+    light = model_for(file, device) if quick else None
+    if light is not None:
+        return light
+    from pipeline.codec.storage import load_model
+
+    return load_model(file, device=device)
 
 
 def _claiming(wanted: str, folders: Iterable[Path]) -> Iterator[Path]:

@@ -11,11 +11,11 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from pipeline.codec.bitstream import Header, read_header, read_stream
-from pipeline.codec.coding import MAX_MEMORY, tile_size
 from pipeline.codec.errors import CodecError
 from pipeline.codec.files import (
     compress_file,
@@ -27,7 +27,7 @@ from pipeline.codec.files import (
 )
 from pipeline.codec.finding import Models
 from pipeline.codec.jobs import Folder, Job, Kind, go_through
-from pipeline.codec.model import Model
+from pipeline.codec.memory import MAX_MEMORY, tile_size
 from pipeline.codec.picture import read_picture
 from pipeline.codec.rates import CLOSE, Limit
 from pipeline.common.atomic import LONGEST_NAME
@@ -35,6 +35,10 @@ from pipeline.common.pictures import PictureError, find_files, find_pictures, is
 from pipeline.common.pictures.reading import has_profile
 from pipeline.common.progress import Progress
 from pipeline.common.targets import TargetError
+
+if TYPE_CHECKING:
+    from pipeline.codec.backends import AnyModel
+    from pipeline.codec.model import Model
 
 STREAM = ".cca"
 HEAD = 4096  # bytes of a stream that hold its header
@@ -142,7 +146,7 @@ def is_stream_of(job: Job) -> bool:
 class Wanted:
     """What a stream must be to be kept: its model and the options that made it."""
 
-    model: Model
+    model: AnyModel
     max_memory: int
     profile: bool
     rate: float | None

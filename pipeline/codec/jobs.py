@@ -14,15 +14,15 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
-
-import torch
+from typing import TYPE_CHECKING, TypedDict
 
 from pipeline.codec.errors import CodecError, MismatchError
-from pipeline.codec.model import Model
 from pipeline.common.atomic import sweep
 from pipeline.common.progress import Progress
 from pipeline.common.targets import check_target
+
+if TYPE_CHECKING:
+    from pipeline.codec.model import Model
 
 SHOWN = 3  # failures that an error names
 
@@ -178,6 +178,8 @@ def _of_same_kind(error: Exception, sentence: str) -> Exception:
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

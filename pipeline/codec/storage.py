@@ -12,25 +12,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from pipeline.codec import architectures
-from pipeline.codec.config import Config
 from pipeline.codec.errors import CodecError
 from pipeline.codec.info import ModelInfo
 from pipeline.codec.model import AuxiliaryModel, Model
+from pipeline.codec.stored import (
+    FORMAT,
+    VERSION,
+    model_file,
+    opened,
+    read_header,
+    target_file,
+)
 from pipeline.common.atomic import write_bytes
 from pipeline.common.devices import memory_needed, pick_device
-from pipeline.common.documents import parse
-
-FORMAT = "cca-pipeline model"
-VERSION = "1"
-FILE_NAME = "model.safetensors"
 
 
 def save_model(
@@ -61,11 +61,6 @@ def save_model(
     return path
 
 
-def target_file(path: Path) -> Path:
-    """Return the file that `save_model` writes for `path`, a .safetensors file or a folder."""
-    return path if path.suffix == ".safetensors" else path / FILE_NAME
-
-
 def load_model(path: str | Path, device: str = "cpu") -> Model:
     """Read the model in `path` (a file, or a folder with a `model.safetensors`) for evaluation.
 
@@ -75,7 +70,7 @@ def load_model(path: str | Path, device: str = "cpu") -> Model:
     those that it was written with, and otherwise as `pick_device` does.
     """
     file = model_file(path)
-    config, info, claimed = _read_header(file)
+    config, info, claimed = read_header(file)
     with torch.device("meta"):
         model: Model = architectures.load(config.architecture).model(config)
     _fill(model, file, "model")
@@ -93,8 +88,8 @@ def load_model(path: str | Path, device: str = "cpu") -> Model:
 def load_auxiliary(path: str | Path, device: str = "cpu") -> AuxiliaryModel | None:
     """Read the auxiliary model saved beside the model in `path`; None if there is none."""
     file = model_file(path)
-    config, _, _ = _read_header(file)
-    with _opened(file) as tensors:
+    config, _, _ = read_header(file)
+    with opened(file) as tensors:
         if not any(name.startswith("auxiliary.") for name in tensors.keys()):  # noqa: SIM118 - no dict
             return None
     make = architectures.load(config.architecture).auxiliary
@@ -104,35 +99,6 @@ def load_auxiliary(path: str | Path, device: str = "cpu") -> AuxiliaryModel | No
         auxiliary: AuxiliaryModel = make(config)
     _fill(auxiliary, file, "auxiliary")
     return auxiliary.to(device).eval()
-
-
-def load_config(path: str | Path) -> Config:
-    """Read what the model in `path` is, without its weights; raises as `load_model` does."""
-    return _read_header(model_file(path))[0]
-
-
-def load_info(path: str | Path) -> ModelInfo:
-    """Read where the model in `path` comes from, without its weights; raises as `load_model`."""
-    return _read_header(model_file(path))[1]
-
-
-def model_file(path: str | Path) -> Path:
-    """Return the file that `path` means; a missing one raises `CodecError`."""
-    path = Path(path)
-    file = path / FILE_NAME if path.is_dir() else path
-    if not file.is_file():
-        raise CodecError(f"there is no model in {path}: give a .safetensors file or its folder")
-    return file
-
-
-def stored_fingerprint(file: Path) -> str:
-    """Return the fingerprint that `file` claims to have, "" if it is no model of ours."""
-    try:
-        with _opened(file) as tensors:
-            metadata = tensors.metadata() or {}
-    except CodecError:
-        return ""
-    return str(metadata.get("fingerprint", ""))
 
 
 def round_to_half(module: nn.Module) -> None:
@@ -156,42 +122,10 @@ def _named(prefix: str, module: nn.Module, half: bool) -> dict[str, Tensor]:
     return tensors
 
 
-def _opened(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CodecError(
-            f"{file} is not a model of ours ({error}); `pipeline import` reads published ones"
-        ) from error
-
-
-def _read_header(file: Path) -> tuple[Config, ModelInfo, str]:
-    """Return what the model is, where it comes from, and the fingerprint that it claims."""
-    with _opened(file) as tensors:
-        metadata = tensors.metadata() or {}
-    if metadata.get("format") != FORMAT:
-        raise CodecError(f"{file} holds no model of this project: its metadata doesn't say so")
-    if metadata.get("version") != VERSION:
-        raise CodecError(
-            f"{file} has format version {metadata.get('version')}, this program reads {VERSION}"
-        )
-    try:
-        config = parse(metadata["config"])
-        info = parse(metadata.get("info", "{}"))
-    except (KeyError, json.JSONDecodeError, RecursionError) as error:
-        raise CodecError(f"{file} has a broken description of its model ({error})") from error
-    if not isinstance(config, dict) or not isinstance(info, dict):
-        raise CodecError(f"{file} has a broken description of its model")
-    try:
-        return architectures.config_of(config), ModelInfo.of(info), metadata.get("fingerprint", "")
-    except CodecError as error:
-        raise CodecError(f"{file} has a description that makes no sense: {error}") from error
-
-
 def _fill(module: nn.Module, file: Path, prefix: str) -> None:
     """Give `module`, on the meta device, the tensors of `file`: these and no others."""
     expected = module.state_dict()
-    with _opened(file) as tensors:
+    with opened(file, "pt") as tensors:
         names = {n[len(prefix) + 1 :] for n in tensors.keys() if n.startswith(f"{prefix}.")}  # noqa: SIM118 - no dict
         wrong = sorted(names ^ expected.keys())
         if wrong:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.codec import CodecError, ModelInfo, architectures
-from pipeline.codec.storage import load_info, target_file
+from pipeline.codec.stored import load_info, target_file
 from pipeline.common.documents import parse
 from pipeline.common.targets import check_target
 from recipes.config.settings import RecipeError

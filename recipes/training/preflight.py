@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.codec import CodecError, Config, architectures
-from pipeline.codec.storage import load_config
+from pipeline.codec.stored import load_config
 from pipeline.evaluation.errors import EvaluationError
 from pipeline.evaluation.pictures import read_picture
 from recipes.config.schema import Run

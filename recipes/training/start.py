@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pipeline.codec import CodecError, ModelInfo, load_model
-from pipeline.codec.storage import load_config, model_file, stored_fingerprint
+from pipeline.codec.stored import load_config, model_file, stored_fingerprint
 from pipeline.tracking import TrackingError, resolve_model
 from recipes.config.schema import Run
 from recipes.config.settings import RecipeError

@@ -14,7 +14,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,14 +63,13 @@ def _parts(names: list[str], tensors: Mapping[str, Tensor]) -> Iterator[memoryvi
     written += b" " * (-len(written) % 8)
     yield memoryview(len(written).to_bytes(8, "little") + written)
     for name in names:
-        values = memoryview(_bytes(tensors[name]))
+        values = _bytes(tensors[name])
         for start in range(0, len(values), _PART):
             yield values[start : start + _PART]
 
 
-def _bytes(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    values = tensor.detach().cpu().contiguous().reshape(-1)
+def _bytes(tensor: Tensor) -> memoryview:
     if sys.byteorder == "big":
         raise TypeError("tensors can't be stored on a machine with this order of bytes")
-    found: np.ndarray[Any, np.dtype[np.uint8]] = values.view(torch.uint8).numpy()
-    return found
+    values = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(values.view(torch.uint8).numpy().data)

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from pipeline.codec.light.form import Floats
 from pipeline.codec.light.weights import Stored, read_stored
 from pipeline.codec.matching import check_model
 
+if TYPE_CHECKING:
+    from pipeline.codec.model import Model
+
 # Beyond this many pixels torch has caught up: its networks are quicker, its start is not.
 MAX_PIXELS = 2**21
 
@@ -25,9 +29,23 @@ MAX_PIXELS = 2**21
 class LightModel:
     """A model for pictures of one tile."""
 
-    def __init__(self, stored: Stored) -> None:
+    def __init__(self, file: Path, stored: Stored) -> None:
+        self.file = file
         self.config, self.fingerprint = stored.config, stored.fingerprint
+        self._with_torch: Model | None = None
         self.networks = stored.form.networks(stored.config, stored.weights)
+
+    def takes(self, height: int, width: int) -> bool:
+        """Tell whether a picture is small enough to be coded sooner without torch."""
+        return height * width <= MAX_PIXELS
+
+    def with_torch(self) -> Model:
+        """Return the same model in its form with torch, which takes any picture."""
+        if self._with_torch is None:
+            from pipeline.codec.storage import load_model
+
+            self._with_torch = load_model(self.file)
+        return self._with_torch
 
     def compress(
         self, x: Floats, header: Header, side: dict[str, bytes], rate: float | None = None
@@ -73,15 +91,15 @@ class LightModel:
 def light_model(file: Path) -> LightModel | None:
     """Return the model in `file` in its form without torch; None where it has none."""
     stored = read_stored(file)
-    return None if stored is None else LightModel(stored)
+    return None if stored is None else LightModel(file, stored)
 
 
-def model_for(file: Path, pixels: int) -> LightModel | None:
-    """Return the model in `file` where it is the quickest way for one picture of `pixels`.
+def model_for(file: Path, device: str = "cpu") -> LightModel | None:
+    """Return the model in `file` without torch, where that is the quickest way.
 
-    None where torch is loaded already, the picture is large, or the model has no such form: then
+    None where torch is loaded already, the device is no CPU, or the model has no such form: then
     `pipeline.codec.load_model` opens it.
     """
-    if "torch" in sys.modules or pixels > MAX_PIXELS:
+    if "torch" in sys.modules or device != "cpu":
         return None
     return light_model(file)

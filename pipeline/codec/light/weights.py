@@ -52,7 +52,10 @@ def read_stored(file: Path) -> Stored | None:
         return None
     if not all(np.isfinite(values).all() for values in weights.values()):
         return None
-    return Stored(config, form, weights, _fingerprint(config, weights))
+    fingerprint = _fingerprint(config, weights)
+    if metadata.get("fingerprint", fingerprint) not in ("", fingerprint):
+        return None
+    return Stored(config, form, weights, fingerprint)
 
 
 def _holds(tensors: Any, expected: Mapping[str, tuple[int, ...]]) -> bool:

@@ -1,0 +1,85 @@
+"""What a model file says of itself, read without torch and without its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from pipeline.codec import architectures
+from pipeline.codec.config import Config
+from pipeline.codec.errors import CodecError
+from pipeline.codec.info import ModelInfo
+from pipeline.common.documents import parse
+
+FORMAT = "cca-pipeline model"
+VERSION = "1"
+FILE_NAME = "model.safetensors"
+
+
+def target_file(path: Path) -> Path:
+    """Return the file that `save_model` writes for `path`, a .safetensors file or a folder."""
+    return path if path.suffix == ".safetensors" else path / FILE_NAME
+
+
+def load_config(path: str | Path) -> Config:
+    """Read what the model in `path` is, without its weights; raises as `load_model` does."""
+    return read_header(model_file(path))[0]
+
+
+def load_info(path: str | Path) -> ModelInfo:
+    """Read where the model in `path` comes from, without its weights; raises as `load_model`."""
+    return read_header(model_file(path))[1]
+
+
+def model_file(path: str | Path) -> Path:
+    """Return the file that `path` means; a missing one raises `CodecError`."""
+    path = Path(path)
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise CodecError(f"there is no model in {path}: give a .safetensors file or its folder")
+    return file
+
+
+def stored_fingerprint(file: Path) -> str:
+    """Return the fingerprint that `file` claims to have, "" if it is no model of ours."""
+    try:
+        with opened(file) as tensors:
+            metadata = tensors.metadata() or {}
+    except CodecError:
+        return ""
+    return str(metadata.get("fingerprint", ""))
+
+
+def opened(file: Path, framework: str = "np") -> Any:
+    """Open a model file; `framework`, np or pt, is that of its tensors."""
+    try:
+        return safe_open(file, framework=framework)
+    except (SafetensorError, OSError) as error:
+        raise CodecError(
+            f"{file} is not a model of ours ({error}); `pipeline import` reads published ones"
+        ) from error
+
+
+def read_header(file: Path) -> tuple[Config, ModelInfo, str]:
+    """Return what the model is, where it comes from, and the fingerprint that it claims."""
+    with opened(file) as tensors:
+        metadata = tensors.metadata() or {}
+    if metadata.get("format") != FORMAT:
+        raise CodecError(f"{file} holds no model of this project: its metadata doesn't say so")
+    if metadata.get("version") != VERSION:
+        raise CodecError(
+            f"{file} has format version {metadata.get('version')}, this program reads {VERSION}"
+        )
+    try:
+        config = parse(metadata["config"])
+        info = parse(metadata.get("info", "{}"))
+    except (KeyError, ValueError) as error:
+        raise CodecError(f"{file} has a broken description of its model ({error})") from error
+    if not isinstance(config, dict) or not isinstance(info, dict):
+        raise CodecError(f"{file} has a broken description of its model")
+    try:
+        return architectures.config_of(config), ModelInfo.of(info), metadata.get("fingerprint", "")
+    except CodecError as error:
+        raise CodecError(f"{file} has a description that makes no sense: {error}") from error
