@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from shards.options import Options
 from shards.run import shard
@@ -38,6 +39,15 @@ def photo_shards(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     dest = tmp_path_factory.mktemp("shards")
     shard([str(pictures / "train")], dest, Options(split="train", shard_size=500_000), workers=1)
     return dest
+
+
+@pytest.fixture(scope="session")
+def held_out(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one picture of 192 x 192, which even MS-SSIM can be measured on."""
+    folder = tmp_path_factory.mktemp("held-out")
+    with Image.open(pictures / "kodak" / "kodim23.webp") as picture:
+        picture.crop((100, 100, 292, 292)).save(folder / "one.png")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from tests.benchmarks import ablation
 
 @pytest.mark.slow
 def test_runs_side_by_side_are_those_of_training(
-    write_recipe, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    write_recipe, held_out: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     common = {"steps": 3, "batch": 4, "crop": 64, "lr": 1e-3, "draws": "all"}
     stages = [
@@ -27,9 +26,6 @@ def test_runs_side_by_side_are_those_of_training(
     path = write_recipe(stages=stages, start="pyramid")
     out = path.parent / "together"
     words = f"ablation {path} --steps 3 --batch 4 --warmup 0 --window 2 --out {out}"
-    held_out = path.parent / "held-out"
-    held_out.mkdir()
-    shutil.copy(pictures / "kodak" / "kodim01.webp", held_out)
     words += f" --whole {held_out}"
     monkeypatch.setattr(sys, "argv", words.split())
     ablation.main()

@@ -42,10 +42,10 @@ def test_the_average_follows_the_weights_and_gives_them_back() -> None:
 
 @pytest.mark.slow
 def test_a_run_with_an_average_resumes_to_the_bit_and_exports_it(
-    write_recipe, pictures: Path
+    write_recipe, held_out: Path
 ) -> None:
     path = write_recipe(ema=0.99)
-    validation = {"validation": str(pictures / "kodak"), "validation_pictures": 1}
+    validation = {"validation": str(held_out), "validation_pictures": 1}
     evaluated = [f"data.{key}={value}" for key, value in validation.items()]
     whole, cut = path.parent / "whole", path.parent / "cut"
     assert main([str(path), f"out={whole}"]) == 0

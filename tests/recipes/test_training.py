@@ -44,8 +44,8 @@ def assert_same(a: Path, b: Path) -> None:
 
 
 @pytest.mark.slow
-def test_stages_train_in_order_and_leave_models(write_recipe, pictures: Path, capsys) -> None:
-    data = {"validation": str(pictures / "kodak"), "validation_pictures": 1}
+def test_stages_train_in_order_and_leave_models(write_recipe, held_out: Path, capsys) -> None:
+    data = {"validation": str(held_out), "validation_pictures": 1}
     path = write_recipe(stages=STAGES)
     overrides = [f"data.{key}={value}" for key, value in data.items()]
     assert main([str(path), *overrides]) == 0

@@ -128,8 +128,10 @@ def test_the_reversed_gradient_is_weighed_by_sample(write_recipe) -> None:
 
 
 @pytest.mark.slow
-def test_trained_resumed_and_used_at_any_rate(write_recipe, pictures: Path, store: str) -> None:
-    validation = {"validation": str(pictures / "kodak"), "validation_pictures": 1}
+def test_trained_resumed_and_used_at_any_rate(
+    write_recipe, pictures: Path, held_out: Path, store: str
+) -> None:
+    validation = {"validation": str(held_out), "validation_pictures": 1}
     path = write_recipe(stages=[stage()], start="pyramid")
     whole, cut = path.parent / "whole", path.parent / "cut"
     extra = [f"data.{key}={value}" for key, value in validation.items()]
