@@ -70,8 +70,9 @@ def evaluate(
     from pipeline.evaluation import find_pictures
     from recipes.config.bundled import shipped
 
-    pictures = find_pictures(shipped(data))
-    others = files.find_pictures(shipped(data))[1]
+    place = shipped(data)
+    pictures = find_pictures(place)
+    others = files.find_pictures(place)[1] if place.is_dir() else []
     specs = [_spec(model) for model in models or [box.NAME]]
     chosen = None if rates is None else _numbers(rates)
     names = [name.strip() for name in peers.split(",") if name.strip()]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,61 @@ def test_wrong_input_gets_a_sentence(
     for word in words:
         assert word.replace("{}", str(world)) in answer
     assert _files(world) == before
+
+
+# Wrong signs, types and ends; places that are files, folders, or nowhere.
+ODD = ["", "-1", "0", "nan", "inf", "1e400", "x", "-1GB", "0GB", "words.txt", "empty",
+       "empty/none/x", "\u00e9\u2028", "9" * 30, "meta", "cpu:7", "[1", "=", "{}"]  # fmt: skip
+
+
+def odd_lines() -> Iterator[list[str]]:
+    """Yield every option of every command once, with inputs that are nothing and an odd value.
+
+    The values are dealt out in turn: their number and that of the options have no common factor.
+    """
+    group: Any = typer.main.get_command(build())
+    values = itertools.cycle(ODD)
+    for name, command in group.commands.items():
+        options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
+        inputs = [p for p in command.params if p.param_type_name == "argument" and p.required]
+        for option in options:
+            others = [o for o in options if o.required and o is not option]
+            words = [name, *["words.txt"] * len(inputs), *(f"{o.opts[0]}=out" for o in others)]
+            yield [*words, option.opts[0] if option.is_flag else f"{option.opts[0]}={next(values)}"]
+
+
+@pytest.mark.slow
+def test_odd_values_of_every_option_get_a_sentence(
+    store: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    (tmp_path / "words.txt").write_text("these are words\n")
+    (tmp_path / "empty").mkdir()
+    wrong = []
+    # `register` may well register the package's own model under an odd name, which takes a while.
+    for words in (line for line in odd_lines() if line[0] != "register"):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        answer = capfd.readouterr().err
+        unforeseen = "run again with --debug" in answer or "Traceback" in answer
+        if stopped.value.code not in (None, 0, 2) or unforeseen:
+            wrong.append((words, stopped.value.code, answer[-200:]))
+    assert wrong == []
+
+
+@pytest.mark.parametrize("data", ["words.txt", "nowhere"])
+def test_evaluation_wants_a_folder_of_pictures(
+    data: str, world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = f"evaluate {world}/model.safetensors --data {world}/{data} --out {tmp_path}/out"
+    with pytest.raises(SystemExit) as stopped:
+        main(line.split())
+    assert stopped.value.code == 2
+    assert data in capfd.readouterr().err
 
 
 def _files(folder: Path) -> set[Path]:
