@@ -4,7 +4,7 @@ Each key has a hash of 128 bits. Half of it places the sample in its split; the 
 with the seed, places it in the order. So the order depends on the keys and the seed alone, not on
 how the corpus is stored, and it is an external sort:
 
-    sources -> batches -> runs of 200,000 rows, each sorted, in files that vanish with the process
+    sources -> batches -> runs of 50,000 rows, each sorted, in files that vanish with the process
             -> ranges of the order, each small enough to sort in memory -> the plan
 """
 
@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 from pipeline.common.addresses import mix
 from shards.sources.base import LISTING, Listed, Rows, Source
 
-RUN_ROWS = 200_000
+RUN_ROWS = 50_000
 # The listing with what the hash of each key decides.
 ORDERED = LISTING.append(pa.field("order", pa.uint64())).append(pa.field("lot", pa.uint64()))
 Hashes = npt.NDArray[np.uint64]
@@ -64,7 +64,7 @@ class Corpus:
         return [note for fact in self.facts for note in fact.notes]
 
     def ranges(self) -> Iterator[pa.Table]:
-        """Yield the rows in their order, about 200,000 at a time."""
+        """Yield the rows in their order, about 50,000 at a time."""
         pieces = max(1, -(-self.rows // RUN_ROWS))
         bounds = [piece * 2**64 // pieces for piece in range(pieces)] + [2**64]
         columns = [run["order"].chunk(0).to_numpy() for run in self.runs if run.num_rows]
@@ -100,7 +100,7 @@ def list_corpus(
     sorter = _Sorter(seed, scratch, progress)
     facts = []
     for number, source in enumerate(sources):
-        rows = Rows(number, sorter.take)
+        rows = Rows(number, sorter.take, scratch, sorter.tell)
         facts.append(source.collect(rows))
         rows.flush()
     sorter.flush()
@@ -130,7 +130,7 @@ class _Sorter:
         self.progress = progress
         self.runs: list[pa.Table] = []
         self.maps: list[mmap.mmap] = []
-        self.rows = 0
+        self.rows = self._seen = 0
         self.digest: Hashes = np.zeros(2, np.uint64)
         self.stamp: Hashes = np.zeros(2, np.uint64)
         self._waiting: list[pa.RecordBatch] = []
@@ -150,10 +150,15 @@ class _Sorter:
         self._waiting.append(pa.RecordBatch.from_arrays(columns, schema=ORDERED))
         self._waiting_rows += batch.num_rows
         self.rows += batch.num_rows
-        if self.progress is not None:
-            self.progress(self.rows, None, "listed")
+        self.tell(0)
         if self._waiting_rows >= RUN_ROWS:
             self.flush()
+
+    def tell(self, more: int) -> None:
+        """Say how far the listing is, after `more` files were seen that may become rows."""
+        self._seen = max(self._seen + more, self.rows)
+        if self.progress is not None:
+            self.progress(self._seen, None, "listed")
 
     def flush(self) -> None:
         """Make a run of what was taken since the last one."""

@@ -6,6 +6,7 @@ a file without a name, which vanishes with the process.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import struct
@@ -33,7 +34,8 @@ from shards.sources.base import (
 )
 from shards.sources.captions import read_descriptions
 from shards.sources.files import Found, add_files, add_samples
-from shards.sources.tarwalk import DamagedTarError, Window, followed, plain, target, walk
+from shards.sources.gathering import Gathering, add_linked
+from shards.sources.tarwalk import DamagedTarError, Window, plain, target, walk
 
 LOCAL_HEADER = struct.Struct("<4s5HIIIHH")  # of a zip's member
 STORED, DEFLATED = 0, 8
@@ -63,7 +65,8 @@ class TarSource:
         classes, left = ClassFolders(), []
         with Path(self.place or self.path).open("rb") as file:
             mtime = os.fstat(file.fileno()).st_mtime_ns
-            for members in self._members(file, 0, os.fstat(file.fileno()).st_size, "", mtime):
+            size = os.fstat(file.fileno()).st_size
+            for members in self._members(Window(file, 0, size), "", mtime, rows):
                 if self.samples:
                     left += add_samples(rows, members)
                 else:
@@ -74,31 +77,31 @@ class TarSource:
         """Open the archive for reading."""
         return TarReader(self.place or self.path, self.path)
 
-    def _members(
-        self, file: IO[bytes], start: int, size: int, prefix: str, mtime: int
-    ) -> Iterator[list[Found]]:
-        """Yield the files of the tar at `start` of `file`, and of each tar inside, list by list."""
-        found: list[Found] = []
+    def _members(self, tar: Window, prefix: str, mtime: int, rows: Rows) -> Iterator[list[Found]]:
+        """Yield the files of `tar`, and of each tar inside, those of a stem together."""
         links: dict[str, str] = {}
-        try:
-            for member in walk(Window(file, start, size)):
-                path = prefix + plain(member.name)
-                if member.islnk() or member.issym():
-                    links[path] = prefix + target(member)
-                if not member.isreg():
-                    continue
-                stem, ending = stem_and_ending(path)
-                if ending == "tar" and not member.issparse():
-                    place = start + member.offset_data
-                    yield from self._members(file, place, member.size, stem + "/", mtime)
-                    continue
-                found.append(Found(path, _tar_part(path, member, start), mtime))
-        except DamagedTarError as error:
-            inside = f" (in {prefix.rstrip('/')}.tar)" if prefix else ""
-            raise ShardsError(
-                f"{self.path}{inside} is no tar, or is cut off or damaged ({error}): fetch it again"
-            ) from error
-        yield found + _linked(found, links, mtime)
+        with contextlib.closing(Gathering(rows.scratch, rows.tell)) as files:
+            try:
+                for member in walk(tar):
+                    path = prefix + plain(member.name)
+                    if member.islnk() or member.issym():
+                        links[path] = prefix + target(member)
+                    if not member.isreg():
+                        continue
+                    stem, ending = stem_and_ending(path)
+                    if ending == "tar" and not member.issparse():
+                        inner = tar.window(member.offset_data, member.size)
+                        yield from self._members(inner, stem + "/", mtime, rows)
+                    else:
+                        files.add(Found(path, _tar_part(path, member, tar.start), mtime))
+            except DamagedTarError as error:
+                inside = f" (in {prefix.rstrip('/')}.tar)" if prefix else ""
+                raise ShardsError(
+                    f"{self.path}{inside} is no tar, or is cut off or damaged ({error}): "
+                    "fetch it again"
+                ) from error
+            add_linked(files, links, mtime)
+            yield from files.groups()
 
 
 class TarReader:
@@ -149,15 +152,19 @@ class ZipSource:
     def collect(self, rows: Rows) -> Listed:
         """Add the pictures that the zip's directory names; raises ShardsError if there is none."""
         mtime = Path(self.path).stat().st_mtime_ns
+        files = Gathering(rows.scratch, rows.tell)
         try:
             with Path(self.path).open("rb") as archive:
-                files = [_in_zip(one, mtime) for one in zipdirectory.members(archive)]
+                for member in zipdirectory.members(archive):
+                    files.add(_in_zip(member, mtime))
         except zipdirectory.DamagedZipError as error:
             raise ShardsError(
                 f"{self.path} is no zip, or is cut off ({error}): fetch it again"
             ) from error
-        classes = ClassFolders()
-        left = add_files(rows, files, classes)
+        classes, left = ClassFolders(), []
+        for members in files.groups():
+            left += add_files(rows, members, classes)
+        files.close()
         return _listed(self.reader(), left, labelled=bool(classes))
 
     def reader(self) -> ZipReader:
@@ -301,17 +308,6 @@ def _tar_part(path: str, member: tarfile.TarInfo, start: int) -> Part:
     """
     offset = -1 - (start + member.offset) if member.issparse() else start + member.offset_data
     return Part(encode_path(path), offset, member.size)
-
-
-def _linked(found: list[Found], links: dict[str, str], mtime: int) -> list[Found]:
-    """Return the files that are links, at the places of what they lead to."""
-    places = {file.path: file.part for file in found} if links else {}
-    gone = Part(b"", 0, -1)
-    made = []
-    for path in links:
-        part = places.get(followed(links, path), gone)
-        made.append(Found(path, Part(encode_path(path), part.offset, part.size), mtime))
-    return made
 
 
 def _in_zip(member: zipdirectory.ZipMember, mtime: int) -> Found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -19,7 +19,9 @@ SIDECARS = frozenset({"json", "txt", "cls"})
 MAX_SIDECAR = 1 << 26
 SURROGATES = re.compile("[\ud800-\udfff]")
 
-BATCH_ROWS = 65_536
+NOT_IN_KEYS = re.compile(r"[.\x00-\x1f\x7f\ud800-\udfff]")
+
+BATCH_ROWS = 16_384
 
 SIBLING = pa.struct(
     [("ext", pa.string()), ("location", pa.binary()), ("offset", pa.int64()), ("size", pa.int64())]
@@ -144,16 +146,20 @@ def stem_and_ending(path: str) -> tuple[str, str]:
 
 def is_picture(path: str) -> bool:
     """Whether `path` looks like a picture that someone meant: not hidden, a known ending."""
-    if any(part.startswith(".") or part == "__MACOSX" for part in path.split("/")):
+    return stem_and_ending(path)[1] in ENDINGS and not is_hidden(path)
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a part of `path` is hidden, or holds what macOS puts beside files."""
+    if path[:1] != "." and "/." not in path and "__MACOSX" not in path:
         return False
-    return stem_and_ending(path)[1] in ENDINGS
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 
 def clean_key(stem: str) -> str:
     """Return a WebDataset key for the path `stem`: no dot, control or undecodable character."""
-    parts = PurePosixPath(stem.replace("\\", "/")).parts
-    key = "/".join(part for part in parts if part not in ("/", ".."))
-    return re.sub(r"[.\x00-\x1f\x7f\ud800-\udfff]", "_", key)
+    parts = stem.replace("\\", "/").split("/")
+    return NOT_IN_KEYS.sub("_", "/".join([part for part in parts if part not in ("", ".", "..")]))
 
 
 def clean_text(text: str) -> str:
@@ -180,10 +186,20 @@ def decode_path(location: bytes) -> str:
 
 
 class Rows:
-    """Takes the rows of a listing one by one and hands them on in batches: little memory."""
+    """Takes the rows of a listing one by one and hands them on in batches: little memory.
 
-    def __init__(self, number: int, sink: Callable[[pa.RecordBatch], None]) -> None:
-        self.number = number
+    `scratch` is where a source may keep what does not fit the memory (None: the system's temporary
+    folder); `tell` is called with how many more files a source has seen that are no rows yet.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        sink: Callable[[pa.RecordBatch], None],
+        scratch: Path | None = None,
+        tell: Callable[[int], None] = lambda more: None,
+    ) -> None:
+        self.number, self.scratch, self.tell = number, scratch, tell
         self._sink = sink
         self._columns = _empty()
 

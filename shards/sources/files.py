@@ -14,7 +14,7 @@ from shards.sources.base import (
     Rows,
     clean_key,
     clean_text,
-    is_picture,
+    is_hidden,
     stem_and_ending,
 )
 
@@ -33,20 +33,19 @@ def add_files(rows: Rows, files: Iterable[Found], classes: ClassFolders) -> list
 
     Files of the same stem as a picture (.json, .txt, .cls) travel with it.
     """
-    files = list(files)
+    split = [(file, *stem_and_ending(file.path)) for file in files]
     beside: dict[str, list[tuple[str, Part]]] = {}
-    for file in files:
-        stem, ending = stem_and_ending(file.path)
+    for file, stem, ending in split:
         if ending in SIDECARS and travels(file.part):
             beside.setdefault(stem, []).append((ending, file.part))
     left, taken = [], set()
-    for file in files:
-        stem, ending = stem_and_ending(file.path)
-        if not is_picture(file.path):
+    for file, stem, ending in split:
+        if ending not in ENDINGS or is_hidden(file.path):
             left.append(file)
             continue
         siblings = beside.get(stem, ())
-        taken.add(stem)
+        if siblings:
+            taken.add(stem)
         label = classes.label(file.path, described=bool(siblings))
         rows.add(clean_key(stem), file.part, mtime=file.mtime, label=label, siblings=siblings)
     if not beside:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import stat
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from shards.errors import ShardsError
 from shards.sources.base import (
@@ -33,17 +38,13 @@ class ListSource:
 
     def collect(self, rows: Rows) -> Listed:
         """Add every path, also one that leads nowhere: it will be rejected as missing."""
-        try:
-            text = Path(self.path).read_bytes().decode("utf-8-sig", "surrogateescape")
-        except OSError as error:
-            raise ShardsError(f"cannot read {self.path}: {error.strerror}") from error
-        if "\0" in text[:4096]:
-            raise ShardsError(f"{self.path} is no list of paths, nor any archive that is known")
-        lines = (self._path_in(line.removesuffix("\r")) for line in text.split("\n"))
-        paths = list(dict.fromkeys(line for line in lines if line))
-        absolute = [path for path in paths if path.startswith("/")]
-        common = os.path.commonpath([os.path.dirname(path) for path in absolute] or [""])  # noqa: PTH120
-        for path in paths:
+        common, repeated = self._surveyed()
+        seen: set[str] = set()
+        for path in self._paths():
+            if hash(path) in repeated:
+                if path in seen:
+                    continue
+                seen.add(path)
             key = os.path.relpath(path, common) if path.startswith("/") else path
             size, mtime = self._status(path)
             rows.add(
@@ -51,17 +52,54 @@ class ListSource:
             )
         return Listed()
 
+    def _surveyed(self) -> tuple[str, set[int]]:
+        """Return the folder that all absolute paths are in, and the hashes that come repeatedly.
+
+        Eight bytes a path are kept for it.
+        """
+        common: str | None = None
+        hashes = array("q")
+        for path in self._paths():
+            hashes.append(hash(path))
+            if path.startswith("/"):
+                folder = os.path.dirname(path)  # noqa: PTH120 - hot path
+                common = folder if common is None else os.path.commonpath([common, folder])
+        ordered = np.sort(np.frombuffer(hashes, np.int64)) if hashes else np.empty(0, np.int64)
+        again = ordered[1:][ordered[1:] == ordered[:-1]]
+        return common or "", set(again.tolist())
+
+    def _paths(self) -> Iterator[str]:
+        """Yield the paths that the lines hold, one by one."""
+        try:
+            with Path(self.path).open("rb") as file:
+                if b"\0" in file.read(4096):
+                    raise ShardsError(
+                        f"{self.path} is no list of paths, nor any archive that is known"
+                    )
+                file.seek(0)
+                for number, line in enumerate(file):
+                    text = line.removesuffix(b"\n").removesuffix(b"\r")
+                    if number == 0:
+                        text = text.removeprefix(codecs.BOM_UTF8)
+                    path = self._path_in(text.decode("utf-8", "surrogateescape"))
+                    if path:
+                        yield path
+        except OSError as error:
+            raise ShardsError(f"cannot read {self.path}: {error.strerror}") from error
+
     def reader(self) -> FolderReader:
         """Open the files for reading."""
         return FolderReader(str(Path(self.path).parent))
 
     def _path_in(self, line: str) -> str:
         """Return the path that a line holds: spaces at its ends belong to it if it is there so."""
+        if line == line.strip():
+            return line
         return line if self._status(line)[0] >= 0 else line.strip()
 
     def _status(self, path: str) -> tuple[int, int]:
         try:
-            status = (Path(self.path).parent / path).stat()
+            status = os.stat(os.path.join(os.path.dirname(self.path), path))  # noqa: PTH116, PTH118, PTH120 - hot path
         except (OSError, ValueError):  # ValueError: a NUL, which no path has
             return -1, 0
         if not stat.S_ISREG(status.st_mode):  # a folder; or a pipe, which might never end
