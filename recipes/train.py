@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -115,6 +116,10 @@ def train(runs: Sequence[Run], stop: StopRequest, origins: Mapping[str, Any], **
 
     `origins` are where runs begin that don't go on by themselves, `about` more of the `Session`.
     """
+    if os.environ.get("RANK", "0") == "0":
+        # Said first: on a busy node it takes a minute, and would look like a hang.
+        log.info("train: loads its libraries for %s", ", ".join(run.id for run in runs))
+
     from pipeline.common.progress import progress, silent
     from recipes.training.loop import Trainer
     from recipes.training.session import Interrupted, Session

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from orchestration import store
+from orchestration.profile import LocalProfile
 from pipeline.cli.cluster import status_lines
+from tests.cluster.tools import job, made_plan
 from tests.docs.commands import commands
 from tests.typed import typed
 
@@ -158,3 +162,28 @@ def test_commands_of_the_page_exist(recipe: Path, root: Path, tmp_path: Path) ->
             continue
         for option in (word for word in words if word.startswith("--")):
             assert option in known[words[0]], words
+
+
+STATUS = """
+import sys
+from pipeline.cli.main import main
+try:
+    main(["status", sys.argv[1]])
+except SystemExit as stopped:
+    assert not stopped.code
+heavy = {"torch", "mlflow", "accelerate", "pandas", "numpy", "requests", "ray"}
+print("loaded:", *sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_status_of_twenty_jobs_loads_nothing_heavy(tmp_path: Path) -> None:
+    """That is what makes it quick: a second, of which half is for reading schemas."""
+    jobs = [job(f"j{n}", "true", [f"j{n - 1}"] if n else []) for n in range(20)]
+    made = made_plan(tmp_path, LocalProfile(engine="local"), jobs)
+    made.folder.mkdir(parents=True)
+    store.save(made.plan, made.folder)
+    words = [sys.executable, "-P", "-c", STATUS, made.plan.id]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len([line for line in lines if line.startswith("j")]) == 21  # with the header, "job"
+    assert lines[-1] == "loaded:"
