@@ -8,7 +8,8 @@ The kernel takes them back from a process that ends, however it ends. Two kinds 
   a data-loading child that outlives a killed job does not keep the next one waiting. The file says
   who the owner is.
 
-Some network file systems have no locks, or pretend to. `folder_lock` then warns and goes on.
+Some network file systems have no locks, or pretend to: between machines a folder is held by a
+lease as well (`pipeline.common.leases`).
 """
 
 from __future__ import annotations
@@ -19,16 +20,15 @@ import fcntl
 import json
 import logging
 import os
-import socket
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
-from pipeline.common.documents import parse
 from pipeline.common.errors import RunError
+from pipeline.common.leases import TERM, Lease, Observed, Owner, is_of_this_machine
 
 log = logging.getLogger(__name__)
 
@@ -38,33 +38,6 @@ SECONDS_BETWEEN_TRIES = 10.0
 TAKEN = {errno.EAGAIN, errno.EACCES}
 _folders_of_this_process: set[Path] = set()
 _guard = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Who holds a folder: a process, and the job that it belongs to ("" where there is none)."""
-
-    host: str
-    pid: int
-    job: str = ""
-
-    @classmethod
-    def this_process(cls, job: str = "") -> Owner:
-        """Return the owner that this process is."""
-        return cls(socket.gethostname(), os.getpid(), job)
-
-    @classmethod
-    def read(cls, text: str) -> Owner | None:
-        """Return the owner that a lock file's `text` names, or None where it names none."""
-        try:
-            said = parse(text)
-            return cls(str(said["host"]), int(said["pid"]), str(said.get("job", "")))
-        except (ValueError, TypeError, KeyError, AttributeError):
-            return None
-
-    def __str__(self) -> str:
-        job = f" ({self.job})" if self.job else ""
-        return f"process {self.pid} on {self.host}{job}"
 
 
 class FolderInUseError(RunError):
@@ -79,15 +52,23 @@ class FolderInUseError(RunError):
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path, patience: float = 0.0, job: str = "") -> Iterator[Owner]:
-    """Hold `folder` against other processes until the block ends or this process dies.
+def folder_lock(
+    folder: Path,
+    patience: float = 0.0,
+    job: str = "",
+    lost: Callable[[FolderInUseError], None] | None = None,
+) -> Iterator[Owner]:
+    """Hold `folder` against other processes, of any machine, until the block ends or this one dies.
 
     The folder is made where it is missing.
 
     Args:
         folder: what to hold.
-        patience: seconds to wait for another owner to leave.
+        patience: seconds to wait for another owner to leave. One on another machine that died
+            without a word is known to be dead after `pipeline.common.leases.TERM` seconds.
         job: what others are told about the owner, beside its process and host.
+        lost: called, from a thread, when another process has taken the folder over, because this
+            one gave no sign of life for so long: it must write nothing more.
 
     Raises:
         FolderInUseError: another owner still holds it after `patience` seconds.
@@ -100,29 +81,53 @@ def folder_lock(folder: Path, patience: float = 0.0, job: str = "") -> Iterator[
         file.truncate()
         file.write(json.dumps(asdict(owner)) + "\n")
         file.flush()
-        yield owner
+
+        def taken_over(by: Owner | None) -> None:
+            if lost is not None:
+                lost(FolderInUseError(folder, by))
+
+        lease = Lease(folder, owner, taken_over)
+        try:
+            yield owner
+        finally:
+            lease.give_back()
 
 
 def _wait_for(file: TextIO, folder: Path, patience: float) -> None:
     end = time.monotonic() + patience
-    while not _take_record_lock(file, folder):
-        file.seek(0)
-        taken = FolderInUseError(folder, Owner.read(file.read()))
+    seen = Observed(folder)
+    while (held := _held_by(file, folder, seen)) is not None:
         left = end - time.monotonic()
         if left <= 0:
-            raise taken
-        log.warning("%s: waiting for it to end, %.0f s more", taken, left)
+            raise held
+        log.warning("%s: waiting for it to end, %.0f s more", held, left)
         time.sleep(min(SECONDS_BETWEEN_TRIES, patience))
 
 
-def _take_record_lock(file: TextIO, folder: Path) -> bool:
-    """Return whether the lock is ours now; True with a warning where there are no locks."""
+def _held_by(file: TextIO, folder: Path, seen: Observed) -> FolderInUseError | None:
+    """Return that, and by whom, the folder is held; None: its lock is ours now.
+
+    A lease of this machine whose holder's lock could be taken is a dead process's.
+    """
+    locked = _take_record_lock(file, folder)
+    if locked is False:
+        file.seek(0)
+        return FolderInUseError(folder, Owner.read(file.read()))
+    lease = seen.look()
+    if lease is None or (locked and is_of_this_machine(lease)) or seen.seconds >= TERM:
+        return None
+    return FolderInUseError(folder, Owner.read(lease))
+
+
+def _take_record_lock(file: TextIO, folder: Path) -> bool | None:
+    """Return whether the lock is ours now; None, with a warning, where there are no locks."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in TAKEN:
             return False
-        log.warning("%s can't be locked (%s): see that no other job uses it", folder, error)
+        log.warning("%s can't be locked (%s): held by a lease alone", folder, error)
+        return None
     return True
 
 

@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from pipeline.common.errors import FAILURE
 from pipeline.common.locks import FolderInUseError, folder_lock
 from recipes.config.bundled import shipped
 from recipes.config.schema import Recipe
@@ -185,7 +186,7 @@ def held_by_first(accelerator: Any, folder: Path, stop: StopRequest) -> Iterator
         if accelerator.is_main_process:
             try:
                 with stop.at_once():
-                    stack.enter_context(folder_lock(folder, PATIENCE))
+                    stack.enter_context(folder_lock(folder, PATIENCE, _job(), _end_at_once))
             except FolderInUseError as error:
                 refused = f"{error}: wait until that has ended, or give another out"
             except StopNow:
@@ -196,6 +197,23 @@ def held_by_first(accelerator: Any, folder: Path, stop: StopRequest) -> Iterator
         if refused is not None:
             raise RecipeError(refused)
         yield
+
+
+def _job() -> str:
+    """Return the name of the job that this process belongs to, as its scheduler has it."""
+    names = (("SLURM_JOB_ID", "Slurm job"), ("JOB_NAME", "job"), ("PBS_JOBID", "PBS job"))
+    return next((f"{kind} {os.environ[name]}" for name, kind in names if os.environ.get(name)), "")
+
+
+def _end_at_once(taken: FolderInUseError) -> None:
+    """End this process, which was taken for dead: what it writes would mix with another's."""
+    sentence = (
+        f"{taken}, which has taken it over, since this process gave no sign of life: it ends here,"
+        " and writes nothing more"
+    )
+    log.error("train: %s", sentence)
+    report_failure(f"train: {sentence}")
+    os._exit(FAILURE)
 
 
 def end_with_launcher() -> None:

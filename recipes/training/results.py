@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.codec import Config, ModelInfo, architectures, save_model
 from pipeline.common.atomic import write_json, write_text
 from pipeline.common.documents import parse
+from pipeline.common.leases import LEASE_FILE
 from pipeline.common.locks import LOCK_FILE
 from pipeline.evaluation.metrics import Picture
 from pipeline.tracking import Tracker
@@ -205,7 +206,7 @@ def keep_batch(path: Path, batch: Batch) -> None:
 
 def put_aside(folder: Path) -> None:
     """Move what a run left in its `folder`, its checkpoints aside, to a folder before-N in it."""
-    stays = (FOLDER, LOCK_FILE)
+    stays = (FOLDER, LOCK_FILE, LEASE_FILE)
     left = [path for path in sorted(folder.iterdir()) if path.name not in stays]
     left = [path for path in left if not path.name.startswith("before")]
     if left:

@@ -80,6 +80,7 @@ def test_a_file_system_without_locks_is_warned_about(
     with folder_lock(tmp_path):
         pass
     assert "can't be locked" in caplog.text
+    assert not (tmp_path / ".lease").exists()
 
 
 def test_a_file_lock_is_seen_while_its_holder_lives(tmp_path: Path, root: Path) -> None:
