@@ -10,7 +10,8 @@ from typing import Literal
 from orchestration.errors import OrchestrationError
 from orchestration.plan import PART, Job, Stamp
 from orchestration.profile import Profile
-from recipes.config.schema import Recipe, Run, Stage
+from recipes.config.schema import Recipe, Run
+from recipes.config.stage import Stage
 from recipes.launching.command import launch_words
 
 SHARD, FINISH = "shard", "shard-finish"
@@ -161,7 +162,7 @@ def _after_training(
     recipe: Recipe, profile: Profile, stage: Stage, runs: Sequence[Run], slugs: Mapping[str, str]
 ) -> Iterator[Job]:
     """Yield the evaluation of a stage's models together, their registration, and promotion."""
-    data = profile.evaluation.data or recipe.data.validation
+    data = profile.evaluation.data or recipe.data.test or recipe.data.validation
     needs = tuple(f"train-{slugs[run.id]}" for run in runs)
     results: list[str] = []
     if data is not None:
@@ -238,8 +239,8 @@ def _promote_job(
     if data is None:
         raise OrchestrationError(
             "promotion measures champion and challenger on pictures, and neither the recipe"
-            " (data.validation) nor the profile (evaluation.data) names any: name a folder, or set"
-            " registry.promote to false in the profile"
+            " (data.test, data.validation) nor the profile (evaluation.data) names any: name a"
+            " folder, or set registry.promote to false in the profile"
         )
     words = ["pipeline", "promote", registered, "--data", data, "--json"]
     inputs = [*(job.receipt or "" for job in versions), data]

@@ -95,7 +95,7 @@ class Evaluation(Part):
     """How finished models are measured."""
 
     data: str | None = None
-    """Folder of test pictures; default: the recipe's data.validation."""
+    """Folder of test pictures; default: the recipe's data.test, or its data.validation."""
     options: list[str] = []
     """More options of `pipeline evaluate`."""
 

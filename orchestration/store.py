@@ -21,6 +21,7 @@ FOLDER = "plans"
 LONGEST_NAME = 40
 log = logging.getLogger(__name__)
 FILE = "plan.json"
+FORMAT = 1
 # Who has cancelled which jobs; a job that finds it does not queue itself again.
 CANCELLED_FILE = "cancelled.json"
 
@@ -39,14 +40,31 @@ def save(plan: Plan, folder: Path) -> None:
 def read(folder: Path) -> Plan:
     """Return the plan in `folder`; raises `OrchestrationError` when there is none."""
     try:
-        return Plan.model_validate_json((folder / FILE).read_bytes())
+        text = (folder / FILE).read_bytes()
     except OSError as error:
         raise OrchestrationError(f"{folder} holds no plan ({FILE} is missing)") from error
+    try:
+        return Plan.model_validate_json(text)
     except ValidationError as error:
+        number = _format_of(text)
+        if number > FORMAT:
+            raise OrchestrationError(
+                f"{folder / FILE} is of format {number}, newer than this version's {FORMAT}: use"
+                " the version that scheduled it"
+            ) from error
         raise OrchestrationError(
             f"{folder / FILE} is no plan that this version reads: {error.error_count()} fields"
             " are wrong; schedule the recipe again"
         ) from error
+
+
+def _format_of(text: bytes) -> int:
+    """Return the number of the format that a plan's file is in; 0 where it names none."""
+    try:
+        number = parse(text)["format"]
+    except (ValueError, TypeError, KeyError):
+        return 0
+    return number if isinstance(number, int) else 0
 
 
 def note_cancelled(folder: Path, names: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from pipeline.common.machine import usable_cores
 PROJECT = "cca-pipeline"
 # What is missing without an extra.
 EXTRAS = {
+    "optimizers": "the optimizers soap and muon",
     "peers": "HEIC, JPEG XL and VVC in reports",
     "s3": "shards on s3://",
     "ray": "jobs on a Ray cluster",

@@ -171,7 +171,7 @@ def _locate(content: Any, steps: Path_) -> tuple[Path_, bool]:
             value = value.get(str(step))
             place.append(step)
         elif isinstance(value, list) and isinstance(step, int):
-            value = value[step]
+            value = value[step] if step < len(value) else None
             place.append(step)
         else:
             branch = str(step).startswith(("list", "dict", "constrained-dict"))

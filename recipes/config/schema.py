@@ -5,15 +5,15 @@ No torch here: a scheduler plans from a recipe alone. Paths are relative to the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipeline.common.digests import json_sha256
 from pipeline.common.documents import parse
+from recipes.config.optimizing import Optimizer, named
 from recipes.config.settings import (
     BLOCK,
     GROUPS,
@@ -25,119 +25,25 @@ from recipes.config.settings import (
     Loss,
     Name,
     Part,
-    Place,
-    Plateau,
     Positive,
-    Rate,
-    RateWeight,
     RecipeError,
     Speed,
     Tracking,
     Word,
+    fastest,
 )
+from recipes.config.stage import Stage
 
 # Stands for any MODEL that a stage starts from.
 MODEL = "a model"
 # The model that comes with the package, as the codec calls it.
 SHIPPED = "box"
 # Fields of a stage that are said elsewhere in another form, or cure a run midway (`skip`).
-_NOT_DECISIVE = {"cca", "model", "rate_weight", "skip", "steps"}
+_NOT_DECISIVE = {
+    *("cca", "data", "ema", "loss", "model", "optimizer"),
+    *("rate_weight", "skip", "steps"),
+}
 _THRESHOLDS = {"clamp_warning", "clamp_error"}
-# MS-SSIM halves a picture four times and then lays an 11-pixel window on it.
-MS_SSIM_CROP = 192
-
-
-class Stage(Part):
-    """One stage of training: what it starts from, what it minimises, for how long."""
-
-    name: Name
-    """How runs, folders and other stages refer to it."""
-    init: Place | None = None
-    """What this stage starts from: an earlier stage, or any MODEL (a file or folder, `runs:/ID`,
-    `models:/NAME@ALIAS`, or `box`, the one that comes with the package); without one, random
-    weights."""
-    init_partial: bool = False
-    """Take from `init` the weights that fit, where its model has another size."""
-    variable_rate: Annotated[list[RateWeight], Field(min_length=2, max_length=64)] | None = None
-    """In place of `rate_weight`: one run, whose model serves all of these weights and the rates
-    between them. Each sample of a batch is trained at one of them, drawn at random."""
-    rate_weight: Annotated[
-        RateWeight | Annotated[list[RateWeight], Field(min_length=1)] | None,
-        Field(validate_default=True),
-    ] = None
-    """Weight of the rate in the loss; a list makes one run, and one model, for each."""
-    distortion: Literal["mse", "ms-ssim"] = "mse"
-    """What distortion is."""
-    steps: Positive
-    """Optimizer steps."""
-    batch: Positive = 8
-    """Pictures in a global batch: over all processes and all accumulated parts."""
-    crop: Annotated[int, Field(gt=0, multiple_of=64)] = 256
-    """Side of the square crops, in pixels."""
-    lr: Rate = 1e-4
-    """Adam's learning rate for the weights."""
-    quantile_lr: Rate = 1e-3
-    """Adam's learning rate for the quantiles of the factorised densities."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """How lr goes from its value to final_lr * lr over the steps after the warm-up."""
-    warmup: Annotated[int, Field(ge=0)] = 0
-    """Steps over which lr grows from 0."""
-    final_lr: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """The share of lr that a falling schedule ends with."""
-    clip: Annotated[float, Field(gt=0)] = 1.0
-    """Largest norm of the gradient; main and auxiliary model are clipped apart."""
-    skip: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
-    """Steps whose batches are left out, such as one that a loss was no number on. They count."""
-    frozen: list[str] = Field(default_factory=list)
-    """Parts of the model that don't change: names, or patterns such as `g_a*`."""
-    plateau: Plateau | None = None
-    """When to stop before `steps`; needs `data.validation`."""
-    cca: Cca | None = None
-    """In place of the recipe's `cca`."""
-    model: Word | dict[str, Any] | None = None
-    """In place of the recipe's `model`."""
-    draws: Name | None = None
-    """Stages of one seed that say the same here see the same pictures, crops and noise, at every
-    rate: to compare them. Default: each stage its own pictures, each run its own noise."""
-
-    @field_validator("variable_rate")
-    @classmethod
-    def _falling(cls, weights: list[float] | None) -> list[float] | None:
-        if weights is not None and len(set(weights)) != len(weights):
-            raise ValueError("names the same weight twice")
-        # The order of a model's rates, whatever the recipe's is.
-        return weights and sorted(weights, reverse=True)
-
-    @field_validator("rate_weight")
-    @classmethod
-    def _one_of_two(
-        cls, weight: float | list[float] | None, info: ValidationInfo
-    ) -> float | list[float] | None:
-        # A variable_rate that is wrong itself is not there.
-        several = info.data.get("variable_rate", []) is not None
-        if weight is None and not several:
-            raise ValueError("is missing (or variable_rate, for one model at several weights)")
-        if weight is not None and info.data.get("variable_rate"):
-            raise ValueError("must be left out where variable_rate is given: that has one run")
-        return weight
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.distortion == "ms-ssim" and self.crop < MS_SSIM_CROP:
-            raise ValueError(f"ms-ssim needs a crop of {MS_SSIM_CROP} pixels or more")
-        if self.warmup > self.steps:
-            raise ValueError("warmup must not be longer than steps")
-        weights = self.weights
-        if len(set(weights)) != len(weights):
-            raise ValueError("rate_weight names the same weight twice")
-        if len({"" if weight is None else f"{weight:g}" for weight in weights}) < len(weights):
-            raise ValueError("rate_weight has two that are the same to six digits, as folders are")
-        return self
-
-    @property
-    def weights(self) -> Sequence[float | None]:
-        """The rate weight of each of the stage's runs; None: that of a model for several."""
-        return self.rate_weight if isinstance(self.rate_weight, list) else [self.rate_weight]
 
 
 class Recipe(Part):
@@ -161,6 +67,8 @@ class Recipe(Part):
     data: Data
     cca: Cca = Cca()
     loss: Loss = Loss()
+    optimizer: Annotated[Optimizer, BeforeValidator(named)] = Optimizer()
+    """What steps the weights: a name alone, or a mapping."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a moving average of the weights, 0.999 say, which is what evaluations measure and
     what the final model, and a stage that starts from it, has. Default: the weights themselves."""
@@ -170,7 +78,8 @@ class Recipe(Part):
     checkpoint: Checkpoint = Checkpoint()
     launch: Launch = Launch()
     tracking: Tracking = Tracking()
-    speed: Speed = Speed()
+    speed: Annotated[Speed, BeforeValidator(fastest)] = Speed()
+    """`auto`: the fastest settings that this machine has, each with a sentence where it hasn't."""
 
     @field_validator("stages")
     @classmethod
@@ -191,8 +100,11 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _judged(self) -> Self:
         for stage in self.stages:
-            if stage.plateau is not None and self.data.validation is None:
-                raise ValueError(f"stage {stage.name}: plateau needs data.validation to judge by")
+            if stage.plateau is not None and not (stage.data or self.data).judges:
+                raise ValueError(
+                    f"stage {stage.name}: plateau needs data.validation or data.held_out to judge"
+                    " by"
+                )
         return self
 
     @property
@@ -229,6 +141,8 @@ class Run:
     id: str
     folder: Path
     parent: Run | None
+    # What a machine has decided of the recipe's `speed`.
+    chosen: Speed | None = None
 
     @property
     def variable_rate(self) -> tuple[float, ...]:
@@ -239,6 +153,31 @@ class Run:
     def cca(self) -> Cca:
         """The CCA term that holds for this run."""
         return self.stage.cca or self.recipe.cca
+
+    @property
+    def speed(self) -> Speed:
+        """How its steps are computed, as far as that is decided."""
+        return self.chosen or self.recipe.speed
+
+    @property
+    def data(self) -> Data:
+        """Where its pictures come from."""
+        return self.stage.data or self.recipe.data
+
+    @property
+    def loss(self) -> Loss:
+        """The weights of its loss."""
+        return self.stage.loss or self.recipe.loss
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """What steps its weights."""
+        return self.stage.optimizer or self.recipe.optimizer
+
+    @property
+    def ema(self) -> float | None:
+        """The decay of its average of the weights; None: it has none."""
+        return (self.recipe.ema if self.stage.ema is None else self.stage.ema) or None
 
     @property
     def model(self) -> str | dict[str, Any]:
@@ -293,7 +232,7 @@ class Run:
         """
         stage = self.stage.model_dump(mode="json", exclude=_NOT_DECISIVE)
         constant = self.stage.schedule == "constant"
-        data, cca = self.recipe.data, self.cca
+        data, cca = self.data, self.cca
         return {
             **stage,
             # A MODEL counts by its fingerprint, wherever it lies.
@@ -305,14 +244,16 @@ class Run:
             "start": self.recipe.start,
             **{f"cca.{key}": value for key, value in cca.model_dump(exclude=_THRESHOLDS).items()},
             "cca.auxiliary_weight": cca.half,
-            "loss": self.recipe.loss.model_dump(mode="json"),
-            "ema": self.recipe.ema,
+            "loss": self.loss.model_dump(mode="json"),
+            "optimizer": self.optimizer.model_dump(mode="json"),
+            "ema": self.ema,
+            "held_out": data.spared,
             "flip": data.flip,
             "block": data.block or BLOCK,
             "groups": None if data.groups == GROUPS else data.groups,
             "augment": data.augment.model_dump(mode="json") if data.augment else None,
             "steps": None if constant else self.stage.steps,
-            "precision": self.recipe.speed.precision,
+            "precision": self.speed.precision,
         }
 
 

@@ -129,9 +129,15 @@ class Data(Part):
     """Where shards behind a URL are kept; `none`: nowhere, each process reads into its memory."""
     augment: Augmentation | None = None
     validation: Folder | None = None
-    """Folder of held-out pictures; without one nothing is evaluated while training."""
+    """Folder of held-out pictures to judge by while training."""
     validation_pictures: Positive = 24
     """At most so many of them, the first by name."""
+    held_out: Annotated[int, Field(ge=0), Number] = 0
+    """Without `validation`: so many pictures of the shards to judge by, which are never trained on
+    then. Without either nothing is evaluated while training."""
+    test: Folder | None = None
+    """Folder of pictures that a plan reports on, and that training never sees; default:
+    `validation`."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Loader processes beside each training process, at most one for each core; 0: none."""
     flip: bool = True
@@ -141,6 +147,16 @@ class Data(Part):
     def corpora(self) -> dict[str, float]:
         """Where the corpora lie, with their weights."""
         return {self.train: 1.0} if isinstance(self.train, str) else dict(self.train)
+
+    @property
+    def judges(self) -> bool:
+        """Whether there are pictures to judge by while training."""
+        return self.validation is not None or self.held_out > 0
+
+    @property
+    def spared(self) -> int:
+        """How many pictures of the shards are not trained on."""
+        return self.held_out if self.validation is None else 0
 
 
 class Cca(Part):
@@ -188,21 +204,28 @@ class Cca(Part):
 
 
 class Loss(Part):
-    """Weights of the terms that no stage changes."""
+    """Weights of the terms of the loss."""
 
     mse_weight: Weight = 0.05
     """Weight of 255^2 times the mean squared error on [0, 1] values."""
     ms_ssim_weight: Weight = 64.0
     """Weight of 1 - MS-SSIM."""
+    balance: Annotated[float, Field(ge=0, le=1), Number] = 0.0
+    """Divide each picture's loss by its rate weight to this power; 0.5, the root, keeps any rate of
+    several from outweighing the others."""
 
 
 class Plateau(Part):
-    """Stop a stage early when the held-out cost no longer falls."""
+    """Lower the learning rate, or stop a stage early, when the held-out cost no longer falls."""
 
     patience: Positive = 5
     """Evaluations in a row without an improvement."""
     improvement: Annotated[float, Field(ge=0, lt=1)] = 0.001
     """The share by which the held-out cost must fall to count as one."""
+    factor: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """What lr is multiplied by at a plateau, in place of ending the stage; moments stay."""
+    reductions: Positive = 3
+    """Plateaus that lower lr by `factor`; the next one ends the stage."""
 
 
 class Checkpoint(Part):
@@ -241,17 +264,23 @@ class Tracking(Part):
     """Held-out pictures shown with their reconstruction and rate map at each evaluation."""
 
 
+# Stands for what suits the machine.
+AUTO = "auto"
+
+
 class Speed(Part):
     """How the same arithmetic is done faster; docs/training.md has measurements."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: transforms under autocast; parameters, entropy models and loss stay float32."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """bf16: transforms under autocast; parameters, entropy models and loss stay float32. auto: bf16
+    where this machine computes faster in it; a run keeps to what it began with."""
     accumulate: Positive = 1
     """Parts a global batch is cut into, one after another on each process."""
-    compile: bool = False
-    """torch.compile the blocks of the transforms and supports."""
-    cuda_graphs: bool = False
-    """Replay steps as CUDA graphs: a GPU with a small batch then waits for no Python."""
+    compile: bool | Literal["auto"] = False
+    """torch.compile the blocks of the transforms and supports; auto: on a GPU that Triton knows."""
+    cuda_graphs: bool | Literal["auto"] = False
+    """Replay steps as CUDA graphs: a GPU with a small batch then waits for no Python; auto: on a
+    GPU, where neither DeepSpeed nor the optimizer forbids it."""
     channels_last: bool = True
     """Keep feature maps in NHWC order."""
     activation_checkpointing: bool = False
@@ -262,6 +291,16 @@ class Speed(Part):
     @model_validator(mode="after")
     def _graphs_fused(self) -> Self:
         # Only the fused kernel can leave out a step that is not finite without being looked at.
-        if self.cuda_graphs and not self.fused:
+        if self.cuda_graphs is True and not self.fused:
             raise ValueError("cuda_graphs needs fused")
         return self
+
+    @property
+    def undecided(self) -> bool:
+        """Whether something is left for the machine to decide."""
+        return AUTO in (self.precision, self.compile, self.cuda_graphs)
+
+
+def fastest(given: object) -> object:
+    """Return the settings of `speed: auto`: all that a machine can decide is left to it."""
+    return dict.fromkeys(("precision", "compile", "cuda_graphs"), AUTO) if given == AUTO else given

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from pipeline.common.addresses import text_seed
-from pipeline.common.digests import file_sha256
-from recipes.config.bundled import shipped
 from recipes.config.schema import Run
 from recipes.config.settings import BLOCK, GROUPS, NO_DISK, Data, RecipeError
 from shards import Augment, Batch, Cache, Manifest, ShardsError, Stream, open_corpus
 from shards.run import default_workers
 from shards.streaming.mixture import ORDER
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Corpora:
     @classmethod
     def of(cls, data: Data) -> Corpora:
         """Open the corpora that a recipe names; raises `ShardsError`."""
-        cache, block = _cache(data), data.block or BLOCK
+        cache, block = cache_of(data), data.block or BLOCK
         opened = {place: open_corpus(place, data.split, cache, block) for place in data.corpora}
         return cls({place: one.manifest for place, one in opened.items()}, data.corpora)
 
@@ -62,96 +58,106 @@ class Feed:
 
     def __init__(self, run: Run, rank: int, world_size: int, device: torch.device) -> None:
         """Open the run's shards; raises `ShardsError` or `RecipeError`."""
-        data, stage = run.recipe.data, run.stage
         check_batch(run, world_size)
-        self.batch = stage.batch
-        self.local = stage.batch // world_size
-        self.corpora = Corpora.of(data)
-        augment = _augment(data, stage.crop)
-        self._stream = Stream(
+        self.run, self.rank, self.world_size, self.device = run, rank, world_size, device
+        self.corpora = Corpora.of(run.data)
+        self._streams: dict[int, Stream] = {0: self._stream(0)}
+
+    def from_step(self, step: int, order: int = ORDER) -> Iterator[Batch]:
+        """Yield the batches of steps `step`, `step` + 1, ... of a run in `order`, without end.
+
+        Those of each of the stage's shapes are a stream of its own, in its own order.
+        """
+        self.close()
+        begun: dict[int, Iterator[Batch]] = {}
+        for at in itertools.count(step):
+            kind, before = self.run.stage.place(at)
+            if kind not in begun:
+                self._end_all_but(self.run.stage.together(kind))
+                begun[kind] = self._from(kind, before, order)
+            yield next(begun[kind])
+
+    def _from(self, kind: int, step: int, order: int) -> Iterator[Batch]:
+        """Return the batches of a shape from the one on before which there were `step`."""
+        if kind not in self._streams:
+            self._streams[kind] = self._stream(kind)
+        stream = self._streams[kind]
+        epoch, within = divmod(step, stream.batches_per_epoch)
+        seen = within * stream.global_batch
+        stream.load_state_dict({"epoch": epoch, "samples_seen": seen, "order": order})
+        return iter(stream)
+
+    def close(self) -> None:
+        """Stop the loader's processes."""
+        self._end_all_but(range(0))
+
+    def _end_all_but(self, kinds: range) -> None:
+        for kind, stream in self._streams.items():
+            if kind not in kinds:
+                stream.close()
+
+    def _stream(self, kind: int) -> Stream:
+        data, stage = self.run.data, self.run.stage
+        shape = stage.shapes[kind]
+        assert shape.batch is not None
+        augment = _augment(data, shape.crop)
+        address = (self.run.recipe.seed, "order", stage.draws or stage.name)
+        return Stream(
             data.corpora,
             split=data.split,
-            batch_size=self.local,
-            crop=augment.needed() if augment else stage.crop,
-            seed=text_seed(run.recipe.seed, "order", stage.draws or stage.name),
-            rank=rank,
-            world_size=world_size,
+            batch_size=shape.batch // self.world_size,
+            crop=augment.needed() if augment else shape.crop,
+            seed=text_seed(*address, "shape", kind) if kind else text_seed(*address),
+            rank=self.rank,
+            world_size=self.world_size,
+            held_out=data.spared,
             # More would wait for each other; what a step sees doesn't depend on their number.
             workers=min(data.workers, default_workers()),
             block=data.block or BLOCK,
             groups=data.groups or GROUPS,
             flip=data.flip,
-            cache=_cache(data),
-            device=device,
+            cache=cache_of(data),
+            device=self.device,
             augment=augment,
         )
-
-    def from_step(self, step: int, order: int = ORDER) -> Iterator[Batch]:
-        """Yield the batches of steps `step`, `step` + 1, ... of a run in `order`, without end."""
-        epoch, within = divmod(step, self._stream.batches_per_epoch)
-        seen = within * self.batch
-        self._stream.load_state_dict({"epoch": epoch, "samples_seen": seen, "order": order})
-        return iter(self._stream)
-
-    def close(self) -> None:
-        """Stop the loader's processes."""
-        self._stream.close()
 
 
 def check_batch(run: Run, world_size: int) -> None:
     """Raise `RecipeError` when the processes can't share the run's batch evenly."""
-    parts = world_size * run.recipe.speed.accumulate
-    if run.stage.batch % parts:
-        raise RecipeError(
-            f"stage {run.stage.name}: a batch of {run.stage.batch} can't be shared by"
-            f" {world_size} processes in {run.recipe.speed.accumulate} parts each: make batch a"
-            f" multiple of {parts}"
-        )
+    accumulate = run.speed.accumulate
+    parts = world_size * accumulate
+    for batch in _batches(run):
+        if batch % parts:
+            raise RecipeError(
+                f"stage {run.stage.name}: a batch of {batch} can't be shared by {world_size}"
+                f" processes in {accumulate} parts each: make batch a multiple of {parts}"
+            )
+
+
+def _batches(run: Run) -> list[int]:
+    return [shape.batch or run.stage.batch for shape in run.stage.shapes]
 
 
 def check_shards(run: Run) -> Corpora:
     """Return the run's corpora; raises `RecipeError` unless they are there and hold a batch."""
-    data = run.recipe.data
+    data = run.data
     try:
         corpora = Corpora.of(data)
     except ShardsError as error:
         raise RecipeError(f"data.train: {error}") from error
-    samples = corpora.samples
-    if samples < run.stage.batch:
+    samples, most = corpora.samples - data.spared, max(_batches(run))
+    if samples < most:
+        beside = f" beside the {data.spared} held out" if data.spared else ""
         raise RecipeError(
-            f"stage {run.stage.name}: a batch of {run.stage.batch} needs as many pictures, but"
-            f" {', '.join(data.corpora)} has {samples}: make batch smaller or shard more pictures"
+            f"stage {run.stage.name}: a batch of {most} needs as many pictures, but"
+            f" {', '.join(data.corpora)} has {max(0, samples)}{beside}: make batch smaller or shard"
+            " more pictures"
         )
     return corpora
 
 
-def held_out(run: Run) -> list[Path]:
-    """Return the held-out pictures; raises `RecipeError` when their folder has none."""
-    from pipeline.evaluation.errors import EvaluationError
-    from pipeline.evaluation.pictures import find_pictures
-
-    data = run.recipe.data
-    if data.validation is None:
-        return []
-    try:
-        found = find_pictures(shipped(Path(data.validation)))
-        hidden = [path for path in found if path.name.startswith("._")]
-        if hidden:
-            # What macOS puts beside a file on other systems' disks; it is no picture.
-            log.warning("data.validation: left out %s: no pictures", ", ".join(map(str, hidden)))
-        return [path for path in found if path not in hidden][: data.validation_pictures]
-    except EvaluationError as error:
-        raise RecipeError(f"data.validation: {error}") from error
-
-
-def digest(pictures: Sequence[Path]) -> str:
-    """Return the hex SHA-256 of what the files `pictures` hold, in order; "" of none."""
-    if not pictures:
-        return ""
-    return hashlib.sha256(" ".join(file_sha256(path) for path in pictures).encode()).hexdigest()
-
-
-def _cache(data: Data) -> Cache:
+def cache_of(data: Data) -> Cache:
+    """Return where a recipe wants shards behind a URL to be kept."""
     given = data.cache
     if given.folder == NO_DISK:
         return Cache(folder=None)

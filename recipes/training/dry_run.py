@@ -47,7 +47,7 @@ def _state_bytes(trainer: Trainer) -> int:
     """Return the bytes of what is there between two steps, over all processes if sharded."""
     parameters = list(trainer.module.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    copies = BESIDE + (trainer.run.recipe.ema is not None)
+    copies = BESIDE + (trainer.run.ema is not None)
     return BYTES * (sum(p.numel() for p in parameters) + copies * trained)
 
 
@@ -85,14 +85,14 @@ def _one_step(trainer: Trainer) -> Iterator[str]:
     start = time.monotonic()
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(kept.pack, kept.unpack):
         found = trainer.try_step(batch, graphs=False)
-    if trainer.run.recipe.speed.cuda_graphs:
+    if trainer.run.speed.cuda_graphs:
         # The first one records the graphs.
         trainer.try_step(batch)
         start = time.monotonic()
         found = trainer.try_step(batch)
     seconds = time.monotonic() - start
     trainer.feed.close()
-    flops, pixels = counter.get_total_flops(), len(batch.keys) * trainer.run.stage.crop**2
+    flops, pixels = counter.get_total_flops(), len(batch.keys) * batch.images.shape[-1] ** 2
     yield (
         f"a step of this process: {flops / 1e12:.3f} TFLOP, {flops / pixels / 1e3:.1f} kFLOP a"
         f" pixel, both ways and with the auxiliary model; {kept.peak / 2**30:.2f} GiB of"

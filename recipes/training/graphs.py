@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,24 +28,47 @@ from recipes.training.steps import Found, Piece, Reduce, checked
 _WARM_UP = 3
 
 
+class _Place:
+    """Memory that stays where it is, for pieces of a shape; `replays`: the graphs that read it."""
+
+    def __init__(self, module: TrainingModule, like: Piece) -> None:
+        run, config, device = module.run, module.model.config, like.x.device
+        pictures, crop = len(like.x), like.x.shape[-1]
+        layout = torch.channels_last if run.speed.channels_last else torch.contiguous_format
+        self.x = torch.zeros(like.x.shape, device=device).contiguous(memory_format=layout)
+        self.noise: Noise = draw_noise(config, crop, range(pictures), device)
+        self.weights = Weights(*(torch.ones(pictures, device=device) for _ in range(3)))
+        self.rates = draw_rates(config, range(pictures), device)
+        self.replays: tuple[Callable[[], None], ...] = ()
+
+    def take(self, piece: Piece) -> None:
+        """Copy a piece here."""
+        self.x.copy_(piece.x)
+        for name, tensor in self.noise.items():
+            tensor.copy_(piece.noise[name])
+        for name, tensor in vars(self.weights).items():
+            value = getattr(piece.weights, name)
+            tensor.copy_(value) if isinstance(value, Tensor) else tensor.fill_(value)
+        if self.rates is not None and piece.rates is not None:
+            self.rates.copy_(piece.rates)
+
+
 class Replayed:
-    """The steps of a run as graphs, of `pictures` crops a pass and `parts` passes a step.
+    """The steps of a run as graphs, of `parts` passes a step.
 
     On a CPU the same work is done without graphs. Every process steps by the mean of their
-    gradients. The graphs are recorded at the first step: from then on the tensors of `module` and
-    `optimizer` may change, but not move.
+    gradients. The graphs are recorded at the first step that has crops of a shape: from then on
+    the tensors of `module` and `optimizer` may change, but not move.
     """
 
-    def __init__(
-        self, module: TrainingModule, optimizer: GuardedAdam, pictures: int, parts: int
-    ) -> None:
+    def __init__(self, module: TrainingModule, optimizer: GuardedAdam, parts: int) -> None:
         """Give all processes the weights of the first one."""
         self.wrapped, self.optimizer, self.parts = module, optimizer, parts
         self.device = next(module.parameters()).device
-        self._x, self._noise, self._weights, self._rates = self._inputs(pictures)
+        self._places: dict[tuple[int, ...], _Place] = {}
         self._totals = torch.zeros(len(METRICS), device=self.device)
         self._gradient = flat_gradient(module)
-        self._replays: tuple[Callable[[], None], ...] = ()
+        self._unrecorded = False
         if _together() > 1:
             _share(module)
 
@@ -61,11 +85,13 @@ class Replayed:
         """
         # All of them first: what is copied to the device waits for the work that it has.
         pieces = list(pieces)
-        one_pass, step = self._replays = self._replays or self._record()
+        place = self._place(pieces[0])
+        place.replays = place.replays or self._record(place)
+        one_pass, step = place.replays
         self._gradient.zero_()
         self._totals.zero_()
         for piece in pieces:
-            self._take(piece)
+            place.take(piece)
             one_pass()
         vector = reduce(self._totals)
         if _together() > 1:
@@ -78,41 +104,30 @@ class Replayed:
     @contextmanager
     def unrecorded(self) -> Iterator[None]:
         """Do steps without graphs, so that what they do can be seen and counted."""
-        kept, self._replays = self._replays, (self._do_pass, self.optimizer.step)
+        kept, self._unrecorded = self._unrecorded, True
         try:
             yield
         finally:
-            self._replays = kept
+            self._unrecorded = kept
 
-    def _do_pass(self) -> None:
-        loss, metrics = self.wrapped(self._x, self._noise, self._weights, self._rates)
+    def _place(self, piece: Piece) -> _Place:
+        """Return the memory that pieces of this shape are copied to."""
+        if self._unrecorded:
+            return _Place(self.wrapped, piece)
+        shape = tuple(piece.x.shape)
+        if shape not in self._places:
+            self._places[shape] = _Place(self.wrapped, piece)
+        return self._places[shape]
+
+    def _do_pass(self, place: _Place) -> None:
+        loss, metrics = self.wrapped(place.x, place.noise, place.weights, place.rates)
         (loss / self.parts).backward()
         self._totals += metrics / self.parts
 
-    def _inputs(self, pictures: int) -> tuple[Tensor, Noise, Weights, Tensor | None]:
-        """Return memory for a piece of `pictures` crops."""
-        run, config = self.wrapped.run, self.wrapped.model.config
-        layout = torch.channels_last if run.recipe.speed.channels_last else torch.contiguous_format
-        x = torch.zeros(pictures, 3, run.stage.crop, run.stage.crop, device=self.device)
-        weights = (torch.ones(pictures, device=self.device) for _ in range(3))
-        noise = draw_noise(config, run.stage.crop, range(pictures), self.device)
-        rates = draw_rates(config, range(pictures), self.device)
-        return x.contiguous(memory_format=layout), noise, Weights(*weights), rates
-
-    def _take(self, piece: Piece) -> None:
-        self._x.copy_(piece.x)
-        for name, tensor in self._noise.items():
-            tensor.copy_(piece.noise[name])
-        for name, tensor in vars(self._weights).items():
-            value = getattr(piece.weights, name)
-            tensor.copy_(value) if isinstance(value, Tensor) else tensor.fill_(value)
-        if self._rates is not None and piece.rates is not None:
-            self._rates.copy_(piece.rates)
-
-    def _record(self) -> tuple[Callable[[], None], ...]:
+    def _record(self, place: _Place) -> tuple[Callable[[], None], ...]:
         """Return what does a pass again, and a step; afterwards all is as it was before."""
-        works = (self._do_pass, self.optimizer.step)
-        if self.device.type != "cuda":
+        works = (partial(self._do_pass, place), self.optimizer.step)
+        if self._unrecorded or self.device.type != "cuda":
             return works
         # One for warming up and recording: workspaces belong to a stream, and none may be shared
         # with graphs that are replayed at the same time. torch has no types for it.

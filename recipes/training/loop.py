@@ -19,21 +19,23 @@ import torch
 from torch import Tensor
 
 from pipeline.codec import Model
-from pipeline.evaluation.pictures import read_picture
 from recipes.config.schema import Run
 from recipes.config.settings import RecipeError
 from recipes.launching import processes as launch
 from recipes.launching.watchdog import OTHERS, Watchdog, names_of_ranks
 from recipes.training import checkpoint, results, speed
-from recipes.training.data import Feed, digest, held_out
+from recipes.training.data import Feed
+from recipes.training.deciding import decided
 from recipes.training.ema import Average
 from recipes.training.graphs import Replayed
 from recipes.training.health import KEPT, SpikeWatch, Watch
+from recipes.training.held import digest, held_out
 from recipes.training.memory import Memory
 from recipes.training.module import TrainingModule, build
-from recipes.training.optim import GuardedAdam, NonFiniteError, make_optimizer, set_learning_rate
+from recipes.training.optim import GuardedAdam, NonFiniteError, make_optimizer
 from recipes.training.profiling import recording
 from recipes.training.resume import MEASURES, check_same, differences
+from recipes.training.schedule import set_learning_rate
 from recipes.training.session import Interrupted, Session, TrainingError
 from recipes.training.signals import StopNow
 from recipes.training.state import part
@@ -57,23 +59,26 @@ class Trainer:
         self.origin: Mapping[str, Any] | None = None
         accelerator = session.accelerator
         self.device: torch.device = accelerator.device
+        kept, tensors = self._chosen()
+        begun = None if kept is None else kept.about["decisive"]
+        self.run = run = decided(run, accelerator, begun)
         self.feed = Feed(run, accelerator.process_index, accelerator.num_processes, self.device)
         self.pictures = held_out(run)
         self.memory = Memory(judged_by=digest(self.pictures))
         self.module: TrainingModule = build(run)
         self.config = self.module.model.config
         self._place()
-        settings = run.recipe.speed
-        self.optimizer = make_optimizer(
-            self.module.groups(), run.stage, fused=settings.fused, guarded=settings.cuda_graphs
-        )
-        state = self._read()
-        launch.prepare_for(accelerator, self.feed.local // settings.accumulate)
+        graphs = run.speed.cuda_graphs is True
+        self.optimizer = make_optimizer(self.module.groups(), run, guarded=graphs)
+        if kept is not None:
+            self._take_up(kept, tensors)
+        local = run.stage.batch // accelerator.num_processes
+        launch.prepare_for(accelerator, local // run.speed.accumulate)
         self.stepper = self._stepper()
         self.holding = holding(accelerator, self.stepper.wrapped, self.optimizer)
-        self.average = Average(self.module, run.recipe.ema) if run.recipe.ema else None
-        if state is not None:
-            self._restore(state)
+        self.average = Average(self.module, run.ema) if run.ema else None
+        if kept is not None:
+            self._restore(tensors)
         self.writer = checkpoint.Writer(run.recipe.checkpoint.background)
         self.watch = Watch(run)
         self.spikes = SpikeWatch(run)
@@ -98,26 +103,20 @@ class Trainer:
     def _place(self) -> None:
         self.module.to(self.device)
         # DeepSpeed lays weights out in a row, in an order of its own.
-        if self.run.recipe.speed.channels_last and not launch.sharded(self.session.accelerator):
+        if self.run.speed.channels_last and not launch.sharded(self.session.accelerator):
             # Module.to knows this keyword, but no overload of it has it alone.
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.module.train()
-        speed.apply(self.module, self.run.recipe.speed)
+        speed.apply(self.module, self.run.speed)
 
     def _stepper(self) -> Eager | Replayed:
-        parts = self.run.recipe.speed.accumulate
+        parts = self.run.speed.accumulate
         if isinstance(self.optimizer, GuardedAdam):
-            return Replayed(self.module, self.optimizer, self.feed.local // parts, parts)
+            return Replayed(self.module, self.optimizer, parts)
         return Eager(self.session.accelerator, self.module, self.optimizer, parts)
 
-    def _read(self) -> dict[str, Tensor] | None:
-        """Read what the run goes on from, if there is anything; take up its weights.
-
-        The first process says which checkpoint that is.
-        """
-        kept, tensors = self._chosen()
-        if kept is None:
-            return None
+    def _take_up(self, kept: checkpoint.Checkpoint, tensors: Mapping[str, Tensor]) -> None:
+        """Take up the weights of a checkpoint, and what the run remembers beside them."""
         changed = differences(self.run, kept.about)
         if self.begins is None:
             check_same(self.run, kept.about, self.feed.corpora)
@@ -129,6 +128,8 @@ class Trainer:
         self.memory = replace(Memory.of(kept.about), step=kept.step)
         if changed.keys() & set(MEASURES):
             self.memory.forget()
+        if changed.keys() & {"lr", "plateau"}:
+            self.memory.reductions = 0
         if self.memory.judged_on(digest(self.pictures)) and self.session.main:
             log.warning(
                 "%s: the held-out pictures have changed, so the lowest cost so far is forgotten",
@@ -143,10 +144,12 @@ class Trainer:
             ) from error
         if self.session.main:
             log.info("%s: goes on from step %d", self.run.id, self.memory.step)
-        return tensors
 
     def _chosen(self) -> tuple[checkpoint.Checkpoint | None, dict[str, Tensor]]:
-        """Return the checkpoint to go on from, with its tensors; None to begin at step 0."""
+        """Return the checkpoint to go on from, with its tensors; None to begin at step 0.
+
+        The first process says which one it is.
+        """
         if self.begins is not None:
             kept = self.begins.checkpoint
             self.origin = self.begins.key
@@ -171,13 +174,13 @@ class Trainer:
     def _restore(self, state: Mapping[str, Tensor]) -> None:
         """Take up what a state has beside weights."""
         try:
-            self.holding.restore(self.module, self.optimizer, state, self.memory.step)
+            self.holding.restore(self.module, self.optimizer, state, self.memory.taken)
             if self.average is not None:
                 self.average.restore(state)
         except KeyError as error:
             raise RecipeError(
                 f"{self.run.id}: the checkpoint at step {self.memory.step} lacks {error.args[0]},"
-                " which these settings need: leave `ema` and `frozen` as they were"
+                " which these settings need: leave `optimizer`, `ema` and `frozen` as they were"
             ) from error
 
     def train(self) -> None:
@@ -243,6 +246,7 @@ class Trainer:
                 self._give_up_waiting()
                 raise self._broken(batch, error) from error
             memory.step += 1
+            memory.taken += 1
             memory.cost = None
             self._after_step(found)
             after_step()
@@ -264,9 +268,10 @@ class Trainer:
         self.without_batch = True
         if self.session.accelerator.num_processes == 1:
             self._give_up_waiting()
-        crop = self.run.stage.crop
-        nothing = torch.zeros(self.feed.local, 3, crop, crop, device=self.device)
-        return Batch(nothing, [], [], 0, {}, slots=tuple(range(self.feed.local)))
+        shape = self.run.stage.shape(self.memory.step)
+        local = (shape.batch or 1) // self.session.accelerator.num_processes
+        nothing = torch.zeros(local, 3, shape.crop, shape.crop, device=self.device)
+        return Batch(nothing, [], [], 0, {}, slots=tuple(range(local)))
 
     def _give_up_waiting(self) -> None:
         """Keep the state and raise `Interrupted` if any process was asked to stop, without a batch.
@@ -296,7 +301,7 @@ class Trainer:
         """Do one optimizer step; return its metrics and what the processes agreed on."""
         step = self.memory.step
         self.watchdog.mark("computes", step)
-        rate = set_learning_rate(self.optimizer, self.run.stage, step)
+        rate = set_learning_rate(self.optimizer, self.run.stage, step, self.memory.reductions)
         given = pieces(self.run, self.config, batch.images, step, batch.slots)
         found = self.stepper.step(given, self._reduce())
         self.holding.check()
@@ -324,7 +329,7 @@ class Trainer:
     def _after_step(self, found: Mapping[str, float]) -> None:
         step, recipe = self.memory.step, self.run.recipe
         last = step == self.run.stage.steps
-        self.meter.step()
+        self.meter.step(self.run.stage.shape(step - 1).batch)
         self.watch.check(step, found)
         if self.spikes.leapt(step - 1, found):
             self.memory.spikes = [*self.memory.spikes, step - 1][-KEPT:]
@@ -389,10 +394,10 @@ class Trainer:
 
         All processes look, because a sharded model needs them all; the first one shows.
         """
-        for path in self.pictures[: self.run.recipe.tracking.pictures]:
-            shown = look(model, read_picture(path))
+        for picture in self.pictures[: self.run.recipe.tracking.pictures]:
+            shown = look(model, picture.read())
             if self.results is not None:
-                self.results.show(f"pictures/{path.stem}", shown, self.memory.step)
+                self.results.show(f"pictures/{picture.name}", shown, self.memory.step)
 
     def _gather(self) -> dict[str, Tensor]:
         """Return the whole state on the CPU, on the process that writes; all call this together."""

@@ -12,7 +12,8 @@ w_A the weights of the two halves of the CCA term:
 With `early_share` s, in any mode: + w_E R_y (R_early / R_y - s)^2, the factor R_y without gradient,
 R_early the rate of the first half of the groups that y is coded in (CCA's slices).
 
-Each is the mean over the batch's samples, whose weights may differ (one model for several rates).
+Each is the mean over the batch's samples, whose weights may differ (one model for several rates);
+with `balance` b, each sample's is divided by its w_R^b before.
 Source: Han et al., arXiv 2410.04847; the gradient reversal is Ganin and Lempitsky's (2015).
 """
 
@@ -81,7 +82,22 @@ def weights_at(step: int, run: Run, rates: Tensor | None) -> Weights:
         assert run.rate_weight is not None
         return Weights.at(step, run.rate_weight, run.cca)
     known = torch.tensor(run.variable_rate, device=rates.device)
-    return Weights.at(step, known[rates.long()], run.cca)
+    if run.stage.rates == "each":
+        return Weights.at(step, known[rates.long()], run.cca)
+    return Weights.at(step, between(known, rates), run.cca)
+
+
+def between(known: Tensor, rates: Tensor) -> Tensor:
+    """Return the weights (N,) at real `rates`, interpolated geometrically, as gains are."""
+    low = rates.floor().clamp(max=len(known) - 2)
+    share = rates - low
+    below, above = known[low.long()].log(), known[low.long() + 1].log()
+    return (below * (1 - share) + above * share).exp()
+
+
+def balanced(cost: Tensor, weights: Weights, loss: Loss) -> Tensor:
+    """Return the samples' costs (N,) over their rate weights to the power `loss.balance`."""
+    return cost / weights.rate**loss.balance if loss.balance else cost
 
 
 def final_weight(run: Run, rate_weight: float) -> float:
@@ -134,10 +150,15 @@ def _ms_ssim(x: Tensor, x_hat: Tensor, loss: Loss) -> Tensor:
     return loss.ms_ssim_weight * (1 - ms_ssim(x_hat, x))
 
 
+def _mixed(x: Tensor, x_hat: Tensor, loss: Loss) -> Tensor:
+    return _mse(x, x_hat, loss) + _ms_ssim(x, x_hat, loss)
+
+
 # What a stage's `distortion` may be: of pictures (N, 3, H, W) in [0, 1] and weights to (N,).
 DISTORTIONS: dict[str, Callable[[Tensor, Tensor, Loss], Tensor]] = {
     "mse": _mse,
     "ms-ssim": _ms_ssim,
+    "mixed": _mixed,
 }
 
 

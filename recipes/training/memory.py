@@ -27,6 +27,10 @@ class Memory:
     unevaluated: bool = False
     # The order of pictures that the run counts in (docs/streaming.md).
     order: int = ORDER
+    # Steps that the optimizer took: batches that are left out are none.
+    taken: int = 0
+    # Plateaus that have lowered the learning rate.
+    reductions: int = 0
     # Steps whose loss or gradient leapt: the checkpoint before each of the last few is kept.
     spikes: list[int] = field(default_factory=list)
 
@@ -35,7 +39,8 @@ class Memory:
         """Return what a checkpoint's `memory` says; of another version's, what is known here."""
         known = {one.name for one in fields(cls)}
         # One that says nothing of an order was written when there was only the first.
-        said = {"order": 1, **about["memory"]}
+        # So was one that counts no steps of the optimizer, before any could be left out.
+        said = {"order": 1, "taken": about["step"], **about["memory"]}
         return cls(**{name: value for name, value in said.items() if name in known})
 
     def forget(self) -> None:
@@ -65,5 +70,12 @@ class Memory:
             counts = cost < self.improved * (1 - plateau.improvement)
             self.improved = cost if counts else self.improved
             self.without = 0 if counts else self.without + 1
-            self.ended = self.without >= plateau.patience
+            if self.without >= plateau.patience:
+                self._end_or_lower(plateau)
         return lowest
+
+    def _end_or_lower(self, plateau: Plateau) -> None:
+        if plateau.factor is None or self.reductions >= plateau.reductions:
+            self.ended = True
+        else:
+            self.reductions, self.without = self.reductions + 1, 0

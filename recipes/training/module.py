@@ -31,6 +31,7 @@ from recipes.config.settings import RecipeError
 from recipes.training.losses import (
     Weights,
     auxiliary_terms,
+    balanced,
     clamp_share,
     distortion,
     early_share,
@@ -58,6 +59,7 @@ METRICS = (
     "clamp_share",
     "clamp_share_main",
     "early_share",
+    "quantile_loss",
 )
 
 
@@ -119,7 +121,7 @@ class TrainingModule(nn.Module):
         """
         run, output = self.run, self.model(x, noise, rates)
         pixels = x.shape[2] * x.shape[3]
-        distorted = distortion(x, output.x_hat, run.stage.distortion, run.recipe.loss)
+        distorted = distortion(x, output.x_hat, run.stage.distortion, run.loss)
         r_main = sample_bits(output.likelihoods["y"]) / pixels
         r_z = self._side_bits(output) / pixels
         cost = distorted + weights.rate * (r_main + r_z)
@@ -142,7 +144,8 @@ class TrainingModule(nn.Module):
             if run.cca.mode == "published":
                 quantiles = quantiles + self.auxiliary.quantile_loss()
             found |= more | {"gap": more["r_aux"] - r_main}
-        found |= {"loss": loss, "cost": cost}
+        loss = balanced(loss, weights, run.loss)
+        found |= {"loss": loss, "cost": cost, "quantile_loss": quantiles}
         zero = x.new_zeros(())
         metrics = torch.stack([found.get(name, zero).detach().mean() for name in METRICS])
         return loss.mean() + quantiles, metrics

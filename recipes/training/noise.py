@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.codec import Config, Noise
-from pipeline.common.addresses import text_seed
+from pipeline.common.addresses import permutation, text_seed
 
 
 def draw_noise(config: Config, crop: int, addresses: Sequence[int], device: torch.device) -> Noise:
@@ -40,6 +40,26 @@ def draw_rates(config: Config, addresses: Sequence[int], device: torch.device) -
     count = len(config.rate_weights)
     drawn = [float(text_seed(seed, "rate") % count) for seed in addresses]
     return torch.tensor(drawn, device=device)
+
+
+def spread_rates(
+    config: Config,
+    step: int,
+    batch: int,
+    slots: Sequence[int],
+    addresses: Sequence[int],
+    device: torch.device,
+) -> Tensor:
+    """Return rates (N,) of a training pass, real numbers in [0, K - 1], spread over the batch.
+
+    The range is cut into as many parts as the global `batch` has pictures, and each has one rate,
+    drawn in it. Which picture has which part is drawn by the address `step`: sample n is the
+    picture `slots[n]` of the batch, and its rate's place within the part that of `addresses[n]`.
+    """
+    parts = permutation(step, batch)
+    within = [text_seed(address, "rate") / 2**63 for address in addresses]
+    shares = [(int(parts[slot]) + place) / batch for slot, place in zip(slots, within, strict=True)]
+    return torch.tensor(shares, device=device) * (len(config.rate_weights) - 1)
 
 
 def _uniform(count: int, seed: int, device: torch.device) -> Tensor:

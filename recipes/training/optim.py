@@ -1,52 +1,73 @@
-"""Adam over groups of parameters, with each group's gradient clipped apart, and the schedule."""
+"""Optimizers over groups of parameters; each group's gradient is clipped apart from the others'."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.common.errors import RunError
-from recipes.config.schema import Stage
+from recipes.config.optimizing import OF_MATRICES, Optimizer
+from recipes.config.schema import Run
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class NonFiniteError(RunError):
     """A loss or gradient is not a number, or infinite; nothing has been stepped."""
 
 
-class ClippedAdam(torch.optim.Adam):
-    """Adam that clips the gradient of each group that has `clip`, apart from the others.
+class Clipping:
+    """What every optimizer here has beside torch's own: clipping, and state by parameter.
 
     Clipping belongs to the step, because a sharding wrapper hands the optimizer one group at a
     time, flat, and of that a part: with `partitioned`, norms are summed over processes. `norms`
-    has those of the last step. A gradient that is not finite raises `NonFiniteError` before its
-    group is stepped, and where the groups come together, before any is.
+    has those of the last step, by the groups' names; groups of one name are clipped as one. A
+    gradient that is not finite raises `NonFiniteError` before its group is stepped, and where the
+    groups come together, before any is.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], **options: Any) -> None:
-        """`options` are torch's own: `fused`, `capturable`."""
-        super().__init__(groups, betas=(0.9, 0.999), **options)
-        self.partitioned = False
-        self.norms: dict[str, float] = {}
+    param_groups: list[dict[str, Any]]
+    state: Any
+    partitioned: bool
+    norms: dict[str, float]
 
-    @torch.no_grad()
-    # torch's own step returns what a closure does; here there is none.
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Clip, then step; `closure` is not supported."""
-        assert closure is None
+    def clip(self) -> None:
+        """Clip the gradients of each group that has `clip`."""
         gradients = self._gradients()
         norms = torch.stack([self._norm(grads) for grads in gradients.values()])
         self._check(gradients, norms)
-        for group in self.param_groups:
-            if "clip" in group and group["name"] in gradients:
-                scale = min(1.0, group["clip"] / (self.norms[group["name"]] + 1e-6))
-                torch._foreach_mul_(gradients[group["name"]], scale)
-        super().step()
+        for name, limit in self._limits().items():
+            if name in gradients:
+                scale = min(1.0, limit / (self.norms[name] + 1e-6))
+                torch._foreach_mul_(gradients[name], scale)
+
+    def kept(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Return the state of a parameter, by names that `restore` knows; {} before its first step.
+
+        The number of steps is not among it.
+        """
+        state = self.state.get(parameter, {})
+        return {key: state[key] for key in MOMENTS if key in state}
+
+    def restore(
+        self, group: dict[str, Any], parameter: nn.Parameter, given: Mapping[str, Tensor], step: int
+    ) -> None:
+        """Take up what `kept` returned after `step` steps; raises KeyError for what is missing."""
+        place = parameter.device if group.get("fused") else torch.device("cpu")
+        self.state[parameter] = {"step": torch.tensor(float(step), device=place)} | {
+            # In the parameter's layout, which a fused step takes for granted.
+            key: torch.empty_like(parameter).copy_(given[key])
+            for key in MOMENTS
+        }
+
+    def _limits(self) -> dict[str, float]:
+        return {one["name"]: one["clip"] for one in self.param_groups if "clip" in one}
 
     def _check(self, names: Iterable[str], norms: Tensor) -> None:
         """Take down the `norms` of the groups `names`; raises `NonFiniteError`."""
@@ -57,11 +78,12 @@ class ClippedAdam(torch.optim.Adam):
 
     def _gradients(self) -> dict[str, list[Tensor]]:
         """Return the gradients of each group that has any."""
-        return {
-            group["name"]: [p.grad for p in group["params"] if p.grad is not None]
-            for group in self.param_groups
-            if any(p.grad is not None for p in group["params"])
-        }
+        found: dict[str, list[Tensor]] = {}
+        for group in self.param_groups:
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            if gradients:
+                found.setdefault(group["name"], []).extend(gradients)
+        return found
 
     def _norm(self, gradients: list[Tensor]) -> Tensor:
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -72,6 +94,24 @@ class ClippedAdam(torch.optim.Adam):
         return norm
 
 
+class ClippedAdam(Clipping, torch.optim.Adam):
+    """Adam, with or without decoupled weight decay, that clips."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]], **options: Any) -> None:
+        """`options` are torch's own: `betas`, `fused`, `capturable`, ..."""
+        super().__init__(groups, **options)
+        self.partitioned = False
+        self.norms = {}
+
+    @torch.no_grad()
+    # torch's own step returns what a closure does; here there is none.
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Clip, then step; `closure` is not supported."""
+        assert closure is None
+        self.clip()
+        super().step()
+
+
 class GuardedAdam(ClippedAdam):
     """`ClippedAdam` whose steps don't wait for the device, as a CUDA graph's can't.
 
@@ -80,9 +120,11 @@ class GuardedAdam(ClippedAdam):
     gradients.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], device: torch.device) -> None:
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], device: torch.device, **options: Any
+    ) -> None:
         moved = [{**group, "lr": torch.tensor(group["lr"], device=device)} for group in groups]
-        super().__init__(moved, fused=True, capturable=device.type == "cuda")
+        super().__init__(moved, **options, fused=True, capturable=device.type == "cuda")
         self.loss = torch.zeros((), device=device)
         self.found_inf = torch.zeros((), device=device)
         self._measured = torch.zeros(len(moved), device=device)
@@ -97,7 +139,7 @@ class GuardedAdam(ClippedAdam):
         norms = {name: self._norm(grads) for name, grads in gradients.items()}
         self._measured.copy_(torch.stack(list(norms.values())))
         finite = self._measured.isfinite().all() & self.loss.isfinite()
-        # torch's own Adam leaves a step out that this says so of.
+        # torch's fused Adam leaves out a step for which this is not 0.
         self.found_inf.copy_(~finite)
         self._left_out += self.found_inf
         for group in self.param_groups:
@@ -118,7 +160,7 @@ class GuardedAdam(ClippedAdam):
 
     @contextmanager
     def closed(self) -> Iterator[None]:
-        """Leave all steps out, and tell of none."""
+        """Let no step change anything inside, and forget afterwards that steps were left out."""
         self.loss.fill_(math.inf)
         try:
             yield
@@ -128,42 +170,32 @@ class GuardedAdam(ClippedAdam):
 
 
 def make_optimizer(
-    groups: Iterable[dict[str, Any]], stage: Stage, *, fused: bool, guarded: bool = False
+    groups: Iterable[dict[str, Any]], run: Run, *, guarded: bool = False
 ) -> ClippedAdam:
-    """Return the stage's optimizer over `groups` (each with `name` and `params`).
+    """Return the run's optimizer over `groups` (each with `name` and `params`).
 
-    `guarded` makes it a `GuardedAdam`, which is always fused.
+    `guarded` makes it a `GuardedAdam`, which is always fused. Raises `RecipeError` for one whose
+    package is not installed.
     """
-    groups = [
-        {**group, "lr": stage.quantile_lr}
+    stage, asked = run.stage, run.optimizer
+    own = [
+        {**group, "lr": stage.quantile_lr, "weight_decay": 0.0}
         if group["name"] == "quantiles"
-        else {**group, "lr": stage.lr, "clip": stage.clip}
+        else {**group, "lr": stage.lr, "clip": stage.clip, "weight_decay": asked.weight_decay}
         for group in groups
     ]
+    if asked.name in OF_MATRICES:
+        from recipes.training.matrices import of_matrices
+
+        made: ClippedAdam = of_matrices(own, stage, asked)
+        return made
+    options = adam_options(asked)
     if guarded:
-        return GuardedAdam(groups, groups[0]["params"][0].device)
-    return ClippedAdam(groups, fused=fused)
+        return GuardedAdam(own, own[0]["params"][0].device, **options)
+    return ClippedAdam(own, fused=run.speed.fused, **options)
 
 
-def learning_rate(stage: Stage, step: int) -> float:
-    """Return the weights' learning rate at step `step`, the first being 0."""
-    if step < stage.warmup:
-        return stage.lr * (step + 1) / stage.warmup
-    span = stage.steps - stage.warmup
-    done = min(1.0, (step - stage.warmup) / max(1, span - 1))
-    if stage.schedule == "constant":
-        return stage.lr
-    fall = done if stage.schedule == "linear" else (1 - math.cos(math.pi * done)) / 2
-    return stage.lr * (1 - fall * (1 - stage.final_lr))
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, stage: Stage, step: int) -> float:
-    """Give the weights' groups the learning rate of `step`; return it."""
-    rate = learning_rate(stage, step)
-    for group in optimizer.param_groups:
-        mine = stage.quantile_lr if group["name"] == "quantiles" else rate
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(mine)
-        else:
-            group["lr"] = mine
-    return rate
+def adam_options(asked: Optimizer) -> dict[str, Any]:
+    """Return torch's options of Adam or AdamW."""
+    options: dict[str, Any] = {"betas": asked.decays, "eps": asked.eps}
+    return options | ({"decoupled_weight_decay": True} if asked.name == "adamw" else {})

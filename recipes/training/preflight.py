@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
 from collections.abc import Container, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +14,13 @@ import torch
 from pipeline.codec import CodecError, Config, architectures
 from pipeline.codec.stored import load_config
 from pipeline.evaluation.errors import EvaluationError
-from pipeline.evaluation.pictures import read_picture
+from recipes.config.optimizing import OF_MATRICES
 from recipes.config.schema import Run
 from recipes.config.settings import RecipeError
 from recipes.launching import processes as launch
 from recipes.training import checkpoint
-from recipes.training.data import check_batch, check_shards, held_out
+from recipes.training.data import check_batch, check_shards
+from recipes.training.held import HeldOut, held_out
 from recipes.training.module import can_start_from, frozen_names, run_config
 from recipes.training.results import read_run
 from recipes.training.resume import check_same, check_steps_left
@@ -51,8 +52,8 @@ def before_work(runs: Sequence[Run], begun_elsewhere: Container[str] = ()) -> No
         _check_folder(run)
         _check_sockets(run)
         corpora = check_shards(run)
-        for path in held_out(run):
-            _decodes(path)
+        for picture in held_out(run):
+            _decodes(picture)
         if elsewhere:
             continue
         begun = checkpoint.found(run.folder)
@@ -83,10 +84,10 @@ def _check_start(run: Run, config: Config) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _decodes(path: Path) -> None:
+def _decodes(picture: HeldOut) -> None:
     """Raise `RecipeError` when a held-out picture can't be decoded to its end."""
     try:
-        read_picture(path)
+        picture.read()
     except EvaluationError as error:
         raise RecipeError(f"data.validation: {error}") from error
 
@@ -94,7 +95,7 @@ def _decodes(path: Path) -> None:
 def _check_sockets(run: Run) -> None:
     """Raise `RecipeError` where loader processes could not open their sockets: they would wait."""
     folder = tempfile.gettempdir()
-    if run.recipe.data.workers and len(os.fsencode(folder)) + _SOCKET_NAME > _SOCKET:
+    if run.data.workers and len(os.fsencode(folder)) + _SOCKET_NAME > _SOCKET:
         raise RecipeError(
             f"TMPDIR is {folder}, which is too long for the sockets of the processes that load"
             f" pictures ({_SOCKET - _SOCKET_NAME} bytes at most): set TMPDIR=/tmp, or"
@@ -130,18 +131,38 @@ def for_processes(runs: Sequence[Run], accelerator: Any) -> None:
     """Raise `RecipeError` when the processes can't share a batch, or hold what the recipe asks."""
     for run in runs:
         check_batch(run, accelerator.num_processes)
-        if run.recipe.ema and launch.zero_stage(accelerator) == 3:
+        if run.ema and launch.zero_stage(accelerator) == 3:
             raise RecipeError(
                 "ema needs whole weights on each process, and ZeRO-3 has parts: use ZeRO-2, or"
                 " leave ema out"
             )
-        if run.recipe.speed.cuda_graphs and (
+        if run.speed.cuda_graphs is True and (
             launch.sharded(accelerator) or accelerator.device.type != "cuda"
         ):
             raise RecipeError(
                 "speed.cuda_graphs needs a CUDA device, and weights that DeepSpeed doesn't move:"
                 " leave one of them out"
             )
+        _check_optimizer(run, accelerator)
+
+
+def _check_optimizer(run: Run, accelerator: Any) -> None:
+    """Raise `RecipeError` where an optimizer of matrices would not see any, or is not installed."""
+    name = run.optimizer.name
+    if name not in OF_MATRICES:
+        return
+    where = f"stage {run.stage.name}: the optimizer {name}"
+    if launch.sharded(accelerator):
+        raise RecipeError(
+            f"{where} steps whole kernels, and DeepSpeed ZeRO hands optimizers flat parts of all"
+            " weights in a row: train without DeepSpeed, or by adam or adamw"
+        )
+    if run.speed.cuda_graphs is True:
+        raise RecipeError(
+            f"{where} computes what a CUDA graph can't replay (a basis that changes every few"
+            " steps, step counts on the host): leave speed.cuda_graphs out, or take adam or adamw"
+        )
+    importlib.import_module("recipes.training.matrices")
 
 
 def _config(run: Run) -> Config:

@@ -65,7 +65,7 @@ class Results:
             parent_run_id=self._parent_run_id(),
             folder=run.folder,
         )
-        for name, place, manifest in self.corpora.named(recipe.data.split):
+        for name, place, manifest in self.corpora.named(run.data.split):
             self._tracker.dataset(name, manifest.digest, place)
             self._tracker.log_text(manifest.to_json(), f"{name}.json", "data")
         self._tracker.log_file(run.folder / "recipe.yaml")

@@ -14,15 +14,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.config.schema import Run, Stage
-from recipes.config.settings import Cca, RecipeError
+from recipes.config.optimizing import Optimizer
+from recipes.config.schema import Run
+from recipes.config.settings import AUTO, Augmentation, Cca, Loss, Part, Plateau, RecipeError
+from recipes.config.stage import Stage
 from recipes.training import checkpoint
 from recipes.training.checkpoint import Checkpoint, NoCheckpointError, Unusable
 from recipes.training.data import Corpora
 from recipes.training.results import read_run
 
 # What may be changed after a step that could not be taken, without asking for a new run.
-CURES = frozenset({"lr", "quantile_lr", "clip", "warmup", "schedule", "final_lr", "steps"})
+CURES = frozenset(
+    {
+        *("lr", "quantile_lr", "quantile_schedule", "clip", "steps"),
+        *("warmup", "schedule", "final_lr", "decay", "milestones", "restarts"),
+    }
+)
+# Parts of a recipe that count as a whole: what an older version did not know had its default.
+_PARTS: dict[str, type[Part]] = {
+    "loss": Loss,
+    "optimizer": Optimizer,
+    "plateau": Plateau,
+    "augment": Augmentation,
+}
 # What a stage's costs are measured in: lowest costs of other measures mean nothing.
 MEASURES = ("rate_weight", "variable_rate", "distortion", "loss")
 log = logging.getLogger(__name__)
@@ -174,6 +188,12 @@ def differences(run: Run, about: Mapping[str, Any]) -> dict[str, tuple[Any, Any]
     """
     now, then = json.loads(json.dumps(run.decisive())), about["decisive"]
     then = {**_defaults(now), **then}
+    for key, kind in _PARTS.items():
+        if isinstance(then.get(key), dict):
+            then[key] = {**_plain(kind), **then[key]}
+    if now["precision"] == AUTO:
+        # A run keeps to what it began with.
+        now["precision"] = then["precision"]
     return {
         key: (then.get(key), now.get(key))
         for key in {**now, **then}
@@ -188,7 +208,17 @@ def _defaults(now: Mapping[str, Any]) -> dict[str, Any]:
     given = {key: fields[key] for key in now if key in fields and not fields[key].is_required()}
     defaults = {key: field.get_default(call_default_factory=True) for key, field in given.items()}
     plain: dict[str, Any] = json.loads(json.dumps(defaults, default=str))
-    return plain
+    return plain | {"optimizer": _plain(Optimizer), "held_out": 0}
+
+
+def _plain(kind: type[Part]) -> dict[str, Any]:
+    """Return the defaults of a part of a recipe, of the fields that have one."""
+    fields = kind.model_fields.items()
+    made = {name: one.get_default(call_default_factory=True) for name, one in fields}
+    known: dict[str, Any] = json.loads(json.dumps(made, default=lambda _: None))
+    return {
+        name: value for name, value in known.items() if not kind.model_fields[name].is_required()
+    }
 
 
 def check_same(run: Run, about: Mapping[str, Any], corpora: Corpora | None) -> None:
@@ -205,7 +235,7 @@ def check_same(run: Run, about: Mapping[str, Any], corpora: Corpora | None) -> N
         )
     if corpora is not None and about["data_digest"] != corpora.digest:
         raise RecipeError(
-            f"the shards in {run.recipe.data.train} have changed since {run.folder} was begun:"
+            f"the shards in {run.data.train} have changed since {run.folder} was begun:"
             " restore them, give another out=, or go on with the new ones by --from STEP"
         )
 

@@ -4,39 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from recipes.training.optim import Clipping
 
 
-def gather(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return copies on the CPU of all weights and of Adam's moments."""
+def gather(module: nn.Module, optimizer: Clipping) -> dict[str, Tensor]:
+    """Return copies on the CPU of all weights and of the optimizer's state."""
     state = {f"weights.{name}": copied(tensor) for name, tensor in module.state_dict().items()}
     for name, parameter in module.named_parameters():
-        moments = optimizer.state.get(parameter, {})
-        for key in MOMENTS:
-            if key in moments:
-                state[f"{key}.{name}"] = copied(moments[key])
+        for key, tensor in optimizer.kept(parameter).items():
+            state[f"{key}.{name}"] = copied(tensor)
     return state
 
 
-def restore(
-    module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor], step: int
-) -> None:
-    """Give `optimizer` the moments that `gather` returned after `step` steps.
+def restore(module: nn.Module, optimizer: Clipping, state: Mapping[str, Tensor], step: int) -> None:
+    """Give `optimizer` the state that `gather` returned after it had taken `step` steps.
 
     `module` names its parameters, and has the weights already.
     """
+    if not step:
+        return
     names = {parameter: name for name, parameter in module.named_parameters()}
+    given = _by_parameter(state)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            place = parameter.device if group.get("fused") else torch.device("cpu")
-            optimizer.state[parameter] = {"step": torch.tensor(float(step), device=place)} | {
-                # In the parameter's layout, which a fused step takes for granted.
-                key: torch.empty_like(parameter).copy_(state[f"{key}.{names[parameter]}"])
-                for key in MOMENTS
-            }
+            optimizer.restore(group, parameter, given[names[parameter]], step)
+
+
+def _by_parameter(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of `state` by the parameter's name, then by their kind."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        kind, _, parameter = name.partition(".")
+        found.setdefault(parameter, {})[kind] = tensor
+    return found
 
 
 def part(state: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:

@@ -15,8 +15,8 @@ from pipeline.common.addresses import text_seed
 from recipes.config.schema import Run
 from recipes.training.losses import Weights, weights_at
 from recipes.training.module import METRICS, TrainingModule
-from recipes.training.noise import draw_noise, draw_rates
-from recipes.training.optim import ClippedAdam, NonFiniteError
+from recipes.training.noise import draw_noise, draw_rates, spread_rates
+from recipes.training.optim import Clipping, NonFiniteError
 
 # What the processes agree on after the metrics, as numbers.
 FLAGS = ("stop", "due")
@@ -46,24 +46,42 @@ def pieces(
     in the global batch. The model's `config` has the shapes of its noise.
     """
     x = images if images.is_floating_point() else images.float() / 255
-    if run.recipe.speed.channels_last:
+    if run.speed.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
-    size = len(x) // run.recipe.speed.accumulate
+    size = len(x) // run.speed.accumulate
     for start in range(0, len(x), size):
-        draws, seed = run.stage.draws or run.id, run.recipe.seed
-        seeds = [
-            text_seed(seed, "noise", draws, step, place) for place in slots[start : start + size]
-        ]
-        noise = draw_noise(config, run.stage.crop, seeds, x.device)
-        rates = draw_rates(config, seeds, x.device)
+        places = slots[start : start + size]
+        seeds = [text_seed(*_address(run, step), place) for place in places]
+        noise = draw_noise(config, x.shape[-1], seeds, x.device)
+        rates = _rates(run, config, step, places, seeds, x.device)
         yield Piece(x[start : start + size], noise, weights_at(step, run, rates), rates)
+
+
+def _address(run: Run, step: int) -> tuple[object, ...]:
+    return run.recipe.seed, "noise", run.stage.draws or run.id, step
+
+
+def _rates(
+    run: Run,
+    config: Config,
+    step: int,
+    slots: Sequence[int],
+    seeds: Sequence[int],
+    device: torch.device,
+) -> Tensor | None:
+    """Return the rates of the pictures at `slots` of the global batch, as the stage draws them."""
+    if run.stage.rates == "each":
+        return draw_rates(config, seeds, device)
+    batch = run.stage.shape(step).batch
+    assert batch is not None
+    return spread_rates(config, text_seed(*_address(run, step)), batch, slots, seeds, device)
 
 
 class Eager:
     """Steps whose operations are launched one by one, under whatever Accelerate prepared."""
 
     def __init__(
-        self, accelerator: Any, module: TrainingModule, optimizer: ClippedAdam, parts: int
+        self, accelerator: Any, module: TrainingModule, optimizer: Clipping, parts: int
     ) -> None:
         self.accelerator, self.parts = accelerator, parts
         self.wrapped, self.stepper = accelerator.prepare(module, optimizer)

@@ -42,8 +42,9 @@ class Meter:
         """Take down what reading a batch from a store took in this process."""
         self._traffic = traffic
 
-    def step(self) -> None:
-        """Note that a step has ended."""
+    def step(self, batch: int | None = None) -> None:
+        """Note that a step of a global `batch` has ended; without one, of that given first."""
+        self.batch = batch or self.batch
         now = time.monotonic()
         self._steps += 1
         weight = max(NEWEST, 1 / self._steps)

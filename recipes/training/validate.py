@@ -7,7 +7,6 @@ Rates are the likelihoods' here; `pipeline evaluate` counts real files.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,9 @@ from torch import Tensor
 from pipeline.codec import Model
 from pipeline.evaluation.learned import to_picture, to_tensor
 from pipeline.evaluation.metrics import Picture, ms_ssim, psnr
-from pipeline.evaluation.pictures import read_picture
 from recipes.config.schema import Run
 from recipes.launching import processes as launch
+from recipes.training.held import HeldOut
 from recipes.training.losses import bits_per_pixel, distortion
 from recipes.training.speed import uncompiled
 
@@ -32,7 +31,7 @@ LARGEST, TILE = 4 << 20, 1024
 def evaluate(
     model: Model,
     run: Run,
-    pictures: Sequence[Path],
+    pictures: Sequence[HeldOut],
     accelerator: Any,
     asked: Callable[[], bool],
 ) -> dict[str, float] | None:
@@ -58,7 +57,7 @@ def evaluate(
             model.train(training)
             return None
         number = first + rank
-        picture = read_picture(pictures[min(number, len(pictures) - 1)])
+        picture = pictures[min(number, len(pictures) - 1)].read()
         found = [measure(model, run, picture, *point, whole=whole) for point in points]
         if number < len(pictures):
             totals += torch.tensor(found, dtype=torch.float64, device=totals.device)
@@ -98,8 +97,8 @@ def measure(
     decibels, similarity = psnr(picture, decoded), ms_ssim(picture, decoded)
     # On the CPU: a GPU may convolve with less than float32, which is too coarse for a metric.
     x, x_hat = (to_tensor(one, torch.device("cpu")) for one in (picture, decoded))
-    distorted = float(distortion(x, x_hat, run.stage.distortion, run.recipe.loss))
-    cost = distorted + rate_weight * bpp
+    distorted = float(distortion(x, x_hat, run.stage.distortion, run.loss))
+    cost = (distorted + rate_weight * bpp) / rate_weight**run.loss.balance
     return [cost, bpp, decibels, similarity or 0.0, float(similarity is not None), 1.0]
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from recipes.launching import processes as launch
-from recipes.training.optim import ClippedAdam, NonFiniteError
-from recipes.training.state import MOMENTS, copied, gather, restore
+from recipes.training.optim import MOMENTS, ClippedAdam, NonFiniteError
+from recipes.training.state import copied, gather, restore
 
 
 class Whole:
@@ -62,6 +62,8 @@ class Sharded(Whole):
         self, module: nn.Module, optimizer: ClippedAdam, state: Mapping[str, Tensor], step: int
     ) -> None:
         """Take up Adam's moments of `state`; the weights were given before the engine was made."""
+        if not step:
+            return
         for flat in self._flat():
             optimizer.state[flat] = {"step": torch.tensor(float(step), device=flat.device)} | {
                 key: torch.zeros_like(flat) for key in MOMENTS

@@ -19,6 +19,7 @@ from shards.reading import turbo
 from shards.reading.corpus import Corpus
 from shards.reading.decode import BrokenPictureError, CropDraw, Pixels, decode_crop, filled
 from shards.reading.ranges import Traffic
+from shards.streaming.holding import trained_sizes
 from shards.streaming.mixture import MixedOrder
 from shards.streaming.order import SUBSTITUTE
 
@@ -92,6 +93,7 @@ class BatchSource:
         order: int,
         flip: bool,
         max_broken: int,
+        held_out: int = 0,
     ) -> None:
         """Raises ShardsError for numbers that make no batches, and for fewer samples than G."""
         for name, value in (("batch_size", batch_size), ("crop", crop), ("max_broken", max_broken)):
@@ -102,6 +104,7 @@ class BatchSource:
         turbo.library()  # looked for once, before workers are forked
         self.corpora = corpora
         self._weights, self._block, self._groups = weights, block, groups
+        self._sizes = trained_sizes(corpora, held_out)
         self.order = self._ordered(order, seed)
         self.batch_size, self.crop, self.seed = batch_size, crop, seed
         self.rank, self.world_size = rank, world_size
@@ -124,9 +127,8 @@ class BatchSource:
             self._expected, self._begun = [], {}
 
     def _ordered(self, number: int, seed: int) -> MixedOrder:
-        sizes = [corpus.sizes for corpus in self.corpora]
         return MixedOrder(
-            sizes, self._weights, seed, self._block, number=number, groups=self._groups
+            self._sizes, self._weights, seed, self._block, number=number, groups=self._groups
         )
 
     @property

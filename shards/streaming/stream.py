@@ -84,6 +84,7 @@ class Stream(IterableDataset[Batch]):
         flip: whether half of the crops are mirrored left to right.
         max_broken: broken samples in a row that stop the run.
         epochs: how many epochs an iteration lasts; None: for ever.
+        held_out: samples that are no part of any epoch: `shards.streaming.holding` says which.
         cache: where shards behind a URL are kept on this machine; None: `Cache()`.
         device: where the images are to be, copied ahead of use; None: left in main memory.
         augment: what is done to them there; they are float32 in [0, 1] then. Its crop is cut
@@ -111,6 +112,7 @@ class Stream(IterableDataset[Batch]):
         flip: bool = True,
         max_broken: int = 16,
         epochs: int | None = None,
+        held_out: int = 0,
         cache: Cache | None = None,
         device: str | torch.device | None = None,
         augment: Augment | None = None,
@@ -131,6 +133,7 @@ class Stream(IterableDataset[Batch]):
             order=order or ORDER,
             flip=flip,
             max_broken=max_broken,
+            held_out=held_out,
         )
         self._order = order
         self.workers, self.epochs = workers, epochs
@@ -152,6 +155,11 @@ class Stream(IterableDataset[Batch]):
     def samples(self) -> int:
         """Samples in an epoch."""
         return self._source.samples
+
+    @property
+    def global_batch(self) -> int:
+        """Pictures of a batch, over all ranks."""
+        return self._source.global_batch
 
     @property
     def batches_per_epoch(self) -> int:

@@ -31,14 +31,16 @@ from pipeline.codec import save_model
 from pipeline.evaluation.bdrate import BDRateError, RDCurve, bd_rate
 from pipeline.evaluation.pictures import find_pictures, read_picture
 from recipes.config.load import load_recipe
-from recipes.config.schema import Run, Stage
+from recipes.config.schema import Run
 from recipes.config.settings import Speed
+from recipes.config.stage import Stage
 from recipes.training import speed, steps
 from recipes.training.data import Feed
 from recipes.training.graphs import Replayed
 from recipes.training.losses import sample_bits, weights_at
 from recipes.training.module import METRICS, build
-from recipes.training.optim import GuardedAdam, make_optimizer, set_learning_rate
+from recipes.training.optim import GuardedAdam, make_optimizer
+from recipes.training.schedule import set_learning_rate
 from recipes.training.steps import FLAGS, Piece
 from recipes.training.validate import rate_points
 from shards import Batch
@@ -60,10 +62,10 @@ class Model:
         self.module = build(run).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.module.train()
         speed.apply(self.module, settings)
-        optimizer = make_optimizer(self.module.groups(), run.stage, fused=True, guarded=True)
+        optimizer = make_optimizer(self.module.groups(), run, guarded=True)
         assert isinstance(optimizer, GuardedAdam)
         self.optimizer = optimizer
-        self.replayed = Replayed(self.module, optimizer, run.stage.batch, 1)
+        self.replayed = Replayed(self.module, optimizer, 1)
         self.found = torch.zeros(window, len(METRICS), device=device)
         self.flags = torch.zeros(len(FLAGS), device=device)
         # torch has no types for it.

@@ -105,12 +105,10 @@ def recipe_step(run: Run, images: torch.Tensor) -> Step:
     module: TrainingModule = build(run).to(images.device).train()
     module.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
     speed.apply(module, settings)
-    optimizer = make_optimizer(
-        module.groups(), run.stage, fused=settings.fused, guarded=settings.cuda_graphs
-    )
+    optimizer = make_optimizer(module.groups(), run, guarded=settings.cuda_graphs is True)
     accelerator = Accelerator(cpu=images.device.type == "cpu")
     stepper = (
-        Replayed(module, optimizer, len(images) // parts, parts)
+        Replayed(module, optimizer, parts)
         if isinstance(optimizer, GuardedAdam)
         else Eager(accelerator, module, optimizer, parts)
     )

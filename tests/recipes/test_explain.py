@@ -19,8 +19,11 @@ def test_every_setting_has_a_meaning() -> None:
 def test_a_setting_is_found_by_its_key_or_its_name() -> None:
     (lr,) = explain("stages.0.lr")
     assert (lr.kind, lr.default) == ("number", "default 0.0001")
-    assert lr.meaning.startswith("Adam")
-    assert [one.key for one in explain("gigabytes")] == ["data.cache.gigabytes"]
+    assert lr.meaning.startswith("The optimizer")
+    assert [one.key for one in explain("gigabytes")] == [
+        "data.cache.gigabytes",
+        "stages.data.cache.gigabytes",
+    ]
     assert {one.key for one in explain("checkpoint")} > {"checkpoint.keep", "checkpoint.spike"}
     with pytest.raises(RecipeError, match="did you mean"):
         explain("evalute_every")
@@ -28,4 +31,4 @@ def test_a_setting_is_found_by_its_key_or_its_name() -> None:
 
 def test_the_command_explains(capsys: pytest.CaptureFixture[str]) -> None:
     recipes(key="distortion")
-    assert "stages.distortion: mse or ms-ssim; default mse" in capsys.readouterr().out
+    assert "stages.distortion: mse or ms-ssim or mixed; default mse" in capsys.readouterr().out

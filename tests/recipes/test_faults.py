@@ -189,7 +189,7 @@ def test_a_child_of_another_parent_is_refused(write_recipe, caplog) -> None:
         (["stages.fine.frozen=[analysys]"], "stage fine: frozen names analysys"),
         (["stages.fine.frozen=['*']"], "stage fine: frozen leaves nothing of the model to train"),
         (["out=trial.yaml"], "trial.yaml is a file, so nothing can be written to trial.yaml/base"),
-        (["stages.base.plateau={patience: 2}"], "plateau needs data.validation"),
+        (["stages.base.plateau={patience: 2}"], "plateau needs data.validation or data.held_out"),
         (["model=tiny", "model.slices=3"], "model is 'tiny', a value with no keys of its own"),
         (["stages.base.rate_weight=[1.8, 1.8000001]"], "two that are the same to six digits"),
         (["stages.base.steps=yes"], "stages.0.steps: is a number, not True"),

@@ -22,8 +22,8 @@ from recipes.training.optim import (
     GuardedAdam,
     NonFiniteError,
     make_optimizer,
-    set_learning_rate,
 )
+from recipes.training.schedule import set_learning_rate
 from recipes.training.steps import Eager, Found, Piece, pieces
 
 FLAGS = torch.zeros(2)
@@ -49,17 +49,17 @@ def given(run: Run, step: int, rank: int = 0, world_size: int = 1) -> Iterator[P
 
 def replayed(run: Run, world_size: int = 1, module: TrainingModule | None = None) -> Replayed:
     module = build(run).train() if module is None else module
-    optimizer = make_optimizer(module.groups(), run.stage, fused=True, guarded=True)
+    optimizer = make_optimizer(module.groups(), run, guarded=True)
     assert isinstance(optimizer, GuardedAdam)
     parts = run.recipe.speed.accumulate
-    return Replayed(module, optimizer, 4 // world_size // parts, parts)
+    return Replayed(module, optimizer, parts)
 
 
 def eager(run: Run) -> Eager:
     module = build(run).train()
     parts = run.recipe.speed.accumulate
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
-    optimizer = make_optimizer(module.groups(), run.stage, fused=True)
+    optimizer = make_optimizer(module.groups(), run)
     return Eager(accelerator, module, optimizer, parts)
 
 

@@ -1,0 +1,96 @@
+"""The held-out pictures of a run: those of a folder, or some of its shards' own."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from pipeline.common.digests import file_sha256
+from pipeline.evaluation.errors import EvaluationError
+from pipeline.evaluation.metrics import Picture
+from pipeline.evaluation.pictures import find_pictures, read_picture
+from recipes.config.bundled import shipped
+from recipes.config.schema import Run
+from recipes.config.settings import BLOCK, Data, RecipeError
+from recipes.training.data import cache_of
+from shards import ShardsError, ShardsRuntimeError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A held-out picture: its name, and its file or the bytes of one."""
+
+    name: str
+    source: Path | bytes
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of the file."""
+        if isinstance(self.source, bytes):
+            return hashlib.sha256(self.source).hexdigest()
+        return file_sha256(self.source)
+
+    def read(self) -> Picture:
+        """Return the picture, (H, W, 3) uint8; raises `EvaluationError` if it can't be read."""
+        if isinstance(self.source, Path):
+            return read_picture(self.source)
+        from pipeline.common import pictures
+
+        try:
+            return pictures.read_coded(self.source)
+        except (pictures.PictureError, OSError) as error:
+            raise EvaluationError(f"{self.name} is not a picture that can be read: {error}") from (
+                error
+            )
+
+
+def held_out(run: Run) -> list[HeldOut]:
+    """Return the run's held-out pictures; raises `RecipeError` when there are none to be had."""
+    data = run.data
+    if data.spared:
+        return list(_of_shards(data.model_dump_json()))
+    if data.validation is None:
+        return []
+    try:
+        found = find_pictures(shipped(Path(data.validation)))
+    except EvaluationError as error:
+        raise RecipeError(f"data.validation: {error}") from error
+    hidden = [path for path in found if path.name.startswith("._")]
+    if hidden:
+        # What macOS puts beside a file on other systems' disks; it is no picture.
+        log.warning("data.validation: left out %s: no pictures", ", ".join(map(str, hidden)))
+    kept = [path for path in found if path not in hidden][: data.validation_pictures]
+    return [HeldOut(path.stem, path) for path in kept]
+
+
+def digest(pictures: Sequence[HeldOut]) -> str:
+    """Return the hex SHA-256 of what the files of `pictures` hold, in order; "" of none."""
+    if not pictures:
+        return ""
+    return hashlib.sha256(" ".join(one.digest for one in pictures).encode()).hexdigest()
+
+
+@lru_cache(maxsize=8)
+def _of_shards(settings: str) -> tuple[HeldOut, ...]:
+    """Return the pictures that are held out of the shards which `settings`, as JSON, name."""
+    data = Data.model_validate_json(settings)
+    from shards.reading.decode import BrokenPictureError
+    from shards.reading.opening import open_corpora
+    from shards.streaming.holding import held_out_pictures
+
+    try:
+        corpora, _ = open_corpora(data.corpora, data.split, cache_of(data), data.block or BLOCK)
+        try:
+            found = held_out_pictures(corpora, data.spared)
+            return tuple(HeldOut(key, file) for key, file in found)
+        finally:
+            for corpus in corpora:
+                corpus.close()
+    except (ShardsError, ShardsRuntimeError, BrokenPictureError) as error:
+        raise RecipeError(f"data.held_out: {error}") from error
