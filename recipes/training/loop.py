@@ -24,6 +24,7 @@ from recipes.config.settings import RecipeError
 from recipes.launching import processes as launch
 from recipes.launching.watchdog import OTHERS, Watchdog, names_of_ranks
 from recipes.training import checkpoint, results, speed
+from recipes.training.clipping import NonFiniteError
 from recipes.training.data import Feed
 from recipes.training.deciding import decided
 from recipes.training.ema import Average
@@ -32,7 +33,7 @@ from recipes.training.health import KEPT, SpikeWatch, Watch
 from recipes.training.held import digest, held_out
 from recipes.training.memory import Memory
 from recipes.training.module import TrainingModule, build
-from recipes.training.optim import GuardedAdam, NonFiniteError, make_optimizer
+from recipes.training.optim import GuardedAdam, make_optimizer
 from recipes.training.profiling import recording
 from recipes.training.resume import MEASURES, check_same, differences
 from recipes.training.schedule import set_learning_rate

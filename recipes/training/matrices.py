@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from recipes.config.optimizing import Optimizer
 from recipes.config.settings import RecipeError
 from recipes.config.stage import Stage
-from recipes.training.optim import MOMENTS, Clipping
+from recipes.training.clipping import MOMENTS, Clipping
 
 try:
     from pytorch_optimizer import SOAP, Muon

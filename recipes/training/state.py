@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from recipes.training.optim import Clipping
+from recipes.training.clipping import Clipping
 
 
 def gather(module: nn.Module, optimizer: Clipping) -> dict[str, Tensor]:

@@ -13,10 +13,10 @@ from torch import Tensor
 from pipeline.codec import Config, Noise
 from pipeline.common.addresses import text_seed
 from recipes.config.schema import Run
+from recipes.training.clipping import Clipping, NonFiniteError
 from recipes.training.losses import Weights, weights_at
 from recipes.training.module import METRICS, TrainingModule
 from recipes.training.noise import draw_noise, draw_rates, spread_rates
-from recipes.training.optim import Clipping, NonFiniteError
 
 # What the processes agree on after the metrics, as numbers.
 FLAGS = ("stop", "due")

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from recipes.launching import processes as launch
-from recipes.training.optim import MOMENTS, ClippedAdam, NonFiniteError
+from recipes.training.clipping import MOMENTS, NonFiniteError
+from recipes.training.optim import ClippedAdam
 from recipes.training.state import copied, gather, restore
 
 

@@ -14,8 +14,9 @@ from accelerate import Accelerator
 from recipes.config.load import load_recipe
 from recipes.config.schema import Run
 from recipes.config.settings import RecipeError
+from recipes.training.clipping import Clipping
 from recipes.training.module import METRICS, TrainingModule, build, model_config
-from recipes.training.optim import ClippedAdam, Clipping, GuardedAdam, make_optimizer
+from recipes.training.optim import ClippedAdam, GuardedAdam, make_optimizer
 from recipes.training.preflight import for_processes
 from recipes.training.schedule import set_learning_rate
 from recipes.training.state import gather, restore
