@@ -142,7 +142,7 @@ def _train_job(
         words=(*launch_words(resources, profile.launch), *script),
         resources=resources,
         needs=(before,) if before else (),
-        inputs=(_model(run.parent),) if run.parent else tuple(run.recipe.data.corpora),
+        inputs=(_model(run.parent),) if run.parent else tuple(run.data.corpora),
         outputs=(_model(run),),
         done=f"grep -qs '\"done\": *true' {shlex.quote(f'{folder}/run.json')}",
         run_folder=folder,
