@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.codec import load_auxiliary, load_model
+from pipeline.common.targets import TargetError
 from recipes.config.settings import RecipeError
 from recipes.train import main
 from recipes.training import profiling
@@ -209,6 +210,14 @@ def test_a_profile_leaves_a_trace_and_more_steps_go_on(write_recipe, monkeypatch
     assert load_model(exported).fingerprint == load_model(folder).fingerprint
     with pytest.raises(RecipeError, match="no complete checkpoint with a held-out cost"):
         export_checkpoint(folder, path.parent / "best", best=True)
+    export_checkpoint(folder, path.parent / "exported")  # its own, again
+    with pytest.raises(TargetError, match="is what export reads"):
+        export_checkpoint(folder, folder, force=True)  # the run's own model
+    exported.write_text("precious")
+    with pytest.raises(TargetError, match="--force"):
+        export_checkpoint(folder, exported)
+    assert exported.read_text() == "precious"
+    export_checkpoint(folder, exported, force=True)
     about = found(folder)[-1].about
     assert about["run"]["run_id"] == json.loads((folder / "run.json").read_text())["run_id"]
     assert about["recipe"]["name"] == "trial"
