@@ -1,21 +1,28 @@
 """What the codec costs: `python -m tests.benchmarks.codec [PICTURE] [--size tiny] [--compile]`.
 
 Prints CPU time of one thread (it hardly depends on what else runs), median and spread over the
-runs: entropy coding alone, and a whole picture split into networks and entropy coding.
+runs: entropy coding alone, a process's start with and without torch, a checkpoint's writing, and a
+whole picture split into networks and entropy coding, with the share of the exact ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
+import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from pipeline.codec import CCAConfig, CCAModel, start_as_pyramid
 from pipeline.codec.coding import pad
@@ -27,6 +34,8 @@ from pipeline.codec.symbols import (
     gaussian_tables,
     scale_index,
 )
+from pipeline.common.digests import file_sha256
+from recipes.training.tensor_file import write_tensors
 
 PICTURE = Path(__file__).parents[2] / "recipes" / "demo" / "pictures" / "kodak"
 
@@ -104,9 +113,13 @@ def networks(config: CCAConfig, picture: Path, runs: int, compiled: bool) -> Non
         for dtype in (torch.float32, torch.bfloat16):
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 label = str(dtype).removeprefix("torch.")
-                row(f"analysis, {label}", measure(lambda: model.analysis(x), runs))
+                analysis = measure(lambda: model.analysis(x), runs)
+                row(f"analysis, {label}", analysis)
                 y = model.analysis(x).float()
-                row(f"synthesis, {label}", measure(partial(model.synthesis, y), runs))
+                synthesis = measure(partial(model.synthesis, y), runs)
+                row(f"synthesis, {label}", synthesis)
+                if dtype == torch.float32:
+                    transforms = {"encode": analysis, "decode": synthesis}
         if compiled:
             for name, part, given in (
                 ("analysis", model.analysis, x),
@@ -131,8 +144,44 @@ def networks(config: CCAConfig, picture: Path, runs: int, compiled: bool) -> Non
                 work()
                 inside.append(timer.seconds)
 
-            row(f"exact networks and entropy coding, {name}", measure(both, runs))
+            coding = measure(both, runs)
+            row(f"exact networks and entropy coding, {name}", coding)
+            share = [c / (c + t) for c, t in zip(coding, transforms[name], strict=True)]
+            row(f"their share, {name}", share, 100, "%")
             row(f"of it entropy coding, {name}", inside[1:])
+
+
+def starts(runs: int) -> None:
+    """CPU time of a process that decodes nothing: its imports and the shipped model."""
+    light = "from pipeline.codec.light import model_for; assert model_for(box_model())"
+    whole = "from pipeline.codec import load_model; load_model(box_model()).coder()"
+    times: dict[str, list[float]] = {"without torch": [], "with torch": []}
+    for _ in range(runs):
+        for name, program in zip(times, (light, whole), strict=True):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            program = f"from pipeline.codec.box import box_model; {program}"
+            subprocess.run([sys.executable, "-c", program], check=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            times[name].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    for name, seconds in times.items():
+        row(f"start with the shipped model, {name}", seconds)
+    pairs = zip(times["with torch"], times["without torch"], strict=True)
+    row("start, with torch / without", [slow / quick for slow, quick in pairs], 1, "times")
+
+
+def checkpoints(runs: int, megabytes: int = 256) -> None:
+    """Wall-clock time of writing tensors and their digest, against reading them again for it."""
+    tensors = {f"w{i}": torch.randn(1024, 1024) for i in range(megabytes // 4)}
+    ratios = []
+    with TemporaryDirectory() as folder:
+        for number in range(runs):
+            start = time.perf_counter()
+            save_file(tensors, Path(folder) / f"again-{number}")
+            file_sha256(Path(folder) / f"again-{number}")
+            middle = time.perf_counter()
+            write_tensors(Path(folder) / f"once-{number}", tensors)
+            ratios.append((middle - start) / (time.perf_counter() - middle))
+    row("checkpoint, hashed afterwards / meanwhile", ratios, 1, "times")
 
 
 def main() -> None:
@@ -148,7 +197,10 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, one thread, "
           f"{options.runs} runs, size {options.size}")  # fmt: skip
     print("| what | median | range | unit |\n| --- | --- | --- | --- |")
+    print(f"| load of the last minute | {os.getloadavg()[0]:.1f} | | |")
     entropy_coding(options.runs)
+    starts(options.runs)
+    checkpoints(options.runs)
     config = CCAConfig() if options.size == "paper" else CCAConfig.tiny()
     networks(config, picture, options.runs, options.compile)
 

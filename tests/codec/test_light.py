@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from pipeline.codec.bitstream import Header, read_stream, write_stream
 from pipeline.codec.box import box_model
 from pipeline.codec.coding import pad
 from pipeline.codec.light import LightModel, light_model, model_for
-from pipeline.codec.picture import Canvas, Picture
+from pipeline.codec.picture import Canvas, Picture, read_picture
 
 RATES = (8.0, 4.0, 1.0)
 SIZES = [(64, 64), (1, 1), (130, 71)]
@@ -202,3 +203,40 @@ def test_nothing_of_it_loads_torch(tmp_path: Path) -> None:
         "assert not {'torch', 'pandas', 'mlflow'} & set(sys.modules), 'heavy'"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, timeout=120)
+
+
+def differing(pictures: Sequence[Path], side: int | None) -> list[str]:
+    """The pictures whose words differ between 1, 2 and 3 threads of torch, or decode otherwise."""
+    model, quick = load_model(box_model()), light_model(box_model())
+    assert quick is not None
+    wrong, before = [], torch.get_num_threads()
+    for picture in pictures:
+        x = pad(read_picture(picture).x[..., :side, :side], 64)
+        with torch.no_grad():
+            y = model.analyse(x, 2.5)
+        size = x.shape[2] // 64, x.shape[3] // 64
+        try:
+            tiles = []
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                tiles.append(model.coder().encode(y, 0, 2.5))
+        finally:
+            torch.set_num_threads(before)
+        y_hat, check = coder_of(quick).decode(tiles[0].words, size, 2.5)
+        same = [np.array_equal(tile.words, tiles[0].words) for tile in tiles]
+        same += [np.array_equal(last(tile.y_hat), y_hat) for tile in tiles]
+        if not all(same) or check != tiles[0].check:
+            wrong.append(picture.name)
+    return wrong
+
+
+PICTURES = sorted((Path(__file__).parents[2] / "recipes/demo/pictures/kodak").iterdir())
+
+
+def test_any_number_of_threads_and_numpy_agree() -> None:
+    assert differing(PICTURES[:2], 192) == []
+
+
+@pytest.mark.nightly
+def test_all_pictures_agree() -> None:
+    assert differing(PICTURES, None) == []
