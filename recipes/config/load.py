@@ -73,6 +73,13 @@ def _resolved(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
+    try:
+        override.encode()
+    except UnicodeEncodeError:
+        raise RecipeError(
+            f"{override!a} has letters that this shell's locale does not know: set"
+            " LC_ALL=C.UTF-8, or PYTHONUTF8=1"
+        ) from None
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"{override!r} is not of the form key=value")

@@ -115,3 +115,10 @@ def test_digest_follows_the_content(path: Path) -> None:
     first = load_recipe(path).runs()[0].decisive()
     assert load_recipe(path, ["out=x", "speed.compile=true"]).runs()[0].decisive() == first
     assert load_recipe(path, ["stages.0.lr=1e-5"]).runs()[0].decisive() != first
+
+
+def test_letters_that_a_locale_does_not_know_are_one_sentence(write_recipe) -> None:
+    # So Python reads the words of a shell whose locale has no UTF-8.
+    word = "out=läufe".encode().decode("ascii", "surrogateescape")
+    with pytest.raises(RecipeError, match=r"set LC_ALL=C\.UTF-8, or PYTHONUTF8=1"):
+        load_recipe(write_recipe(), [word])
