@@ -23,6 +23,7 @@ from tests.cluster.tools import ended, wait_for
 from tests.patience import patience
 from tests.tracking.pages import Pages, found_browser
 from tests.tracking.servers import Server
+from tests.typed import typed
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(patience(2400))]
 
@@ -150,7 +151,7 @@ def test_whole_plan_survives_a_time_limit_and_a_killed_node(
     number = job_of(plan, folder, "train-base").engine_id
     cluster.command("scancel", "--batch", "--signal=USR1", number)
     wait_for(lambda: job_of(plan, folder, "train-base").restarts == 1, "the requeue")
-    wait_for(lambda: job_of(plan, folder, "train-base").progress.endswith(" of 60"), "progress")
+    wait_for(lambda: progress_shown(plan_id).endswith(" of 60"), "progress")
 
     # The node's power fails in the middle of the second.
     wait_for(lambda: mid_stage("mse/w0.3"), "a checkpoint of the second stage")
@@ -228,6 +229,13 @@ def _without_browser() -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail("no browser, and CI must have one: apt-get install chromium")
     pytest.skip("all but MLflow's pages was seen: that needs a browser, apt-get install chromium")
+
+
+def progress_shown(plan_id: str) -> str:
+    """Return the progress that `pipeline status` shows of the first stage."""
+    jobs = json.loads(typed("status", plan_id, "--json").stdout)["jobs"]
+    (job,) = [job for job in jobs if job["job"] == "train-base"]
+    return str(job["progress"])
 
 
 def test_two_nodes_train_one_model_together(place: Path, home: Path, cluster: Cluster) -> None:
