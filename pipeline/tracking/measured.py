@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def measured(results: Path, fingerprint: str) -> dict[str, float | str]:
 
 def _compared(anchors: Mapping[str, Mapping[str, _Entry]]) -> dict[str, float]:
     return {
-        f"bd_rate.{anchor}.{quality}": entry.value
+        f"bd_rate.{_plain(anchor)}.{quality}": entry.value
         for anchor, qualities in anchors.items()
         for quality, entry in qualities.items()
         if entry.value is not None
@@ -98,3 +99,8 @@ def _set_name(content: _Results) -> str:
     digest = hashlib.sha256(marks.encode(errors="surrogatepass")).hexdigest()[:8]
     which = f" ({names[0]} to {names[-1]}, {digest})" if names else ""
     return f"{len(names)} pictures{which}"
+
+
+def _plain(name: str) -> str:
+    """Return a curve's name in the characters that a store's keys may have."""
+    return re.sub(r"[^\w\-. /]", "", name, flags=re.ASCII)
