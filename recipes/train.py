@@ -20,6 +20,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.common.errors import INTERRUPTED, explained
+from pipeline.common.secrets import redacted
 from recipes.config.load import load_recipe
 from recipes.config.schema import Run
 from recipes.config.settings import RecipeError
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = explained(error)
         if given.debug or known is None:
             raise
-        code, sentence = known
+        code, sentence = known[0], redacted(known[1])
         log.error("train: %s", sentence)
         processes.report_failure(f"train: {sentence}")
         return code

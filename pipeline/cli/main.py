@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from pipeline.cli import cluster, codec, doctor, evaluate, models, recipes, shard, train
 from pipeline.common.errors import FAILURE, explained
+from pipeline.common.secrets import redacted
 
 # The order of `pipeline --help`; a command of no group is listed under OTHER.
 GROUPS = {
@@ -52,7 +53,7 @@ class Commands(TyperGroup):
             )
             if self.debug:
                 traceback.print_exc()
-            typer.echo(f"pipeline: {sentence}", err=True)
+            typer.echo(f"pipeline: {redacted(sentence)}", err=True)
             raise typer.Exit(code) from error
 
 
