@@ -30,7 +30,7 @@ NAME, UNTRAINED, MINUTES_OLD, SHIPPED = "demo", "untrained", "base", "box"
 # The recipe of days made one of minutes.
 SHORT = (
     *("stages.base.steps=120", "stages.base.batch=8", "stages.base.schedule=cosine"),
-    *("stages.base.warmup=10", "stages.fine.steps=1", "ema=null", "evaluate_every=1000"),
+    *("stages.base.warmup=10", "stages.finish.steps=1", "ema=null", "evaluate_every=1000"),
     *("data.workers=0", "data.validation_pictures=2"),
 )
 # Rates that are measured of the models' range.
