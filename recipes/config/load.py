@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ from pydantic import BaseModel, ValidationError
 
 from recipes.config.bundled import shipped
 from recipes.config.errors import sentence
+from recipes.config.optimizing import named
 from recipes.config.schema import Recipe
-from recipes.config.settings import RecipeError
+from recipes.config.settings import RecipeError, fastest
 
 # A step into a recipe: the name of a field, or the number of a list's item.
 Path_ = tuple[str | int, ...]
+# Settings that a word may stand for, and what says them one by one.
+WORDS: dict[str, Callable[[object], object]] = {"optimizer": named, "speed": fastest}
 # Pydantic's names of a union's simple branches; no field of a recipe is called so.
 _SIMPLE = re.compile(r"str|float|int|function-.*")
 
@@ -128,6 +131,9 @@ def _enter(place: Any, part: str, key: str) -> Any:
     else:
         if place.get(part) is None:
             place[part] = {}
+        # A word that stands for several settings, some of which are said otherwise.
+        if part in WORDS:
+            place[part] = WORDS[part](place[part])
         inner = place[part]
     if not isinstance(inner, dict | list):
         raise RecipeError(f"{key} is {inner!r}, a value with no keys of its own")

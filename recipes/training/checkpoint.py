@@ -21,7 +21,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.common.atomic import remove_folder, sweep, write_json, writing_folder
+from pipeline.common.atomic import NoSpaceError, remove_folder, sweep, write_json, writing_folder
 from pipeline.common.digests import file_sha256
 from pipeline.common.documents import parse
 from pipeline.common.errors import RunError
@@ -230,6 +230,8 @@ def write(run_folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, A
     try:
         with writing_folder(folder) as partial:
             _fill(partial, tensors, about)
+    except NoSpaceError as error:
+        raise CheckpointError(f"can't write a checkpoint: {error}") from error
     except OSError as error:
         raise CheckpointError(f"can't write {folder}: {error}") from error
     return folder

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,10 @@ def test_the_codec_s_page_works_as_shown(
                 main(command.words[1:])
             assert not ended.value.code, command.words
         else:
-            subprocess.run(" ".join(command.words), shell=True, check=True)
+            # In a shell whose `pipeline` is the one that is tested.
+            path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+            words = " ".join(command.words)
+            subprocess.run(words, shell=True, check=True, env=os.environ | {"PATH": path})
     assert {file.name for file in Path("decoded").iterdir()} == {"a.png", "b.jpg.png"}
     with Image.open("preview.png") as preview:
         assert preview.size == small.size

@@ -122,3 +122,10 @@ def test_letters_that_a_locale_does_not_know_are_one_sentence(write_recipe) -> N
     word = "out=läufe".encode().decode("ascii", "surrogateescape")
     with pytest.raises(RecipeError, match=r"set LC_ALL=C\.UTF-8, or PYTHONUTF8=1"):
         load_recipe(write_recipe(), [word])
+
+
+def test_one_setting_of_several_that_a_word_stands_for_can_be_said_otherwise(write_recipe) -> None:
+    path = write_recipe(speed="auto", optimizer="adamw")
+    recipe = load_recipe(path, ["speed.precision=fp32", "optimizer.betas=[0.9,0.95]"])
+    assert (recipe.speed.precision, recipe.speed.cuda_graphs) == ("fp32", "auto")
+    assert (recipe.optimizer.name, recipe.optimizer.betas) == ("adamw", (0.9, 0.95))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import random
@@ -16,13 +15,12 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipeline.common.locks import file_lock
 from shards import Cache, ShardsRuntimeError, Stream, stream
 from shards.reading import ranges
 from shards.reading.fetch import Patience
 from shards.reading.requests import LEAST, MOST, Requests, Window
 from tests.shards.made import numbered, write_split
-from tests.shards.test_reading_cache import QUICK, FaultyFileSystem, keys_of
+from tests.shards.test_reading_cache import QUICK, FaultyFileSystem, keys_of, taken
 
 PROCESSES = multiprocessing.get_context("fork")
 SAMPLES, SHARDS = 240, 6
@@ -152,19 +150,6 @@ def test_each_of_two_nodes_fetches_its_half(tmp_path, store):
 
 def bytes_of(asked: list[tuple[int, int]]) -> set[int]:
     return {byte for start, end in asked for byte in range(start, end)}
-
-
-def taken(cache: Path) -> int:
-    """The bytes of the files in a cache; .room is only promised.
-
-    The lock keeps others from making room, so no file grows in the place of one just counted.
-    """
-    total = 0
-    with file_lock(cache / ".lock"):
-        for path in cache.glob("*/*[!m]"):
-            with contextlib.suppress(FileNotFoundError):
-                total += path.stat().st_size
-    return total
 
 
 def test_the_limit_is_kept_though_the_corpus_is_larger(store, tmp_path):
