@@ -18,7 +18,7 @@ from orchestration.errors import EngineError, UnansweredError
 
 SECONDS = 60
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-# Of a job that may still do something; the others are STOPPED, SUCCEEDED and FAILED.
+# A job in these states may still do something; the others are STOPPED, SUCCEEDED and FAILED.
 ACTIVE = ("PENDING", "RUNNING")
 # What a busy head answers, where asking again helps.
 PASSING = (429, 502, 503, 504)

@@ -88,6 +88,7 @@ def check_jobs(jobs: Sequence[Job], kind: Kind, force: bool = False) -> None:
         check_target(
             job.target,
             kind.command,
+            # mypy infers no type for a lambda with a default.
             lambda _, job=job: kind.is_own(job),  # type: ignore[misc]
             sources=[] if same is None else [same],
             force=force,

@@ -247,7 +247,7 @@ def encoded(image: Image.Image, kind: str, path: Path, made: bytes | None = None
 
 
 def _left_out(image: Image.Image, kind: str) -> str:
-    """Return what of `image` the format `kind` does not keep, empty if it keeps all."""
+    """Name the parts of `image` that the format `kind` does not keep; empty if it keeps all."""
     if "transparency" in image.info and kind != "PNG":
         return "16 bits and alpha"
     if image.mode in ("LA", "RGBA") and not WRITTEN[kind].alpha:

@@ -28,7 +28,7 @@ class Meter:
         self._last = time.monotonic()
         self._steps = 0
         self._traffic = Traffic()
-        # Of a step on this process: what came from a store, and how much of it was there in time.
+        # What came from a store to this process in a step, and how much of it was there in time.
         self.store = dict.fromkeys(("bytes", "requests", "read", "hits"), 0.0)
 
     @contextmanager

@@ -106,8 +106,8 @@ class CCAConfig(Config):
     def margin(self) -> int:
         """Pixels that the transforms are given around a tile.
 
-        Of the published number of blocks or fewer, 128: in the outermost of the blended pixels a
-        tile then sees a little less than all.
+        A model of the published number of blocks or fewer has 128: a tile then sees a little less
+        than all in the outermost of the blended pixels.
         """
         return _MARGIN if self.reach <= _MARGIN else super().margin
 
