@@ -16,11 +16,12 @@ from pipeline.common.progress import Progress
 from shards.errors import ShardsError
 from shards.making.finish import finish, missing_shards
 from shards.making.listing import Corpus, list_corpus
+from shards.making.members import LOOKED_AT, common_ending
 from shards.making.partial import failures_named, partial_file, settle, sweep
 from shards.making.plan import Plan, PlanRows, make_plans
 from shards.making.resume import check_contents, check_foreign, check_options, check_source, clear
 from shards.making.workers import Done, Job, run_jobs
-from shards.making.write import Context
+from shards.making.write import Context, Form
 from shards.manifest import Manifest
 from shards.options import Options, crops_of, parse_split
 from shards.sources import Source, open_sources
@@ -177,7 +178,8 @@ class _Run:
                 for split in stored
             }
             rows = {split: partial.file for split, partial in files.items()}
-            plans = make_plans(corpus, self.options, rows, self._duplicates(corpus))
+            ending = self._ending(corpus, stored)
+            plans = make_plans(corpus, self.options, rows, self._duplicates(corpus), ending)
             for split, partial in files.items():
                 partial.file.flush()
                 before = stored[split]
@@ -187,6 +189,13 @@ class _Run:
                     settle(self.store, partial, Plan.rows_name(split))
                     plans[split].write(self.store)
         return list(plans.values())
+
+    def _ending(self, corpus: Corpus, stored: Mapping[str, Plan | None]) -> str:
+        """Return the ending of all pictures: that of shards that are there already, if any."""
+        before = next((plan for plan in stored.values() if plan), None)
+        if before is not None:
+            return before.ending
+        return common_ending(corpus.tally, self.sources, corpus.first(LOOKED_AT))
 
     def _duplicates(self, corpus: Corpus) -> dict[str, str]:
         """Return the pictures to leave out, if that is asked for."""
@@ -224,7 +233,8 @@ class _Run:
 
     def _make_shards(self, plan: Plan, numbers: Sequence[int]) -> None:
         classes = {name: number for number, name in enumerate(plan.classes)}
-        context = Context(plan.split, self.store, self.sources, self.options, classes)
+        form = Form(classes, plan.ending, tuple(plan.members))
+        context = Context(plan.split, self.store, self.sources, self.options, form)
         with PlanRows.of(self.store, plan.split) as rows:
             total = sum(rows.counts[number] for number in numbers)
             jobs = (Job(number, rows.shard(number)) for number in numbers)

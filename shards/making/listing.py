@@ -26,7 +26,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.common.addresses import mix
-from shards.sources.base import LISTING, Listed, Rows, Source
+from shards.making.members import Tally
+from shards.sources.base import LISTING, Entry, Listed, Rows, Source
 
 RUN_ROWS = 50_000
 # The listing with what the hash of each key decides.
@@ -42,6 +43,7 @@ class Corpus:
         digest: SHA-256-sized sum over all rows and captions: what the corpus holds, by name and
             size, in whatever order.
         stamp: the same with the times of change.
+        tally: the formats that names stand for, and what lies beside pictures.
         maps: the memory that the runs are mapped to.
     """
 
@@ -51,6 +53,7 @@ class Corpus:
     rows: int
     digest: str
     stamp: str
+    tally: Tally = field(default_factory=Tally)
     maps: list[mmap.mmap] = field(default_factory=list)
 
     @property
@@ -62,6 +65,11 @@ class Corpus:
     def notes(self) -> list[str]:
         """Sentences on what was left out."""
         return [note for fact in self.facts for note in fact.notes]
+
+    def first(self, count: int) -> list[tuple[int, Entry]]:
+        """Return the first `count` pictures in the order, each with its source's number."""
+        rows = next(self.ranges()).slice(0, count).to_pylist() if self.rows else []
+        return [(row["source"], Entry.from_row(row)) for row in rows]
 
     def ranges(self) -> Iterator[pa.Table]:
         """Yield the rows in their order, about 50,000 at a time."""
@@ -112,6 +120,7 @@ def list_corpus(
         sorter.rows,
         _hex(sorter.digest) + captions,
         _hex(sorter.stamp) + captions,
+        sorter.tally,
         sorter.maps,
     )
 
@@ -130,6 +139,7 @@ class _Sorter:
         self.progress = progress
         self.runs: list[pa.Table] = []
         self.maps: list[mmap.mmap] = []
+        self.tally = Tally()
         self.rows = self._seen = 0
         self.digest: Hashes = np.zeros(2, np.uint64)
         self.stamp: Hashes = np.zeros(2, np.uint64)
@@ -138,6 +148,7 @@ class _Sorter:
 
     def take(self, batch: pa.RecordBatch) -> None:
         """Add a batch of `LISTING`."""
+        self.tally.take(batch)
         hashes = hash_keys(batch["key"].to_pylist())
         sizes = batch["size"].to_numpy().astype(np.uint64)
         with np.errstate(over="ignore"):

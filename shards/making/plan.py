@@ -23,6 +23,7 @@ from pipeline.common.documents import parse
 from shards.errors import ShardsError
 from shards.making.listing import Corpus
 from shards.making.matches import Matches, names_of
+from shards.making.members import common_members
 from shards.options import Options, parse_split
 from shards.sources.base import LISTING, Listed, decode_path
 from shards.store import Store
@@ -42,6 +43,8 @@ class Plan:
     """What `.SPLIT.plan.json` says: what the split is made from, and how many shards it will have.
 
     `sources` are names as messages show them; `classes` are labels in the order of their numbers.
+    `ending` is that of every picture's member ("": its own format's, as plans were made before),
+    `members` are endings that every sample has a member of.
     """
 
     split: str
@@ -55,6 +58,8 @@ class Plan:
     sources: list[str]
     classes: list[str]
     notes: list[str] = field(default_factory=list)
+    ending: str = ""
+    members: list[str] = field(default_factory=list)
 
     @staticmethod
     def file_name(split: str) -> str:
@@ -119,6 +124,7 @@ def make_plans(
     options: Options,
     files: Mapping[str, IO[bytes]],
     duplicates: Mapping[str, str] | None = None,
+    ending: str = "",
 ) -> dict[str, Plan]:
     """Write the rows of every split's plan into its file, and return the plans by split.
 
@@ -127,6 +133,7 @@ def make_plans(
         options: what decides the shards.
         files: by split, the file that takes the rows.
         duplicates: for the key of a picture that came before, the key it came under first.
+        ending: of every picture's member; "": each has its format's.
     """
     shares = parse_split(options.split)
     makers = {split: _Maker(files[split], options) for split in shares}
@@ -139,6 +146,7 @@ def make_plans(
         for number, maker in enumerate(makers.values()):
             maker.take(rows.filter(pa.array(lots == number)) if len(makers) > 1 else rows)
     classes = _classes(corpus.facts, makers.values()) if options.labels else []
+    members = common_members(corpus.tally, corpus.facts, options.labels) if ending else []
     return {
         split: Plan(
             split=split,
@@ -152,6 +160,8 @@ def make_plans(
             sources=corpus.names,
             classes=classes,
             notes=[*corpus.notes[:NOTES], *matches.notes()],
+            ending=ending,
+            members=members,
         )
         for split, maker in makers.items()
     }

@@ -26,12 +26,16 @@ class TarFile:
         self._position = self._started = 0
 
     def add(self, sample: Ready) -> dict[str, Any]:
-        """Write the sample's members, the picture first; return its row of the sidecar."""
+        """Write the sample's members, the picture first; return its row of the sidecar.
+
+        Another member with the picture's ending gets a name of its own: `KEY.other.ENDING`.
+        """
         key = sample.row["key"]
         member = f"{key}.{sample.ending}"
         offset = self._add(member, sample.picture)
         for ending in sorted(sample.others):
-            self._add(f"{key}.{ending}", sample.others[ending])
+            name = f"other.{ending}" if ending == sample.ending else ending
+            self._add(f"{key}.{name}", sample.others[ending])
         if self._position - self._started > AHEAD:
             start_writing(self._file, self._started, self._position)
             self._started = self._position

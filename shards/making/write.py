@@ -19,6 +19,7 @@ from pipeline.common.pictures import PictureError
 from pipeline.common.pictures.limits import check_bytes
 from shards.making import check
 from shards.making.check import Facts, RejectedError, examine
+from shards.making.members import BLANK
 from shards.making.partial import partial_file, settle
 from shards.making.sample import SIDECAR, Ready, reject_row
 from shards.making.tar import TarFile
@@ -37,6 +38,15 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
+class Form:
+    """What the samples of a split have in common: see `shards.making.plan.Plan`."""
+
+    classes: Mapping[str, int] = field(default_factory=dict)
+    ending: str = ""
+    members: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Context:
     """What all shards of a split have in common."""
 
@@ -44,7 +54,7 @@ class Context:
     store: Store
     sources: Sequence[Source]
     options: Options
-    classes: Mapping[str, int] = field(default_factory=dict)
+    form: Form = field(default_factory=Form)
 
 
 @dataclass
@@ -153,9 +163,10 @@ class ShardMaker:
             "label": row["label"],
             "origin_sha256": None,
         }
-        others = describe(row, sample, self.context.classes)
-        others.pop(facts.ending, None)
-        return Ready(member, facts.ending, sample.data, others)
+        form = self.context.form
+        others = describe(row, sample, form.classes)
+        blank = {name: BLANK[name] for name in form.members}
+        return Ready(member, form.ending or facts.ending, sample.data, {**blank, **others})
 
     @cached_property
     def _names(self) -> list[str]:

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from shards import ShardsError
 from shards.sources.dataset import sizes_of
 from shards.sources.values import has_bytes, json_value
-from tests.shards.making import jpeg, make
+from tests.shards.making import encoded, jpeg, make
 
 
 @pytest.fixture(autouse=True)
@@ -166,3 +167,10 @@ def test_a_destination_inside_its_source_is_no_part_of_it(tmp_path: Path) -> Non
     assert (first.samples, again.samples, again.made) == (4, 4, 0)
     inside = make(source, source / "a" / "shards")
     assert (inside.samples, make(source, source / "a" / "shards").made) == (4, 0)
+
+
+def test_pictures_without_names_get_the_ending_of_what_they_are(tmp_path: Path) -> None:
+    png = encoded(Image.new("RGB", (64, 64)), "PNG")
+    pq.write_table(pa.table({"image": [b"", png, png]}), tmp_path / "a.parquet")
+    assert make(tmp_path / "a.parquet", tmp_path / "d").samples == 2
+    assert member(tmp_path / "d", ".png") == png
