@@ -265,6 +265,7 @@ class Trainer:
             pass
         except (RuntimeError, OSError):
             if not self.session.stop:
+                self._keep_alone()
                 raise
         self.without_batch = True
         if self.session.accelerator.num_processes == 1:
@@ -273,6 +274,12 @@ class Trainer:
         local = (shape.batch or 1) // self.session.accelerator.num_processes
         nothing = torch.zeros(local, 3, shape.crop, shape.crop, device=self.device)
         return Batch(nothing, [], [], 0, {}, slots=tuple(range(local)))
+
+    def _keep_alone(self) -> None:
+        """Keep the state before training ends for want of pictures, where no other rank trains."""
+        alone = self.session.accelerator.num_processes == 1
+        if alone and self.memory.step > self.begun_at:
+            self._save()
 
     def _give_up_waiting(self) -> None:
         """Keep the state and raise `Interrupted` if any process was asked to stop, without a batch.

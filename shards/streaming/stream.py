@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from itertools import islice
@@ -36,6 +37,8 @@ FIRST_ORDER = 1
 
 # So many deaths of workers in a row, without a batch in between, are no accident.
 MAX_DEATHS = 3
+# Seconds from the first batch asked for, in which one death is none: the machine is too small.
+SETTLED = 600.0
 
 # Batches of a worker whose pictures are asked for while one is decoded.
 BEGUN = 3
@@ -272,11 +275,14 @@ class Stream(IterableDataset[Batch]):
                 self._source.begin(*place)
 
     def _by_workers(self) -> Batches:
-        """Yield the batches of `workers` processes in order, started again where one dies."""
+        """Yield the batches of `workers` processes in order, started again where one dies.
+
+        One that dies soon ends the iteration: whoever began it is there to give it more memory.
+        """
         pin = self.device is not None and self.device.type == "cuda"
         # What is made may be ahead of what is handed over, which this stream's state counts.
         place = copy.copy(self)
-        deaths = 0
+        deaths, begun = 0, time.monotonic()
         while True:
             self._workers = Workers(_WorkerSide(place), self.workers, pin)
             try:
@@ -292,10 +298,12 @@ class Stream(IterableDataset[Batch]):
                 deaths += 1
                 self.deaths += 1
                 self._end_workers(at_once=True)
-                if deaths == MAX_DEATHS:
+                soon = time.monotonic() - begun < SETTLED
+                if soon or deaths == MAX_DEATHS:
+                    often = "" if soon else f", {deaths} times in a row at the same place"
                     raise ShardsRuntimeError(
-                        f"a process that loads pictures {error}, {deaths} times in a row at the "
-                        "same place: give the job more memory, or fewer workers"
+                        f"a process that loads pictures {error}{often}: give the job more memory, "
+                        "or fewer workers"
                     ) from error
                 log.warning(
                     "a process that loads pictures %s: started again at its place (%d so far)",

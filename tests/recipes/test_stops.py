@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from recipes.launching import owner
 from recipes.launching.processes import report_failure
 from recipes.train import main
 from recipes.training.checkpoint import found
+from recipes.training.loop import Trainer
 from recipes.training.signals import AGAIN, StopNow, StopRequest
 from shards import stream
 
@@ -240,7 +242,10 @@ def test_pictures_are_loaded_however_processes_are_started(
 
 
 @pytest.mark.slow
-def test_a_loader_that_is_killed_is_started_again_at_its_place(photo_shards: Path, caplog) -> None:
+def test_a_loader_that_is_killed_is_started_again_at_its_place(
+    photo_shards: Path, caplog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.streaming.stream.SETTLED", 0.0)
     alone = keys(photo_shards, 0)
     options: dict[str, Any] = {"batch_size": 2, "crop": 64, "seed": 3, "epoch": 0}
     made: list[str] = []
@@ -253,3 +258,27 @@ def test_a_loader_that_is_killed_is_started_again_at_its_place(photo_shards: Pat
     # It may have made all of its part before.
     if "started again" in caplog.text:
         assert "was killed by SIGKILL, perhaps for want of memory" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_loader_that_is_killed_soon_ends_the_run_with_its_state_kept(
+    write_recipe, caplog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    real = Trainer._step
+
+    def step(trainer: Trainer, batch: Any) -> Any:
+        if trainer.memory.step == 2:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid or 0, signal.SIGKILL)
+        return real(trainer, batch)
+
+    path = str(write_recipe(checkpoint={"every_steps": 1000}))
+    words = [path, "data.workers=1", "stages.0.steps=60"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_step", step)
+        assert main(words) == 1
+    assert "was killed by SIGKILL, perhaps for want of memory: give the job more" in caplog.text
+    caplog.clear()
+    assert main([*words, "stages.0.steps=8"]) == 0
+    assert re.search("goes on from step [3-7]", caplog.text)
