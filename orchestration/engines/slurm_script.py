@@ -30,8 +30,8 @@ trap stop USR1
 set +e"""
 
 # A cancelled job must not come back: only one that Slurm still counts as running is requeued.
-# The exit code alone would not do, `accelerate launch` turns every code of the script into 1. Of
-# a partition with a grace time only the tasks get a signal, the batch shell hears nothing.
+# The exit code alone would not do, a launcher within a container may turn every code into 1. Of a
+# partition with a grace time only the tasks get a signal, the batch shell hears nothing.
 # A controller that restarts does not answer for a while.
 REQUEUE = """\
 ask() {{

@@ -1,4 +1,4 @@
-"""Run `accelerate launch` for `pipeline train`: pass on the processes' own exit code, no traceback.
+"""Run `accelerate launch` for `pipeline train` and jobs: pass on the processes' own exit code, no traceback.
 
 The launchers behind `accelerate launch` exit with 1 whatever happened, print a traceback over the
 sentence that training has printed, and die of SIGUSR1. This one leaves signals to the processes
@@ -18,13 +18,18 @@ FAILURE = 1
 
 
 def main() -> int:
+    """Launch for an owner, which holds this process's standard input."""
+    end_with_owner()
+    return launch()
+
+
+def launch() -> int:
     """Launch what the command line says; return the first failed process's exit code."""
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    end_with_owner()
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     arguments = launch_command_parser().parse_args()
     try:

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from recipes.launching.ranks import OWN_LAUNCHER
+
 # Stands in a job's command where its engine puts the options by which the machines find each other.
 RENDEZVOUS = "{rendezvous}"
+
+
+# What a job runs in place of `accelerate launch`, and how it is told of machines without GPUs.
+LAUNCHER = ("python", "-P", "-m", OWN_LAUNCHER)
+ON_CPUS = "--on_cpus"
 
 
 class Machines(Protocol):
@@ -48,15 +55,15 @@ def common_words(processes: int, machines: int, threads: int) -> list[str]:
 
 
 def launch_words(resources: Machines, options: list[str]) -> list[str]:
-    """Return `accelerate launch` with its options, for every machine of the job.
+    """Return a launcher with the options of `accelerate launch`, for every machine of the job.
 
     DeepSpeed must not reach the other nodes by ssh, as it would unless it is told that each node
     has a launcher of its own.
     """
     deepspeed = "--use_deepspeed" in options
-    variables = cpu_variables(resources.gpus, deepspeed=deepspeed)
-    words = ["env", *(f"{name}={value}" for name, value in variables.items())] if variables else []
-    words += ["accelerate", "launch"]
+    words = [*LAUNCHER]
+    if cpu_variables(resources.gpus, deepspeed=deepspeed):
+        words.append(ON_CPUS)
     per_node = resources.ranks // resources.nodes
     words += common_words(resources.ranks, resources.nodes, resources.cpus // per_node)
     if resources.ranks > 1 and not deepspeed:

@@ -22,6 +22,8 @@ from pipeline.common.errors import INTERRUPTED
 
 # How often a signal is passed on again: a process that is still starting lets it pass.
 SECONDS_BETWEEN_SIGNALS = 2.0
+# How often a job's launcher looks whether the script that started it is still there.
+SECONDS_BETWEEN_LOOKS = 1.0
 # How long processes without an owner may take to keep their state.
 SECONDS_TO_END = 600.0
 STOP = signal.SIGUSR1
@@ -104,12 +106,27 @@ def end_with_owner() -> None:
     threading.Thread(target=_watch, name="owner", daemon=True).start()
 
 
+def end_with_parent() -> None:
+    """In a job's launcher: let the training processes end when the job's script is gone."""
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), name="owner", daemon=True).start()
+
+
 def _watch() -> None:
     try:
         while os.read(sys.stdin.fileno(), 1):
             pass
     except (OSError, ValueError):
         return
+    _end()
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    _end()
+
+
+def _end() -> None:
     end = time.monotonic() + SECONDS_TO_END
     while time.monotonic() < end:
         send(os.getpid(), STOP)

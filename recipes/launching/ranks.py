@@ -46,11 +46,14 @@ _KINDS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )
 # Ranks that count on one machine alone.
 _LOCAL = ("LOCAL_RANK", "MPI_LOCALRANKID", *(rest[0] for _, _, rest in _KINDS[2:]))
+# The module that a scheduler's job runs in place of `accelerate launch`.
+OWN_LAUNCHER = "recipes.launching.job"
 # Programs that start processes together, as they are called in the command lines of ancestors.
 _STARTERS = (
     "torchrun",
     "torch.distributed",
     "accelerate",
+    OWN_LAUNCHER,
     "deepspeed",
     "mpirun",
     "mpiexec",
@@ -232,7 +235,8 @@ def processes_asked(command: Sequence[str]) -> int | None:
 def _launch_options(command: Sequence[str]) -> dict[str, str] | None:
     """Return the options of an `accelerate launch`; None for another command."""
     words = list(command)
-    if not any("accelerate" in word for word in words) or "launch" not in " ".join(words):
+    by_accelerate = any("accelerate" in word for word in words) and "launch" in " ".join(words)
+    if not by_accelerate and OWN_LAUNCHER not in words:
         return None
     script = next((i for i, word in enumerate(words) if word.endswith(SCRIPT)), len(words))
     return _options(words[:script])

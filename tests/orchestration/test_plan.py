@@ -124,9 +124,9 @@ def test_needs_come_before_and_names_differ(weights: list[float], chain: int, pa
 @pytest.mark.parametrize(
     ("resources", "words"),
     [
-        ({}, "env ACCELERATE_USE_CPU=true accelerate launch --num_processes 1 --num_machines 1"),
+        ({}, "-m recipes.launching.job --on_cpus --num_processes 1 --num_machines 1"),
         ({"processes": 2}, "--num_processes 2 --num_machines 1"),
-        ({"gpus": 4, "cpus": 32}, "accelerate launch --num_processes 4 --num_machines 1"),
+        ({"gpus": 4, "cpus": 32}, "recipes.launching.job --num_processes 4 --num_machines 1"),
     ],
 )
 def test_launch_fits_the_resources(recipe: Path, resources: dict[str, int], words: str) -> None:
@@ -134,18 +134,18 @@ def test_launch_fits_the_resources(recipe: Path, resources: dict[str, int], word
     ranks = resources.get("processes", resources.get("gpus", 1))
     assert words in text
     assert ("--multi_gpu" in text) == (ranks > 1)
-    assert ("ACCELERATE_USE_CPU" in text) == ("gpus" not in resources)
+    assert ("--on_cpus" in text) == ("gpus" not in resources)
     assert text.endswith(f"processes={ranks}")
 
 
 def test_deepspeed_is_launched_on_each_node_by_its_own_launcher() -> None:
     options = ["--use_deepspeed", "--deepspeed_config_file", "zero2.json"]
     several = launch_words(Resources(nodes=2, gpus=4), options)
-    assert several[:2] == ["accelerate", "launch"]
+    assert several[:4] == ["python", "-P", "-m", "recipes.launching.job"]
     assert several[several.index("--deepspeed_multinode_launcher") + 1] == "standard"
     assert "--multi_gpu" not in several
     # On a CPU, Accelerate's variable would turn DeepSpeed off without a word.
-    assert "env" not in launch_words(Resources(processes=2), options)
+    assert "--on_cpus" not in launch_words(Resources(processes=2), options)
     assert "--deepspeed_multinode_launcher" not in launch_words(Resources(gpus=4), options)
 
 

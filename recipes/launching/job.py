@@ -1,0 +1,67 @@
+"""Launch a scheduler's job: `accelerate launch`, with what `pipeline train` guards a launch against.
+
+    python -P -m recipes.launching.job OPTIONS recipes/train.py RECIPE.yaml [key=value ...]
+
+What the job's shell has of other launchers is left out, the user's default file of Accelerate is
+not read, the processes that train keep their state and end when the job's script is gone, and their
+own exit code is this program's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from recipes.config.bundled import ROOT, shipped
+from recipes.launching import accelerate
+from recipes.launching.command import ON_CPUS, cpu_variables
+from recipes.launching.environment import for_own_launch, listed
+from recipes.launching.local import PLAIN
+from recipes.launching.owner import end_with_parent
+from recipes.launching.ranks import SCRIPT, forget
+
+CONFIG = "--config_file"
+
+
+def main() -> int:
+    """Launch what the command line says; return the first failed process's exit code."""
+    words = options(sys.argv[1:])
+    ignored = prepare(on_cpus=ON_CPUS in sys.argv)
+    if ignored:
+        sys.stderr.write(f"train: ignored, the recipe decides: {listed(ignored)}\n")
+    sys.argv[1:] = words
+    end_with_parent()
+    return accelerate.launch()
+
+
+def options(given: Sequence[str]) -> list[str]:
+    """Return the words for `accelerate launch`: a plain launch file where the job names none."""
+    words = [word for word in given if word != ON_CPUS]
+    script = next((n for n, word in enumerate(words) if word.endswith(SCRIPT)), len(words))
+    named = [n for n, word in enumerate(words[:script]) if word.partition("=")[0] == CONFIG]
+    if not named:
+        return [CONFIG, str(ROOT / PLAIN), *words]
+    for n in named:
+        # As a word of its own, or after an equals sign.
+        flag, equals, value = words[n].partition("=")
+        if equals:
+            words[n] = f"{flag}={shipped(value)}"
+        elif n + 1 < len(words):
+            words[n + 1] = shipped(words[n + 1])
+    return words
+
+
+def prepare(*, on_cpus: bool) -> dict[str, str]:
+    """Make this process's environment one of a launch alone; return what was left out of it."""
+    clean, ignored = for_own_launch(os.environ)
+    ranks = dict(clean)
+    forget(clean)
+    ignored |= {name: value for name, value in ranks.items() if name not in clean}
+    os.environ.clear()
+    os.environ.update(clean | cpu_variables(0 if on_cpus else 1))
+    return dict(sorted(ignored.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
