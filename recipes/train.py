@@ -20,6 +20,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.common.errors import INTERRUPTED, explained
+from pipeline.common.locale import insist_on_utf8
 from pipeline.common.secrets import redacted
 from recipes.config.load import load_recipe
 from recipes.config.schema import Run
@@ -188,4 +189,5 @@ def dry_run(
 
 
 if __name__ == "__main__":
+    insist_on_utf8()
     processes.leave(main())

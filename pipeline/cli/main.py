@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -12,6 +13,7 @@ from typer.core import TyperGroup
 
 from pipeline.cli import cluster, codec, doctor, evaluate, models, recipes, shard, train
 from pipeline.common.errors import FAILURE, explained
+from pipeline.common.locale import insist_on_utf8
 from pipeline.common.secrets import redacted
 
 # The order of `pipeline --help`; a command of no group is listed under OTHER.
@@ -24,6 +26,7 @@ GROUPS = {
     "Help": ("recipes", "doctor"),
 }
 OTHER = "Other"
+PROGRAMS = ("pipeline", "__main__.py")
 WHOLE = 10_000  # characters of a command's first sentence: never cut
 
 
@@ -88,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Exit codes: 0 success, 2 bad usage or bad input, 1 failure at run time, 130 interrupted.
     """
+    if arguments is None and Path(sys.argv[0]).name in PROGRAMS:
+        insist_on_utf8()
     words = list(sys.argv[1:] if arguments is None else arguments)
     Commands.debug = "--debug" in words
     build()(args=[word for word in words if word != "--debug"], prog_name="pipeline")

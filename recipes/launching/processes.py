@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +23,7 @@ from recipes.config.bundled import shipped
 from recipes.config.schema import Recipe
 from recipes.config.settings import RecipeError
 from recipes.launching import environment, ranks
+from recipes.launching.deepspeed import refuse_other_training
 from recipes.training.signals import AGAIN, StopNow, StopRequest
 
 T = TypeVar("T")
@@ -146,23 +147,7 @@ def _check_deepspeed(accelerator: Any, recipe: Recipe) -> None:
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is None:
         return
-    config: Mapping[str, Any] = plugin.deepspeed_config
-    allowed: dict[str, tuple[object, ...]] = {
-        "gradient_accumulation_steps": ("auto", recipe.speed.accumulate),
-        "gradient_clipping": ("auto", 0, 0.0),
-    }
-    wrong = [key for key, values in allowed.items() if config.get(key, values[0]) not in values]
-    wrong += [key for key in ("optimizer", "scheduler") if config.get(key)]
-    wrong += [key for key in ("fp16", "bf16") if _enabled(config.get(key))]
-    if wrong:
-        raise RecipeError(
-            f"DeepSpeed's settings have {', '.join(wrong)}, which the recipe decides: use"
-            " recipes/accelerate/zero1.yaml, zero2.yaml or zero3.yaml, or leave them out"
-        )
-
-
-def _enabled(part: object) -> bool:
-    return isinstance(part, Mapping) and part.get("enabled") is True
+    refuse_other_training(plugin.deepspeed_config, recipe.speed.accumulate)
 
 
 def from_first(accelerator: Any, value: T) -> T:
