@@ -1,4 +1,4 @@
-"""Run `accelerate launch` for `pipeline train` and jobs: pass on the processes' own exit code, no traceback.
+"""Run `accelerate launch` for `pipeline train` and jobs: with the processes' own exit code.
 
 The launchers behind `accelerate launch` exit with 1 whatever happened, print a traceback over the
 sentence that training has printed, and die of SIGUSR1. This one leaves signals to the processes

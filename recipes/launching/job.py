@@ -1,4 +1,4 @@
-"""Launch a scheduler's job: `accelerate launch`, with what `pipeline train` guards a launch against.
+"""Launch a scheduler's job: `accelerate launch`, guarded as `pipeline train` guards it.
 
     python -P -m recipes.launching.job OPTIONS recipes/train.py RECIPE.yaml [key=value ...]
 
