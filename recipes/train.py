@@ -21,6 +21,7 @@ if __name__ == "__main__":
 
 from pipeline.common.errors import INTERRUPTED, explained
 from pipeline.common.locale import insist_on_utf8
+from pipeline.common.printable import log_to
 from pipeline.common.secrets import redacted
 from recipes.config.load import load_recipe
 from recipes.config.schema import Run
@@ -34,7 +35,7 @@ log = logging.getLogger("recipes")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as `arguments` say; return the exit code."""
     given = parse(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to(sys.stderr)
     stop = StopRequest()
     stop.listen()
     processes.end_with_launcher()

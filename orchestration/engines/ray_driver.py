@@ -30,6 +30,7 @@ from orchestration.profile import RayProfile
 from orchestration.script import AGAIN
 from orchestration.states import State
 from orchestration.store import read
+from pipeline.common.printable import log_to
 from pipeline.common.sizes import parse_size
 
 POLL_SECONDS = 0.5
@@ -281,7 +282,7 @@ def main(arguments: Sequence[str]) -> int:
     plan = read(folder)
     profile = profile_from(plan.profile, str(folder))
     assert isinstance(profile, RayProfile)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    log_to(sys.stdout)
     ray.init(log_to_driver=False)
     driver = Driver(plan, folder, plan.job(name), profile)
     signal.signal(signal.SIGTERM, driver.stop)

@@ -22,6 +22,7 @@ from orchestration.plan import Job, Plan, is_done
 from orchestration.profile import RayProfile
 from orchestration.states import JobStatus, State
 from orchestration.store import read
+from pipeline.common.printable import log_to
 
 POLL_SECONDS = 1.0
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the plan in the folder `arguments[0]`."""
     import ray
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    log_to(sys.stdout)
 
     folder = Path(arguments[0])
     plan = read(folder)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.cli.output import echo
 from pipeline.common.documents import parse
 
 if TYPE_CHECKING:
@@ -69,14 +70,14 @@ def schedule(
         return
     names = control.schedule(made)
     left_out = len(made.plan.jobs) - len(names)
-    typer.echo(f"submitted {len(names)} jobs; {left_out} were done already", err=True)
+    echo(f"submitted {len(names)} jobs; {left_out} were done already", err=True)
     if wait and names and not control.wait(made.plan, made.folder, _reporter()):
         failed = [one for one in control.status(made.plan, made.folder) if one.state == "failed"]
         _fail_because_of(made.plan, failed)
     if as_json:
         _print_json({"plan": made.plan.id, "folder": str(made.folder), "jobs": names})
     else:
-        typer.echo(made.plan.id)
+        echo(made.plan.id)
 
 
 def status(
@@ -103,9 +104,9 @@ def status(
         _print_json({"plan": found.id, "engine": found.profile["engine"], "jobs": rows})
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_COLUMNS
-    typer.echo(f"{found.id} on {found.profile['engine']}")
+    echo(f"{found.id} on {found.profile['engine']}")
     for line in status_lines(rows, width):
-        typer.echo(line)
+        echo(line)
 
 
 def logs(
@@ -144,7 +145,7 @@ def cancel(plan: PlanId, as_json: AsJson = False) -> None:
     if as_json:
         _print_json({"plan": found.id, "cancelled": names})
     else:
-        typer.echo(f"{len(names)} jobs cancelled; `pipeline retry {found.id}` continues the plan")
+        echo(f"{len(names)} jobs cancelled; `pipeline retry {found.id}` continues the plan")
 
 
 def retry(plan: PlanId, as_json: AsJson = False) -> None:
@@ -159,9 +160,9 @@ def retry(plan: PlanId, as_json: AsJson = False) -> None:
     if as_json:
         _print_json({"plan": found.id, "jobs": names})
     elif names:
-        typer.echo(f"submitted {len(names)} jobs: {', '.join(names)}")
+        echo(f"submitted {len(names)} jobs: {', '.join(names)}")
     else:
-        typer.echo("nothing to retry: every job is done, waiting or running")
+        echo("nothing to retry: every job is done, waiting or running")
 
 
 def _print_plan(made: Scheduled, as_json: bool) -> None:
@@ -175,9 +176,9 @@ def _print_plan(made: Scheduled, as_json: bool) -> None:
         return
     columns = ("job", "needs", "resources", "outputs", "done")
     _print_table("Plan (dry run: nothing is submitted)", table, columns)
-    typer.echo("Drawing (Mermaid):\n\n```mermaid\n" + picture + "```\n")
+    echo("Drawing (Mermaid):\n\n```mermaid\n" + picture + "```\n")
     for name, text in made.scripts.items():
-        typer.echo(f"===== {name} =====\n{text}")
+        echo(f"===== {name} =====\n{text}")
 
 
 def _print_plans(as_json: bool) -> None:
@@ -196,7 +197,7 @@ def _print_plans(as_json: bool) -> None:
     elif rows:
         _print_table("Plans", rows, ("plan", "recipe", "engine", "jobs"))
     else:
-        typer.echo("no plans were scheduled from this folder")
+        echo("no plans were scheduled from this folder")
 
 
 def _rows(plan: Plan, found: Sequence[JobStatus]) -> list[dict[str, Any]]:
@@ -326,7 +327,7 @@ def _reporter() -> Callable[[Sequence[JobStatus]], None]:
         line = _counts(found) + (f" ({running})" if running else "")
         if line != last:
             last = line
-            typer.echo(line, err=True)
+            echo(line, err=True)
 
     return report
 
@@ -348,7 +349,7 @@ def _fail_because_of(plan: Plan, failed: Sequence[JobStatus]) -> None:
 
 
 def _print_json(content: Any) -> None:
-    typer.echo(json.dumps(content, indent=1))
+    echo(json.dumps(content, indent=1))
 
 
 def _print_table(title: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:

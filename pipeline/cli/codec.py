@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli.output import echo
 from pipeline.cli.places import check_stream_name, is_picture_file, is_stream_file, places
 from pipeline.common.sizes import parse_size
 
@@ -190,7 +191,7 @@ def import_published(
     beside = "without" if auxiliary is None else "with"
     result = {"file": str(file), "parameters": count, "auxiliary": auxiliary is not None}
     sentence = f"{file}: {count} parameters, {beside} the auxiliary model"
-    typer.echo(json.dumps(result) if as_json else sentence)
+    echo(json.dumps(result) if as_json else sentence)
 
 
 def _is_import_of(file: Path, checkpoint: Path) -> bool:
@@ -207,4 +208,4 @@ def _is_import_of(file: Path, checkpoint: Path) -> bool:
 
 def _show(as_json: bool, shown: Shown) -> None:
     # Where standard output is the file itself, words go beside it.
-    typer.echo(json.dumps(shown.result) if as_json else shown.sentence, err=shown.aside)
+    echo(json.dumps(shown.result) if as_json else shown.sentence, err=shown.aside)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli.output import echo
+
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
@@ -65,11 +67,11 @@ def add_to(app: typer.Typer) -> None:
         findings = [*_packages(), *_programs(), *_devices()]
         findings += _cluster(on) if on else []
         if as_json:
-            typer.echo(json.dumps([asdict(finding) for finding in findings]))
+            echo(json.dumps([asdict(finding) for finding in findings]))
         else:
             width = max(len(finding.what) for finding in findings)
             for one in findings:
-                typer.echo(f"{one.state:>8}  {one.what:<{width}}  {one.detail}")
+                echo(f"{one.state:>8}  {one.what:<{width}}  {one.detail}")
         if any(finding.state == "missing" for finding in findings):
             raise typer.Exit(1)
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.cli.output import echo
+
 if TYPE_CHECKING:
     from pipeline.evaluation import ModelSpec, Report
 
@@ -85,8 +87,8 @@ def evaluate(
     if others:
         listed = ", ".join(file.name for file in others[:NAMED])
         listed += ", ..." if len(others) > NAMED else ""
-        typer.echo(f"skipped {len(others)} that are no pictures, or hidden: {listed}", err=True)
-    typer.echo(json.dumps(_summary(found, out), indent=1) if as_json else _text(found, out))
+        echo(f"skipped {len(others)} that are no pictures, or hidden: {listed}", err=True)
+    echo(json.dumps(_summary(found, out), indent=1) if as_json else _text(found, out))
 
 
 def _numbers(text: str) -> list[float]:

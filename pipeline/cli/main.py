@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline.cli import cluster, codec, doctor, evaluate, models, recipes, shard, train
+from pipeline.cli.output import echo
 from pipeline.common.errors import FAILURE, explained
 from pipeline.common.locale import insist_on_utf8
 from pipeline.common.secrets import redacted
@@ -56,7 +57,7 @@ class Commands(TyperGroup):
             )
             if self.debug:
                 traceback.print_exc()
-            typer.echo(f"pipeline: {redacted(sentence)}", err=True)
+            echo(f"pipeline: {redacted(sentence)}", err=True)
             raise typer.Exit(code) from error
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli.output import echo
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -55,9 +57,9 @@ def register(
     version = register_model(source, name, alias, measured)
     aliases = "".join(f", @{a}" for a in version.aliases)
     # Beside JSON, for the log of a job: what a person wants to read.
-    typer.echo(f"{version.uri}{aliases}", err=as_json)
+    echo(f"{version.uri}{aliases}", err=as_json)
     if as_json:
-        typer.echo(json.dumps(version.to_dict(), indent=2))
+        echo(json.dumps(version.to_dict(), indent=2))
 
 
 def models(
@@ -74,11 +76,11 @@ def models(
 
     versions = list_versions(name)
     if as_json:
-        typer.echo(json.dumps([version.to_dict() for version in versions], indent=2))
+        echo(json.dumps([version.to_dict() for version in versions], indent=2))
     elif versions:
         _print_tables(versions)
     else:
-        typer.echo("no model is registered yet: pipeline register CHECKPOINT --name NAME")
+        echo("no model is registered yet: pipeline register CHECKPOINT --name NAME")
 
 
 def promote(
@@ -106,9 +108,9 @@ def promote(
         decision = decide(name, shipped(data), out or Path(folder, "evaluation"), device)
     outcome = "moved to" if decision.better else "stays, not moved to"
     # Beside JSON, for the log of a job: what a person wants to read.
-    typer.echo(f"@champion {outcome} {decision.challenger}: {decision.why}", err=as_json)
+    echo(f"@champion {outcome} {decision.challenger}: {decision.why}", err=as_json)
     if as_json:
-        typer.echo(json.dumps(decision.to_dict(), indent=2))
+        echo(json.dumps(decision.to_dict(), indent=2))
 
 
 def lineage(
@@ -123,7 +125,7 @@ def lineage(
     from pipeline.tracking import lineage as trace
 
     found = trace(model)
-    typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else "\n".join(lines_of(found)))
+    echo(json.dumps(found.to_dict(), indent=2) if as_json else "\n".join(lines_of(found)))
 
 
 def deliver(
@@ -145,7 +147,7 @@ def deliver(
     left = [str(folder) for folder in sorted(found) if not send(folder, seconds)]
     if left:
         raise StoreError(f"the tracking store can't be reached; records still wait in {left[0]}")
-    typer.echo(f"delivered, {len(found)} in all" if len(found) > 1 else "delivered")
+    echo(f"delivered, {len(found)} in all" if len(found) > 1 else "delivered")
 
 
 def _print_tables(versions: Sequence[Version]) -> None:

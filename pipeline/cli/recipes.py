@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.output import echo
+
 
 def add_to(app: typer.Typer) -> None:
     """Add `recipes` to `app`."""
@@ -49,19 +51,19 @@ def recipes(
         hint = f"did you mean {close[0]}?" if close else "`pipeline recipes` lists them"
         raise typer.BadParameter(f"the project has no file {name}; {hint}")
     if as_json:
-        typer.echo(json.dumps({one: str(path) for one, path in known.items()}))
+        echo(json.dumps({one: str(path) for one, path in known.items()}))
     elif name is not None:
-        typer.echo(known[name].read_text(), nl=False)
+        echo(known[name].read_text(), nl=False)
     else:
         width = max(len(one) for one in known)
         for one, path in known.items():
-            typer.echo(f"{one:<{width}}  {purpose(path)}".rstrip())
+            echo(f"{one:<{width}}  {purpose(path)}".rstrip())
 
 
 def _explain(key: str) -> None:
     from recipes.config.explain import explain, settings
 
     for one in settings() if key == "all" else explain(key):
-        typer.echo(f"{one.key}: {one.kind}; {one.default}")
+        echo(f"{one.key}: {one.kind}; {one.default}")
         if one.meaning:
-            typer.echo(textwrap.fill(one.meaning, 78, initial_indent="  ", subsequent_indent="  "))
+            echo(textwrap.fill(one.meaning, 78, initial_indent="  ", subsequent_indent="  "))

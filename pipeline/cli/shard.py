@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from pipeline.cli import shard_options as given
+from pipeline.cli.output import echo
 
 if TYPE_CHECKING:
     from shards.inspecting.summary import SplitFacts
@@ -70,12 +71,12 @@ def shard(
         more = {"workers": workers, "part": parse_part(part), "fresh": fresh, "dry_run": dry_run}
         summaries = _made(source, out, options, more)
     if as_json:
-        typer.echo(json.dumps([asdict(one) for one in summaries]))
+        echo(json.dumps([asdict(one) for one in summaries]))
     else:
         for note in dict.fromkeys(note for one in summaries for note in one.notes):
-            typer.echo(note, err=True)
+            echo(note, err=True)
         for one in summaries:
-            typer.echo(_told(one, out, dry_run))
+            echo(_told(one, out, dry_run))
 
 
 def _finished(source: list[str] | None, out: str) -> list[Summary]:
@@ -116,13 +117,13 @@ def verify(
     with progress("Verifying", unit="images") as report:
         verdict = check(dest, split=split, workers=workers or default_workers(), progress=report)
     if as_json:
-        typer.echo(json.dumps(asdict(verdict)))
+        echo(json.dumps(asdict(verdict)))
     else:
         for problem in verdict.problems:
-            typer.echo(str(problem))
+            echo(str(problem))
         count = len(verdict.problems)
         state = "all is well" if not count else f"{count} problem{'s' if count > 1 else ''}"
-        typer.echo(f"{dest}: {verdict.shards} shards, {verdict.samples} samples: {state}")
+        echo(f"{dest}: {verdict.shards} shards, {verdict.samples} samples: {state}")
     if verdict.problems:
         raise typer.Exit(1)
 
@@ -158,10 +159,10 @@ def inspect(
 
         write_page(dest, Path(html), split, force)
     if as_json:
-        typer.echo(json.dumps([asdict(one) for one in facts]))
+        echo(json.dumps([asdict(one) for one in facts]))
         return
     for one in facts:
-        typer.echo(_described(one))
+        echo(_described(one))
 
 
 def _inspect_stream(
@@ -171,9 +172,9 @@ def _inspect_stream(
 
     facts = stream_facts(dest, split, nodes, block=block, rate=rate)
     if as_json:
-        typer.echo(json.dumps(asdict(facts)))
+        echo(json.dumps(asdict(facts)))
         return
-    typer.echo(
+    echo(
         f"{split} on {nodes} node{'s' if nodes > 1 else ''} ({facts.groups} groups, "
         f"blocks of {block}):\n"
         f"  each node fetches up to {_bytes(facts.fetched)} in an epoch, "

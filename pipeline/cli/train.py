@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli.output import echo
+
 if TYPE_CHECKING:
     from recipes.launching.local import Asked
 
@@ -88,7 +90,7 @@ def _launch(recipe: Asked, accelerate: Path | None, words: list[str]) -> int:
     environment, ignored = for_own_launch(os.environ)
     forget(environment)
     if ignored:
-        typer.echo(f"train: ignored, the recipe decides: {listed(ignored)}", err=True)
+        echo(f"train: ignored, the recipe decides: {listed(ignored)}", err=True)
     variables = {**variables, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-P", "-m", "recipes.launching.accelerate", *how, str(script)]
     return run([*command, *words], {**environment, **variables})
@@ -115,7 +117,7 @@ def export(
     from recipes.training.export import export_checkpoint
 
     file, checkpoint = export_checkpoint(source, out, best=best, force=force)
-    typer.echo(f"{file}: step {checkpoint.step} of {checkpoint.about['run'].get('name', source)}")
+    echo(f"{file}: step {checkpoint.step} of {checkpoint.about['run'].get('name', source)}")
 
 
 def launch_options(recipe: Asked, config: Path | None) -> tuple[list[str], dict[str, str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pipeline.common.printable import LAYOUT, printable
+
 # Exit codes of commands.
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -15,7 +17,15 @@ class RunError(RuntimeError):
 
 
 def explained(error: BaseException) -> tuple[int, str] | None:
-    """Return the exit code and the sentence that `error` deserves; None for a fault of the code."""
+    """Return the exit code and the sentence that `error` deserves; None for a fault of the code.
+
+    The sentence may name what is from outside: nothing in it is obeyed by a terminal.
+    """
+    told = _told(error)
+    return None if told is None else (told[0], printable(told[1], LAYOUT))
+
+
+def _told(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted; finished work is kept, and the same command continues"
     if isinstance(error, UsageError):

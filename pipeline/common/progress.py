@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from pipeline.common.printable import printable
+
 # What a room calls: how many are done, of how many (None: unknown), and a few words more.
 Progress = Callable[[int, int | None, str], None]
 SECONDS_BETWEEN_LINES = 5.0
@@ -40,16 +42,18 @@ def _bar(title: str, unit: str) -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=None, note="")
-        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+        task = bar.add_task(printable(title), total=None, note="")
+        yield lambda done, total, note: bar.update(
+            task, completed=done, total=total, note=printable(note)
+        )
 
 
 def _lines(title: str, unit: str, stream: TextIO) -> Progress:
@@ -66,7 +70,8 @@ def _lines(title: str, unit: str, stream: TextIO) -> Progress:
         last, complete = now, done == total
         of = "" if total is None else f" of {total}"
         left = _time_left(now - first[0], done - first[1], done, total)
-        stream.write(f"{title}: {done}{of} {unit}{left}{', ' + note if note else ''}\n")
+        told = f"{title}: {done}{of} {unit}{left}{', ' + note if note else ''}"
+        stream.write(f"{printable(told)}\n")
         stream.flush()
 
     return report

@@ -17,6 +17,7 @@ import torch
 from pipeline.common.atomic import writing_folder
 from pipeline.common.devices import pick_device
 from pipeline.common.machine import usable_cores
+from pipeline.common.printable import cell
 from pipeline.common.progress import Progress
 from pipeline.evaluation.classical import Cache, Runner, Span
 from pipeline.evaluation.compare import compare
@@ -153,14 +154,20 @@ def _report(
     return replace(found, verdict=verdict(found))
 
 
+def table(report: Report) -> str:
+    """Return what results.csv holds: a row for each picture, codec and setting."""
+    written = io.StringIO()
+    rows = report.rows()
+    writer = csv.DictWriter(written, fieldnames=list(rows[0]))
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: cell(v) if isinstance(v, str) else v for key, v in row.items()})
+    return written.getvalue()
+
+
 def _write(report: Report, scenes: Sequence[Scene], folder: Path) -> None:
     """Write the report's files; results.json, which marks the folder as complete, comes last."""
-    table = io.StringIO()
-    rows = report.rows()
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    (folder / "results.csv").write_bytes(table.getvalue().encode())
+    (folder / "results.csv").write_bytes(table(report).encode())
     for suffix in ("png", "svg"):
         (folder / f"rd-curve.{suffix}").write_bytes(draw_curves(report, suffix))
     (folder / "report.html").write_bytes(render(report, scenes).encode())

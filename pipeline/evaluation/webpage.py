@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import colormaps
 from PIL import Image
 
+from pipeline.common.printable import shown as harmless
 from pipeline.evaluation.columns import COSTS, seconds, si
 from pipeline.evaluation.compare import PUBLISHED, against
 from pipeline.evaluation.metrics import Picture
@@ -30,6 +31,7 @@ def render(report: Report, scenes: Sequence[Scene]) -> str:
     environment = Environment(
         loader=PackageLoader("pipeline.evaluation", "templates"),
         autoescape=True,
+        finalize=harmless,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from recipes.training.state import copied
+from recipes.training.state import Copy, contiguous
 
 KIND = "ema"
 
@@ -45,10 +45,10 @@ class Average:
         finally:
             self._write(kept)
 
-    def gather(self) -> dict[str, Tensor]:
-        """Return copies on the CPU, by `ema.` and the parameter's name."""
+    def gather(self, copy: Copy = contiguous) -> dict[str, Tensor]:
+        """Return copies on the CPU, made by `copy`, by `ema.` and the parameter's name."""
         pairs = zip(self._names, self._average, strict=True)
-        return {f"{KIND}.{name}": copied(tensor) for name, tensor in pairs}
+        return {f"{KIND}.{name}": copy(f"{KIND}.{name}", tensor) for name, tensor in pairs}
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:

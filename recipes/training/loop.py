@@ -39,7 +39,7 @@ from recipes.training.resume import MEASURES, check_same, differences
 from recipes.training.schedule import set_learning_rate
 from recipes.training.session import Interrupted, Session, TrainingError
 from recipes.training.signals import StopNow
-from recipes.training.state import part
+from recipes.training.state import Copies, Copy, contiguous, part
 from recipes.training.steps import Eager, Found, Reduce, pieces
 from recipes.training.throughput import Meter
 from recipes.training.validate import evaluate, look
@@ -81,6 +81,7 @@ class Trainer:
         if kept is not None:
             self._restore(tensors)
         self.writer = checkpoint.Writer(run.recipe.checkpoint.background)
+        self.copies = Copies()
         self.watch = Watch(run)
         self.spikes = SpikeWatch(run)
         self.meter = Meter(run.stage.batch)
@@ -407,18 +408,18 @@ class Trainer:
             if self.results is not None:
                 self.results.show(f"pictures/{picture.name}", shown, self.memory.step)
 
-    def _gather(self) -> dict[str, Tensor]:
+    def _gather(self, copy: Copy = contiguous) -> dict[str, Tensor]:
         """Return the whole state on the CPU, on the process that writes; all call this together."""
-        state = self.holding.gather(self.module, self.optimizer, self.session.main)
+        state = self.holding.gather(self.module, self.optimizer, self.session.main, copy)
         if self.average is None or not self.session.main:
             return state
-        return state | self.average.gather()
+        return state | self.average.gather(copy)
 
     def _save(self) -> None:
         """Copy the state; the first process writes it, in the background if so wanted."""
         self.watchdog.mark("keeps the state")
-        self.writer.wait()
-        tensors = self._gather()
+        self.writer.wait()  # for the copies that it writes, too: these take their place
+        tensors = self._gather(self.copies)
         self.saved_at = time.monotonic()
         if self.results is None:
             return

@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from recipes.training.clipping import Clipping
 
+# Returns a copy on the CPU of the tensor that has a name in the state.
+Copy = Callable[[str, Tensor], Tensor]
 
-def gather(module: nn.Module, optimizer: Clipping) -> dict[str, Tensor]:
-    """Return copies on the CPU of all weights and of the optimizer's state."""
-    state = {f"weights.{name}": copied(tensor) for name, tensor in module.state_dict().items()}
+
+def contiguous(name: str, tensor: Tensor) -> Tensor:
+    """Return a copy on the CPU, in the order of its indices, in memory of its own."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+class Copies:
+    """Makes copies on the CPU in memory that is kept for the next ones, whatever their layout.
+
+    Training waits for this alone, so it does the least: new memory, which the system clears page by
+    page, and another order of the values would each take longer than the copy. Each copy is valid
+    until the next of its name.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        """Return the copy of `tensor`, the one called `name`."""
+        kept = self._kept.get(name)
+        if kept is None or (kept.shape, kept.dtype) != (tensor.shape, tensor.dtype):
+            kept = self._kept[name] = torch.empty_like(tensor, device="cpu", requires_grad=False)
+        return kept.copy_(tensor.detach())
+
+
+def gather(module: nn.Module, optimizer: Clipping, copy: Copy = contiguous) -> dict[str, Tensor]:
+    """Return copies on the CPU of all weights and of the optimizer's state, made by `copy`."""
+    state = {}
+    for name, tensor in module.state_dict().items():
+        state[f"weights.{name}"] = copy(f"weights.{name}", tensor)
     for name, parameter in module.named_parameters():
         for key, tensor in optimizer.kept(parameter).items():
-            state[f"{key}.{name}"] = copied(tensor)
+            state[f"{key}.{name}"] = copy(f"{key}.{name}", tensor)
     return state
 
 
@@ -48,8 +78,3 @@ def part(state: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
         for name, tensor in state.items()
         if name.startswith(f"{kind}.")
     }
-
-
-def copied(tensor: Tensor) -> Tensor:
-    """Return a copy on the CPU, in the order of its indices."""
-    return tensor.detach().to("cpu", copy=True).contiguous()

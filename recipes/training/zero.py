@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from recipes.launching import processes as launch
 from recipes.training.clipping import MOMENTS, NonFiniteError
 from recipes.training.optim import ClippedAdam
-from recipes.training.state import copied, gather, restore
+from recipes.training.state import Copy, contiguous, gather, restore
 
 
 class Whole:
     """How state is held when every process has all of it."""
 
-    def gather(self, module: nn.Module, optimizer: ClippedAdam, wanted: bool) -> dict[str, Tensor]:
-        """Return the whole state, on the CPU, where it is `wanted`. All processes call this."""
-        return gather(module, optimizer) if wanted else {}
+    def gather(
+        self, module: nn.Module, optimizer: ClippedAdam, wanted: bool, copy: Copy = contiguous
+    ) -> dict[str, Tensor]:
+        """Return the whole state, copied by `copy`, where it is `wanted`; all call this."""
+        return gather(module, optimizer, copy) if wanted else {}
 
     def restore(
         self, module: nn.Module, optimizer: ClippedAdam, state: Mapping[str, Tensor], step: int
@@ -44,19 +46,23 @@ class Sharded(Whole):
         self.stage = int(engine.zero_optimization_stage())
         optimizer.partitioned = True
 
-    def gather(self, module: nn.Module, optimizer: ClippedAdam, wanted: bool) -> dict[str, Tensor]:
-        """Return the whole state, on the CPU; all processes are needed for it, and call this."""
+    def gather(
+        self, module: nn.Module, optimizer: ClippedAdam, wanted: bool, copy: Copy = contiguous
+    ) -> dict[str, Tensor]:
+        """Return the whole state, copied by `copy`; all processes are needed, and call this."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         with self._whole_weights(module):
-            state = {f"weights.{name}": copied(t) for name, t in module.state_dict().items()}
+            weights = {f"weights.{name}": t for name, t in module.state_dict().items()}
+            state = {name: copy(name, tensor) for name, tensor in weights.items()}
         if not optimizer.state:
             return state
         self._link()
         for name, parameter in module.named_parameters():
             for key in MOMENTS if parameter.requires_grad else ():
                 moment = safe_get_full_optimizer_state(parameter, key)
-                state[f"{key}.{name}"] = copied(moment.reshape(state[f"weights.{name}"].shape))
+                shaped = moment.reshape(state[f"weights.{name}"].shape)
+                state[f"{key}.{name}"] = copy(f"{key}.{name}", shaped)
         return state
 
     def restore(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from pipeline.common.atomic import write_text
 from pipeline.common.pictures import thumbnail
+from pipeline.common.printable import shown
 from pipeline.common.targets import check_target
 from shards.inspecting.summary import SplitFacts, facts_of, manifests, read_tables
 from shards.making.listing import hash_keys
@@ -67,10 +69,8 @@ def write_page(dest: str | Path, path: Path, split: str | None = None, force: bo
     check_target(path, "inspect", _is_page, force=force, make_folder=True)
     store = Store(dest)
     pages = [_page(store, one, read_tables(dest, one)) for one in manifests(dest, split)]
-    environment = Environment(
-        loader=PackageLoader("shards.inspecting", "."), autoescape=select_autoescape()
-    )
-    environment.autoescape = True
+    loader = PackageLoader("shards.inspecting", ".")
+    environment = Environment(loader=loader, autoescape=True, finalize=shown)
     text = environment.get_template("page.html.j2").render(where=str(dest), pages=pages)
     write_text(path, text)
 
@@ -130,8 +130,9 @@ def _pictures(
     for row in rows:
         try:
             with store.open(f"{manifest.shards[row['shard']].name}.tar") as stream:
+                end = stream.seek(0, os.SEEK_END)
                 stream.seek(row["offset"])
-                yield row, _small(stream.read(row["size"]))
+                yield row, _small(stream.read(min(row["size"], end)))
         except (OSError, ValueError):
             yield row, None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import tarfile
 from collections import Counter
@@ -226,10 +227,11 @@ def _tar_problems(
 ) -> list[Problem]:
     problems = [Problem(info.tar, what) for what in _file_problems(stream, info)]
     unreadable = 0
+    end = stream.seek(0, os.SEEK_END)
     for row in rows:
         try:
             stream.seek(row["offset"])
-            what = _sample_problem(stream.read(row["size"]), row, options)
+            what = _sample_problem(stream.read(min(row["size"], end)), row, options)
         except OSError as error:  # one bad sector, and the rest may be whole
             what = _cannot_be_read(error)
             unreadable += 1

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 # Files fetched side by side ahead of use.
 FETCHERS = 2
+# Bytes from which on a size, which a table from outside may say, is not believed: reading takes as
+# much memory as is asked for, whatever the file has.
+CHECKED = 1 << 24
 # What of `Files` is of one process.
 OF_PROCESS = ("_owner", "_closing")
 
@@ -53,6 +56,8 @@ class Files(ABC):
         try:
             key = self._owner, name
             with POOL.using(key, lambda: self._opened(name), self.kept) as descriptor:
+                if size > CHECKED:
+                    size = min(size, max(0, os.fstat(descriptor).st_size - offset))
                 return os.pread(descriptor, size, offset)
         except OSError as error:
             raise self._unreadable(name, error) from error

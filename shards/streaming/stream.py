@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from pipeline.common.printable import printable
 from shards.errors import ShardsError, ShardsRuntimeError
 from shards.reading.cache import Cache
 from shards.reading.corpus import Corpus
@@ -325,7 +326,8 @@ class Stream(IterableDataset[Batch]):
         for one in batch.skipped:
             failed.setdefault(one.position, []).append(one)
             self.broken[one.key] = one.reason
-            log.warning("skipped broken sample %s: %s", one.key, one.reason)
+            told = f"skipped broken sample {one.key}: {one.reason}"
+            log.warning("%s", printable(told))
         self.traffic += batch.traffic
         for position in batch.positions:
             self._in_a_row += len(failed.get(position, ()))

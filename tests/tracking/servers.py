@@ -40,6 +40,16 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        self.launch()
+        end = time.monotonic() + patience(300)
+        while not self.answers():
+            if not self.runs or time.monotonic() > end:
+                self.kill()
+                raise AssertionError(self.log.read_text()[-2000:])
+            time.sleep(0.5)
+
+    def launch(self) -> int:
+        """Start the command; return its process's id. It answers some seconds later."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._words,
@@ -49,12 +59,11 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
-        end = time.monotonic() + patience(300)
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > end:
-                self.kill()
-                raise AssertionError(self.log.read_text()[-2000:])
-            time.sleep(0.5)
+        return self._process.pid
+
+    @property
+    def runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def kill(self, sign: int = signal.SIGKILL) -> None:
         """Kill the server and its workers, which are in its process group."""
@@ -62,7 +71,7 @@ class Server:
             os.killpg(self._process.pid, sign)
             self._process.wait(patience(60))
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
         try:
             with urllib.request.urlopen(f"{self.uri}{self._health}", timeout=5) as answer:
                 return int(answer.status) == 200
