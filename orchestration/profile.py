@@ -52,13 +52,13 @@ def _written(value: object) -> str:
     return "" if value is None else str(value)
 
 
-class Part(BaseModel):
+class Section(BaseModel):
     """A part of a profile: unknown keys are refused, nothing changes after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Resources(Part):
+class Resources(Section):
     """What one job takes. Everything is per node."""
 
     nodes: Positive = 1
@@ -80,7 +80,7 @@ class Resources(Part):
         return self.nodes * (self.processes or max(self.gpus, 1))
 
 
-class Pictures(Part):
+class Pictures(Section):
     """What shards are made from on this machine."""
 
     source: list[str] = []
@@ -91,7 +91,7 @@ class Pictures(Part):
     """More options of `pipeline shard`, such as --shard-size=256MB."""
 
 
-class Evaluation(Part):
+class Evaluation(Section):
     """How finished models are measured."""
 
     data: str | None = None
@@ -100,7 +100,7 @@ class Evaluation(Part):
     """More options of `pipeline evaluate`."""
 
 
-class Registry(Part):
+class Registry(Section):
     """How measured models are registered."""
 
     name: str | None = None
@@ -111,7 +111,7 @@ class Registry(Part):
     """Whether the plan ends with `pipeline promote`, which moves `champion` if that is earned."""
 
 
-class Profile(Part):
+class Profile(Section):
     """What the profiles of all engines have in common."""
 
     shares_files: ClassVar[bool] = True

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from recipes.config.settings import Number, Part, Positive, Rate, Weight
+from recipes.config.settings import Number, Positive, Rate, Section, Weight
 
 Beta = Annotated[float, Field(ge=0, lt=1), Number]
 Crop = Annotated[int, Field(gt=0, multiple_of=64)]
@@ -20,7 +20,7 @@ ADAM_BETAS, SOAP_BETAS = (0.9, 0.999), (0.95, 0.95)
 OF_MATRICES = frozenset({"soap", "muon"})
 
 
-class Optimizer(Part):
+class Optimizer(Section):
     """What steps the weights; quantiles are always stepped by Adam with the same betas."""
 
     name: Literal["adam", "adamw", "soap", "muon"] = "adam"
@@ -61,7 +61,7 @@ def named(given: object) -> object:
     return {"name": given} if isinstance(given, str) else given
 
 
-class Shape(Part):
+class Shape(Section):
     """The crops of a step: their side, and how many there are in a global batch."""
 
     crop: Crop

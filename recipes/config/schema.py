@@ -24,9 +24,9 @@ from recipes.config.settings import (
     Launch,
     Loss,
     Name,
-    Part,
     Positive,
     RecipeError,
+    Section,
     Speed,
     Tracking,
     Word,
@@ -46,7 +46,7 @@ _NOT_DECISIVE = {
 _THRESHOLDS = {"clamp_warning", "clamp_error"}
 
 
-class Recipe(Part):
+class Recipe(Section):
     """An experiment: what `accelerate launch recipes/train.py RECIPE.yaml` runs."""
 
     name: Name

@@ -64,7 +64,7 @@ Place = Annotated[str, AfterValidator(_from_home)]
 Folder = Annotated[Place, AfterValidator(_no_url)]
 
 
-class Part(BaseModel):
+class Section(BaseModel):
     """A part of a recipe: unknown keys are refused, nothing changes after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -87,7 +87,7 @@ def _in_gigabytes(given: object) -> object:
 NO_DISK = "none"
 
 
-class ShardCache(Part):
+class ShardCache(Section):
     """Where each machine keeps shards that lie behind a URL."""
 
     folder: Folder | None = None
@@ -98,7 +98,7 @@ class ShardCache(Part):
     """Room for shards, in 10^9 bytes or as a size (500GB, 2TiB); unused longest goes first."""
 
 
-class Augmentation(Part):
+class Augmentation(Section):
     """What is done to crops on the device; every draw is a function of seed and position."""
 
     downscale: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -112,7 +112,7 @@ def _no_disk(value: object) -> object:
     return {"folder": NO_DISK} if value == NO_DISK else value
 
 
-class Data(Part):
+class Data(Section):
     """Where pictures come from."""
 
     train: Place | Annotated[dict[Place, CorpusWeight], Field(min_length=1)]
@@ -159,7 +159,7 @@ class Data(Part):
         return self.held_out if self.validation is None else 0
 
 
-class Cca(Part):
+class Cca(Section):
     """The causal context adjustment term of the loss (docs/training.md has the formulas)."""
 
     mode: Literal["adversarial", "published", "off"] = "adversarial"
@@ -203,7 +203,7 @@ class Cca(Part):
         return self
 
 
-class Loss(Part):
+class Loss(Section):
     """Weights of the terms of the loss."""
 
     mse_weight: Weight = 0.05
@@ -215,7 +215,7 @@ class Loss(Part):
     several from outweighing the others."""
 
 
-class Plateau(Part):
+class Plateau(Section):
     """Lower the learning rate, or stop a stage early, when the held-out cost no longer falls."""
 
     patience: Positive = 5
@@ -228,7 +228,7 @@ class Plateau(Part):
     """Plateaus that lower lr by `factor`; the next one ends the stage."""
 
 
-class Checkpoint(Part):
+class Checkpoint(Section):
     """When the state of training is kept."""
 
     every_steps: Positive = 5000
@@ -246,14 +246,14 @@ class Checkpoint(Part):
     the last 200 steps: to go back to by --from. Null: don't look."""
 
 
-class Launch(Part):
+class Launch(Section):
     """How processes that train together watch each other."""
 
     patience: Annotated[float, Field(gt=0)] = 600.0
     """Seconds without progress after which they say which of them hangs, and end (code 75)."""
 
 
-class Tracking(Part):
+class Tracking(Section):
     """What MLflow is told."""
 
     experiment: str = "cca"
@@ -268,7 +268,7 @@ class Tracking(Part):
 AUTO = "auto"
 
 
-class Speed(Part):
+class Speed(Section):
     """How the same arithmetic is done faster; docs/training.md has measurements."""
 
     precision: Literal["fp32", "bf16", "auto"] = "fp32"

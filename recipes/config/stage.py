@@ -19,12 +19,12 @@ from recipes.config.settings import (
     Loss,
     Name,
     Number,
-    Part,
     Place,
     Plateau,
     Positive,
     Rate,
     RateWeight,
+    Section,
     Word,
 )
 
@@ -32,7 +32,7 @@ from recipes.config.settings import (
 MS_SSIM_CROP = 192
 
 
-class Stage(Part):
+class Stage(Section):
     """One stage of training: what it starts from, what it minimises, for how long."""
 
     name: Name

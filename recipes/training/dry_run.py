@@ -80,7 +80,7 @@ class Kept:
 
 
 def _one_step(trainer: Trainer) -> Iterator[str]:
-    batch = next(trainer.feed.from_step(trainer.memory.step, trainer.memory.order))
+    batch = next(trainer.feed.from_step(trainer.state.step, trainer.state.order))
     kept = Kept(trainer.module.parameters())
     start = time.monotonic()
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(kept.pack, kept.unpack):

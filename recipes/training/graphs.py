@@ -22,7 +22,7 @@ from recipes.training.losses import Weights
 from recipes.training.module import METRICS, TrainingModule
 from recipes.training.noise import draw_noise, draw_rates
 from recipes.training.optim import GuardedAdam
-from recipes.training.steps import Found, Piece, Reduce, checked
+from recipes.training.steps import Metrics, Piece, Reduce, checked
 
 # Passes before a capture: what is made at the first use (workspaces, compiled code) is then there.
 _WARM_UP = 3
@@ -72,7 +72,7 @@ class Replayed:
         if _together() > 1:
             _share(module)
 
-    def step(self, pieces: Iterable[Piece], reduce: Reduce) -> Found:
+    def step(self, pieces: Iterable[Piece], reduce: Reduce) -> Metrics:
         """Do a step over `pieces`; see `recipes.training.steps.Eager.step`."""
         vector = self.launch(pieces, reduce)
         self.optimizer.check()

@@ -1,4 +1,4 @@
-"""The training loop: one run of a stage, from its first step or from a checkpoint to its model.
+"""The training loop: one run of a stage, from where it starts to its model.
 
 Every process does the same steps; what depends on one process alone (a signal, the clock, a loss
 that is not finite) is agreed on once a step, with the metrics. Only the first process writes.
@@ -13,14 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.codec import Model
 from recipes.config.schema import Run
-from recipes.config.settings import RecipeError
 from recipes.launching import processes as launch
 from recipes.launching.watchdog import OTHERS, Watchdog, names_of_ranks
 from recipes.training import checkpoint, results, speed
@@ -30,17 +28,16 @@ from recipes.training.deciding import decided
 from recipes.training.ema import Average
 from recipes.training.graphs import Replayed
 from recipes.training.health import KEPT, SpikeWatch, Watch
-from recipes.training.held import digest, held_out
-from recipes.training.memory import Memory
+from recipes.training.held import held_out
+from recipes.training.keeping import Keeper
 from recipes.training.module import TrainingModule, build
 from recipes.training.optim import GuardedAdam, make_optimizer
 from recipes.training.profiling import recording
-from recipes.training.resume import MEASURES, check_same, differences
 from recipes.training.schedule import set_learning_rate
 from recipes.training.session import Interrupted, Session, TrainingError
 from recipes.training.signals import StopNow
-from recipes.training.state import Copies, Copy, contiguous, part
-from recipes.training.steps import Eager, Found, Reduce, pieces
+from recipes.training.starting import find_start, take_up
+from recipes.training.steps import Eager, Metrics, Reduce, pieces
 from recipes.training.throughput import Meter
 from recipes.training.validate import evaluate, look
 from recipes.training.zero import holding
@@ -55,38 +52,34 @@ class Trainer:
     def __init__(self, run: Run, session: Session) -> None:
         """Build the model, or restore the newest checkpoint; nothing is written yet."""
         self.run, self.session = run, session
-        # What it begins from, if not from its own newest checkpoint; what it once began from.
-        self.begins = session.origins.get(run.id)
-        self.origin: Mapping[str, Any] | None = None
         accelerator = session.accelerator
         self.device: torch.device = accelerator.device
-        kept, tensors = self._chosen()
-        begun = None if kept is None else kept.about["decisive"]
-        self.run = run = decided(run, accelerator, begun)
+        self.start = find_start(run, session)
+        self.run = run = decided(run, accelerator, self.start.decisive)
         self.feed = Feed(run, accelerator.process_index, accelerator.num_processes, self.device)
         self.pictures = held_out(run)
-        self.memory = Memory(judged_by=digest(self.pictures))
         self.module: TrainingModule = build(run)
         self.config = self.module.model.config
         self._place()
         graphs = run.speed.cuda_graphs is True
         self.optimizer = make_optimizer(self.module.groups(), run, guarded=graphs)
-        if kept is not None:
-            self._take_up(kept, tensors)
+        self.state = take_up(
+            self.start, run, self.module, self.feed, self.pictures, main=session.main
+        )
         local = run.stage.batch // accelerator.num_processes
         launch.prepare_for(accelerator, local // run.speed.accumulate)
         self.stepper = self._stepper()
-        self.holding = holding(accelerator, self.stepper.wrapped, self.optimizer)
         self.average = Average(self.module, run.ema) if run.ema else None
-        if kept is not None:
-            self._restore(tensors)
-        self.writer = checkpoint.Writer(run.recipe.checkpoint.background)
-        self.copies = Copies()
+        self.results = (
+            results.Results(run, self.feed.corpora, session.overrides, session.ignored)
+            if session.main
+            else None
+        )
+        self.keeper = self._keeper()
         self.watch = Watch(run)
         self.spikes = SpikeWatch(run)
         self.meter = Meter(run.stage.batch)
-        self.saved_at = time.monotonic()
-        self.begun_at = self.memory.step
+        self.begun_at = self.state.step
         self.watchdog = Watchdog(
             run.folder,
             names_of_ranks(accelerator),
@@ -96,11 +89,6 @@ class Trainer:
         )
         # Asked to stop while the next batch did not come.
         self.without_batch = False
-        self.results = (
-            results.Results(run, self.feed.corpora, session.overrides, session.ignored)
-            if session.main
-            else None
-        )
 
     def _place(self) -> None:
         self.module.to(self.device)
@@ -117,73 +105,23 @@ class Trainer:
             return Replayed(self.module, self.optimizer, parts)
         return Eager(self.session.accelerator, self.module, self.optimizer, parts)
 
-    def _take_up(self, kept: checkpoint.Checkpoint, tensors: Mapping[str, Tensor]) -> None:
-        """Take up the weights of a checkpoint, and what the run remembers beside them."""
-        changed = differences(self.run, kept.about)
-        if self.begins is None:
-            check_same(self.run, kept.about, self.feed.corpora)
-        elif kept.about.get("config") not in (None, self.config.to_dict()):
-            raise RecipeError(
-                f"{kept.folder} has another architecture than {self.run.id}: give it the same"
-                " `model`, or start a stage from that model by init"
-            )
-        self.memory = replace(Memory.of(kept.about), step=kept.step)
-        if changed.keys() & set(MEASURES):
-            self.memory.forget()
-        if changed.keys() & {"lr", "plateau"}:
-            self.memory.reductions = 0
-        if self.memory.judged_on(digest(self.pictures)) and self.session.main:
-            log.warning(
-                "%s: the held-out pictures have changed, so the lowest cost so far is forgotten",
-                self.run.id,
-            )
-        try:
-            self.module.load_state_dict(part(tensors, "weights"))
-        except RuntimeError as error:
-            raise RecipeError(
-                f"{kept.folder} has other weights than {self.run.id} needs: give it the same"
-                " `model`, and the same cca.mode (off has no auxiliary model)"
-            ) from error
-        if self.session.main:
-            log.info("%s: goes on from step %d", self.run.id, self.memory.step)
-
-    def _chosen(self) -> tuple[checkpoint.Checkpoint | None, dict[str, Tensor]]:
-        """Return the checkpoint to go on from, with its tensors; None to begin at step 0.
-
-        The first process says which one it is.
-        """
-        if self.begins is not None:
-            kept = self.begins.checkpoint
-            self.origin = self.begins.key
-            return kept, {} if kept is None else kept.tensors()
-        newest, refused = None, None
-        if self.session.main:
-            try:
-                newest = checkpoint.read_newest(self.run.folder)
-            except checkpoint.NoCheckpointError as error:
-                refused = str(error)
-        step, refused = launch.from_first(
-            self.session.accelerator, (newest and newest[0].step, refused)
-        )
-        if refused is not None:
-            raise checkpoint.NoCheckpointError(refused)
-        if step is None:
-            return None, {}
-        kept, tensors = newest or checkpoint.read(self.run.folder, step)
-        self.origin = kept.about.get("origin")
-        return kept, tensors
-
-    def _restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what a state has beside weights."""
-        try:
-            self.holding.restore(self.module, self.optimizer, state, self.memory.taken)
-            if self.average is not None:
-                self.average.restore(state)
-        except KeyError as error:
-            raise RecipeError(
-                f"{self.run.id}: the checkpoint at step {self.memory.step} lacks {error.args[0]},"
-                " which these settings need: leave `optimizer`, `ema` and `frozen` as they were"
-            ) from error
+    def _keeper(self) -> Keeper:
+        run = self.run
+        holds = holding(self.session.accelerator, self.stepper.wrapped, self.optimizer)
+        facts = {
+            "decisive": run.decisive(),
+            "data_digest": self.feed.corpora.digest,
+            "recipe_digest": run.recipe.digest,
+            "recipe": run.recipe.model_dump(mode="json"),
+            "config": self.config.to_dict(),
+            "origin": self.start.origin,
+        }
+        keeper = Keeper(run, self.module, self.optimizer, holds, self.average, self.results, facts)
+        if self.start.kept is not None:
+            keeper.restore(self.start.tensors, self.state)
+            # Their memory is free again.
+            self.start = replace(self.start, tensors={})
+        return keeper
 
     def train(self) -> None:
         """Train to the last step and write the model; raises `Interrupted` when asked to stop."""
@@ -192,18 +130,19 @@ class Trainer:
         try:
             with self.watchdog, self._profiled() as after_step:
                 self._steps(after_step)
-            self._finish()
+            self.keeper.finish(self.state)
+            self.session.accelerator.wait_for_everyone()
             status = "FINISHED"
         except (Interrupted, KeyboardInterrupt):
             status = "KILLED"
             raise
         finally:
             self.feed.close()
-            self.writer.close()
+            self.keeper.close()
             if self.results is not None:
                 self.results.close(status)
 
-    def try_step(self, batch: Batch, *, graphs: bool = True) -> Found:
+    def try_step(self, batch: Batch, *, graphs: bool = True) -> Metrics:
         """Do one step and return its metrics; nothing is written.
 
         Without `graphs` its operations can be counted, whatever the recipe says.
@@ -216,41 +155,41 @@ class Trainer:
     def _open(self) -> None:
         if self.results is not None:
             checkpoint.clean(self.run.folder)
-            if self.begins is not None:
+            if self.start.elsewhere:
                 results.put_aside(self.run.folder)
-            prefix = "damaged" if self.begins is None else "aside"
-            checkpoint.set_aside(self.run.folder, self.memory.step, prefix)
-            self.results.open(self.origin)
+            prefix = "aside" if self.start.elsewhere else "damaged"
+            checkpoint.set_aside(self.run.folder, self.state.step, prefix)
+            self.results.open(self.start.origin)
         self.session.accelerator.wait_for_everyone()
-        self.saved_at = time.monotonic()
+        self.keeper.saved_at = time.monotonic()
 
     def _profiled(self) -> AbstractContextManager[Callable[[], None]]:
         """Return what records some steps, if that is wanted: on each process its own."""
         if not self.session.profile:
             return nullcontext(lambda: None)
-        name = f"step-{self.memory.step:08d}-rank-{self.session.accelerator.process_index}"
+        name = f"step-{self.state.step:08d}-rank-{self.session.accelerator.process_index}"
         return recording(self.run.folder / "profile", name)
 
     def _steps(self, after_step: Callable[[], None]) -> None:
-        stage, memory = self.run.stage, self.memory
-        batches = self.feed.from_step(memory.step, memory.order)
-        if memory.unevaluated:
+        stage, state = self.run.stage, self.state
+        batches = self.feed.from_step(state.step, state.order)
+        if state.unevaluated:
             self._settle(evaluation=True)
-        while memory.step < stage.steps and not memory.ended:
+        while state.step < stage.steps and not state.ended:
             batch = self._next(batches)
             self.meter.read(batch.traffic)
-            if memory.step in stage.skip:
+            if state.step in stage.skip:
                 self._leave_out(batch)
                 continue
             try:
-                found = self._step(batch)
+                metrics = self._step(batch)
             except NonFiniteError as error:
                 self._give_up_waiting()
                 raise self._broken(batch, error) from error
-            memory.step += 1
-            memory.taken += 1
-            memory.cost = None
-            self._after_step(found)
+            state.step += 1
+            state.taken += 1
+            state.cost = None
+            self._after_step(metrics)
             after_step()
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
@@ -258,7 +197,7 @@ class Trainer:
 
         An empty one makes the loss no number, so that all processes leave the step out.
         """
-        self.watchdog.mark("waits for its next batch", self.memory.step)
+        self.watchdog.mark("waits for its next batch", self.state.step)
         try:
             with self.meter.waiting(), self.session.stop.at_once():
                 return next(batches)
@@ -271,7 +210,7 @@ class Trainer:
         self.without_batch = True
         if self.session.accelerator.num_processes == 1:
             self._give_up_waiting()
-        shape = self.run.stage.shape(self.memory.step)
+        shape = self.run.stage.shape(self.state.step)
         local = (shape.batch or 1) // self.session.accelerator.num_processes
         nothing = torch.zeros(local, 3, shape.crop, shape.crop, device=self.device)
         return Batch(nothing, [], [], 0, {}, slots=tuple(range(local)))
@@ -279,7 +218,7 @@ class Trainer:
     def _keep_alone(self) -> None:
         """Keep the state before training ends for want of pictures, where no other rank trains."""
         alone = self.session.accelerator.num_processes == 1
-        if alone and self.memory.step > self.begun_at:
+        if alone and self.state.step > self.begun_at:
             self._save()
 
     def _give_up_waiting(self) -> None:
@@ -289,7 +228,7 @@ class Trainer:
         """
         if not self._agreed(self.without_batch):
             return
-        if self.memory.step == self.begun_at:
+        if self.state.step == self.begun_at:
             raise Interrupted(f"{self.run.id}: stopped as asked, before its first step")
         self._settle(evaluation=False, stop=True)
 
@@ -298,30 +237,30 @@ class Trainer:
         log.warning(
             "%s: step %d is left out, as the recipe says: %s",
             self.run.id,
-            self.memory.step,
+            self.state.step,
             ", ".join(batch.keys),
         )
-        self.memory.step += 1
-        self.memory.cost = None
-        if self.memory.step == self.run.stage.steps:
+        self.state.step += 1
+        self.state.cost = None
+        if self.state.step == self.run.stage.steps:
             self._settle(evaluation=True, save=True)
 
-    def _step(self, batch: Batch) -> Found:
+    def _step(self, batch: Batch) -> Metrics:
         """Do one optimizer step; return its metrics and what the processes agreed on."""
-        step = self.memory.step
+        step = self.state.step
         self.watchdog.mark("computes", step)
-        rate = set_learning_rate(self.optimizer, self.run.stage, step, self.memory.reductions)
+        rate = set_learning_rate(self.optimizer, self.run.stage, step, self.state.reductions)
         given = pieces(self.run, self.config, batch.images, step, batch.slots)
-        found = self.stepper.step(given, self._reduce())
-        self.holding.check()
+        metrics = self.stepper.step(given, self._reduce())
+        self.keeper.holding.check()
         if self.average is not None:
             self.average.update(step + 1)
         norms = {f"gradient_{name}": norm for name, norm in self.optimizer.norms.items()}
-        return found | norms | {"lr": rate}
+        return metrics | norms | {"lr": rate}
 
     def _reduce(self) -> Reduce:
         """Return what averages metrics over processes, with whether any wants to stop or save."""
-        minutes = (time.monotonic() - self.saved_at) / 60
+        minutes = (time.monotonic() - self.keeper.saved_at) / 60
         due = self.session.main and minutes >= self.run.recipe.checkpoint.every_minutes
         # Copied to the device before it is busy, which such a copy would wait for.
         flags = torch.tensor([float(bool(self.session.stop)), float(due)], device=self.device)
@@ -335,40 +274,40 @@ class Trainer:
 
         return reduce
 
-    def _after_step(self, found: Mapping[str, float]) -> None:
-        step, recipe = self.memory.step, self.run.recipe
+    def _after_step(self, metrics: Mapping[str, float]) -> None:
+        step, recipe = self.state.step, self.run.recipe
         last = step == self.run.stage.steps
         self.meter.step(self.run.stage.shape(step - 1).batch)
-        self.watch.check(step, found)
-        if self.spikes.leapt(step - 1, found):
-            self.memory.spikes = [*self.memory.spikes, step - 1][-KEPT:]
+        self.watch.check(step, metrics)
+        if self.spikes.leapt(step - 1, metrics):
+            self.state.spikes = [*self.state.spikes, step - 1][-KEPT:]
         if self.results is not None and (step % recipe.tracking.every_steps == 0 or last):
-            self.results.log(step, found, self.meter)
-        self.session.report(step, self.run.stage.steps, self.meter.note(found, step, self.run))
+            self.results.log(step, metrics, self.meter)
+        self.session.report(step, self.run.stage.steps, self.meter.note(metrics, step, self.run))
         self._settle(
             evaluation=step % recipe.evaluate_every == 0 or last,
-            save=step % recipe.checkpoint.every_steps == 0 or found["due"] > 0 or last,
-            stop=found["stop"] > 0 and not last,
+            save=step % recipe.checkpoint.every_steps == 0 or metrics["due"] > 0 or last,
+            stop=metrics["stop"] > 0 and not last,
         )
 
     def _settle(self, *, evaluation: bool, save: bool = False, stop: bool = False) -> None:
         """Evaluate and save after a step; raises `Interrupted` when asked to `stop`."""
-        memory = self.memory
+        state = self.state
         if evaluation and self.pictures:
             # Saved first: an evaluation that fails costs no step.
-            memory.unevaluated = True
+            state.unevaluated = True
             self._save()
             if self._evaluate():
-                self._amend()
-        elif save or stop or memory.ended:
+                self.keeper.amend(self.state)
+        elif save or stop or state.ended:
             self._save()
-        stop = memory.unevaluated or (stop and not memory.ended)
+        stop = state.unevaluated or (stop and not state.ended)
         if stop:
-            self.writer.wait()
+            self.keeper.writer.wait()
             # Launchers kill the processes that remain when the first one has ended.
             with self.watchdog.others():
                 self.session.accelerator.wait_for_everyone()
-            raise Interrupted(f"{self.run.id}: stopped at step {memory.step} as asked, state kept")
+            raise Interrupted(f"{self.run.id}: stopped at step {state.step} as asked, state kept")
 
     def _evaluate(self) -> bool:
         """Evaluate on the held-out pictures; return whether that was done.
@@ -379,13 +318,13 @@ class Trainer:
         self.watchdog.mark("evaluates")
         with self.average.in_place() if self.average is not None else nullcontext():
             means = evaluate(model, self.run, self.pictures, accelerator, self._asked)
-            self.memory.unevaluated = means is None
+            self.state.unevaluated = means is None
             if means is None:
                 return False
             self._show(model)
         if self.results is not None:
-            self.results.log_held_out(self.memory.step, means)
-        self.memory.judge(means["cost"], self.run.stage.plateau)
+            self.results.log_held_out(self.state.step, means)
+        self.state.judge(means["cost"], self.run.stage.plateau)
         return True
 
     def _asked(self) -> bool:
@@ -406,67 +345,11 @@ class Trainer:
         for picture in self.pictures[: self.run.recipe.tracking.pictures]:
             shown = look(model, picture.read())
             if self.results is not None:
-                self.results.show(f"pictures/{picture.name}", shown, self.memory.step)
-
-    def _gather(self, copy: Copy = contiguous) -> dict[str, Tensor]:
-        """Return the whole state on the CPU, on the process that writes; all call this together."""
-        state = self.holding.gather(self.module, self.optimizer, self.session.main, copy)
-        if self.average is None or not self.session.main:
-            return state
-        return state | self.average.gather(copy)
+                self.results.show(f"pictures/{picture.name}", shown, self.state.step)
 
     def _save(self) -> None:
-        """Copy the state; the first process writes it, in the background if so wanted."""
         self.watchdog.mark("keeps the state")
-        self.writer.wait()  # for the copies that it writes, too: these take their place
-        tensors = self._gather(self.copies)
-        self.saved_at = time.monotonic()
-        if self.results is None:
-            return
-        about = self._about()
-
-        def work() -> None:
-            checkpoint.write(self.run.folder, tensors, about)
-            self._prune(about)
-
-        self.writer.submit(work)
-
-    def _amend(self) -> None:
-        """Let the checkpoint of this step say what an evaluation has found."""
-        if self.results is None:
-            return
-        about = self._about()
-
-        def work() -> None:
-            checkpoint.amend(self.run.folder, about)
-            self._prune(about)
-
-        self.writer.submit(work)
-
-    def _prune(self, about: Mapping[str, Any]) -> None:
-        keep, spikes = self.run.recipe.checkpoint, about["memory"]["spikes"]
-        checkpoint.prune(self.run.folder, keep.keep, keep.keep_best, spikes)
-
-    def _about(self) -> dict[str, Any]:
-        return {
-            "step": self.memory.step,
-            "cost": self.memory.cost,
-            "memory": dict(vars(self.memory)),
-            "decisive": self.run.decisive(),
-            "data_digest": self.feed.corpora.digest,
-            "recipe_digest": self.run.recipe.digest,
-            "run": self.results.info(self.memory.step).to_dict() if self.results else {},
-            "recipe": self.run.recipe.model_dump(mode="json"),
-            "config": self.config.to_dict(),
-            "origin": self.origin,
-        }
-
-    def _finish(self) -> None:
-        tensors = self._gather()
-        self.writer.wait()
-        if self.results is not None:
-            self.results.finish(self.config, tensors, self.memory.step)
-        self.session.accelerator.wait_for_everyone()
+        self.keeper.save(self.state)
 
     def _hung(self, folder: Path, sentence: str) -> None:
         """End this process, of which the main thread waits for a rank that hangs."""
@@ -478,16 +361,17 @@ class Trainer:
 
     def _broken(self, batch: Batch, error: NonFiniteError) -> TrainingError:
         """Keep what reproduces a step that can't be taken; return the error that says so."""
-        folder = self.run.folder / f"failure-step-{self.memory.step:08d}"
-        tensors = self._gather()
+        folder = self.run.folder / f"failure-step-{self.state.step:08d}"
+        tensors = self.keeper.gather()
         if self.results is not None:
-            self.results.keep_failure(folder, tensors, self._about(), str(error))
+            about = self.keeper.about(self.state)
+            self.results.keep_failure(folder, tensors, about, str(error))
         rank = self.session.accelerator.process_index
         results.keep_batch(folder / f"batch-{rank}.safetensors", batch)
         return TrainingError(
-            f"{self.run.id}: {error} at step {self.memory.step}, on {', '.join(batch.keys)};"
+            f"{self.run.id}: {error} at step {self.state.step}, on {', '.join(batch.keys)};"
             f" nothing was stepped, the state and the batch are in {folder}. Start again with a"
             f" lower stages.{self.run.stage.name}.lr or clip, which goes on from the last healthy"
-            f" checkpoint, or with stages.{self.run.stage.name}.skip=[{self.memory.step}], which"
+            f" checkpoint, or with stages.{self.run.stage.name}.skip=[{self.state.step}], which"
             " leaves this batch out"
         )

@@ -16,7 +16,7 @@ from typing import Any
 
 from recipes.config.optimizing import Optimizer
 from recipes.config.schema import Run
-from recipes.config.settings import AUTO, Augmentation, Cca, Loss, Part, Plateau, RecipeError
+from recipes.config.settings import AUTO, Augmentation, Cca, Loss, Plateau, RecipeError, Section
 from recipes.config.stage import Stage
 from recipes.training import checkpoint
 from recipes.training.checkpoint import Checkpoint, NoCheckpointError, Unusable
@@ -31,7 +31,7 @@ CURES = frozenset(
     }
 )
 # Parts of a recipe that count as a whole: what an older version did not know had its default.
-_PARTS: dict[str, type[Part]] = {
+_PARTS: dict[str, type[Section]] = {
     "loss": Loss,
     "optimizer": Optimizer,
     "plateau": Plateau,
@@ -211,7 +211,7 @@ def _defaults(now: Mapping[str, Any]) -> dict[str, Any]:
     return plain | {"optimizer": _plain(Optimizer), "held_out": 0}
 
 
-def _plain(kind: type[Part]) -> dict[str, Any]:
+def _plain(kind: type[Section]) -> dict[str, Any]:
     """Return the defaults of a part of a recipe, of the fields that have one."""
     fields = kind.model_fields.items()
     made = {name: one.get_default(call_default_factory=True) for name, one in fields}

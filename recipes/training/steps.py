@@ -22,7 +22,7 @@ from recipes.training.noise import draw_noise, draw_rates, spread_rates
 FLAGS = ("stop", "due")
 
 # The metrics and flags of a step, by name.
-Found = dict[str, float]
+Metrics = dict[str, float]
 # Takes a process's `METRICS`; returns the means over processes of them and of the `FLAGS`.
 Reduce = Callable[[Tensor], Tensor]
 
@@ -86,29 +86,29 @@ class Eager:
         self.accelerator, self.parts = accelerator, parts
         self.wrapped, self.stepper = accelerator.prepare(module, optimizer)
 
-    def step(self, pieces: Iterable[Piece], reduce: Reduce) -> Found:
+    def step(self, pieces: Iterable[Piece], reduce: Reduce) -> Metrics:
         """Do a step over `pieces`, `parts` of equal size; return what was `reduce`d.
 
         Raises `NonFiniteError`, on all processes, before anything is stepped.
         """
-        found: Found = {}
+        metrics: Metrics = {}
         totals = torch.zeros(len(METRICS), device=self.accelerator.device)
         for number, piece in enumerate(pieces, 1):
             with self.accelerator.accumulate(self.wrapped):
-                loss, metrics = self.wrapped(piece.x, piece.noise, piece.weights, piece.rates)
-                totals += metrics / self.parts
+                loss, means = self.wrapped(piece.x, piece.noise, piece.weights, piece.rates)
+                totals += means / self.parts
                 if number == self.parts:
                     # Before the backward pass, with which DeepSpeed steps.
-                    found = checked(reduce(totals))
+                    metrics = checked(reduce(totals))
                 self.accelerator.backward(loss)
                 self.stepper.step()
                 self.stepper.zero_grad()
-        return found
+        return metrics
 
 
-def checked(vector: Tensor) -> Found:
+def checked(vector: Tensor) -> Metrics:
     """Return what a `Reduce` gave by name; raises `NonFiniteError` if the loss is no number."""
-    found = dict(zip((*METRICS, *FLAGS), vector.tolist(), strict=True))
-    if not math.isfinite(found["loss"]):
+    metrics = dict(zip((*METRICS, *FLAGS), vector.tolist(), strict=True))
+    if not math.isfinite(metrics["loss"]):
         raise NonFiniteError("the loss is not finite")
-    return found
+    return metrics

@@ -19,7 +19,7 @@ from recipes.training.optim import ClippedAdam
 from recipes.training.state import Copy, contiguous, gather, restore
 
 
-class Whole:
+class Replicated:
     """How state is held when every process has all of it."""
 
     def gather(
@@ -38,7 +38,7 @@ class Whole:
         """Raise `NonFiniteError` when the last step was left out without saying so."""
 
 
-class Sharded(Whole):
+class Sharded(Replicated):
     """How state is held by a DeepSpeed engine; `engine` is what Accelerate prepared."""
 
     def __init__(self, engine: Any, optimizer: ClippedAdam) -> None:
@@ -124,8 +124,8 @@ class Sharded(Whole):
         return gathered
 
 
-def holding(accelerator: Any, prepared: Any, optimizer: ClippedAdam) -> Whole:
+def holding(accelerator: Any, prepared: Any, optimizer: ClippedAdam) -> Replicated:
     """Return how the processes hold what `accelerator.prepare` made."""
     if launch.sharded(accelerator):
         return Sharded(prepared, optimizer)
-    return Whole()
+    return Replicated()

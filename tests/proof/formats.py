@@ -22,8 +22,8 @@ from pipeline.tracking.progress import spooled_progress
 from pipeline.tracking.spool import Spool, State, last_steps
 from recipes.config.load import load_recipe
 from recipes.training import checkpoint
-from recipes.training.memory import Memory
 from recipes.training.results import read_run
+from recipes.training.trainer_state import TrainerState
 from shards import Stream
 from shards.inspecting.verify import verify
 from shards.sources.base import Part
@@ -110,7 +110,7 @@ def _checkpoint(folder: Path) -> Path:
     about = {
         "step": 3,
         "cost": 1.5,
-        "memory": vars(Memory(step=3)),
+        "memory": vars(TrainerState(step=3)),
         "decisive": {"lr": 1e-3},
         "data_digest": "0" * 64,
         "config": CONFIG.to_dict(),
@@ -123,7 +123,7 @@ def _use_checkpoint(path: Path) -> None:
     newest = checkpoint.read_newest(path.parents[2])
     if newest is not None:
         kept = newest[0]
-        assert isinstance(Memory.of(kept.about), Memory)
+        assert isinstance(TrainerState.of(kept.about), TrainerState)
         assert kept.step >= 0
         assert kept.cost is None or kept.cost >= 0 or kept.cost < 0 or kept.cost != kept.cost
 

@@ -24,7 +24,7 @@ from recipes.training.optim import (
     make_optimizer,
 )
 from recipes.training.schedule import set_learning_rate
-from recipes.training.steps import Eager, Found, Piece, pieces
+from recipes.training.steps import Eager, Metrics, Piece, pieces
 
 FLAGS = torch.zeros(2)
 
@@ -63,7 +63,7 @@ def eager(run: Run) -> Eager:
     return Eager(accelerator, module, optimizer, parts)
 
 
-def train(stepper: Eager | Replayed, run: Run, steps: int) -> list[Found]:
+def train(stepper: Eager | Replayed, run: Run, steps: int) -> list[Metrics]:
     found = []
     for step in range(steps):
         set_learning_rate(optimizer_of(stepper), run.stage, step)

@@ -34,7 +34,7 @@ def clamp_shares(run: Run, steps: int) -> list[float]:
     training = trainer(run)
     batches, shares = training.feed.from_step(0), []
     for step in range(steps):
-        training.memory.step = step
+        training.state.step = step
         shares.append(training.try_step(next(batches))["clamp_share"])
     training.feed.close()
     return shares

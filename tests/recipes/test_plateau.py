@@ -10,14 +10,14 @@ import pytest
 from recipes.config.settings import Plateau
 from recipes.train import main
 from recipes.training.checkpoint import found
-from recipes.training.memory import Memory
+from recipes.training.trainer_state import TrainerState
 from tests.recipes.test_faults import small_pictures
 
 PLATEAU = Plateau(patience=3, improvement=0.01)
 
 
-def judged(*costs: float) -> Memory:
-    memory = Memory()
+def judged(*costs: float) -> TrainerState:
+    memory = TrainerState()
     for cost in costs:
         assert not memory.ended
         memory.judge(cost, PLATEAU)
@@ -37,7 +37,7 @@ def test_small_improvements_add_up() -> None:
 
 
 def test_the_lowest_cost_is_the_lowest_whether_it_counts_or_not() -> None:
-    memory = Memory()
+    memory = TrainerState()
     lowest = [memory.judge(cost, PLATEAU) for cost in (5, 6, 4.99, 4.98, 5)]
     assert lowest == [True, False, True, True, False]
     assert memory.best == 4.98

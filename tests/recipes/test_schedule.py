@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from recipes.config.settings import Plateau
 from recipes.config.stage import Stage
-from recipes.training.memory import Memory
 from recipes.training.schedule import learning_rate
+from recipes.training.trainer_state import TrainerState
 
 
 def stage(**fields: Any) -> Stage:
@@ -69,7 +69,7 @@ def test_a_restart_begins_warm_up_and_schedule_again() -> None:
 def test_plateaus_lower_the_rate_and_then_end_the_stage() -> None:
     plateau = Plateau(patience=2, factor=0.5, reductions=2)
     one = stage(lr=1.0, plateau=plateau)
-    memory, seen = Memory(), []
+    memory, seen = TrainerState(), []
     for _ in range(8):
         memory.judge(1.0, plateau)
         seen.append((learning_rate(one, 0, memory.reductions), memory.ended))

@@ -12,7 +12,7 @@ from shards.streaming.mixture import ORDER
 
 
 @dataclass
-class Memory:
+class TrainerState:
     """What a run remembers beside weights: kept in checkpoints, the same on all processes."""
 
     step: int = 0
@@ -35,7 +35,7 @@ class Memory:
     spikes: list[int] = field(default_factory=list)
 
     @classmethod
-    def of(cls, about: Mapping[str, Any]) -> Memory:
+    def of(cls, about: Mapping[str, Any]) -> TrainerState:
         """Return what a checkpoint's `memory` says; of another version's, what is known here."""
         known = {one.name for one in fields(cls)}
         # One that says nothing of an order was written when there was only the first.
