@@ -133,19 +133,13 @@ class CcaImageFile(ImageFile.ImageFile):
         return data
 
     def _decoded(self) -> Image.Image:
-        from pipeline.codec.backends import decode_stream
-        from pipeline.codec.matching import check_model
-        from pipeline.codec.picture import Canvas
+        from pipeline.codec.files import decoded
 
         partial = ImageFile.LOAD_TRUNCATED_IMAGES
         try:
             data = self._bytes()
-            stream = read_stream(data, _Options.max_pixels, partial=partial)
             model = _models(self.filename).of(data)
-            check_model(model, stream.header)
-            canvas = Canvas(stream.header)
-            decode_stream(model, stream, canvas.paint)
-            image = canvas.image(stream.side)
+            image, _ = decoded(model, data, partial, max_pixels=_Options.max_pixels)
         except (CodecError, MismatchError) as error:
             name = _text(self.filename) or "the .cca file"
             raise OSError(f"{name}: {error}") from error

@@ -18,7 +18,10 @@ from pipeline.common.atomic import write_bytes
 from pipeline.common.special import NOT_THERE, is_special, read_all
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from pipeline.codec.backends import AnyModel
+    from pipeline.codec.bitstream import Stream
     from pipeline.codec.tiles import TilesDone
 
 # A stream with its side data: more than any encoder writes.
@@ -125,14 +128,31 @@ def decompress_file(
     check_place(target)
     if not is_special(target):
         picture_format(target)
+    image, stream = decoded(model, data, preview, deep, max_memory, max_pixels, progress)
+    write_image(image, target, made_of(data, deep, not stream.complete))
+    return Decompressed(
+        width=stream.header.width, height=stream.header.height, complete=stream.complete
+    )
+
+
+def decoded(
+    model: AnyModel,
+    data: bytes,
+    preview: bool = False,
+    deep: bool = False,
+    max_memory: int = MAX_MEMORY,
+    max_pixels: int = MAX_PIXELS,
+    progress: TilesDone | None = None,
+) -> tuple[Image.Image, Stream]:
+    """Return the picture of the stream `data`, with its side data, and the parsed stream.
+
+    The options, and what is raised, as in `decompress_file`.
+    """
     stream = read_stream(data, max_pixels, partial=preview)
     check_model(model, stream.header)
     canvas = Canvas(stream.header, deep)
     decode_stream(model, stream, canvas.paint, max_memory, progress)
-    write_image(canvas.image(stream.side), target, made_of(data, deep, not stream.complete))
-    return Decompressed(
-        width=stream.header.width, height=stream.header.height, complete=stream.complete
-    )
+    return canvas.image(stream.side), stream
 
 
 def check_place(target: Path) -> None:

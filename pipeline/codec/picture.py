@@ -136,7 +136,7 @@ def read_picture(
     `profile` keeps its ICC profile; without it a picture that has one is converted to sRGB (and to
     8 bits), so that its colours stay what they were. Raises `CodecError` when it is refused.
     """
-    name = str(source) if isinstance(source, Path) else "the picture"
+    name = str(source) if isinstance(source, Path) else "what was given"
     try:
         if isinstance(source, Path) and source.is_dir():
             raise CodecError(f"{name} is a folder, not a picture")

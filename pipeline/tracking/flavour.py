@@ -67,14 +67,19 @@ def written(model: Codec, logged: LoggedModel) -> Iterator[Path]:
 
 
 def signature() -> ModelSignature:
-    """Return what goes in and comes out: a column `data` of bytes, the operation, the rate."""
+    """Return what goes in and comes out: a column `data`, the operation, the rate.
+
+    Bytes go in as text in base64, for MLflow decodes columns of bytes in some of its bodies alone;
+    that the column is there is checked in `served`, whose sentence is clearer.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
+    text = Schema([ColSpec(DataType.string, "data", required=False)])
     data = Schema([ColSpec(DataType.binary, "data")])
     operation = ParamSpec("operation", DataType.string, default="compress")
     rate = ParamSpec("rate", DataType.double, default=None)
-    return ModelSignature(inputs=data, outputs=data, params=ParamSchema([operation, rate]))
+    return ModelSignature(inputs=text, outputs=data, params=ParamSchema([operation, rate]))
 
 
 def check_servable(architecture: str) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.common.pictures.errors import PictureError, Refusal, first_line
 from pipeline.common.pictures.formats import SAME, openable, usual_ending
@@ -90,4 +90,13 @@ def _identified(data: bytes) -> Image.Image:
             bare = without_metadata(data)
             if len(bare) < len(data):  # its pixels may be whole where its metadata is not
                 return _identified(bare)
-        raise PictureError(Refusal.NOT_A_PICTURE, first_line(error)) from None
+        raise PictureError(Refusal.NOT_A_PICTURE, _why_not(error, data)) from None
+
+
+def _why_not(error: Exception, data: bytes) -> str:
+    """Return in words why Pillow did not open `data`."""
+    if not isinstance(error, UnidentifiedImageError):
+        return first_line(error)
+    if not data:
+        return "it is empty"
+    return "its contents are of no known picture format, or damaged at their start"
