@@ -1,0 +1,1 @@
+"""What desktops need to show `.cca` files: a MIME type and a thumbnailer (see docs/codec.md)."""
