@@ -24,7 +24,7 @@ from shards.making.workers import Done, Job, run_jobs
 from shards.making.write import Context, Form
 from shards.manifest import Manifest
 from shards.options import Options, crops_of, parse_split
-from shards.sources import Source, open_sources
+from shards.sources import Source, open_sources, read_anywhere
 from shards.store import Store
 
 # What a worker may take: an interpreter with its libraries, and a large picture decoded.
@@ -239,7 +239,8 @@ class _Run:
             total = sum(rows.counts[number] for number in numbers)
             jobs = (Job(number, rows.shard(number)) for number in numbers)
             report = _reporter(self.progress, total, plan.split)
-            run_jobs(context, jobs, len(numbers), self.workers, report)
+            workers = self.workers if read_anywhere(self.sources) else 1
+            run_jobs(context, jobs, len(numbers), workers, report)
 
     def _mine(self, plan: Plan) -> range:
         return range(self.part[0], plan.shards, self.part[1])

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 from pipeline.common.atomic import PARTIAL, flush, write_bytes
 from pipeline.common.errors import RunError, UsageError
+from pipeline.common.pictures.errors import first_line
 from pipeline.common.retries import Retries
 from shards.errors import ShardsError, ShardsRuntimeError
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 RETRIES = Retries(attempts=4, pause=1.0)
+# Where nothing has answered yet, the address is wrong more often than the line is down; a client
+# library tries for some seconds by itself.
+AT_FIRST = Retries(attempts=1)
 # What asking again does not change.
 FINAL = (FileNotFoundError, PermissionError, UsageError, RunError)
+
+# Names of errors, each client library's own, that say who is asking: asking again is no use.
+ACCESS = re.compile("Credential|Auth|Forbidden|AccessDenied|NoSuchBucket|TokenRetrieval")
 
 # Protocols whose uploads appear at once and whole; elsewhere a temporary name is renamed.
 WHOLE_UPLOADS = {"s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oss", "memory", "oci", "r2"}
@@ -32,6 +43,7 @@ class Store:
         self.url = url.rstrip("/") or "/"
         self.folder = None if "://" in url else Path(url)
         self._fs: Any = None
+        self._answered = False
 
     def __str__(self) -> str:
         return self.url
@@ -54,30 +66,37 @@ class Store:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 return {entry.name for entry in os.scandir(self.folder) if entry.is_file()}
             return set()
-        return _retried(self._remote_names)
+        names = retried(self._remote_names, self.url, RETRIES if self._answered else AT_FIRST)
+        self._answered = True
+        return names
 
     def size(self, name: str) -> int:
         """Return the size of file `name` in bytes; raises FileNotFoundError."""
         if self.folder is not None:
             return (self.folder / name).stat().st_size
-        return _retried(lambda: int(self._remote().size(self.where(name))))
+        where = self.where(name)
+        return retried(lambda: int(self._remote().size(where)), where)
 
     def read(self, name: str) -> bytes:
         """Return the bytes of file `name`; raises FileNotFoundError."""
         if self.folder is not None:
             return (self.folder / name).read_bytes()
-        return _retried(lambda: cast(bytes, self._remote().cat_file(self.where(name))))
+        where = self.where(name)
+        return retried(lambda: cast(bytes, self._remote().cat_file(where)), where)
 
     def open(self, name: str) -> IO[bytes]:
         """Open file `name` for reading; raises FileNotFoundError."""
         if self.folder is not None:
             return (self.folder / name).open("rb")
-        return _retried(lambda: cast(IO[bytes], self._remote().open(self.where(name), "rb")))
+        where = self.where(name)
+        return retried(lambda: cast(IO[bytes], self._remote().open(where, "rb")), where)
 
     def write(self, name: str, data: bytes) -> None:
         """Write file `name` whole: it is there completely, or not at all."""
         if self.folder is None:
-            _retried(lambda: self._upload(name, lambda path: self._remote().pipe_file(path, data)))
+            fs = self._remote()
+            send = partial(self._upload, name, lambda target: fs.pipe_file(target, data))
+            retried(send, self.where(name))
             return
         write_bytes(self.folder / name, data)
 
@@ -91,7 +110,9 @@ class Store:
             if not more_follows:
                 flush(self.folder)
             return
-        _retried(lambda: self._upload(name, lambda target: self._remote().put_file(path, target)))
+        fs = self._remote()
+        send = partial(self._upload, name, lambda target: fs.put_file(path, target))
+        retried(send, self.where(name))
         path.unlink()
 
     def remove(self, name: str) -> None:
@@ -100,16 +121,12 @@ class Store:
             (self.folder / name).unlink(missing_ok=True)
             return
         with contextlib.suppress(FileNotFoundError):
-            _retried(lambda: self._remote().rm_file(self.where(name)))
+            where = self.where(name)
+            retried(lambda: self._remote().rm_file(where), where)
 
     def _remote(self) -> Any:
         if self._fs is None:
-            import fsspec
-
-            try:
-                self._fs = fsspec.core.url_to_fs(self.url, use_listings_cache=False)[0]
-            except (ValueError, ImportError) as error:
-                raise ShardsError(f"cannot open {self.url}: {error}") from error
+            self._fs = remote(self.url)
         return self._fs
 
     def _remote_names(self) -> set[str]:
@@ -137,11 +154,56 @@ class Store:
             raise
 
 
-def _retried(attempt: Callable[[], T]) -> T:
-    """Return `attempt()`, tried again after pauses when the connection fails."""
+def remote(url: str) -> Any:
+    """Return the fsspec file system of a URL, which asks the store about its files each time.
+
+    Raises:
+        ShardsError: the protocol is not known, or what it needs is not installed.
+    """
+    import fsspec
+
     try:
-        return RETRIES.call(attempt, "the store", FINAL)
+        return fsspec.core.url_to_fs(url, use_listings_cache=False)[0]
+    except (ValueError, ImportError) as error:
+        more = ": pip install 'cca-pipeline[s3]'" if url.startswith(("s3://", "s3a://")) else ""
+        raise ShardsError(f"cannot open {url}: {error}{more}") from error
+
+
+def retried(attempt: Callable[[], T], where: str, retries: Retries | None = None) -> T:
+    """Return `attempt()`, tried again after pauses when the connection fails.
+
+    Args:
+        attempt: asks the store.
+        where: the file or folder that it asks for, for messages.
+        retries: how often (default: `RETRIES`).
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ShardsError: the store refuses access, or finds no credentials.
+        ShardsRuntimeError: the store did not answer.
+    """
+
+    def ask() -> T:
+        try:
+            return attempt()
+        except FINAL:
+            raise
+        except Exception as error:  # each store has exceptions of its own
+            if ACCESS.search(type(error).__name__):
+                raise PermissionError(str(error)) from error
+            log.warning("%s: %s", where, first_line(error))
+            raise
+
+    try:
+        return (retries or RETRIES).call(ask, where, FINAL)
+    except PermissionError as error:
+        raise ShardsError(
+            f"the store refuses access to {where} ({first_line(error)}): "
+            "check the name, and the credentials that are set for this store"
+        ) from error
     except FINAL:
         raise
-    except Exception as error:  # each store has exceptions of its own
-        raise ShardsRuntimeError(f"the store did not answer: {error}") from error
+    except Exception as error:
+        raise ShardsRuntimeError(
+            f"the store did not answer for {where}: {first_line(error)}"
+        ) from error

@@ -15,7 +15,7 @@ import json
 import mmap
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -112,6 +112,8 @@ def list_corpus(
         facts.append(source.collect(rows))
         rows.flush()
     sorter.flush()
+    if len(facts) > 1 and all(fact.one_class for fact in facts):
+        facts = [replace(fact, labelled=True) for fact in facts]
     captions = _captions_digest(facts)
     return Corpus(
         sorter.runs,

@@ -176,22 +176,34 @@ class _Maker:
         self.listed = self.shards = self.bytes = 0
         self.labels: set[str] = set()
         self._writer = pq.ParquetWriter(file, ROWS, compression="zstd")
-        self._rest = ROWS.empty_table()
+        self._held: list[pa.Table] = []  # rows of the shard that is not full yet
+        self._held_bytes = 0
 
     def take(self, rows: pa.Table) -> None:
+        """Add rows: a shard takes samples while they stay within the size that is asked for.
+
+        A sample larger than that gets a shard of its own.
+        """
         self.listed += rows.num_rows
         self.labels.update(label for label in pc.unique(rows["label"]).to_pylist() if label)
-        rows = pa.concat_tables([self._rest, rows]).combine_chunks()
-        costs = self._costs(rows)
-        ends = cut(costs, self.options.shard_size)
-        for start, end in zip([0, *ends], ends, strict=False):
-            self._write(rows.slice(start, end - start), costs[start:end])
-        self._rest = rows.slice(ends[-1] if ends else 0)
+        total = np.cumsum(self._costs(rows))
+        start, before = 0, 0
+        while start < rows.num_rows:
+            room = self.options.shard_size - self._held_bytes
+            end = max(int(np.searchsorted(total, before + room, side="right")), start)
+            if end == start and not self._held:
+                end = start + 1
+            if end > start:
+                self._held.append(rows.slice(start, end - start))
+                self._held_bytes += int(total[end - 1]) - before
+                start, before = end, int(total[end - 1])
+            if start < rows.num_rows:
+                self._write()
 
     def finish(self) -> int:
         """Write what is left; return the number of shards."""
-        if self._rest.num_rows:
-            self._write(self._rest, self._costs(self._rest))
+        if self._held:
+            self._write()
         self._writer.close()
         return self.shards
 
@@ -202,10 +214,12 @@ class _Maker:
         sizes = map(self._spec.bytes_per_picture, costs.tolist())
         return np.fromiter(sizes, np.int64, len(costs))
 
-    def _write(self, rows: pa.Table, costs: Sizes) -> None:
+    def _write(self) -> None:
+        rows = pa.concat_tables(self._held)
         self._writer.write_table(rows, row_group_size=rows.num_rows)
         self.shards += 1
-        self.bytes += int(costs.sum())
+        self.bytes += self._held_bytes
+        self._held, self._held_bytes = [], 0
 
 
 def tar_bytes(rows: pa.Table) -> Sizes:
@@ -219,23 +233,6 @@ def tar_bytes(rows: pa.Table) -> Sizes:
     beside = pc.struct_field(pc.list_flatten(siblings), "size").to_numpy()
     np.add.at(costs, parents, BLOCK + -(-np.maximum(beside, 0) // BLOCK) * BLOCK)
     return costs
-
-
-def cut(costs: Sizes, limit: int) -> list[int]:
-    """Return where full shards end: each takes samples while they stay within `limit` bytes.
-
-    A sample larger than the limit gets a shard of its own. What follows the last end is not full.
-    """
-    total = np.cumsum(costs)
-    ends: list[int] = []
-    start, before = 0, 0
-    while start < len(total):
-        end = max(int(np.searchsorted(total, before + limit, side="right")), start + 1)
-        if end >= len(total):
-            break
-        ends.append(end)
-        start, before = end, int(total[end - 1])
-    return ends
 
 
 def completed(

@@ -25,7 +25,7 @@ from shards.making.sample import SIDECAR, Ready, reject_row
 from shards.making.tar import TarFile
 from shards.manifest import ShardInfo, shard_name
 from shards.options import Options
-from shards.sources import Entry, Reader, Sample, Source, UnreadableError
+from shards.sources import Entry, Reader, Sample, Source, UnreadableError, reading_threads
 from shards.sources.base import decode_path, stem_and_ending
 from shards.sources.values import json_value
 from shards.store import Store
@@ -81,6 +81,7 @@ class ShardMaker:
         rejects: list[dict[str, Any]] = []
         with partial_file(self.context.store, f"{name}.tar") as partial:
             tar = TarFile(partial.file)
+            threads = max(threads, reading_threads(self.context.sources))
             results = _in_order(self._prepare, rows.to_pylist(), threads)
             for result in self._augmented(results):
                 if isinstance(result, Ready):

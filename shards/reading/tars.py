@@ -54,14 +54,14 @@ def _members(tar: IO[bytes], where: str) -> Iterator[tuple[str, tuple[int, int]]
     links: dict[str, str] = {}
     try:
         for member in walk(tar):
-            if member.islnk() or member.issym():
+            if member.is_link:
                 links[plain(member.name)] = target(member)
-            elif member.issparse():
+            elif member.sparse:
                 raise ShardsError(
                     f"{where}: its member {member.name} is sparse, which cannot be read in place: "
                     "make shards of it with `pipeline shard shards:...`"
                 )
-            elif member.isreg():
+            elif member.is_file:
                 places[plain(member.name)] = (member.offset_data, member.size)
             else:
                 continue

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import glob
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from shards.errors import ShardsError
 from shards.patterns import expand_braces
-from shards.sources.archive import TarSource, ZipSource, place_of, unpacked
+from shards.sources.archive import TarSource
 from shards.sources.base import (
     Entry,
     Listed,
@@ -22,7 +24,13 @@ from shards.sources.base import (
 )
 from shards.sources.captions import is_description
 from shards.sources.folder import FolderSource, without_shards
+from shards.sources.onstore import StoreFolder
+from shards.sources.packed import ENDINGS as PACKED
+from shards.sources.packed import is_packed, place_of, unpacked
 from shards.sources.pathlist import ListSource
+from shards.sources.places import is_remote
+from shards.sources.zips import ZipSource
+from shards.store import AT_FIRST, remote, retried
 
 __all__ = [
     "Entry",
@@ -36,10 +44,12 @@ __all__ = [
 ]
 
 KINDS = (
-    "a folder, .tar, .tar.gz, .zip, .parquet or list of paths (.txt), "
-    "hf:NAME[:SPLIT], or shards:PATTERN"
+    "a folder, .tar, .tar.gz (.xz, .bz2, .zst), .zip, .parquet or list of paths (.txt), "
+    "hf:NAME[:SPLIT], or shards:PATTERN; paths or URLs"
 )
-PACKED = (".tar.gz", ".tgz")
+
+
+THREADS_OF_STORES = 16
 
 
 @contextlib.contextmanager
@@ -58,12 +68,21 @@ def open_sources(specs: Sequence[str], scratch: Path | None = None) -> Iterator[
     with contextlib.ExitStack() as stack:
         sources: list[Source] = []
         for spec in specs:
-            if spec.lower().endswith(PACKED) and Path(spec).is_file():
-                file = stack.enter_context(unpacked(spec, scratch))
-                sources.append(TarSource(spec, place=place_of(file)))
-            else:
-                sources.extend(_open(spec))
+            sources += [_entered(one, scratch, stack) for one in _open(_bare(spec))]
         yield sources
+
+
+def _bare(spec: str) -> str:
+    """Return a local file's URL as its path."""
+    return spec.split("://", 1)[1] if spec.startswith(("file://", "local://")) else spec
+
+
+def _entered(source: Source, scratch: Path | None, stack: contextlib.ExitStack) -> Source:
+    """Return a source that can be entered anywhere: a compressed tar is unpacked first."""
+    if not isinstance(source, TarSource) or not is_packed(source.path, not source.samples):
+        return source
+    file = stack.enter_context(unpacked(source.path, scratch))
+    return replace(source, place=place_of(file))
 
 
 def _open(spec: str) -> list[Source]:
@@ -71,18 +90,64 @@ def _open(spec: str) -> list[Source]:
     if kind == "hf":
         return [_dataset(rest)]
     if kind == "shards":
-        return [TarSource(path, samples=True) for path in expand(rest)]
+        return [TarSource(path, samples=True) for path in expand(_bare(rest))]
+    if is_remote(spec):
+        return [_on_store(spec)]
     path = Path(spec)
     if not path.exists():
         raise ShardsError(f"source {spec} is not there: name {KINDS}")
     if path.is_dir():
         return [_folder(path)]
-    kinds = {".tar": TarSource, ".zip": ZipSource, ".txt": ListSource, ".lst": ListSource}
-    if path.suffix.lower() in kinds:
-        return [kinds[path.suffix.lower()](spec)]
-    if path.suffix.lower() == ".parquet":
-        return [_parquet([spec], path.name)]
+    return [_file(spec)]
+
+
+def _file(spec: str) -> Source:
+    name = spec.lower()
+    if name.endswith((".tar", *PACKED)):
+        return TarSource(spec)
+    if name.endswith(".zip"):
+        return ZipSource(spec)
+    if name.endswith(".parquet"):
+        return _parquet([spec], spec.rpartition("/")[2])
+    if name.endswith((".txt", ".lst")) and not is_remote(spec):
+        return ListSource(spec)
     raise ShardsError(f"source {spec} is no kind that is known: name {KINDS}")
+
+
+def _on_store(url: str) -> Source:
+    """Return the source at a URL of a store: a file by its ending, or a folder."""
+    fs = remote(url)
+    try:
+        info = retried(lambda: fs.info(url), url, AT_FIRST)
+    except FileNotFoundError:
+        raise ShardsError(f"source {url} is not there: name {KINDS}") from None
+    if info["type"] != "directory":
+        return _file(url)
+    names = _names_on_store(fs, url)
+    tables = sorted(name for name in names if name.endswith(".parquet") and name[0] != ".")
+    if tables and not any(is_picture(name) or is_description(name) for name in names):
+        return _parquet([f"{url.rstrip('/')}/{name}" for name in tables], url.rpartition("/")[2])
+    return StoreFolder(url)
+
+
+def _names_on_store(fs: Any, url: str) -> set[str]:
+    entries = retried(lambda: fs.ls(url, detail=True), url, AT_FIRST)
+    names = {one["name"].rpartition("/")[2] for one in entries if one["type"] != "directory"}
+    return set(without_shards(names))
+
+
+def reading_threads(sources: Sequence[Source]) -> int:
+    """Return how many threads read pictures of `sources` best: each request to a store waits."""
+    return THREADS_OF_STORES if any(map(is_remote, map(_where, sources))) else 1
+
+
+def read_anywhere(sources: Sequence[Source]) -> bool:
+    """Whether other processes can read `sources` too: what is in memory is this one's alone."""
+    return not any(_where(source).startswith("memory://") for source in sources)
+
+
+def _where(source: Source) -> str:
+    return str(getattr(source, "path", getattr(source, "root", "")))
 
 
 def expand(pattern: str) -> list[str]:
@@ -93,11 +158,21 @@ def expand(pattern: str) -> list[str]:
     """
     paths = []
     for one in expand_braces(pattern):
-        found = sorted(glob.glob(one, recursive=True))  # noqa: PTH207 - a pattern, not a folder's
+        found = _matching(one)
         if not found:
             raise ShardsError(f"shards {one} are not there: check the pattern {pattern}")
         paths += found
     return paths
+
+
+def _matching(pattern: str) -> list[str]:
+    if not is_remote(pattern):
+        if Path(pattern).is_file():  # a name may hold a bracket
+            return [pattern]
+        return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - a pattern, not a folder's
+    fs = remote(pattern)
+    found = retried(lambda: fs.glob(pattern), pattern, AT_FIRST)
+    return sorted(fs.unstrip_protocol(path) for path in found)
 
 
 def _folder(path: Path) -> Source:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -20,6 +20,8 @@ MAX_SIDECAR = 1 << 26
 SURROGATES = re.compile("[\ud800-\udfff]")
 
 NOT_IN_KEYS = re.compile(r"[.\x00-\x1f\x7f\ud800-\udfff]")
+# A character of these, or a part of a path that is empty: what `clean_key` mends.
+UNCLEAN = re.compile(r"[.\\\x00-\x1f\x7f\ud800-\udfff]|^/|//|/$")
 
 BATCH_ROWS = 16_384
 
@@ -42,8 +44,7 @@ LISTING = pa.schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """Where some bytes are inside a source."""
 
     location: bytes
@@ -110,6 +111,8 @@ class Listed:
         columns: further columns by file name (or path) of the picture.
         notes: sentences on what was left out, for the user.
         named: the pictures that are described, by path, and as the description names them.
+        one_class: whether each row's label is the source's own name, which is a class if all
+            sources are so.
     """
 
     ignored: int = 0
@@ -119,6 +122,7 @@ class Listed:
     columns: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     named: Mapping[str, str] = field(default_factory=dict)
+    one_class: bool = False
 
 
 class Source(Protocol):
@@ -158,6 +162,8 @@ def is_hidden(path: str) -> bool:
 
 def clean_key(stem: str) -> str:
     """Return a WebDataset key for the path `stem`: no dot, control or undecodable character."""
+    if not UNCLEAN.search(stem):
+        return stem
     parts = stem.replace("\\", "/").split("/")
     return NOT_IN_KEYS.sub("_", "/".join([part for part in parts if part not in ("", ".", "..")]))
 
@@ -201,7 +207,7 @@ class Rows:
     ) -> None:
         self.number, self.scratch, self.tell = number, scratch, tell
         self._sink = sink
-        self._columns = _empty()
+        self._rows: list[tuple[Any, ...]] = []  # in the order of the schema
 
     def add(
         self,
@@ -213,53 +219,57 @@ class Rows:
         siblings: Sequence[tuple[str, Part]] = (),
     ) -> None:
         """Add a picture."""
-        row = self._columns
-        row["key"].append(key)
-        row["source"].append(self.number)
-        row["location"].append(picture.location)
-        row["offset"].append(picture.offset)
-        row["size"].append(picture.size)
-        row["mtime"].append(mtime)
-        row["label"].append(label)
-        row["siblings"].append([_as_row(ext, part) for ext, part in siblings] or None)
-        if len(row["key"]) >= BATCH_ROWS:
+        beside = [_as_row(ext, part) for ext, part in siblings] if siblings else None
+        self._rows.append((key, self.number, *picture, mtime, label, beside))
+        if len(self._rows) >= BATCH_ROWS:
             self.flush()
 
     def flush(self) -> None:
         """Hand on what was added since the last batch."""
-        if self._columns["key"]:
-            self._sink(pa.RecordBatch.from_pydict(self._columns, schema=LISTING))
-            self._columns = _empty()
+        if self._rows:
+            columns = [
+                pa.array(values, field.type)
+                for values, field in zip(zip(*self._rows, strict=True), LISTING, strict=True)
+            ]
+            self._rows = []
+            self._sink(pa.RecordBatch.from_arrays(columns, schema=LISTING))
 
 
 def _as_row(ext: str, part: Part) -> dict[str, Any]:
     return {"ext": ext, "location": part.location, "offset": part.offset, "size": part.size}
 
 
-def _empty() -> dict[str, list[Any]]:
-    return {name: [] for name in LISTING.names}
-
-
 class ClassFolders:
-    """Finds out, path by path, whether pictures lie in class folders.
+    """Finds out, path by path, whether pictures lie in class folders, or in none at all.
 
-    They do when each lies in a folder directly under the root, there are two at least, and none
-    has a description of its own beside it.
+    They are in class folders when each lies in a folder directly under the root, there are two at
+    least, and none has a description of its own beside it. `own` is the name of the source: the
+    class of its pictures where each lies at the root.
     """
 
-    def __init__(self) -> None:
-        self._folders: set[str] = set()
-        self._otherwise = False
+    def __init__(self, own: str = "") -> None:
+        self._own = clean_text(own)
+        self._folders: dict[str, str] = {}
+        self._flat = self._otherwise = False
 
     def label(self, path: str, described: bool) -> str | None:
         """Return the class that the picture at `path` would have."""
         folder, slash, name = path.partition("/")
-        if not slash or "/" in name or described:
+        if described or "/" in name:
             self._otherwise = True
             return None
-        folder = clean_text(folder)
-        self._folders.add(folder)
-        return folder
+        if not slash:
+            self._flat = True
+            return self._own or None
+        label = self._folders.get(folder)
+        if label is None:
+            label = self._folders[folder] = clean_text(folder)
+        return label
+
+    @property
+    def one(self) -> bool:
+        """Whether the source itself may be a class."""
+        return self._flat and not self._folders and not self._otherwise
 
     def __bool__(self) -> bool:
-        return not self._otherwise and len(self._folders) > 1
+        return not self._otherwise and not self._flat and len(self._folders) > 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from pipeline.common.pictures.formats import ENDINGS
 from shards.sources.base import (
@@ -19,13 +19,22 @@ from shards.sources.base import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """A file: its path as a user sees it, where its bytes are, and its time of change (ns)."""
 
     path: str
     part: Part
     mtime: int
+
+
+class PartReader(Protocol):
+    """Reads the bytes of one file of an archive or a folder."""
+
+    def part(self, part: Part) -> bytes:
+        """Return the bytes; raises UnreadableError if they cannot be had."""
+
+    def close(self) -> None:
+        """Give back what was opened."""
 
 
 def add_files(rows: Rows, files: Iterable[Found], classes: ClassFolders) -> list[Found]:

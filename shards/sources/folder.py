@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -25,7 +26,7 @@ from shards.sources.base import (
     encode_path,
 )
 from shards.sources.captions import is_description, read_descriptions
-from shards.sources.files import Found, add_files, left_out
+from shards.sources.files import Found, PartReader, add_files, left_out
 
 THREADS = 8
 PLAN = re.compile(r"\.([^.]+)\.plan\.json")
@@ -46,23 +47,7 @@ class FolderSource:
 
     def collect(self, rows: Rows) -> Listed:
         """Add the pictures under the root."""
-        classes, left, ignored = ClassFolders(), [], 0
-        notes: tuple[str, ...] = ()
-        for files in scan(Path(self.root)):
-            others = add_files(rows, files, classes)
-            left += [file for file in others if is_description(file.path)]
-            notes += left_out(file for file in others if not is_description(file.path))
-            ignored += len(others)
-        reader = self.reader()
-        found = read_descriptions(left, lambda file: reader.part(file.part))
-        return Listed(
-            ignored - len(left) + len(found.left),
-            bool(classes),
-            captions=found.captions,
-            columns=found.columns,
-            notes=notes + found.notes,
-            named=found.named,
-        )
+        return collect_files(rows, scan(partial(_scan_some, Path(self.root))), self.reader())
 
     def reader(self) -> FolderReader:
         """Open the folder for reading."""
@@ -98,18 +83,35 @@ class FolderReader:
         return data
 
 
+def collect_files(rows: Rows, scanned: Iterable[Sequence[Found]], reader: PartReader) -> Listed:
+    """Add the pictures among the files of a folder; return what is known of it then."""
+    classes, left, ignored = ClassFolders(), [], 0
+    notes: tuple[str, ...] = ()
+    for files in scanned:
+        others = add_files(rows, files, classes)
+        left += [file for file in others if is_description(file.path)]
+        notes += left_out(file for file in others if not is_description(file.path))
+        ignored += len(others)
+    found = read_descriptions(left, lambda file: reader.part(file.part))
+    return Listed(
+        ignored - len(left) + len(found.left),
+        bool(classes),
+        captions=found.captions,
+        columns=found.columns,
+        notes=notes + found.notes,
+        named=found.named,
+    )
+
+
 def changed(path: str, how: str) -> str:
     """Return the sentence for a source that changed between listing and reading."""
     return f"the source changed while it was read: {path} {how}; run again with --fresh"
 
 
-def scan(root: Path) -> Iterator[list[Found]]:
-    """Yield the files under `root`, those of some folders at a time, in any order.
+def scan(look: Callable[[Sequence[str]], Scanned]) -> Iterator[list[Found]]:
+    """Yield the files under a root, those of some folders at a time, in any order.
 
-    Links to files are followed; links to folders too, but never to a folder above.
-
-    Raises:
-        ShardsError: a folder cannot be read.
+    `look` returns what is in some folders, given by their paths from the root.
     """
     ready: SimpleQueue[Future[Scanned]] = SimpleQueue()
     waiting, busy = [""], 0
@@ -118,7 +120,7 @@ def scan(root: Path) -> Iterator[list[Found]]:
             while waiting and busy < 2 * THREADS:  # more would only fill the memory
                 some = waiting[-TOGETHER:]
                 del waiting[-TOGETHER:]
-                pool.submit(_scan_some, root, some).add_done_callback(ready.put)
+                pool.submit(look, some).add_done_callback(ready.put)
                 busy += 1
             files, folders = ready.get().result()
             busy -= 1
@@ -127,6 +129,13 @@ def scan(root: Path) -> Iterator[list[Found]]:
 
 
 def _scan_some(root: Path, folders: Sequence[str]) -> Scanned:
+    """Return the files and folders in some folders under `root`.
+
+    Links to files are followed; links to folders too, but never to a folder above.
+
+    Raises:
+        ShardsError: a folder cannot be read.
+    """
     files: list[Found] = []
     below: list[str] = []
     for folder in folders:

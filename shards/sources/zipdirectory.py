@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
+from shards.sources.places import Window
+
 ENTRY = struct.Struct("<4s4B4HL2L5H2L")
 END = struct.Struct("<4s4H2LH")
 END_64 = struct.Struct("<4sQ2H2L4Q")
@@ -35,7 +37,7 @@ class ZipMember:
     size: int
 
 
-def members(file: IO[bytes]) -> Iterator[ZipMember]:
+def members(file: IO[bytes] | Window) -> Iterator[ZipMember]:
     """Yield the files that the directory of the zip `file` lists.
 
     A name that is no UTF-8 though it says so has surrogates for its odd bytes, as a path has.
@@ -61,7 +63,7 @@ def members(file: IO[bytes]) -> Iterator[ZipMember]:
         raise DamagedZipError("its directory is cut off") from error
 
 
-def _directory(file: IO[bytes]) -> tuple[int, int, int]:
+def _directory(file: IO[bytes] | Window) -> tuple[int, int, int]:
     """Return entries, offset of the first, and how many bytes stand before the zip."""
     size = file.seek(0, 2)
     reach = min(size, END.size + LONGEST_COMMENT)

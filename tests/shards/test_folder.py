@@ -124,7 +124,8 @@ def test_files_beside_a_picture_travel_with_it(tmp_path: Path) -> None:
     assert (summary.listed, summary.ignored) == (2, 1)
     with tarfile.open(tmp_path / "out" / "train-000000.tar") as tar:
         names = sorted(tar.getnames())
-        assert names == ["a.jpg", "a.json", "a.txt", "b.jpg"]
+        assert names == ["a.jpg", "a.json", "a.txt", "b.jpg", "b.json", "b.txt"]
+        assert tar.extractfile("b.json").read() == b"{}"  # every sample has the same members
         assert tar.extractfile("a.json").read() == b'{"url": "somewhere"}'
 
 
@@ -141,7 +142,8 @@ def test_odd_names_become_keys_that_stay_apart(tmp_path: Path) -> None:
     assert len(found) == len(set(keys)) == 5
     assert not any("." in key for key in keys)
     assert {"a_b", "Ünï cödé", "raw_"} <= set(keys)
-    assert {str(row["member"]).rpartition(".")[2] for row in found} == {"jpg", "png"}
+    assert {str(row["member"]).rpartition(".")[2] for row in found} == {"jpg"}
+    assert {row["format"] for row in found} == {"jpeg", "png"}
 
 
 def test_what_cannot_be_used_is_rejected_with_its_reason(tmp_path: Path) -> None:
