@@ -11,6 +11,7 @@ returns, whatever kills the process afterwards; `sync` makes it safe against a p
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -25,6 +26,8 @@ from pipeline.common.atomic import write_json
 from pipeline.common.documents import DocumentError, parse_object
 from pipeline.tracking.errors import TrackingError
 from pipeline.tracking.records import Record, read_record
+
+BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -191,9 +194,15 @@ def last_steps(spool: Spool) -> dict[tuple[str, str], int]:
 
 def _cut_torn_line(path: Path) -> None:
     """Drop the part of a record that a power cut left at the end."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole != len(data):
-        os.truncate(path, whole)
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        size = whole = file.seek(0, os.SEEK_END)
+        while whole:  # block by block from the end: a spool of weeks is large
+            start = max(0, whole - BLOCK)
+            file.seek(start)
+            newline = file.read(whole - start).rfind(b"\n")
+            if newline >= 0:
+                whole = start + newline + 1
+                break
+            whole = start
+        if whole != size:
+            os.truncate(path, whole)

@@ -10,130 +10,35 @@ out. Needs s3fs and moto[server], and curl for webdataset.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import logging
+import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import psutil
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
 
-from shards import Cache, Manifest, Stream
+from shards import Manifest, open_corpus
+from tests.benchmarks.remote_peers import LOADERS
 from tests.benchmarks.stream import DATA, ROOT
-from tests.benchmarks.stream_peers import crop_by_pillow
 from tests.benchmarks.throttle import Line, Throttle
 
-CROP, BATCH, NODES = 256, 64, (1, 2, 4, 8)
-
-# Makes the batches of one of several nodes from a place of its epoch on.
-Loader = Callable[[str, Path, int, int, float], Iterable[Tensor]]
+CROP, NODES = 256, (1, 2, 4, 8)
+FIRST, STEADY, RESUME = "first batch, s", "images/s", "resume at 90 %, s"
 
 
-def ours(url: str, work: Path, rank: int, world: int, start: float) -> Iterable[Tensor]:
-    """This project."""
-    cache = Cache(work / "cache")
-    opened = Stream(
-        url, batch_size=BATCH, crop=CROP, rank=rank, world_size=world, epochs=1, cache=cache
-    )
-    seen = int(start * opened.batches_per_epoch) * BATCH * world
-    opened.load_state_dict({"epoch": 0, "samples_seen": seen, "order": 2})
-    for batch in opened:
-        yield batch.images
-    opened.close()
-
-
-def webdataset(url: str, work: Path, rank: int, world: int, start: float) -> Iterable[Tensor]:
-    """Webdataset over curl, as it reads all that is not a file; it can only begin at the start."""
-    import webdataset as wds
-
-    if shutil.which("curl") is None:
-        raise ImportError("curl is not installed")
-    base = os.environ["AWS_ENDPOINT_URL"] + "/" + url.removeprefix("s3://")
-    names = [f"pipe:curl -s --retry 8 --fail {base}/{name}" for name in _tars(url)]
-    data = (
-        wds.WebDataset(
-            names[rank::world], shardshuffle=len(names), nodesplitter=None, empty_check=False
-        )
-        .shuffle(1000)
-        .rename(image="jpg;jpeg;JPEG;png")
-        .map(lambda sample: crop_by_pillow(sample["image"], CROP))
-        .batched(BATCH, collation_fn=torch.stack, partial=False)
-    )
-    batches = iter(DataLoader(data, batch_size=None))
-    return islice(batches, int(start * _samples(url) / world / BATCH), None)
-
-
-def datasets(url: str, work: Path, rank: int, world: int, start: float) -> Iterable[Tensor]:
-    """Hugging Face `datasets`, streaming the same tars."""
-    from datasets import load_dataset
-    from datasets.distributed import split_dataset_by_node
-
-    files = [f"{url}/{name}" for name in _tars(url)]
-    data = load_dataset("webdataset", data_files=files, split="train", streaming=True)
-    part = split_dataset_by_node(data.shuffle(buffer_size=1000, seed=0), rank, world)
-    part = part.skip(int(start * _samples(url) / world))
-    return _batched(
-        next(value for name, value in row.items() if name in ("jpg", "jpeg", "png")) for row in part
-    )
-
-
-def mosaicml(url: str, work: Path, rank: int, world: int, start: float) -> Iterable[Tensor]:
-    """MosaicML Streaming, from shards of its own with the same pictures."""
-    import streaming
-
-    os.environ.update(
-        S3_ENDPOINT_URL=os.environ["AWS_ENDPOINT_URL"],
-        RANK=str(rank),
-        WORLD_SIZE=str(world),
-        LOCAL_RANK="0",
-        LOCAL_WORLD_SIZE="1",
-    )
-    streaming.base.util.clean_stale_shared_memory()
-    data = streaming.StreamingDataset(
-        remote=f"{url}-mosaic", local=str(work / "mosaic"), shuffle=True, batch_size=BATCH
-    )
-    if start:
-        seen = int(start * _samples(url) / BATCH / world) * BATCH * world
-        data.load_state_dict(data.state_dict(seen, from_beginning=True))
-    return _batched(row["image"] for row in data)
-
-
-def _batched(pictures: Iterable[object]) -> Iterable[Tensor]:
-    crops = []
-    for picture in pictures:
-        data = picture if isinstance(picture, bytes) else _encoded(picture)
-        crops.append(crop_by_pillow(data, CROP))
-        if len(crops) == BATCH:
-            yield torch.stack(crops)
-            crops = []
-
-
-def _encoded(picture: object) -> bytes:
-    if isinstance(picture, dict):
-        return bytes(picture["bytes"])
-    import io
-
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "PNG", compress_level=0)
-    return buffer.getvalue()
-
-
-def _tars(url: str) -> list[str]:
-    return [info.tar for info in Manifest.read(url).shards]
-
-
-def _samples(url: str) -> int:
-    return Manifest.read(url).samples
-
-
-def prepare(given: argparse.Namespace, work: Path) -> tuple[Throttle, str, int]:
+def prepare(
+    given: argparse.Namespace, work: Path, names: Sequence[str]
+) -> tuple[Throttle, str, int]:
     """Start the server, make and upload the shards; return the throttle, their URL and bytes."""
     from moto.server import ThreadedMotoServer
 
@@ -141,7 +46,8 @@ def prepare(given: argparse.Namespace, work: Path) -> tuple[Throttle, str, int]:
     source = work / "pictures"
     source.mkdir()
     for copy in range(given.copies):
-        for number, path in enumerate(sorted(given.pictures.rglob("*.[jJ][pP]*[gG]"))):
+        found = sorted(given.pictures.rglob("*.[jJ][pP]*[gG]"))[: given.count]
+        for number, path in enumerate(found):
             (source / f"{copy}-{number:05d}{path.suffix}").symlink_to(path)
     command = [sys.executable, "-m", "pipeline.cli.main", "shard", str(source), "--workers", "2"]
     command += ["--out", str(shards), "--shard-size", given.shard_size, "--check", "header"]
@@ -161,7 +67,10 @@ def prepare(given: argparse.Namespace, work: Path) -> tuple[Throttle, str, int]:
     direct = s3fs.S3FileSystem(skip_instance_cache=True)
     direct.mkdir("bucket")
     direct.put(f"{shards}/", "s3://bucket/corpus/", recursive=True)
-    _mosaic_shards(shards, work, direct)
+    for name in {"mosaicml", "litdata"}.intersection(names):
+        made = work / f"{name}-made"
+        CONVERTED[name](shards, made)
+        direct.put(f"{made}/", f"s3://bucket/corpus-{name}/", recursive=True)
     throttle = Throttle(port, Line())
     os.environ["AWS_ENDPOINT_URL"] = throttle.url
     s3fs.S3FileSystem.clear_instance_cache()
@@ -169,42 +78,113 @@ def prepare(given: argparse.Namespace, work: Path) -> tuple[Throttle, str, int]:
     return throttle, "s3://bucket/corpus", total
 
 
-def _mosaic_shards(shards: Path, work: Path, store: object) -> None:
-    try:
-        import streaming
-    except ImportError:
-        return
-    from shards import open_corpus
+def _pictures(shards: Path) -> Iterator[bytes]:
+    corpus = open_corpus(shards)
+    for shard, size in enumerate(corpus.sizes):
+        for index in range(size):
+            yield corpus.read(corpus.sample(shard, index))
 
-    corpus, made = open_corpus(shards), work / "mosaic-made"
+
+def _as_mosaic(shards: Path, made: Path) -> None:
+    import streaming
+
     with streaming.MDSWriter(out=str(made), columns={"image": "bytes"}) as out:
-        for shard, size in enumerate(corpus.sizes):
-            for index in range(size):
-                out.write({"image": corpus.read(corpus.sample(shard, index))})
-    store.put(f"{made}/", "s3://bucket/corpus-mosaic/", recursive=True)
+        for picture in _pictures(shards):
+            out.write({"image": picture})
 
 
-def measure(load: Loader, url: str, total: int, throttle: Throttle) -> dict[str, str]:
-    """Return a row of the table."""
-    row = {}
-    for name, start in (("first batch, s", 0.0), ("resume at 90 %, s", 0.9)):
+def _as_litdata(shards: Path, made: Path) -> None:
+    from litdata.streaming import Cache as Chunks
+
+    chunks = Chunks(str(made), chunk_bytes="32MB")
+    for number, picture in enumerate(_pictures(shards)):
+        chunks[number] = {"image": picture}
+    chunks.done()
+    chunks.merge()
+
+
+CONVERTED = {"mosaicml": _as_mosaic, "litdata": _as_litdata}
+
+
+def measure(name: str, url: str, told: Connection) -> None:
+    """Measure one loader; tell of each column when it begins, and its value when it is known."""
+    load = LOADERS[name]
+    for column, start in ((FIRST, 0.0), (RESUME, 0.9)):
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
+            told.send((column, None))
             begun = time.perf_counter()
-            batches = iter(load(url, Path(work), 0, 1, start))
+            batches = iter(load(url, Path(work), 0, 1, start, CROP))
             next(batches)
-            row[name] = f"{time.perf_counter() - begun:.2f}"
+            told.send((column, time.perf_counter() - begun))
             if not start:
+                told.send((STEADY, None))
                 begun = time.perf_counter()
                 count = sum(len(images) for images in batches)
-                row["images/s"] = f"{count / (time.perf_counter() - begun):.0f}"
+                told.send((STEADY, count / (time.perf_counter() - begun)))
     for nodes in NODES:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
-            before, _ = throttle.count()
-            for _ in load(url, Path(work), 0, nodes, 0.0):
+            told.send((share(nodes), None))
+            for _ in load(url, Path(work), 0, nodes, 0.0, 0):
                 pass
-            share = (throttle.count()[0] - before) / total
-            row[f"corpora a node at {nodes}"] = f"{share:.2f}"
-    return row
+            told.send((share(nodes), 0.0))
+
+
+def share(nodes: int) -> str:
+    """Return the name of the column of what one of `nodes` nodes fetches, in corpora."""
+    return f"corpora a node at {nodes}"
+
+
+def row(name: str, url: str, total: int, throttle: Throttle, limit: float) -> dict[str, str]:
+    """Return a row of the table: what a loader in a process of its own has told of in time."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_measured, args=(name, url, theirs), daemon=False)
+    process.start()
+    theirs.close()
+    found: dict[str, str] = {}
+    column, before = FIRST, throttle.count()[0]
+    with contextlib.suppress(EOFError):
+        while ours.poll(limit):
+            column, value = ours.recv()
+            if value is None:
+                before = throttle.count()[0]
+                found[column] = "failed"
+            elif column.startswith("corpora"):
+                found[column] = f"{(throttle.count()[0] - before) / total:.2f}"
+            else:
+                found[column] = f"{value:.0f}" if column == STEADY else f"{value:.2f}"
+            if value is not None:
+                print(f"# {name}: {column}: {found[column]}", flush=True)
+        found[column] = f"over {limit:.0f} s"
+    _end(process)
+    return found
+
+
+def _measured(name: str, url: str, told: Connection) -> None:
+    torch.set_num_threads(1)
+    with contextlib.suppress(ImportError):
+        measure(name, url, told)
+    told.close()
+
+
+def _end(process: BaseProcess) -> None:
+    """End a process with all that it started."""
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+    process.kill()
+    process.join()
+
+
+def installed(name: str) -> bool:
+    """Whether a loader can be imported here; says so if not."""
+    module = {"ours": "shards", "mosaicml": "streaming"}.get(name, name)
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        print(f"{name}: not installed ({error})")
+        return False
+    return True
 
 
 def main() -> None:
@@ -212,22 +192,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=Path, default=DATA / "imagenet-mini" / "train")
     parser.add_argument("--copies", type=int, default=3)
+    parser.add_argument("--count", type=int, help="take so many of the pictures alone")
     parser.add_argument("--shard-size", default="32MB")
+    parser.add_argument("--loaders", default=",".join(LOADERS), help="these alone, with commas")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds for one number")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as temporary:
-        throttle, url, total = prepare(given, Path(temporary))
-        print(f"{_samples(url)} pictures, {len(_tars(url))} shards, {total / 1e6:.0f} MB")
-        rows = {}
-        for load in (ours, webdataset, datasets, mosaicml):
-            try:
-                rows[load.__name__] = measure(load, url, total, throttle)
-            except ImportError as error:
-                print(f"{load.__name__}: not installed ({error})")
-        columns = list(next(iter(rows.values())))
+    names = [name for name in given.loaders.split(",") if installed(name)]
+    columns = [FIRST, STEADY, *map(share, NODES), RESUME]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        throttle, url, total = prepare(given, Path(temporary), names)
+        manifest = Manifest.read(url)
+        print(f"{manifest.samples} pictures, {len(manifest.shards)} shards, {total / 1e6:.0f} MB")
+        rows = {name: row(name, url, total, throttle, given.limit) for name in names}
         print(f"\n| loader | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
-        for name, row in rows.items():
-            print(f"| {name} | {' | '.join(row[column] for column in columns)} |")
+        for name, found in rows.items():
+            print(f"| {name} | {' | '.join(found.get(column, '-') for column in columns)} |")
         throttle.stop()
 
 

@@ -101,3 +101,25 @@ def test_a_dry_run_tells_the_plan(
     assert run("shard", source, "--out", tmp_path / "dest", *SMALL, "--dry-run") == 0
     assert "20 pictures would make" in capsys.readouterr().out
     assert not (tmp_path / "dest").exists()
+
+
+def test_inspect_says_what_nodes_of_a_stream_will_need(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dest = tmp_path / "dest"
+    assert run("shard", source, "--out", dest, *SMALL) == 0
+    capsys.readouterr()
+    words = ("inspect", dest, "--stream", "--nodes", "4", "--samples-per-second", "100")
+    assert run(*words) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("train on 4 nodes (")
+    assert "each node fetches up to" in told
+    assert "100 samples/s over all nodes need" in told
+    assert run(*words, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["nodes"], facts["rate"]) == (4, 100)
+    assert 0 < facts["bandwidth"] <= 100 * 60_000
+    assert facts["kept"] <= facts["once"] == facts["fetched"]
+    assert run("inspect", dest, "--stream", "--nodes", "0") == 2
+    assert run("inspect", dest, "--stream", "--split", "absent") == 2
+    assert "absent" in capsys.readouterr().err

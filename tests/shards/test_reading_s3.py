@@ -6,6 +6,7 @@ import fsspec
 import pytest
 
 from shards import Cache, Stream, stream
+from shards.reading import ranges
 from tests.shards.made import numbered, write_split
 
 moto = pytest.importorskip("moto.server", reason="needs moto[server] and s3fs")
@@ -41,3 +42,20 @@ def test_an_epoch_from_s3_is_the_local_one(bucket, tmp_path):
         assert [batch.keys for batch in one] == wanted
     by_pattern = Stream(f"{bucket}/train-*.tar", batch_size=5, crop=16, epochs=1, cache=cache)
     assert [batch.keys for batch in by_pattern] == wanted
+
+
+@pytest.mark.slow
+def test_each_of_four_nodes_fetches_its_quarter(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(ranges, "PART", 12_000)  # of shards of 250 kB
+    monkeypatch.setattr(ranges, "ALONE", 0)
+    write_split(tmp_path / "corpus", [60] * 8, numbered(480), checksums=True)
+    fsspec.filesystem("s3").put(str(tmp_path / "corpus") + "/", bucket + "/", recursive=True)
+    total = sum(path.stat().st_size for path in (tmp_path / "corpus").glob("*.tar"))
+    seen = []
+    for rank in range(4):
+        cache = Cache(tmp_path / f"cache-{rank}")
+        place = {"rank": rank, "world_size": 4, "epochs": 1}
+        own = Stream(bucket, batch_size=4, crop=8, block=1, cache=cache, **place)  # type: ignore[arg-type]
+        seen += [key for batch in own for key in batch.keys]
+        assert own.traffic.bytes <= 1.1 * total / 4
+    assert len(set(seen)) == len(seen) == 480

@@ -1,0 +1,177 @@
+"""Loaders that read one node's part of a corpus in a store, for `remote`.
+
+Each is `loader(url, work, rank, world, start, crop) -> iterable of batches`: of the node `rank` of
+`world`, from the share `start` of its epoch on, with a cache in the folder `work`. A `crop` of 0
+decodes nothing: only bytes are counted.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from shards import Cache, Manifest, Stream
+from tests.benchmarks.stream_peers import crop_by_pillow
+
+BATCH = 64
+# The least that this project decodes of a picture.
+LEAST = 8
+
+Loader = Callable[[str, Path, int, int, float, int], Iterable[Tensor]]
+
+
+def ours(url: str, work: Path, rank: int, world: int, start: float, crop: int) -> Iterable[Tensor]:
+    """This project."""
+    cache = Cache(work / "cache")
+    opened = Stream(
+        url,
+        batch_size=BATCH,
+        crop=crop or LEAST,
+        rank=rank,
+        world_size=world,
+        epochs=1,
+        cache=cache,
+    )
+    seen = int(start * opened.batches_per_epoch) * BATCH * world
+    opened.load_state_dict({"epoch": 0, "samples_seen": seen, "order": 2})
+    for batch in opened:
+        yield batch.images
+    opened.close()
+
+
+def webdataset(
+    url: str, work: Path, rank: int, world: int, start: float, crop: int
+) -> Iterable[Tensor]:
+    """Webdataset over curl, as it reads all that is not a file; it can only begin at the start."""
+    import webdataset as wds
+
+    if shutil.which("curl") is None:
+        raise ImportError("curl is not installed")
+    base = os.environ["AWS_ENDPOINT_URL"] + "/" + url.removeprefix("s3://")
+    names = [f"pipe:curl -s --retry 8 --fail {base}/{name}" for name in _tars(url)]
+    data = (
+        wds.WebDataset(
+            names[rank::world], shardshuffle=len(names), nodesplitter=None, empty_check=False
+        )
+        .shuffle(1000)
+        .rename(image="jpg;jpeg;JPEG;png")
+        .map(lambda sample: _cut(sample["image"], crop))
+        .batched(BATCH, collation_fn=torch.stack, partial=False)
+    )
+    batches = iter(DataLoader(data, batch_size=None))
+    return islice(batches, int(start * _samples(url) / world / BATCH), None)
+
+
+def datasets(
+    url: str, work: Path, rank: int, world: int, start: float, crop: int
+) -> Iterable[Tensor]:
+    """Hugging Face `datasets`, streaming the same tars."""
+    from datasets import load_dataset
+    from datasets.distributed import split_dataset_by_node
+
+    files = [f"{url}/{name}" for name in _tars(url)]
+    data = load_dataset("webdataset", data_files=files, split="train", streaming=True)
+    part = split_dataset_by_node(data.shuffle(buffer_size=1000, seed=0), rank, world)
+    part = part.skip(int(start * _samples(url) / world))
+    named = ("jpg", "jpeg", "png")
+    pictures = (next(row[name] for name in named if row.get(name) is not None) for row in part)
+    return _batched(pictures, crop)
+
+
+def mosaicml(
+    url: str, work: Path, rank: int, world: int, start: float, crop: int
+) -> Iterable[Tensor]:
+    """MosaicML Streaming, from shards of its own with the same pictures."""
+    import streaming
+
+    os.environ.update(
+        S3_ENDPOINT_URL=os.environ["AWS_ENDPOINT_URL"],
+        RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_RANK="0",
+        LOCAL_WORLD_SIZE="1",
+    )
+    streaming.base.util.clean_stale_shared_memory()
+    data = streaming.StreamingDataset(
+        remote=f"{url}-mosaicml", local=str(work / "mosaic"), shuffle=True, batch_size=BATCH
+    )
+    if start:
+        seen = int(start * _samples(url) / BATCH / world) * BATCH * world
+        data.load_state_dict(data.state_dict(seen, from_beginning=True))
+    return _batched((row["image"] for row in data), crop)
+
+
+def litdata(
+    url: str, work: Path, rank: int, world: int, start: float, crop: int
+) -> Iterable[Tensor]:
+    """LitData, from chunks of its own with the same pictures."""
+    import litdata as ld
+
+    os.environ.update(GLOBAL_RANK=str(rank), WORLD_SIZE=str(world), NNODES=str(world))
+    endpoint = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
+    data = ld.StreamingDataset(
+        f"{url}-litdata", cache_dir=str(work / "litdata"), shuffle=True, storage_options=endpoint
+    )
+    loader = ld.StreamingDataLoader(data, batch_size=None, num_workers=0)
+    if start:
+        seen = int(start * _samples(url) / world)
+        loader.load_state_dict(_litdata_state(data, seen))
+    return _batched((row["image"] for row in loader), crop)
+
+
+def _litdata_state(data: Any, seen: int) -> dict[str, Any]:
+    """Return the state of a loader after so many samples of its first epoch."""
+    return {
+        "dataset": {"0": data.state_dict(seen, 0, 1)},
+        "current_epoch": 1,
+        "latest_worker_idx": 0,
+        "num_samples_yielded": {0: [seen]},
+    }
+
+
+def _cut(data: bytes, crop: int) -> Tensor:
+    return crop_by_pillow(data, crop) if crop else torch.zeros(1)
+
+
+def _batched(pictures: Iterable[object], crop: int) -> Iterable[Tensor]:
+    crops = []
+    for picture in pictures:
+        data = picture if isinstance(picture, bytes) else _encoded(picture)
+        crops.append(_cut(data, crop))
+        if len(crops) == BATCH:
+            yield torch.stack(crops)
+            crops = []
+
+
+def _encoded(picture: object) -> bytes:
+    if isinstance(picture, dict):
+        return bytes(picture["bytes"])
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "PNG", compress_level=0)
+    return buffer.getvalue()
+
+
+def _tars(url: str) -> list[str]:
+    return [info.tar for info in Manifest.read(url).shards]
+
+
+def _samples(url: str) -> int:
+    return Manifest.read(url).samples
+
+
+LOADERS: dict[str, Loader] = {
+    "ours": ours,
+    "webdataset": webdataset,
+    "datasets": datasets,
+    "mosaicml": mosaicml,
+    "litdata": litdata,
+}
