@@ -62,6 +62,10 @@ class Corpus(ABC):
             ShardsRuntimeError: the shard is not there or can't be read.
         """
 
+    def reads(self, share: float) -> None:
+        """Take down which share of an epoch this process reads: it may fetch no more than that."""
+        return
+
     def begin(self, places: Sequence[tuple[int, int]]) -> None:
         """Begin to fetch samples, by shard and index, that are read next. Raises as `read`."""
         return

@@ -3,7 +3,7 @@
 A file is cut into parts of 2 MiB. Those that will be read soon are fetched ahead into the cache,
 where all processes of a machine find them. A picture whose part is not there in time is asked for
 alone, beside all others that are missing. That costs its bytes twice, so only some may be: at the
-beginning, when nothing is there yet, and a twentieth of what comes.
+beginning, when nothing is there yet, and a fortieth of what comes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from shards.reading.requests import requests
 
 PART = 2 << 20
 
-# Bytes that may be asked for alone at the beginning, and which share of what comes later.
+# Bytes that may be asked for alone at the beginning, and which share of what a process reads in an
+# epoch they are at most. Of what comes later it is half of that.
 ALONE, SHARE = 64 << 20, 20
 
 
@@ -66,6 +67,7 @@ class Ranges:
         """
         self.fetcher, self.cache = fetcher, cache
         self.files: dict[str, Wanted] = {}
+        self.at_first = ALONE
         self.traffic = Traffic()
         self._reset()
 
@@ -84,6 +86,10 @@ class Ranges:
         self._lock = threading.Lock()
         self._alone = 0
         self._generation = 0
+
+    def reads(self, size: int) -> None:
+        """Take down that this process reads about `size` bytes in an epoch."""
+        self.at_first = min(ALONE, size // SHARE)
 
     def begin(self, samples: Iterable[Sample]) -> None:
         """Ask for all of `samples` that are not here. Returns at once; `read` gives them."""
@@ -223,7 +229,7 @@ class Ranges:
         on_its_way = any(
             self._running(part) for part in self._parts_of(sample.shard, sample.offset, sample.size)
         )
-        return not on_its_way and self._alone < ALONE + self.traffic.bytes // SHARE
+        return not on_its_way and self._alone < self.at_first + self.traffic.bytes // (2 * SHARE)
 
     def _running(self, part: Wanted) -> bool:
         known = self._parts.get(part)

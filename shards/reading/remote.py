@@ -41,6 +41,10 @@ class RangedCorpus(Corpus):
         """What reading from the store took in this process."""
         return self.ranges.traffic
 
+    def reads(self, share: float) -> None:
+        """Take down which share of an epoch this process reads."""
+        self.ranges.reads(int(share * sum(self.manifest.byte_sizes)))
+
     def read(self, sample: Sample) -> bytes:
         """Return the bytes of a sample's picture. Raises as `Corpus.read`."""
         data = self.ranges.read(sample)

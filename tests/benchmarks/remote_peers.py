@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +77,9 @@ def datasets(
     from datasets import load_dataset
     from datasets.distributed import split_dataset_by_node
 
-    files = [f"{url}/{name}" for name in _tars(url)]
+    # By HTTP: its own way of opening S3's files fails with this s3fs.
+    base = os.environ["AWS_ENDPOINT_URL"] + "/" + url.removeprefix("s3://")
+    files = [f"{base}/{name}" for name in _tars(url)]
     data = load_dataset("webdataset", data_files=files, split="train", streaming=True)
     part = split_dataset_by_node(data.shuffle(buffer_size=1000, seed=0), rank, world)
     part = part.skip(int(start * _samples(url) / world))
@@ -100,6 +101,8 @@ def mosaicml(
         LOCAL_RANK="0",
         LOCAL_WORLD_SIZE="1",
     )
+    # One node of several stands here alone: it may not wait for the others.
+    streaming.base.dataset.maybe_init_dist = lambda: False
     streaming.base.util.clean_stale_shared_memory()
     data = streaming.StreamingDataset(
         remote=f"{url}-mosaicml", local=str(work / "mosaic"), shuffle=True, batch_size=BATCH
@@ -121,21 +124,9 @@ def litdata(
     data = ld.StreamingDataset(
         f"{url}-litdata", cache_dir=str(work / "litdata"), shuffle=True, storage_options=endpoint
     )
-    loader = ld.StreamingDataLoader(data, batch_size=None, num_workers=0)
     if start:
-        seen = int(start * _samples(url) / world)
-        loader.load_state_dict(_litdata_state(data, seen))
-    return _batched((row["image"] for row in loader), crop)
-
-
-def _litdata_state(data: Any, seen: int) -> dict[str, Any]:
-    """Return the state of a loader after so many samples of its first epoch."""
-    return {
-        "dataset": {"0": data.state_dict(seen, 0, 1)},
-        "current_epoch": 1,
-        "latest_worker_idx": 0,
-        "num_samples_yielded": {0: [seen]},
-    }
+        data.load_state_dict(data.state_dict(int(start * _samples(url) / world), 1, 1))
+    return _batched((row["image"] for row in data), crop)
 
 
 def _cut(data: bytes, crop: int) -> Tensor:
