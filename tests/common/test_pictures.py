@@ -324,3 +324,14 @@ def test_the_package_needs_no_torch() -> None:
 
 def test_limits_leave_room_for_the_largest_picture_in_sixteen_bits() -> None:
     assert 6 * limits.MAX_PIXELS <= limits.MAX_BYTES
+
+
+def test_libtiff_writes_nothing_by_itself(capfd: pytest.CaptureFixture[str]) -> None:
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    Image.fromarray(noise).save(file, "TIFF", compression="tiff_adobe_deflate")
+    data = bytearray(file.getvalue())
+    data[200:260] = bytes(60)  # of the compressed samples, which come first
+    with pytest.raises(PictureError, match="damaged"):
+        read(bytes(data))
+    assert capfd.readouterr().err == ""

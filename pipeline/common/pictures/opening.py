@@ -16,6 +16,7 @@ from pipeline.common.pictures.formats import SAME, openable, usual_ending
 from pipeline.common.pictures.jpeg import SIGNATURE, without_metadata
 from pipeline.common.pictures.limits import MAX_PIXELS, check_bytes, check_pixels, read_bytes
 from pipeline.common.pictures.orientation import orientation_of, shield_tiff
+from pipeline.common.pictures.quiet import quiet_libtiff
 
 HEAD = 4096  # bytes that tell a format
 
@@ -67,6 +68,7 @@ def header_of(image: Image.Image) -> Header:
 def load(image: Image.Image) -> None:
     """Decode all of the picture (its first frame); raises PictureError if it is damaged."""
     if image.format == "TIFF":
+        quiet_libtiff()
         shield_tiff(image)
     try:
         image.load()
