@@ -38,6 +38,18 @@ addEventListener("load", () => setTimeout(() => {
   const hits = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 &&
     a.top < b.bottom - 3 && b.top < a.bottom - 3;
   const overlaps = names.flatMap((a, i) => names.slice(i + 1).filter((b) => hits(a, b))).length;
+  const level = (line, x) => {
+    const i = line.findIndex((p, k) => k && p[0] >= x), [a, b] = [line[i - 1], line[i]];
+    return a[1] + (b[1] - a[1]) * (x - a[0]) / (b[0] - a[0] || 1);
+  };
+  const leaders = [...document.querySelectorAll("#chart .leader")].map((n) =>
+    n.getAttribute("d").slice(1).split(" L").map((p) => p.split(",").map(Number)));
+  const crossed = leaders.flatMap((a, i) => leaders.slice(i + 1).filter((b) => {
+    const start = Math.max(a[0][0], b[0][0]), end = a.at(-1)[0];
+    const away = Array.from({ length: 50 }, (_, k) => start + (end - start) * k / 49)
+      .map((x) => level(a, x) - level(b, x));
+    return Math.min(...away) < -0.5 && Math.max(...away) > 0.5;
+  })).length;
   // What a table holds scrolls inside its own frame.
   const outside = [...document.querySelectorAll("main *")].filter((n) =>
     !n.closest(".scroll, .stage, svg") && box(n).width && box(n).right > innerWidth + 1
@@ -51,6 +63,7 @@ addEventListener("load", () => setTimeout(() => {
   const tip = document.getElementById("tip");
   const found = {
     wrong: window.wrong || [], overlaps, outside, width: innerWidth,
+    crossed, leaders: leaders.length,
     scroll: document.documentElement.scrollWidth,
     curves: document.querySelectorAll("#chart polyline").length,
     labels: document.querySelectorAll("#chart text.name").length,
@@ -157,6 +170,8 @@ def test_the_page_works_at_the_width_of_phone_tablet_and_desk(
     assert seen["curves"] == 13  # 3 of models, 7 classical, 3 published ones shown from the start
     assert seen["second"] == 10  # nothing published is known in MS-SSIM
     assert seen["overlaps"] == 0
+    assert seen["crossed"] == 0
+    assert seen["leaders"] == seen["labels"]
     assert seen["labels"] == (13 if width > 900 else seen["labels"])
     assert seen["broken"] == 0
     assert seen["images"] == 3 * 2 + 3 * 2

@@ -49,8 +49,8 @@
   };
 
   const place = (names, top, bottom, gap) => {
-    // Of curves that end at one height the leftmost is named first, so that no leaders cross.
-    names.sort((a, b) => Math.round(a.at / 6) - Math.round(b.at / 6) || a.x - b.x);
+    // Leaders are level within the plot, and names are in the order of their heights: none cross.
+    names.sort((a, b) => a.at - b.at);
     names.forEach((n, i) => { n.y = Math.max(n.at, i ? names[i - 1].y + gap : top); });
     for (let i = names.length - 1, limit = bottom; i >= 0; i--, limit = names[i + 1].y - gap) names[i].y = Math.min(names[i].y, limit);
   };
@@ -96,7 +96,7 @@
     if (wide) {
       place(names, box.top, box.bottom, 17);
       for (const n of names) {
-        svg.append(element("path", { class: "leader", d: `M${n.x + 5},${n.at} L${box.right + 10},${n.y} L${box.right + 16},${n.y}` }));
+        svg.append(element("path", { class: "leader", d: `M${n.x + 5},${n.at} L${box.right + 6},${n.at} L${box.right + 16},${n.y}` }));
         svg.append(element("text", { class: `name ${n.s.kind}${n.dim}`, x: box.right + 20, y: n.y + 4, style: `fill:${n.s.css}` }, shorten(n.s.name)));
       }
     }
