@@ -5,8 +5,9 @@
 Made for the test folders of libraries that read pictures (Pillow's `Tests/images`, libvips'
 `test/test-suite/images`), which come with their sources. Each file goes through `pipeline
 compress` and `decompress` as a user types them. It is wrong if a command leaves with another exit
-code than 0 or 2, says other than one sentence, leaves a file that it did not announce, takes longer
-than five minutes, or if the decoded picture has another size than Pillow's upright one, or is turned.
+code than 0 or 2, says other than one sentence, leaves a file that it did not announce, or takes
+longer than five minutes; or if the decoded picture has another size than Pillow's upright one, or
+is turned.
 """
 
 from __future__ import annotations
