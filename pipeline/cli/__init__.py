@@ -1,1 +1,41 @@
-"""The `pipeline` command: parses, calls, prints."""
+"""The `pipeline` command: parses, calls, prints.
+
+Until `main` runs, nothing has been begun that Ctrl-C would have to undo: it ends the program, where
+an exception inside an import would be a traceback, or be taken for a library that is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+INTERRUPTED = 130
+PROGRAMS = ("pipeline", "__main__.py")
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os._exit(INTERRUPTED)
+
+
+def is_program() -> bool:
+    """Whether this process runs the `pipeline` command, not a program that imports it."""
+    return os.path.basename(sys.argv[0] if sys.argv else "") in PROGRAMS  # noqa: PTH119 - at start
+
+
+def _interruptible() -> bool:
+    if not is_program() or threading.current_thread() is not threading.main_thread():
+        return False
+    return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+if _interruptible():
+    signal.signal(signal.SIGINT, _end)
+
+
+def started() -> None:
+    """Let Ctrl-C be an exception again: commands clean up after themselves."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -5,13 +5,23 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from pipeline.cli import cluster, codec, doctor, evaluate, models, recipes, shard, train
+from pipeline.cli import (
+    cluster,
+    codec,
+    doctor,
+    evaluate,
+    is_program,
+    models,
+    recipes,
+    shard,
+    started,
+    train,
+)
 from pipeline.cli.output import echo
 from pipeline.common.errors import FAILURE, explained
 from pipeline.common.locale import insist_on_utf8
@@ -27,7 +37,6 @@ GROUPS = {
     "Help": ("recipes", "doctor"),
 }
 OTHER = "Other"
-PROGRAMS = ("pipeline", "__main__.py")
 WHOLE = 10_000  # characters of a command's first sentence: never cut
 
 
@@ -92,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Exit codes: 0 success, 2 bad usage or bad input, 1 failure at run time, 130 interrupted.
     """
-    if arguments is None and Path(sys.argv[0]).name in PROGRAMS:
+    started()
+    if arguments is None and is_program():
         insist_on_utf8()
     words = list(sys.argv[1:] if arguments is None else arguments)
     Commands.debug = "--debug" in words
