@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -183,9 +183,10 @@ class _Run:
             for split, partial in files.items():
                 partial.file.flush()
                 before = stored[split]
-                if before is not None:
-                    self._check_same(before, corpus, partial.path)
-                if before is None or self.part == (0, 1):
+                gone = self._check_same(before, corpus, partial.path) if before else ""
+                if before and gone:
+                    plans[split] = replace(before, notes=[*before.notes, gone])
+                elif before is None or self.part == (0, 1):
                     settle(self.store, partial, Plan.rows_name(split))
                     plans[split].write(self.store)
         return list(plans.values())
@@ -208,14 +209,20 @@ class _Run:
 
         return find_duplicates(corpus, self.sources, kind, self.workers, self.progress)
 
-    def _check_same(self, before: Plan, corpus: Corpus, path: Path) -> None:
-        """Refuse to go on when what `path` plans is not what `before` planned."""
+    def _check_same(self, before: Plan, corpus: Corpus, path: Path) -> str:
+        """Refuse to go on when what `path` plans is not what `before` planned.
+
+        Returns a sentence on pictures that are gone, where that is all that differs.
+        """
+        missing = set(missing_shards(self.store.names(), before))
         with PlanRows(path.open("rb")) as now, PlanRows.of(self.store, before.split) as then:
             if before.source_digest != corpus.digest:
-                check_source(self.store, before, then, now)
-            done = set(self._mine(before)) - set(missing_shards(self.store.names(), before))
+                rows = (then, now)
+                return check_source(self.store, before, corpus.digest, rows, bool(missing))
+            done = set(self._mine(before)) - missing
             crops = crops_of(self.options.augment)
             check_contents(self.store, before.split, then, now, done, self.sources, crops)
+        return ""
 
     def make(self, plan: Plan) -> Summary:
         """Make the shards of `plan` that are missing; finish if then all are there."""
@@ -310,6 +317,13 @@ def _existing(store: Store) -> Path | None:
 def _no_pictures(sources: Sequence[str], corpus: Corpus) -> str:
     where = ", ".join(sources)
     others = f" among {corpus.ignored} files" if corpus.ignored else ""
+    tars = [name for name in sources if "://" not in name and any(Path(name).glob("*.tar"))]
+    if tars:
+        return (
+            f"no pictures in {where}{others}: {tars[0]} holds tars; "
+            f"give them one by one ({tars[0]}/*.tar) where each is a class, or as "
+            f"'shards:{tars[0]}/*.tar' where they are WebDataset shards (img2dataset's are)"
+        )
     return f"no pictures in {where}{others}: name a source that holds .jpg, .png, .webp, ... files"
 
 

@@ -116,12 +116,19 @@ def table_of(shards: Sequence[ShardInfo]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from shards.arrays import array
+
     columns = {
-        "name": pa.array([one.name for one in shards], pa.string()),
-        "samples": pa.array([one.samples for one in shards], pa.int64()),
-        "bytes": pa.array([one.bytes for one in shards], pa.int64()),
-        "sha256": pa.array([one.sha256 for one in shards], pa.string()),
+        "name": array([one.name for one in shards], pa.string()),
+        "samples": array([one.samples for one in shards], pa.int64()),
+        "bytes": array([one.bytes for one in shards], pa.int64()),
+        "sha256": array([one.sha256 for one in shards], pa.string()),
     }
     sink = io.BytesIO()
-    pq.write_table(pa.table(columns), sink, row_group_size=ROWS, compression="zstd")
+    pq.write_table(
+        pa.Table.from_arrays(list(columns.values()), list(columns)),
+        sink,
+        row_group_size=ROWS,
+        compression="zstd",
+    )
     return sink.getvalue()

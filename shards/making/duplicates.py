@@ -23,6 +23,7 @@ from scipy.fft import dctn
 
 from pipeline.common.pictures import PictureError, thumbnail
 from pipeline.common.workers import Tell, work_in_processes
+from shards.arrays import array
 from shards.making.listing import Corpus
 from shards.making.plan import completed
 from shards.sources import Entry, Reader, Source, UnreadableError
@@ -92,7 +93,7 @@ def _candidates(corpus: Corpus, near: bool) -> Iterator[pa.Table]:
         for run in corpus.runs:
             for size in pc.value_counts(run["size"]).to_pylist():
                 counts[size["values"]] += size["counts"]
-    common = pa.array([size for size, count in counts.items() if count > 1], pa.int64())
+    common = array([size for size, count in counts.items() if count > 1], pa.int64())
     for table in corpus.ranges():
         rows = completed(table, corpus.facts, labels=False)
         rows = rows.filter(pc.greater_equal(rows["size"], 0))

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.common.documents import parse
+from shards import arrays
 from shards.errors import ShardsError
 from shards.making.plan import Plan
 from shards.making.sample import REJECTS
@@ -109,7 +110,7 @@ def _manifest(
 
 
 def _write_rejects(store: Store, split: str, rejects: list[dict[str, Any]]) -> None:
-    table = pa.Table.from_pylist(rejects, schema=REJECTS).sort_by("key")
+    table = arrays.table(rejects, REJECTS).sort_by("key")
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     store.write(rejects_name(split), sink.getvalue().to_pybytes())

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.common.addresses import mix
+from shards.arrays import as_numpy, numbers
 from shards.making.members import Tally
 from shards.sources.base import LISTING, Entry, Listed, Rows, Source
 
@@ -75,7 +76,7 @@ class Corpus:
         """Yield the rows in their order, about 50,000 at a time."""
         pieces = max(1, -(-self.rows // RUN_ROWS))
         bounds = [piece * 2**64 // pieces for piece in range(pieces)] + [2**64]
-        columns = [run["order"].chunk(0).to_numpy() for run in self.runs if run.num_rows]
+        columns = [as_numpy(run["order"].chunk(0)) for run in self.runs if run.num_rows]
         runs = [run for run in self.runs if run.num_rows]
         for low, high in pairwise(bounds):
             slices = []
@@ -152,14 +153,14 @@ class _Sorter:
         """Add a batch of `LISTING`."""
         self.tally.take(batch)
         hashes = hash_keys(batch["key"].to_pylist())
-        sizes = batch["size"].to_numpy().astype(np.uint64)
+        sizes = as_numpy(batch["size"]).astype(np.uint64)
         with np.errstate(over="ignore"):
             content = np.stack([mix(lane ^ mix(sizes)) for lane in hashes.T])
-            times = mix(batch["mtime"].to_numpy().astype(np.uint64))
+            times = mix(as_numpy(batch["mtime"]).astype(np.uint64))
             self.digest += content.sum(axis=1)
             self.stamp += np.stack([mix(lane ^ times) for lane in content]).sum(axis=1)
         order = mix(hashes[:, 1] ^ mix(np.full(1, self.seed, np.uint64)))
-        columns = [*batch.columns, pa.array(order), pa.array(hashes[:, 0])]
+        columns = [*batch.columns, numbers(order), numbers(hashes[:, 0])]
         self._waiting.append(pa.RecordBatch.from_arrays(columns, schema=ORDERED))
         self._waiting_rows += batch.num_rows
         self.rows += batch.num_rows

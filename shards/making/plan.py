@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.common.documents import parse
+from shards.arrays import array, as_numpy
 from shards.errors import ShardsError
 from shards.making.listing import Corpus
 from shards.making.matches import Matches, names_of
@@ -140,11 +141,15 @@ def make_plans(
     bounds = np.cumsum(list(shares.values()))[:-1]
     matches = Matches(corpus.facts)
     for table in corpus.ranges():
-        lots = np.searchsorted(bounds, table["lot"].to_numpy() / 2.0**64, side="right")
+        lots = np.searchsorted(bounds, as_numpy(table["lot"]) / 2.0**64, side="right")
         rows = completed(table, corpus.facts, options.labels, duplicates or {})
         matches.take(rows)
         for number, maker in enumerate(makers.values()):
-            maker.take(rows.filter(pa.array(lots == number)) if len(makers) > 1 else rows)
+            maker.take(
+                rows.filter(array((lots == number).tolist(), pa.bool_()))
+                if len(makers) > 1
+                else rows
+            )
     classes = _classes(corpus.facts, makers.values()) if options.labels else []
     members = common_members(corpus.tally, corpus.facts, options.labels) if ending else []
     return {
@@ -224,13 +229,13 @@ class _Maker:
 
 def tar_bytes(rows: pa.Table) -> Sizes:
     """Return about how many bytes each sample takes in a tar: headers and filling included."""
-    sizes = np.maximum(rows["size"].to_numpy(), 0)
+    sizes = np.maximum(as_numpy(rows["size"]), 0)
     costs: Sizes = BLOCK + -(-sizes // BLOCK) * BLOCK
     for column, extra in (("label", 4 * BLOCK), ("captions", 4 * BLOCK), ("columns", 2 * BLOCK)):
-        costs += extra * rows[column].is_valid().to_numpy()
+        costs += extra * as_numpy(rows[column].is_valid())
     siblings = rows["siblings"].combine_chunks()
-    parents = pc.list_parent_indices(siblings).to_numpy()
-    beside = pc.struct_field(pc.list_flatten(siblings), "size").to_numpy()
+    parents = as_numpy(pc.list_parent_indices(siblings))
+    beside = as_numpy(pc.struct_field(pc.list_flatten(siblings), "size"))
     np.add.at(costs, parents, BLOCK + -(-np.maximum(beside, 0) // BLOCK) * BLOCK)
     return costs
 
@@ -244,8 +249,10 @@ def completed(
     """Return the rows as the plan has them: unique keys, labels, captions and columns decided."""
     table = table.drop_columns(["order", "lot"])
     labelled = [number for number, fact in enumerate(facts) if fact.labelled and labels]
-    keep = pc.is_in(table["source"], pa.array(labelled, pa.int32()))
-    table = _with(table, "label", pc.if_else(keep, table["label"], None))
+    keep = pc.is_in(table["source"], array(labelled, pa.int32()))
+    table = _with(
+        table, "label", pc.if_else(keep, table["label"], pa.nulls(len(table), pa.string()))
+    )
     table = _with(table, "key", _unique(table))
     described = any(fact.captions or fact.columns for fact in facts)
     captions, columns = _described(table, facts) if described else (None, None)
@@ -253,9 +260,7 @@ def completed(
     found = [duplicates.get(key) for key in table["key"].to_pylist()] if duplicates else None
     for name, values in (("captions", captions), ("columns", columns), ("duplicate", found)):
         kind = ROWS.field(name).type
-        table = table.append_column(
-            name, pa.array(values, kind) if values else pa.nulls(size, kind)
-        )
+        table = table.append_column(name, array(values, kind) if values else pa.nulls(size, kind))
     return table.cast(ROWS)
 
 
@@ -283,14 +288,14 @@ def _unique(table: pa.Table) -> pa.Array:
     keys = table["key"].combine_chunks()
     if len(keys) < 2:
         return keys
-    same = np.concatenate([[False], pc.equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)])
+    same = np.concatenate([[False], as_numpy(pc.equal(keys[1:], keys[:-1]))])
     if not same.any():
         return keys
     values = keys.to_pylist()
     for row in np.flatnonzero(same).tolist():
         place = [table[name][row].as_py() for name in ("source", "location", "offset")]
         values[row] += "-" + hashlib.blake2b(repr(place).encode(), digest_size=4).hexdigest()
-    return pa.array(values)
+    return array(values, pa.string())
 
 
 def _classes(facts: Sequence[Listed], makers: Any) -> list[str]:

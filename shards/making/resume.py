@@ -18,6 +18,7 @@ from shards.store import Store
 from shards.tables import read_rows
 
 SHOWN = 3
+ROWS_DIGITS = 32  # of a corpus's digest: the others are of what describes its pictures
 WAYS_OUT = "give the same as before, another --out, or --fresh to start anew"
 
 
@@ -50,18 +51,39 @@ def check_options(store: Store, plan: Plan, options: Options) -> None:
         )
 
 
-def check_source(store: Store, plan: Plan, before: PlanRows, now: PlanRows) -> None:
+def check_source(
+    store: Store, plan: Plan, digest: str, rows: tuple[PlanRows, PlanRows], unfinished: bool
+) -> str:
     """Refuse to go on with a source whose pictures or descriptions are not those of `plan`.
+
+    Args:
+        store: the destination, for messages.
+        plan: what was planned.
+        digest: that of the source now.
+        rows: the plan's rows, and those that the source gives now.
+        unfinished: whether shards are missing: then pictures may be gone, since those that are
+            not in a shard yet become rejects.
+
+    Returns:
+        A sentence on the pictures that are gone.
 
     Raises:
         ShardsError: counts what differs, and names a few.
     """
+    before, now = rows
     old, new = _sizes(before), _sizes(now)
     groups = {
         "new": sorted(new.keys() - old.keys()),
         "gone": sorted(old.keys() - new.keys()),
         "of another size": sorted(key for key in old.keys() & new.keys() if old[key] != new[key]),
     }
+    gone = groups["gone"]
+    described_alike = plan.source_digest[ROWS_DIGITS:] == digest[ROWS_DIGITS:]
+    if unfinished and described_alike and gone and not (groups["new"] or groups["of another size"]):
+        return (
+            f"{len(gone)} pictures are gone since the source was listed ({_few(gone)}): "
+            "those that no finished shard holds are rejected as missing"
+        )
     phrases = [f"{len(keys)} {how} ({_few(keys)})" for how, keys in groups.items() if keys]
     what = f"pictures: {', '.join(phrases)}" if phrases else "captions, labels or columns changed"
     raise ShardsError(f"{store} holds split {plan.split!r} of another source: {what}; {WAYS_OUT}")

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.common.documents import parse
 from pipeline.common.pictures import PictureError
 from pipeline.common.pictures.limits import check_bytes
+from shards import arrays
 from shards.making import check
 from shards.making.check import Facts, RejectedError, examine
 from shards.making.members import BLANK
@@ -26,7 +27,7 @@ from shards.making.tar import TarFile
 from shards.manifest import ShardInfo, shard_name
 from shards.options import Options
 from shards.sources import Entry, Reader, Sample, Source, UnreadableError, reading_threads
-from shards.sources.base import decode_path, stem_and_ending
+from shards.sources.base import GoneError, decode_path, stem_and_ending
 from shards.sources.values import json_value
 from shards.store import Store
 
@@ -106,7 +107,7 @@ class ShardMaker:
         facts = {"samples": info.samples, "bytes": info.bytes, "sha256": info.sha256}
         schema = SIDECAR.with_metadata({"shard": json.dumps(facts), "rejects": json.dumps(rejects)})
         with partial_file(self.context.store, info.sidecar) as partial:
-            content = pa.Table.from_pylist(table, schema=schema)
+            content = arrays.table(table, schema)
             pq.write_table(content, partial.file, compression="zstd")
             settle(self.context.store, partial, info.sidecar)
 
@@ -139,6 +140,8 @@ class ShardMaker:
             check_bytes(entry.picture.size)
             sample = self._reader(row["source"]).read(entry)
             facts = examine(sample.data, self.context.options, _ending(row["location"]))
+        except GoneError:
+            problem = RejectedError(check.MISSING, "it was listed, and is gone since")
         except UnreadableError as error:
             problem = RejectedError(check.UNREADABLE, str(error))
         except PictureError as error:

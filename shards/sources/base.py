@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 
 from pipeline.common.pictures.formats import ENDINGS
+from shards.arrays import array
+from shards.errors import ShardsError
 
 # Files beside a picture, of the same stem, that travel with it.
 SIDECARS = frozenset({"json", "txt", "cls"})
@@ -87,6 +89,10 @@ class Sample:
 
 class UnreadableError(Exception):
     """A picture's bytes cannot be had; its message becomes the detail of the reject."""
+
+
+class GoneError(ShardsError, UnreadableError):
+    """A picture that was listed is there no more; the others of its folder are."""
 
 
 class Reader(Protocol):
@@ -228,7 +234,7 @@ class Rows:
         """Hand on what was added since the last batch."""
         if self._rows:
             columns = [
-                pa.array(values, field.type)
+                array(values, field.type)
                 for values, field in zip(zip(*self._rows, strict=True), LISTING, strict=True)
             ]
             self._rows = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -16,6 +17,7 @@ from shards.errors import ShardsError
 from shards.sources.base import (
     ClassFolders,
     Entry,
+    GoneError,
     Listed,
     Part,
     Rows,
@@ -75,7 +77,9 @@ class FolderReader:
             with open(path, "rb", buffering=0) as file:  # noqa: PTH123
                 data = file.read()
         except FileNotFoundError:
-            raise ShardsError(changed(path, "is gone")) from None
+            # A folder that lost all its files is a disk that went away, not a picture.
+            kind = GoneError if _holds_anything(os.path.dirname(path)) else ShardsError  # noqa: PTH120
+            raise kind(changed(path, "is gone")) from None
         except OSError as error:
             raise UnreadableError(error.strerror or str(error)) from None
         if len(data) != part.size:
@@ -101,6 +105,12 @@ def collect_files(rows: Rows, scanned: Iterable[Sequence[Found]], reader: PartRe
         notes=notes + found.notes,
         named=found.named,
     )
+
+
+def _holds_anything(folder: str) -> bool:
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return any(entries)
+    return False
 
 
 def changed(path: str, how: str) -> str:

@@ -319,3 +319,10 @@ def test_the_repositorys_own_pictures(pictures: Path, tmp_path: Path) -> None:
     summary = shard([str(pictures)], tmp_path / "d", Options(shard_size=2_000_000), workers=2)[0]
     assert summary.samples == summary.listed > 0
     assert {str(row["format"]) for row in rows(tmp_path / "d")} == {"jpeg", "webp"}
+
+
+def test_a_folder_of_tars_is_told_how_to_name_them(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "cat.tar", "w"):
+        pass
+    with pytest.raises(ShardsError, match=r"'shards:.*/\*\.tar' where they are WebDataset"):
+        make(tmp_path, tmp_path / "d")

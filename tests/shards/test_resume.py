@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.common.atomic import PartialFile
@@ -156,3 +158,32 @@ def test_a_source_that_changes_meanwhile_is_noticed(source: Path, tmp_path: Path
     path.unlink()
     with pytest.raises(ShardsError, match="is gone"):
         reader.read(entry)
+
+
+def test_a_picture_that_is_gone_keeps_no_shard_from_being_made(source: Path, dest: Path) -> None:
+    first, second = (
+        str(pq.read_table(dest / f"train-{number:06d}.parquet")["key"][0]) for number in (0, 1)
+    )
+    before = checksums(dest)
+    for name in ("train-000001.tar", "train-000001.parquet", "train.json"):
+        (dest / name).unlink()
+    for key in (first, second):
+        (source / f"{key}.jpg").unlink()
+    summary = make(source, dest)
+    assert (summary.made, summary.samples, summary.reasons) == (1, 29, {"missing": 1})
+    assert any("2 pictures are gone" in note for note in summary.notes)
+    assert checksums(dest)["train-000000.tar"] == before["train-000000.tar"]
+    assert not verify(dest, workers=1).problems
+
+
+def test_a_file_that_goes_while_shards_are_made_is_a_reject(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shards.making.workers import run_jobs
+
+    def run(*arguments: Any) -> None:
+        (source / "class0" / "picture0000.jpg").unlink()
+        run_jobs(*arguments)
+
+    monkeypatch.setattr("shards.run.run_jobs", run)
+    assert make(source, tmp_path / "d").reasons == {"missing": 1}
