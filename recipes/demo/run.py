@@ -34,7 +34,7 @@ SHORT = (
     *("data.workers=0", "data.validation_pictures=2"),
 )
 # Rates that are measured of the models' range.
-RATES = "0,2,4,6"
+RATES = "2,4,6,8"
 # The classical codecs that take seconds; HEIC and VVC take minutes.
 PEERS = "jpeg,webp,avif,jxl"
 MINUTES = 6.0

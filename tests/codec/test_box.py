@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from pipeline.codec import Model, box, load_model
 from pipeline.codec.box import box_model
@@ -55,8 +57,20 @@ def _coded(model: Model, pixels: np.ndarray, rate: float) -> tuple[bytes, float]
 def test_the_file_is_small_and_has_all_rates() -> None:
     model = load_model(box_model())
     assert box_model().stat().st_size < 5_000_000
-    assert model.config.rates == (0.0, 7.0)
+    assert model.config.rates == (0.0, 9.0)
     assert model.info.name == "box"
+
+
+def test_the_file_and_its_card_name_the_pictures_and_their_licences() -> None:
+    with safe_open(box_model(), "np") as file:
+        said = file.metadata()["pictures"]
+    card = (Path(__file__).parents[2] / "docs/model-card.md").read_text()
+    rows = [row.split(" | ") for row in card.splitlines() if re.match(r"\| \d{3}-", row)]
+    assert len(rows) == 175
+    for row in rows:
+        assert row[0][6:].removesuffix(".jpg") in said
+        if "BY" in row[5]:
+            assert row[4] in said or row[4] == "-"
 
 
 def test_recipes_call_it_as_the_codec_does() -> None:
@@ -71,7 +85,7 @@ def test_what_it_made_is_decoded_without_naming_it(model: Model, tmp_path: Path)
     assert find_model(data, [tmp_path]) == box_model()
 
 
-@pytest.mark.parametrize(("rate", "quality"), [(0.5, 12), (2.5, 35), (5.0, 75)])
+@pytest.mark.parametrize(("rate", "quality"), [(2.0, 12), (4.5, 35), (7.0, 75)])
 def test_it_is_better_than_jpeg_in_fewer_bytes(
     model: Model, pixels: np.ndarray, rate: float, quality: int
 ) -> None:
