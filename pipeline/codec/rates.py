@@ -16,13 +16,13 @@ from pipeline.codec.errors import CodecError
 QUALITIES = {"lowest": 0.0, "low": 25.0, "medium": 50.0, "high": 75.0, "highest": 100.0}
 # A search ends with a file of at least so much of the limit, or after so many encodes.
 CLOSE = 0.98
-MOST_ENCODES = 10
+MOST_ENCODES = 16
 # What a step aims at, so that it lands below the limit and close to it.
 _AIM = 0.99
 # A search tells rates apart by this share of the model's range.
 _FINEST = 2.0**-12
-# Encodes after which every second one halves what is left.
-_PATIENCE = 5
+# Encodes by interpolation; those after them halve what is left.
+_PATIENCE = 4
 # How much longer files are at the highest rate than at the lowest, as a logarithm: a first guess.
 _GROWTH = 2.3
 
@@ -149,8 +149,8 @@ def _following(tried: dict[float, bytes], limit: int, ends: tuple[float, float])
         low += least
     if above is not None:
         high -= least
-    if below is not None and above is not None and len(tried) >= _PATIENCE and len(tried) % 2:
-        guess = (low + high) / 2  # where the bytes jump, halving still gets on
+    if len(tried) >= _PATIENCE:  # where the bytes jump, only ends and halves still get on
+        guess = low if below is None else high if above is None else (low + high) / 2
     return _on_grid(min(max(guess, low), high), ends)
 
 
