@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,7 @@ from pipeline.cli import (
     train,
 )
 from pipeline.cli.output import echo
-from pipeline.common.errors import FAILURE, explained
+from pipeline.common.errors import FAILURE, USAGE, explained
 from pipeline.common.locale import insist_on_utf8
 from pipeline.common.secrets import redacted
 
@@ -37,6 +38,8 @@ GROUPS = {
     "Help": ("recipes", "doctor"),
 }
 OTHER = "Other"
+# A word that names nothing: as a path it would be the folder that one is in.
+EMPTY = re.compile(r"(--[\w-]+=)?")
 WHOLE = 10_000  # characters of a command's first sentence: never cut
 
 
@@ -106,6 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         insist_on_utf8()
     words = list(sys.argv[1:] if arguments is None else arguments)
     Commands.debug = "--debug" in words
+    if any(EMPTY.fullmatch(word) for word in words):
+        echo("pipeline: an empty word was typed: is a variable of your shell not set?", err=True)
+        raise SystemExit(USAGE)
     build()(args=[word for word in words if word != "--debug"], prog_name="pipeline")
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+
 from pipeline.common.printable import LAYOUT, printable
 
 # Exit codes of commands.
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+# What no file can be called, wherever it is.
+NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class UsageError(ValueError):
@@ -37,5 +41,6 @@ def _told(error: BaseException) -> tuple[int, str] | None:
         return FAILURE, f"out of memory: {words or 'this machine has no more'}"
     if isinstance(error, OSError):
         named = error.strerror and error.filename is not None
-        return FAILURE, f"{error.filename}: {error.strerror}" if named else str(error)
+        code = USAGE if error.errno in NO_NAMES else FAILURE
+        return code, f"{error.filename}: {error.strerror}" if named else str(error)
     return None

@@ -60,6 +60,7 @@ WRONG = [
         "compress {}/picture.jpg {}/out.cca --model {}/model.safetensors --max-memory 3QB",
         ("3QB",),
     ),
+    ("compress {}/picture.jpg {}/" + "n" * 300 + ".cca", ("too long",)),
     ("decompress {}/words.txt {}/out.png --model {}/model.safetensors", ("words.txt",)),
     ("decompress {}/short.cca {}/out.png --model {}/model.safetensors", ("short.cca",)),
     ("decompress {}/picture.cca {}/out.png --model {}/other.safetensors", ("model",)),
@@ -196,6 +197,24 @@ def test_odd_values_of_every_option_get_a_sentence(
         if stopped.value.code not in (None, 0, 2) or unforeseen:
             wrong.append((words, stopped.value.code, answer[-200:]))
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "words", [["compress", "", "out"], ["decompress", "picture.cca", ""], ["shard", ".", "--out="]]
+)
+def test_an_empty_word_is_not_the_folder_that_one_is_in(
+    words: list[str],
+    world: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(world)
+    before = _files(world)
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert "empty word" in capfd.readouterr().err
+    assert _files(world) == before
 
 
 @pytest.mark.parametrize("data", ["words.txt", "nowhere"])
