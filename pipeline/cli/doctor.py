@@ -144,7 +144,23 @@ def _devices() -> Iterator[Finding]:
         yield Finding(
             "missing", "cuda", "there is an NVIDIA driver, but this torch has no CUDA: make setup"
         )
+    yield _precision(count)
     yield from launches(os.environ, count)
+
+
+def _precision(gpus: int) -> Finding:
+    """Return what `speed.precision: auto` takes here, and why."""
+    import torch
+
+    if gpus:
+        there = torch.cuda.is_bf16_supported(including_emulation=False)
+        chosen, why = ("bf16", "this GPU has it") if there else ("fp32", "this GPU has no bf16")
+    else:
+        from recipes.training.deciding import WORTH, gain
+
+        ratio = gain()
+        chosen, why = "bf16" if ratio >= WORTH else "fp32", f"bf16 is {ratio:.2f} times as fast"
+    return Finding("ok", "precision", f"speed.precision=auto takes {chosen}: {why}")
 
 
 def _programs() -> Iterator[Finding]:

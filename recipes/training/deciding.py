@@ -69,13 +69,16 @@ def _precision(accelerator: Any, begun: Mapping[str, Any] | None) -> tuple[str, 
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "this GPU has bf16"
         return "fp32", "this GPU has no bf16"
-    ratio = _gain() if accelerator.is_main_process else 0.0
+    ratio = gain() if accelerator.is_main_process else 0.0
     ratio = launch.from_first(accelerator, ratio)
     return "bf16" if ratio >= WORTH else "fp32", f"bf16 is {ratio:.2f} times as fast here"
 
 
-def _gain() -> float:
-    """Return how many times as fast a convolution and its gradients are in bf16, on a CPU."""
+def gain() -> float:
+    """Return how many times as fast a convolution and its gradients are in bf16, on a CPU.
+
+    Both are timed in turns, which takes a moment.
+    """
     layer = torch.nn.Conv2d(64, 64, 3, padding=1)
     x = torch.zeros(4, 64, 32, 32).contiguous(memory_format=torch.channels_last)
     seconds: dict[bool, list[float]] = {False: [], True: []}

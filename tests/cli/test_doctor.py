@@ -19,6 +19,7 @@ def test_doctor_names_versions_and_devices() -> None:
     found = {one["what"]: one for one in json.loads(done.stdout)}
     assert found["torch"]["detail"] == metadata.version("torch")
     assert found["cpu"]["state"] == "ok"
+    assert found["precision"]["detail"].startswith("speed.precision=auto takes ")
 
 
 def test_doctor_fails_when_a_package_is_missing(tmp_path: Path) -> None:

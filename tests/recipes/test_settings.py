@@ -134,7 +134,7 @@ def test_a_cpu_trains_in_what_it_computes_faster(
     precision: str,
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(deciding, "_gain", lambda: ratio)
+    monkeypatch.setattr(deciding, "gain", lambda: ratio)
     run = load_recipe(write_recipe(), ["speed=auto"]).runs()[0]
     made = deciding.decided(run, alone(), None)
     assert made.speed.precision == precision

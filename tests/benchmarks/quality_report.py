@@ -1,0 +1,140 @@
+"""What `tests.benchmarks.quality` makes of its runs: ratios with their spread, a table, a plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib
+
+from pipeline.common.atomic import write_json, write_text
+from pipeline.evaluation.bdrate import BDRateError, RDCurve, bd_rate
+
+matplotlib.use("Agg")
+
+AXES = {"samples": "samples", "cpu": "CPU seconds"}
+# A contender's evaluations, one a step; and what is known of it at each seed.
+Evaluations = Sequence[dict[str, Any]]
+
+
+def write(out: Path, recipe: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Write results.json, results.md and results.svg of the runs so far to `out`.
+
+    `rows` have a contender's name, a seed, and its evaluations; the baseline's come first.
+    """
+    numbers = compared(rows)
+    write_json(out / "results.json", {"recipe": recipe, "runs": list(rows), "compared": numbers})
+    write_text(out / "results.md", table(numbers))
+    plot(out / "results.svg", rows)
+
+
+def compared(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float | None]]]:
+    """Return, for each contender, a number a seed against the baseline of that seed.
+
+    `cost` is the final held-out cost; `to_samples` and `to_cpu` are what it took to the baseline's
+    final cost, as shares of what that took (None: it did not get there); `cpu` is what all of it
+    took, as such a share; `bd_rate` compares the final models, in percent (None: no curve).
+    """
+    anchors = {row["seed"]: row["evaluations"] for row in rows if row["contender"] == "baseline"}
+    found: dict[str, dict[str, list[float | None]]] = {}
+    for row in rows:
+        anchor, own = anchors[row["seed"]], row["evaluations"]
+        last, goal = anchor[-1], anchor[-1]["held_out"]["cost"]
+        numbers = {
+            "cost": own[-1]["held_out"]["cost"],
+            "to_samples": _share(reached(own, "samples", goal), last["samples"]),
+            "to_cpu": _share(reached(own, "cpu", goal), last["cpu"]),
+            "cpu": own[-1]["cpu"] / last["cpu"],
+            "bd_rate": _bd_rate(last["held_out"], own[-1]["held_out"]),
+        }
+        kept = found.setdefault(row["contender"], {name: [] for name in numbers})
+        for name, value in numbers.items():
+            kept[name].append(value)
+    return found
+
+
+def reached(evaluations: Evaluations, axis: str, goal: float) -> float | None:
+    """Return where on `axis` the held-out cost first falls to `goal`, on lines between points."""
+    before: tuple[float, float] | None = None
+    for one in evaluations:
+        at, cost = float(one[axis]), float(one["held_out"]["cost"])
+        if cost <= goal:
+            if before is None or before[1] == cost:
+                return at
+            return before[0] + (at - before[0]) * (before[1] - goal) / (before[1] - cost)
+        before = at, cost
+    return None
+
+
+def _share(part: float | None, whole: float) -> float | None:
+    return None if part is None else part / whole
+
+
+def _bd_rate(anchor: dict[str, float], test: dict[str, float]) -> float | None:
+    curves = []
+    for means in (anchor, test):
+        names = sorted(name[:-4] for name in means if name.startswith("rate_") and "/bpp" in name)
+        if not names:
+            return None
+        rates = [means[f"{name}/bpp"] for name in names]
+        curves.append(RDCurve(rates, [means[f"{name}/psnr"] for name in names]))
+    try:
+        return round(bd_rate(*curves), 2)
+    except BDRateError:
+        return None
+
+
+def table(numbers: dict[str, dict[str, list[float | None]]]) -> str:
+    """Return the comparison as a table in Markdown: medians, with the range over the seeds."""
+    lines = [
+        "| contender | seeds | samples to the baseline's cost | CPU seconds to it | all CPU seconds"
+        " | final cost | BD-rate |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, own in numbers.items():
+        cells = [_spread(own[key], "x") for key in ("to_samples", "to_cpu", "cpu")]
+        cells += [_spread(own["cost"]), _spread(own["bd_rate"], " %")]
+        lines.append(f"| {name} | {len(own['cost'])} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: Sequence[float | None], unit: str = "") -> str:
+    there = [value for value in values if value is not None]
+    if not there:
+        return "–" if unit == " %" else "not reached"
+    text = f"{median(there):.3g}{unit}"
+    if len(there) > 1:
+        text += f" ({min(there):.3g} to {max(there):.3g})"
+    missing = len(values) - len(there)
+    return f"{text}, not reached by {missing}" if missing else text
+
+
+def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Draw the held-out cost of every run against samples and CPU seconds."""
+    from matplotlib import pyplot
+
+    figure, places = pyplot.subplots(1, len(AXES), figsize=(11, 4.5), sharey=True)
+    names = list(dict.fromkeys(row["contender"] for row in rows))
+    for place, (axis, label) in zip(places, AXES.items(), strict=True):
+        for row in rows:
+            x = [one[axis] for one in row["evaluations"]]
+            y = [one["held_out"]["cost"] for one in row["evaluations"]]
+            colour = f"C{names.index(row['contender']) % 10}"
+            shown = row["contender"] if row["seed"] == 0 else None
+            place.plot(x, y, color=colour, label=shown, linewidth=1.2, alpha=0.8)
+        place.set(xlabel=label, yscale="log")
+        place.grid(alpha=0.3)
+    places[0].set_ylabel("held-out cost")
+    places[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def read(out: Path) -> dict[str, Any]:
+    """Return what `write` has left in `out`."""
+    told: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    return told
