@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 from pipeline.common.secrets import has_password, is_secret_name
 
-# Where tracking, shards and downloads go, and how TLS and proxies are done there.
+# Where messages, tracking, shards and downloads go, and how TLS and proxies are done there.
 NEEDED = re.compile(
-    r"MLFLOW_\w+|AWS_\w+|GOOGLE_APPLICATION_CREDENTIALS|AZURE_STORAGE_\w+|HF_\w+|XDG_CACHE_HOME"
+    r"PIPELINE_WEBHOOK_URL|MLFLOW_\w+|AWS_\w+|GOOGLE_APPLICATION_CREDENTIALS"
+    r"|AZURE_STORAGE_\w+|HF_\w+|XDG_CACHE_HOME"
     r"|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|SSL_CERT_FILE|SSL_CERT_DIR|(https?|ftp|all|no)_proxy",
     re.IGNORECASE,
 )

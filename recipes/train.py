@@ -26,7 +26,7 @@ from pipeline.common.secrets import redacted
 from recipes.config.load import load_recipe
 from recipes.config.schema import Run
 from recipes.config.settings import RecipeError
-from recipes.launching import processes
+from recipes.launching import notice, processes
 from recipes.training.signals import StopNow, StopRequest
 
 log = logging.getLogger("recipes")
@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:
         known = explained(error)
+        _tell_of_failure(given, type(error).__name__ if known is None else known[1])
         if given.debug or known is None:
             raise
         code, sentence = known[0], redacted(known[1])
@@ -57,15 +58,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
 
 
+def _tell_of_failure(given: argparse.Namespace, sentence: str) -> None:
+    if _first() and not given.dry_run:
+        notice.send(f"training {given.recipe} failed: {sentence}", status="failed")
+
+
+def _first() -> bool:
+    """Tell whether this is the first of the processes, before they know each other."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _run(given: argparse.Namespace, stop: StopRequest) -> int:
     """Train, or try to, what the command line says; return the exit code."""
     with stop.at_once():
         ignored = processes.settle()
+        notice.check()
         recipe = load_recipe(given.recipe, given.overrides)
         runs = choose(recipe.runs(), given.stage, given.rate_weight)
         origins = _origins(runs, given.origin, given.anew)
         if given.dry_run:
-            return dry_run(runs, stop, given.overrides, origins)
+            return dry_run(runs, stop, given.overrides, origins, given.price)
     session = {"overrides": given.overrides, "profile": given.profile, "ignored": ignored}
     return train(runs, stop, origins, **session)
 
@@ -92,7 +104,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--anew", action="store_true", help="begin at step 0; what there is is set aside"
     )
-    parser.add_argument("--dry-run", action="store_true", help="describe, try one step, stop")
+    parser.add_argument("--dry-run", action="store_true", help="describe, try a few steps, stop")
+    parser.add_argument(
+        "--price", type=float, help="of an hour of one process: --dry-run says what runs will cost"
+    )
     parser.add_argument(
         "--profile", action="store_true", help="record a few steps of each run by torch's profiler"
     )
@@ -119,7 +134,7 @@ def train(runs: Sequence[Run], stop: StopRequest, origins: Mapping[str, Any], **
 
     `origins` are where runs begin that don't go on by themselves, `about` more of the `Session`.
     """
-    if os.environ.get("RANK", "0") == "0":
+    if _first():
         # Said first: on a busy node it takes a minute, and would look like a hang.
         log.info("train: loads its libraries for %s", ", ".join(run.id for run in runs))
 
@@ -146,12 +161,21 @@ def train(runs: Sequence[Run], stop: StopRequest, origins: Mapping[str, Any], **
                 with stop.at_once():
                     trainer = Trainer(run, session)
                 trainer.train()
+                if session.main:
+                    notice.send(finished(trainer), status="finished", run=run.id)
             except Interrupted as error:
                 stop.ignore()
                 log.info("train: %s", error)
                 return stop.code
         accelerator.free_memory()
     return 0
+
+
+def finished(trainer: Any) -> str:
+    """Return the message of a run that has come to its end."""
+    run, state = trainer.run, trainer.state
+    cost = "" if state.cost is None else f", held-out cost {state.cost:.4g}"
+    return f"{run.recipe.name}: {run.id} is trained, {state.step} steps{cost}: {run.folder}"
 
 
 def _started(runs: Sequence[Run], origins: Mapping[str, Any]) -> Any:
@@ -173,9 +197,16 @@ def complete(run: Run, accelerator: Any) -> bool:
 
 
 def dry_run(
-    runs: Sequence[Run], stop: StopRequest, overrides: Sequence[str], origins: Mapping[str, Any]
+    runs: Sequence[Run],
+    stop: StopRequest,
+    overrides: Sequence[str],
+    origins: Mapping[str, Any],
+    price: float | None,
 ) -> int:
-    """Print what `runs` would do and try steps of the first; return the exit code."""
+    """Print what `runs` would do and try steps of the first; return the exit code.
+
+    `price` is what an hour of one process costs.
+    """
     from pipeline.common.progress import silent
     from recipes.training import dry_run as dry
     from recipes.training.loop import Trainer
@@ -183,7 +214,7 @@ def dry_run(
 
     accelerator = _started(runs, origins)
     session = Session(accelerator, stop, silent, overrides, origins=origins)
-    for line in dry.describe(runs, Trainer(runs[0], session)):
+    for line in dry.describe(runs, Trainer(runs[0], session), price):
         if session.main:
             sys.stdout.write(f"{line}\n")
     return 0

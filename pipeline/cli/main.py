@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from pipeline.cli import (
     cluster,
     codec,
+    diff,
     doctor,
     evaluate,
     is_program,
@@ -31,7 +32,7 @@ from pipeline.common.secrets import redacted
 # The order of `pipeline --help`; a command of no group is listed under OTHER.
 GROUPS = {
     "Data": ("shard", "verify", "inspect"),
-    "Training": ("train", "export"),
+    "Training": ("train", "export", "diff"),
     "Codec": ("compress", "decompress", "evaluate", "import"),
     "Registry": ("register", "models", "promote", "lineage", "deliver"),
     "Cluster": ("schedule", "status", "logs", "cancel", "retry"),
@@ -85,7 +86,7 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    for room in (shard, train, evaluate, codec, models, cluster, recipes, doctor):
+    for room in (shard, train, diff, evaluate, codec, models, cluster, recipes, doctor):
         room.add_to(app)
     return app
 

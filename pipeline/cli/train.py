@@ -48,8 +48,12 @@ def train(
         bool, typer.Option("--anew", help="Begin at step 0; what there is is set aside.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Describe the runs, try one step, write nothing.")
+        bool, typer.Option("--dry-run", help="Describe the runs, time a few steps, write nothing.")
     ] = False,
+    price: Annotated[
+        float | None,
+        typer.Option(min=0, help="Of an hour of one process: --dry-run says what runs will cost."),
+    ] = None,
     profile: Annotated[
         bool,
         typer.Option("--profile", help="Record a few steps of each run: RUN/profile/*.json.gz."),
@@ -68,8 +72,8 @@ def train(
     changes = overrides or []
     loaded = load_recipe(recipe, changes)
     choose(loaded.runs(), stage, rate_weight)
-    options = {"--stage": stage, "--rate-weight": rate_weight, "--from": origin}
-    words = [word for name, value in options.items() if value is not None for word in (name, value)]
+    given = {"--stage": stage, "--rate-weight": rate_weight, "--from": origin, "--price": price}
+    words = [word for name, value in given.items() if value is not None for word in (name, value)]
     flags = {"--anew": anew, "--dry-run": dry_run, "--profile": profile}
     words += [name for name, given in flags.items() if given]
     code = _launch(loaded, accelerate, [str(word) for word in (recipe, *changes, *words)])

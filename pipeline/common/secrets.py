@@ -9,7 +9,7 @@ from collections.abc import Mapping
 # MAX_TOKENS and TOKENIZERS_PARALLELISM are settings, HF_TOKEN is not.
 NAME = re.compile(
     r"\w*(?:PASSWORD|PASSWD|PASSPHRASE|TOKEN(?!IZER|S)|SECRET|CREDENTIAL|API_?KEY|ACCESS_?KEY"
-    r"|PRIVATE_?KEY)\w*",
+    r"|PRIVATE_?KEY|WEBHOOK)\w*",
     re.IGNORECASE,
 )
 # In a line of shell: a value that is written there, not read from elsewhere.

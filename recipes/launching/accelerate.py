@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 
+from recipes.launching import notice
 from recipes.launching.owner import end_with_owner
 
 FAILURE = 1
@@ -37,7 +38,11 @@ def launch() -> int:
     except subprocess.CalledProcessError as error:
         return _code(error.returncode)
     except ChildFailedError as error:
-        return _code(error.get_first_failure()[1].exitcode)
+        rank, failure = error.get_first_failure()
+        if rank and failure.exitcode == FAILURE:
+            # The first process tells of its own.
+            notice.send(f"training failed in process {rank}: {failure.message}", status="failed")
+        return _code(failure.exitcode)
     except (ValueError, OSError) as error:
         # The launch file or the options are wrong: no process has been started.
         sys.stderr.write(f"train: can't launch: {' '.join(str(error).split())}\n")
@@ -50,9 +55,9 @@ def _code(exitcode: int) -> int:
     if exitcode < 0:
         name = signal.Signals(-exitcode).name
         memory = ", perhaps for want of memory" if name == "SIGKILL" else ""
-        sys.stderr.write(
-            f"train: a training process died of {name}{memory}; start again to go on\n"
-        )
+        sentence = f"a training process died of {name}{memory}; start again to go on"
+        sys.stderr.write(f"train: {sentence}\n")
+        notice.send(sentence, status="failed")
         return FAILURE
     return exitcode
 

@@ -13,22 +13,48 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.evaluation.complexity import count_parameters, kmac_per_pixel
 from recipes.config.schema import Run
+from recipes.training.estimate import estimates
 from recipes.training.loop import Trainer
 from recipes.training.throughput import memory
+from shards import Batch
 
 # A float32; a trained weight has a gradient and two moments of Adam beside it.
 BYTES, BESIDE = 4, 3
+# Steps that are timed, after one that counts operations, or compiles and records.
+TIMED = 3
 
 
-def describe(runs: Sequence[Run], first: Trainer) -> Iterator[str]:
-    """Yield lines on the recipe, its runs and their cost; tries a step, and writes nothing."""
+def describe(runs: Sequence[Run], first: Trainer, price: float | None = None) -> Iterator[str]:
+    """Yield lines on the recipe, its runs and their cost; tries a few steps, and writes nothing.
+
+    `price` is what an hour of one process costs.
+    """
     recipe = runs[0].recipe
     yield yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     for run in runs:
         parent = f" from {run.parent.id}" if run.parent else ""
         yield f"run {run.id}: {run.stage.steps} steps of {run.stage.batch}{parent} -> {run.folder}"
     yield from _sizes(first)
-    yield from _one_step(first)
+    if first.state.step >= first.run.stage.steps:
+        yield f"{first.run.id} has no steps left to time"
+        return
+    batches = first.feed.from_step(first.state.step, first.state.order)
+    try:
+        yield from _one_step(first, next(batches))
+        seconds = sorted(_timed(first, batches) for _ in range(TIMED))[TIMED // 2]
+    finally:
+        first.feed.close()
+    processes = first.session.accelerator.num_processes
+    yield f"a step: {seconds:.2f} s, waiting for pictures included (median of {TIMED})"
+    yield from estimates(runs, first.state.step, seconds, processes, price)
+
+
+def _timed(trainer: Trainer, batches: Iterator[Batch]) -> float:
+    """Return the seconds that the next batch and a step of it take."""
+    start = time.monotonic()
+    found = trainer.try_step(next(batches))
+    assert found
+    return time.monotonic() - start
 
 
 def _sizes(trainer: Trainer) -> Iterator[str]:
@@ -79,8 +105,7 @@ class Kept:
         return tensor
 
 
-def _one_step(trainer: Trainer) -> Iterator[str]:
-    batch = next(trainer.feed.from_step(trainer.state.step, trainer.state.order))
+def _one_step(trainer: Trainer, batch: Batch) -> Iterator[str]:
     kept = Kept(trainer.module.parameters())
     start = time.monotonic()
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(kept.pack, kept.unpack):
@@ -91,7 +116,6 @@ def _one_step(trainer: Trainer) -> Iterator[str]:
         start = time.monotonic()
         found = trainer.try_step(batch)
     seconds = time.monotonic() - start
-    trainer.feed.close()
     flops, pixels = counter.get_total_flops(), len(batch.keys) * batch.images.shape[-1] ** 2
     yield (
         f"a step of this process: {flops / 1e12:.3f} TFLOP, {flops / pixels / 1e3:.1f} kFLOP a"

@@ -74,7 +74,7 @@ class Meter:
         return (
             f"loss {found['loss']:.4g}, {found['bpp']:.3f} bpp, {psnr(found['mse']):.2f} dB,"
             f" {self.samples_per_second:.1f} samples/s, {self.waiting_share:.0%} waiting,{reading}"
-            f" {memory() / 2**30:.1f} GiB, {_duration(left)} left"
+            f" {memory() / 2**30:.1f} GiB, {duration(left)} left"
         )
 
     def metrics(self) -> dict[str, float]:
@@ -109,7 +109,8 @@ def memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time as hours:minutes:seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -33,7 +33,7 @@ from recipes.launching import processes
 from recipes.training.loop import Trainer
 from recipes.training.session import Interrupted, Session, TrainingError
 from recipes.training.signals import StopRequest
-from recipes.training.steps import Found
+from recipes.training.steps import Metrics
 from recipes.training.validate import evaluate, rate_points
 from shards import Batch
 from tests.benchmarks import quality_report
@@ -53,14 +53,14 @@ class Measured(Trainer):
     def __init__(self, run: Run, session: Session, judge: Run, before: Mapping[str, float]) -> None:
         super().__init__(run, session)
         self.judge, self.path = judge, run.folder / LOG
-        kept = [line for line in lines(self.path) if line["step"] <= self.memory.step]
+        kept = [line for line in lines(self.path) if line["step"] <= self.state.step]
         self.taken = dict(kept[-1] if kept else {"cpu": 0.0, "seconds": 0.0, "samples": 0} | before)
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         with Timed(self.taken):
             return super()._next(batches)
 
-    def _step(self, batch: Batch) -> Found:
+    def _step(self, batch: Batch) -> Metrics:
         with Timed(self.taken):
             found = super()._step(batch)
         self.taken["samples"] += len(batch.keys)
@@ -74,15 +74,15 @@ class Measured(Trainer):
         accelerator, model = self.session.accelerator, self.module.model
         with self.average.in_place() if self.average is not None else nullcontext():
             means = evaluate(model, self.judge, self.pictures, accelerator, self._asked)
-        self.memory.unevaluated = means is None
+        self.state.unevaluated = means is None
         if means is None:
             return False
-        self.memory.judge(means["cost"], self.run.stage.plateau)
+        self.state.judge(means["cost"], self.run.stage.plateau)
         self._note({"held_out": means})
         return True
 
     def _note(self, more: Mapping[str, Any]) -> None:
-        told = self.taken | {"step": self.memory.step} | more
+        told = self.taken | {"step": self.state.step} | more
         told = {key: told[key] for key in ("step", "samples", "cpu", "seconds", *more)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:

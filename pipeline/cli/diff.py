@@ -1,0 +1,73 @@
+"""`pipeline diff`: what differs between two runs or recipes."""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.output import echo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from recipes.comparing import Comparison
+
+SHORT = 16
+TITLES = {"settings": "settings", "recipe": "places and speed"}
+# Hashes: their beginning tells them apart.
+DIGESTS = ("data_digest", "git_commit", "init_fingerprint")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add `diff` to `app`."""
+    app.command()(diff)
+
+
+def diff(
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="A recipe's file, a run's folder, or runs:/ID.")
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Compare two runs or recipes: settings, data, code, machine, and where their curves are.
+
+    Settings are those that hold, defaults included. Exits 0 whether they differ or not.
+
+    Example: pipeline diff runs/imagenet/base runs/cured/base
+    """
+    from recipes.comparing import compare, side
+
+    found = compare(side(a), side(b))
+    if as_json:
+        echo(json.dumps(found.to_dict(), indent=2))
+        return
+    for line in _lines(found):
+        echo(line)
+
+
+def _lines(found: Comparison) -> Iterator[str]:
+    yield f"A: {found.a}"
+    yield f"B: {found.b}"
+    for part, group in groupby(found.differences, key=lambda one: one.part):
+        yield f"{TITLES.get(part, part)}:"
+        for one in group:
+            short = SHORT if one.key in DIGESTS else None
+            a, b = ("–" if value is None else value[:short] for value in (one.a, one.b))
+            yield f"  {one.key}: {a} -> {b}"
+    if not found.differences:
+        yield "no difference in settings" + (", data and code" if found.curves else "")
+    for part in found.unknown:
+        yield f"{part}: known of one of the two only"
+    if found.curves:
+        yield "curves:"
+    for point in found.curves:
+        (step_a, value_a), (step_b, value_b) = point.a, point.b
+        text = f"  {point.metric}: {value_a:.4g} at step {step_a} -> {value_b:.4g} at {step_b}"
+        if point.both is not None and step_a != step_b:
+            step, mine, other = point.both
+            text += f"; at step {step}, which both have, {mine:.4g} -> {other:.4g}"
+        yield text
