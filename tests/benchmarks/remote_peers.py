@@ -7,6 +7,7 @@ decodes nothing: only bytes are counted.
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import shutil
@@ -102,7 +103,8 @@ def mosaicml(
         LOCAL_WORLD_SIZE="1",
     )
     # One node of several stands here alone: it may not wait for the others.
-    streaming.base.dataset.maybe_init_dist = lambda: False
+    for module in ("streaming.base.dataset", "streaming.base.util"):
+        importlib.import_module(module).maybe_init_dist = lambda: False
     streaming.base.util.clean_stale_shared_memory()
     data = streaming.StreamingDataset(
         remote=f"{url}-mosaicml", local=str(work / "mosaic"), shuffle=True, batch_size=BATCH

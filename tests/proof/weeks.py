@@ -38,7 +38,7 @@ BLOCKS = 12
 # Of a run's looks, the share that is left out at its beginning: caches fill, allocators settle.
 WARM = 0.3
 # Growth over a whole run that is nobody's business, by what is counted: bytes, files, shares.
-ALLOWED = {"memory": 4e6, "open files": 1.0, "threads": 1.0}
+ALLOWED = {"memory": 4e6, "memory of loaders": 4e6, "open files": 1.0, "threads": 1.0}
 SHARE_ALLOWED = {"seconds a unit": 0.05, "written a unit": 0.05}
 
 
@@ -156,7 +156,9 @@ def train(folder: Path, steps: int) -> Looks:
     process, looks = psutil.Process(child), Looks()
     while waited(child, 2.0, reap=False) is None and _runs(process):
         done = _steps(folder / RUNS / "base" / "tracking" / "spool.jsonl")
-        looked = state_of([process, *process.children(recursive=True)])
+        others = process.children(recursive=True)
+        looked = state_of([process, *others])
+        looked["memory of loaders"] = state_of(others)["memory"]
         if done and (not looks.done or done > looks.done[-1]):
             looks.add(done, **looked | {"written a unit": _written(folder, place)})
     assert os.waitpid(child, 0)[1] == 0, place.read_text()[-2000:]
