@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from shards.augment.spec import Spec, read_spec
+from shards.augment.spec import BEFORE, KEYS, Spec, completed, read_dict
 from shards.errors import ShardsError
 
 CHECKS = ("full", "header", "none")
@@ -78,6 +78,16 @@ class Options:
         known = {one.name for one in fields(cls)}
         return cls(**{name: value for name, value in given.items() if name in known})
 
+    def going_on(self, before: Mapping[str, Any] | None) -> Options:
+        """Return these options with what their augmentation leaves open.
+
+        It is as in the options `before` that stored work was begun with, or as today.
+        """
+        if self.augment is None:
+            return self
+        then = before.get("augment") if before else None
+        return replace(self, augment=completed(self.augment, then))
+
     def difference(self, other: Mapping[str, Any]) -> list[str]:
         """Return, a phrase each, how `other` (options of before) differs from these."""
         mine = self.to_dict()
@@ -100,7 +110,7 @@ def spec_of(augment: Mapping[str, Any] | None) -> Spec | None:
         return None
     if not isinstance(augment, Mapping) or not augment.keys() >= {"format", "operations"}:
         raise ShardsError("the option `augment` of these shards says nothing of operations")
-    return Spec.from_dict({key: augment[key] for key in ("format", "operations")})
+    return Spec.from_dict(BEFORE | {key: augment[key] for key in KEYS if key in augment})
 
 
 def augment_options(path: str, device: str) -> dict[str, Any]:
@@ -115,12 +125,35 @@ def augment_options(path: str, device: str) -> dict[str, Any]:
     from pipeline.common.devices import pick_device
     from shards.augment.operations import Augmenter
 
-    spec = read_spec(path)
-    if device not in ("auto", "cpu", "cuda"):
-        raise ShardsError(f"--device {device!r} is not known: give auto, cpu or cuda")
-    device = pick_device(device).type
+    given = read_dict(path)
+    spec = Spec.from_dict(given, str(path))
+    kinds = {pick_device(one).type for one in parse_devices(device) or [device]}
     Augmenter(spec, 0)  # tries Kornia's operations
-    return {**spec.to_dict(), "device": device}
+    said = {key: value for key, value in spec.to_dict().items() if key in ("format", *given)}
+    return {**said, "device": kinds.pop()}
+
+
+def parse_devices(text: str) -> list[str]:
+    """Return torch's names of the GPUs that `cuda:0,2` names; none for `auto`, `cpu` or `cuda`.
+
+    Raises:
+        ShardsError: it is not understood.
+    """
+    if text in ("auto", "cpu", "cuda"):
+        return []
+    match = re.fullmatch(r"cuda:(\d+(?:,\d+)*)", text)
+    if match is None:
+        raise ShardsError(f"--device {text!r} is not known: give auto, cpu, cuda or cuda:0,2")
+    return [f"cuda:{number}" for number in dict.fromkeys(match[1].split(","))]
+
+
+def devices_for(augment: Mapping[str, Any] | None) -> list[str]:
+    """Return torch's names of the devices that are used where none is named: all GPUs, or none."""
+    if augment is None or augment.get("device") != "cuda":
+        return []
+    import torch
+
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
 
 
 def parse_part(text: str) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from shards.making.resume import check_contents, check_foreign, check_options, c
 from shards.making.workers import Done, Job, run_jobs
 from shards.making.write import Context, Form
 from shards.manifest import Manifest
-from shards.options import Options, crops_of, parse_split
+from shards.options import Options, crops_of, devices_for, parse_split
 from shards.sources import Source, open_sources, read_anywhere
 from shards.store import Store
 
@@ -62,6 +62,7 @@ def shard(
     part: tuple[int, int] = (0, 1),
     fresh: bool = False,
     dry_run: bool = False,
+    devices: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> list[Summary]:
     """Make the shards of `sources` in `dest`, or those that are still missing; a summary a split.
@@ -74,6 +75,8 @@ def shard(
         part: (I, N) makes the shards I, I + N, I + 2 N, ... only.
         fresh: remove what the destination holds of these splits first.
         dry_run: list and plan, and write nothing.
+        devices: torch's names of the devices that augment in processes of their own (default: all
+            GPUs where the options say so; without any, workers augment themselves).
         progress: called with pictures done, pictures to do, and a few words.
 
     Raises:
@@ -89,7 +92,10 @@ def shard(
             f"empty {store} once, then run the parts without --fresh"
         )
     with failures_named(store), open_sources(sources, scratch) as opened:
-        run = _Run(store, opened, options, workers or default_workers(), part, progress)
+        options = options.going_on(None if fresh else _options_before(store, options))
+        workers = workers or default_workers()
+        where = tuple(devices_for(options.augment) if devices is None else devices)
+        run = _Run(store, opened, options, workers, part, progress, where)
         corpus = list_corpus(opened, options.seed, scratch, progress)
         if not corpus.rows:
             raise ShardsError(_no_pictures(sources, corpus))
@@ -101,6 +107,12 @@ def shard(
             for split in parse_split(options.split):  # of workers that were ended
                 sweep(store, split)
             raise
+
+
+def _options_before(store: Store, options: Options) -> dict[str, Any] | None:
+    """Return the options of the plan in `store`, or None when there is none."""
+    plans = (Plan.read(store, split) for split in parse_split(options.split))
+    return next((plan.options for plan in plans if plan is not None), None)
 
 
 def finish_splits(dest: str | Path, split: str | None = None) -> list[Summary]:
@@ -144,6 +156,7 @@ class _Run:
     workers: int
     part: tuple[int, int]
     progress: Progress | None
+    devices: Sequence[str]
 
     def all(self, corpus: Corpus, fresh: bool) -> list[Summary]:
         """Plan and make every split."""
@@ -241,13 +254,26 @@ class _Run:
     def _make_shards(self, plan: Plan, numbers: Sequence[int]) -> None:
         classes = {name: number for number, name in enumerate(plan.classes)}
         form = Form(classes, plan.ending, tuple(plan.members))
-        context = Context(plan.split, self.store, self.sources, self.options, form)
-        with PlanRows.of(self.store, plan.split) as rows:
+        with (
+            self._servers() as servers,
+            PlanRows.of(self.store, plan.split) as rows,
+        ):
+            context = Context(plan.split, self.store, self.sources, self.options, form, servers)
             total = sum(rows.counts[number] for number in numbers)
             jobs = (Job(number, rows.shard(number)) for number in numbers)
-            report = _reporter(self.progress, total, plan.split)
             workers = self.workers if read_anywhere(self.sources) else 1
+            told = _Told(plan.split, crops_of(self.options.augment), workers if servers else 0)
+            report = _reporter(self.progress, total, told)
             run_jobs(context, jobs, len(numbers), workers, report)
+
+    def _servers(self) -> contextlib.AbstractContextManager[Sequence[str]]:
+        """Start the processes that augment, if there are to be any."""
+        spec = self.options.spec
+        if spec is None or not self.devices:
+            return contextlib.nullcontext(())
+        from shards.augment.server import servers
+
+        return servers(spec, self.options.seed, self.devices)
 
     def _mine(self, plan: Plan) -> range:
         return range(self.part[0], plan.shards, self.part[1])
@@ -291,14 +317,32 @@ def _planned(corpus: Corpus, options: Options) -> list[Summary]:
     return [_summary(plan, made=0, missing=plan.shards) for plan in plans.values()]
 
 
-def _reporter(progress: Progress | None, total: int, split: str) -> Callable[[Done], None]:
+@dataclass(frozen=True)
+class _Told:
+    """What the progress line says beside counts: `waiting` workers may wait for a device."""
+
+    split: str
+    crops: int = 1
+    waiting: int = 0
+
+
+def _reporter(progress: Progress | None, total: int, told: _Told) -> Callable[[Done], None]:
     start = time.monotonic()
 
     def report(done: Done) -> None:
-        if progress is not None:
-            seconds = max(time.monotonic() - start, 1e-6)
-            rates = f"{done.pictures / seconds:.0f} images/s, {done.bytes / seconds / 1e6:.0f} MB/s"
-            progress(done.pictures, total, f"{rates}, {done.rejects} rejected ({split})")
+        if progress is None:
+            return
+        seconds = max(time.monotonic() - start, 1e-6)
+        words = [f"{done.pictures / seconds:.0f} images/s"]
+        if told.crops > 1:
+            words.append(f"{done.samples / seconds:.0f} crops/s")
+        words.append(f"{done.bytes / seconds / 1e6:.0f} MB/s")
+        if told.waiting:
+            share = min(done.waited / (seconds * told.waiting), 1)
+            words.append(f"workers wait for the device {share:.0%} of the time")
+        progress(
+            done.pictures, total, f"{', '.join(words)}, {done.rejects} rejected ({told.split})"
+        )
 
     return report
 

@@ -51,7 +51,7 @@ def shard(
     """
     from pipeline.common.sizes import parse_size
     from recipes.config.bundled import shipped
-    from shards.options import Options, augment_options, parse_part
+    from shards.options import Options, augment_options, parse_devices, parse_part
 
     options = Options(
         split=split,
@@ -68,7 +68,13 @@ def shard(
     if finish:
         summaries = _finished(source, out)
     else:
-        more = {"workers": workers, "part": parse_part(part), "fresh": fresh, "dry_run": dry_run}
+        more = {
+            "workers": workers,
+            "part": parse_part(part),
+            "fresh": fresh,
+            "dry_run": dry_run,
+            "devices": (parse_devices(device) if augment else None) or None,
+        }
         summaries = _made(source, out, options, more)
     if as_json:
         echo(json.dumps([asdict(one) for one in summaries]))

@@ -40,7 +40,9 @@ Augment = Annotated[
     str | None,
     typer.Option(metavar="FILE.yaml", help="Augment pictures with the operations in this file."),
 ]
-Device = Annotated[str, typer.Option(help="The device for --augment: auto, cpu or cuda.")]
+Device = Annotated[
+    str, typer.Option(help="The device for --augment: auto, cpu, cuda (all GPUs) or cuda:0,2.")
+]
 Part = Annotated[str, typer.Option(metavar="I/N", help="Make only shards I, I+N, I+2N, ...")]
 Finish = Annotated[
     bool, typer.Option("--finish", help="Only write the manifest, after all parts are complete.")

@@ -1,4 +1,4 @@
-"""Runs the operations of a specification on pictures, batched by size on a device.
+"""Runs the operations of a specification on pictures.
 
 Every draw is seeded by (seed, key of the picture, number of the operation), so what becomes of a
 picture depends on no other picture, whatever worker or batch it comes in.
@@ -6,38 +6,47 @@ picture depends on no other picture, whatever worker or batch it comes in.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import kornia.augmentation
 import numpy as np
-import torch
-from kornia.augmentation import IntensityAugmentationBase2D
-from kornia.geometry.transform import resize
-from torch import Tensor
 
-from shards.augment.spec import OWN, Operation, Spec
+from shards.augment.measures import blocking, detail
+from shards.augment.resampling import Pixels, Scaling
+from shards.augment.spec import Operation, Spec
+from shards.augment.surfaces import Device, surface_for
 from shards.errors import ShardsError
 
-# Kornia's operations of geometry that are taken: such as keep a picture's size.
-GEOMETRIC = ("RandomHorizontalFlip", "RandomVerticalFlip")
+BLOCKED = "jpeg artefacts"
+FAILED = "not augmented"
+TRIES = 8  # places that are drawn for a crop with `detail`
+FLIPS = {"RandomHorizontalFlip": True, "RandomVerticalFlip": False}
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why there is no result of a picture: a reason of few words, and more."""
+
+    reason: str
+    detail: str
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture on its way: float32 (1, 3, H, W) in [0, 1], and the number of its crop."""
+    """A picture on its way.
+
+    `pixels` are as the surface has them, `size` is the height and width that they have once the
+    resize that is due, if any, is done. `crop` counts the crops of one picture.
+    """
 
     key: str
-    pixels: Tensor
+    pixels: Any
+    size: tuple[int, int]
     crop: int = 0
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return int(self.pixels.shape[-2]), int(self.pixels.shape[-1])
+    due: Scaling | None = None
 
 
 class Augmenter:
@@ -46,54 +55,105 @@ class Augmenter:
     Raises `ShardsError`, naming every operation that there is not or that can't be what was asked.
     """
 
-    def __init__(self, spec: Spec, seed: int, device: str = "cpu") -> None:
+    def __init__(
+        self, spec: Spec, seed: int, device: str = "cpu", surface: Device | None = None
+    ) -> None:
         self.spec = spec
-        self.device = torch.device(device)
-        self._steps = _steps(spec.operations, seed)
+        self._surface = surface or surface_for(spec.version, device)
+        self._steps = _steps(spec.operations, seed, self._surface)
 
-    def __call__(
-        self, pictures: Iterable[tuple[str, np.ndarray[Any, np.dtype[np.uint8]]]]
-    ) -> dict[str, list[np.ndarray[Any, np.dtype[np.uint8]]]]:
-        """Return, by key, the results of each picture (uint8 (H, W, 3)); none: it is too small."""
-        batch = [Picture(key, self._to_device(pixels)) for key, pixels in pictures]
-        results: dict[str, list[np.ndarray[Any, np.dtype[np.uint8]]]] = {
-            one.key: [] for one in batch
-        }
-        with torch.inference_mode():
+    def __call__(self, pictures: Iterable[tuple[str, Pixels]]) -> dict[str, list[Pixels]]:
+        """Return, by key, the results of each picture (uint8 (H, W, 3)); none: it is too small.
+
+        Raises:
+            ShardsError: an operation fails on a picture.
+        """
+        results = self.each(pictures)
+        for one in results.values():
+            if isinstance(one, Refused) and one.reason == FAILED:
+                raise ShardsError(one.detail)
+        return {key: [] if isinstance(one, Refused) else one for key, one in results.items()}
+
+    def each(self, pictures: Iterable[tuple[str, Pixels]]) -> dict[str, list[Pixels] | Refused]:
+        """Return, by key, the results of each picture, or why there are none.
+
+        Raises:
+            torch.OutOfMemoryError: the batch does not fit the device.
+        """
+        batch = Batch(self._surface)
+        results: dict[str, list[Pixels] | Refused] = {}
+        found: dict[str, list[Pixels]] = {}
+        with self._surface_mode():
+            for key, pixels in pictures:
+                found[key] = []
+                size = (pixels.shape[0], pixels.shape[1])
+                batch.pictures.append(Picture(key, self._surface.load(pixels), size))
             for step in self._steps:
-                batch = step(batch)
-            for one in sorted(batch, key=lambda one: (one.key, one.crop)):
-                results[one.key].append(_to_bytes(one.pixels))
-        return results
+                step(batch)
+            for one in sorted(batch.done(), key=lambda one: (one.key, one.crop)):
+                found[one.key].append(self._surface.to_bytes(one.pixels))
+        results |= found
+        return results | batch.refused
 
-    def _to_device(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
-        tensor = torch.from_numpy(np.array(pixels)).to(self.device)
-        return tensor.permute(2, 0, 1)[None].float().div(255)
+    def _surface_mode(self) -> contextlib.AbstractContextManager[Any]:
+        if self._surface.device is None:
+            return contextlib.nullcontext()
+        import torch
+
+        return torch.inference_mode()
+
+
+class Batch:
+    """Pictures that are worked on together, and those that were refused on the way."""
+
+    def __init__(self, surface: Device) -> None:
+        self.surface = surface
+        self.pictures: list[Picture] = []
+        self.refused: dict[str, Refused] = {}
+
+    def done(self) -> list[Picture]:
+        """Return the pictures once every resize that is due has been done."""
+        due = [one for one in self.pictures if one.due is not None]
+        if due:
+            scalings = [one.due for one in due if one.due is not None]
+            made = iter(self.surface.resized([one.pixels for one in due], scalings))
+            self.pictures = [
+                replace(one, pixels=next(made), due=None) if one.due is not None else one
+                for one in self.pictures
+            ]
+        return self.pictures
+
+    def refuse(self, key: str, reason: str, words: str) -> None:
+        """Leave out all that came of a picture."""
+        self.refused.setdefault(key, Refused(reason, words))
+        self.pictures = [one for one in self.pictures if one.key != key]
 
 
 @dataclass(frozen=True)
-class _Draws:
+class Draws:
     """Seeds of one operation's draws."""
 
     seed: int
     number: int
 
     def seed_of(self, one: Picture) -> int:
+        """Return a seed of 63 bits for a picture."""
         text = f"{self.seed} {self.number} {one.crop} {one.key}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
     def of(self, one: Picture) -> np.random.Generator:
+        """Return the generator of a picture's draws."""
         return np.random.Generator(np.random.Philox(self.seed_of(one)))
 
 
-Step = Callable[[Sequence[Picture]], list[Picture]]
+Step = Callable[[Batch], None]
 
 
-def _steps(operations: Sequence[Operation], seed: int) -> list[Step]:
+def _steps(operations: Sequence[Operation], seed: int, surface: Device) -> list[Step]:
     steps, mistakes = [], []
     for number, one in enumerate(operations):
         try:
-            steps.append(STEPS.get(one.name, _kornia_step)(one, _Draws(seed, number)))
+            steps.append(_step(one, Draws(seed, number), surface))
         except ShardsError as error:
             mistakes.append(str(error))
     if mistakes:
@@ -101,162 +161,181 @@ def _steps(operations: Sequence[Operation], seed: int) -> list[Step]:
     return steps
 
 
-def _resize_step(operation: Operation, draws: _Draws) -> Step:
-    side = operation.parameters["shorter"]
-    return lambda batch: _resized(batch, lambda one: _shorter(one.size, side))
+def _step(operation: Operation, draws: Draws, surface: Device) -> Step:
+    if operation.name in STEPS:
+        return STEPS[operation.name](operation.parameters, draws)
+    chance = operation.parameters.get("p", 0.5)
+    if operation.name in FLIPS and operation.parameters.keys() <= {"p"}:
+        _check_chance(operation.name, chance)
+        return _flip_step(FLIPS[operation.name], chance, draws)
+    from shards.augment.kornias import kornia_operation  # imports torch and Kornia
+
+    _check_chance(operation.name, chance)
+    changed = kornia_operation(operation)
+
+    def step(batch: Batch) -> None:
+        for one in list(batch.done()):
+            if draws.of(one).random() < chance:
+                try:
+                    pixels = changed(surface.floats(one.pixels), draws.seed_of(one))
+                except ShardsError as error:
+                    batch.refuse(one.key, FAILED, str(error))
+                    continue
+                _put(batch, one, pixels)
+
+    return step
 
 
-def _downscale_step(operation: Operation, draws: _Draws) -> Step:
-    low, high = operation.parameters["scale"]
-    least = operation.parameters.get("min_side", 1)
-
-    def target(one: Picture) -> tuple[int, int]:
-        scale = draws.of(one).uniform(low, high)
-        scale = min(max(scale, least / min(one.size)), 1.0)
-        return round(one.size[0] * scale), round(one.size[1] * scale)
-
-    return lambda batch: _resized(batch, target)
-
-
-def _crop_step(operation: Operation, draws: _Draws) -> Step:
-    side, count = operation.parameters["size"], operation.parameters.get("count", 1)
-    return lambda batch: [cut for one in batch for cut in _cuts(one, side, count, draws)]
-
-
-# Our own operations, those of `OWN`.
-STEPS: dict[str, Callable[[Operation, _Draws], Step]] = {
-    "Resize": _resize_step,
-    "RandomDownscale": _downscale_step,
-    "RandomCrop": _crop_step,
-}
-
-
-def _resized(
-    batch: Sequence[Picture], target: Callable[[Picture], tuple[int, int]]
-) -> list[Picture]:
-    """Return the pictures resized with antialiasing, those of equal sizes together."""
-    groups = _grouped(batch, lambda one: (one.size, target(one)))
-    done = []
-    for (before, after), group in groups.items():
-        if before == after:
-            done += group
-            continue
-        pixels = torch.cat([one.pixels for one in group])
-        small = resize(pixels, after, interpolation="bilinear", antialias=True)
-        done += _apart(group, small.clamp(0, 1))
-    return done
-
-
-def _cuts(one: Picture, side: int, count: int, draws: _Draws) -> list[Picture]:
-    """Return `count` squares cut at random places; none where the picture is smaller."""
-    height, width = one.size
-    if min(height, width) < side:
-        return []
-    random = draws.of(one)
-    cuts = []
-    for number in range(count):
-        top = int(random.integers(0, height - side + 1))
-        left = int(random.integers(0, width - side + 1))
-        pixels = one.pixels[:, :, top : top + side, left : left + side].contiguous()
-        cuts.append(Picture(one.key, pixels, one.crop * count + number))
-    return cuts
-
-
-def _kornia_step(operation: Operation, draws: _Draws) -> Step:
-    """Return one of Kornia's augmentations as a step.
-
-    Raises:
-        ShardsError: Kornia has none of that name that keeps sizes, or refuses its parameters.
-    """
-    kind: Any = getattr(kornia.augmentation, operation.name, None)
-    given = dict(operation.parameters)
-    chance = given.pop("p", 0.5)
-    fits = isinstance(kind, type) and (
-        operation.name in GEOMETRIC or issubclass(kind, IntensityAugmentationBase2D)
-    )
-    if not fits:
-        raise ShardsError(
-            f"operation {operation.name} is neither {', '.join((*OWN, *GEOMETRIC))}, "
-            "nor one of Kornia's augmentations of intensity and colour"
-        )
+def _check_chance(name: str, chance: Any) -> None:
     if not (isinstance(chance, int | float) and 0 <= chance <= 1):
-        raise ShardsError(f"operation {operation.name}: p is {chance!r}, no probability in [0, 1]")
-    try:
-        augmentation: Any = kind(**given, p=1.0)
-    except Exception as error:
-        raise ShardsError(failed(operation.name, error)) from error
-    _tried(augmentation, operation.name, draws)
+        raise ShardsError(f"operation {name}: p is {chance!r}, no probability in [0, 1]")
 
-    def step(batch: Sequence[Picture]) -> list[Picture]:
-        return [
-            _alone(augmentation, operation.name, one, draws)
+
+def _put(batch: Batch, one: Picture, pixels: Any) -> None:
+    """Give `one` other pixels."""
+    batch.pictures = [
+        replace(other, pixels=pixels) if other is one else other for other in batch.pictures
+    ]
+
+
+def _flip_step(across: bool, chance: float, draws: Draws) -> Step:
+    def step(batch: Batch) -> None:
+        batch.pictures = [
+            replace(one, pixels=batch.surface.flipped(one.pixels, across))
             if draws.of(one).random() < chance
             else one
-            for one in batch
+            for one in batch.done()
         ]
 
     return step
 
 
-def _alone(augmentation: Any, name: str, one: Picture, draws: _Draws) -> Picture:
-    """Return the picture as Kornia's augmentation makes it, in a batch of its own.
+def _resize_step(parameters: dict[str, Any], draws: Draws) -> Step:
+    side = parameters["shorter"]
 
-    Some augmentations draw for a batch together, some draw while they are applied, and some take
-    only one picture. Alone, under a seed of its own, each picture comes out as its key says.
+    def target(one: Picture) -> tuple[tuple[int, int], str]:
+        scale = side / min(one.size)
+        return _scaled(one.size, scale), _filter(parameters, draws.of(one))
 
-    Raises:
-        ShardsError: the augmentation fails.
+    return lambda batch: _resize(batch, target)
+
+
+def _downscale_step(parameters: dict[str, Any], draws: Draws) -> Step:
+    least = parameters.get("min_side", 1)
+
+    def target(one: Picture) -> tuple[tuple[int, int], str]:
+        random = draws.of(one)
+        scale = random.uniform(*_range(parameters, random))
+        scale = min(max(scale, least / min(one.size)), 1.0)
+        return _scaled(one.size, scale), _filter(parameters, random)
+
+    return lambda batch: _resize(batch, target)
+
+
+def _range(parameters: dict[str, Any], random: np.random.Generator) -> tuple[float, float]:
+    """Return the range of scales: the only one, or one drawn from a mixture."""
+    if "mixture" not in parameters:
+        low, high = parameters["scale"]
+        return low, high
+    shares = np.cumsum([one[2] for one in parameters["mixture"]])
+    place = int(np.searchsorted(shares, random.random() * shares[-1], side="right"))
+    low, high, _ = parameters["mixture"][min(place, len(shares) - 1)]
+    return low, high
+
+
+def _filter(parameters: dict[str, Any], random: np.random.Generator) -> str:
+    names = parameters.get("filter", "bilinear")
+    return str(names[int(random.integers(len(names)))]) if isinstance(names, list) else str(names)
+
+
+def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
+
+
+def _resize(batch: Batch, target: Callable[[Picture], tuple[tuple[int, int], str]]) -> None:
+    pictures = []
+    for one in batch.done():
+        size, name = target(one)
+        if size == one.size:
+            pictures.append(one)
+        else:
+            due = Scaling.whole(one.size, size, name)
+            pictures.append(replace(one, size=size, due=due))
+    batch.pictures = pictures
+    if not batch.surface.cuts_first:
+        batch.done()
+
+
+def _crop_step(parameters: dict[str, Any], draws: Draws) -> Step:
+    def step(batch: Batch) -> None:
+        batch.pictures = [
+            cut for one in batch.pictures for cut in _cuts(batch.surface, one, parameters, draws)
+        ]
+
+    return step
+
+
+def _cuts(surface: Device, one: Picture, parameters: dict[str, Any], draws: Draws) -> list[Picture]:
+    """Return `count` squares cut at random places; none where the picture is smaller.
+
+    With `detail`, a place is drawn anew, up to `tries` times, until the square has that much; where
+    none has, the one with the most is taken.
     """
-    try:
-        with torch.random.fork_rng(devices=_cuda_of(one.pixels)):
-            torch.manual_seed(draws.seed_of(one))
-            drawn = augmentation.forward_parameters(one.pixels.shape)
-            pixels = augmentation(one.pixels, params=drawn).clamp(0, 1)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        raise ShardsError(failed(name, error)) from error
-    if pixels.shape != one.pixels.shape:
-        raise ShardsError(f"operation {name}: it changes a picture's size")
-    return replace(one, pixels=pixels)
+    side, count = parameters["size"], parameters.get("count", 1)
+    if min(one.size) < side:
+        return []
+    least, tries = parameters.get("detail"), parameters.get("tries", TRIES)
+    random = draws.of(one)
+    cuts = []
+    for number in range(count):
+        best, most = None, -1.0
+        for _ in range(1 if least is None else tries):
+            top = int(random.integers(0, one.size[0] - side + 1))
+            left = int(random.integers(0, one.size[1] - side + 1))
+            cut = replace(_cut(surface, one, top, left, side), crop=one.crop * count + number)
+            if least is None:
+                best = cut
+                break
+            cut = _resized_now(surface, cut)
+            found = detail(surface.green(cut.pixels))
+            if found > most:
+                best, most = cut, found
+            if found >= least:
+                break
+        assert best is not None
+        cuts.append(best)
+    return cuts
 
 
-def _tried(augmentation: Any, name: str, draws: _Draws) -> None:
-    """Refuse an augmentation that fails, or gives other pixels for the same picture and seed."""
-    grey = torch.linspace(0, 1, 3 * 48 * 64).reshape(1, 3, 48, 64)
-    one = Picture("tried", grey)
-    with torch.inference_mode():
-        first, again = (_alone(augmentation, name, one, draws).pixels for _ in range(2))
-    if not torch.equal(first, again):
-        raise ShardsError(f"operation {name}: it gives other pixels each time")
+def _cut(surface: Device, one: Picture, top: int, left: int, side: int) -> Picture:
+    if one.due is not None:
+        return replace(one, size=(side, side), due=one.due.cut(top, left, side))
+    return replace(one, size=(side, side), pixels=surface.cut(one.pixels, top, left, side))
 
 
-def _cuda_of(pixels: Tensor) -> list[int]:
-    return [pixels.get_device()] if pixels.is_cuda else []
+def _resized_now(surface: Device, one: Picture) -> Picture:
+    if one.due is None:
+        return one
+    return replace(one, pixels=surface.resized([one.pixels], [one.due])[0], due=None)
 
 
-def failed(name: str, error: Exception) -> str:
-    """Return the sentence for an operation that fails."""
-    words = str(error).partition("\n")[0]
-    return f"operation {name}: {words}"
+def _blocking_step(parameters: dict[str, Any], draws: Draws) -> Step:
+    limit = parameters["over"]
+
+    def step(batch: Batch) -> None:
+        for one in list(batch.done()):
+            found = blocking(batch.surface.green(one.pixels))
+            if found > limit:
+                words = f"edges on a grid of 8 pixels are {found:.2f} times the others"
+                batch.refuse(one.key, BLOCKED, f"{words}, over {limit:g}")
+
+    return step
 
 
-def _grouped(batch: Sequence[Picture], by: Callable[[Picture], Any]) -> dict[Any, list[Picture]]:
-    groups: dict[Any, list[Picture]] = defaultdict(list)
-    for one in batch:
-        groups[by(one)].append(one)
-    return groups
-
-
-def _apart(group: Sequence[Picture], pixels: Tensor) -> list[Picture]:
-    return [replace(one, pixels=pixels[n : n + 1]) for n, one in enumerate(group)]
-
-
-def _shorter(size: tuple[int, int], side: int) -> tuple[int, int]:
-    scale = side / min(size)
-    return round(size[0] * scale), round(size[1] * scale)
-
-
-def _to_bytes(pixels: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    rounded = pixels[0].mul(255).round().clamp(0, 255).to(torch.uint8)
-    return np.ascontiguousarray(rounded.permute(1, 2, 0).cpu().numpy())
+# Our own operations, those of `OWN`.
+STEPS: dict[str, Callable[[dict[str, Any], Draws], Step]] = {
+    "Resize": _resize_step,
+    "RandomDownscale": _downscale_step,
+    "RandomCrop": _crop_step,
+    "RejectBlocking": _blocking_step,
+}

@@ -3,83 +3,99 @@
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from pipeline.common.pictures import PictureError
+from pipeline.common.pictures import PictureError, opened
 from pipeline.common.pictures import read as read_picture
-from shards.augment.operations import Augmenter
-from shards.making.check import TOO_SMALL
+from pipeline.common.pictures.colour import to_srgb, usable_profile
+from shards.augment.encoders import encoder_for
+from shards.augment.operations import Refused
+from shards.augment.resampling import Pixels
+from shards.augment.spec import Spec
+from shards.making.check import TOO_SMALL, RejectedError, has_profile, is_plain, plain_pixels
 from shards.making.sample import Ready, reject_row
 
-BATCH_PIXELS = 1 << 22  # of the pictures that are worked on at once, unless one alone has more
 Result = Ready | dict[str, Any]
 
 
-def augmented(
-    results: Iterable[Result], augmenter: Augmenter, batch_pixels: int = BATCH_PIXELS
-) -> Iterator[Result]:
-    """Yield, in order, the augmented samples of each picture of `results`, and the rejects."""
-    batch: list[Result] = []
-    pixels = 0
-    for result in results:
-        batch.append(result)
-        if isinstance(result, Ready):
-            pixels += result.row["width"] * result.row["height"]
-        if pixels >= batch_pixels:
-            yield from _worked_out(batch, augmenter)
-            batch, pixels = [], 0
-    yield from _worked_out(batch, augmenter)
+class Decoded(NamedTuple):
+    """A picture's pixels, uint8 (H, W, 3), and the colour profile to write beside them."""
+
+    pixels: Pixels
+    profile: bytes | None = None
 
 
-def _worked_out(batch: Iterable[Result], augmenter: Augmenter) -> Iterator[Result]:
-    read = [_pixels(one) for one in batch]
-    done = augmenter((one.row["key"], pixels) for one, pixels in read if isinstance(one, Ready))
-    for one, _ in read:
-        if not isinstance(one, Ready):
-            yield one
-            continue
-        made = done.pop(one.row["key"])
+class Writer:
+    """Decodes what is to be augmented, and encodes what came of it."""
+
+    def __init__(self, spec: Spec, check: str = "full") -> None:
+        self.spec = spec
+        self._full = check == "full"
+        self._encode = encoder_for(spec)
+
+    def decoded(self, one: Ready) -> Decoded | dict[str, Any]:
+        """Return the pixels of a picture, or the row of its reject."""
+        try:
+            if is_plain(one.picture):
+                pixels = plain_pixels(one.picture, self._full)
+                if pixels is not None:
+                    return self._coloured(pixels, _profile_of(one.picture))
+            picture = read_picture(one.picture)
+            if self.spec.colours == "kept":
+                return Decoded(picture.coded(), picture.profile)
+            return Decoded(picture.shown())
+        except PictureError as error:
+            return _rejected(one, str(error.refusal), error.detail)
+        except RejectedError as error:
+            return _rejected(one, error.reason, error.detail)
+
+    def _coloured(self, pixels: Pixels, profile: bytes | None) -> Decoded:
+        """Return decoded RGB as `colours` wants it."""
+        if profile is None or self.spec.colours == "kept":
+            return Decoded(pixels, profile)
+        return Decoded(np.asarray(to_srgb(Image.fromarray(pixels), profile)))
+
+    def results(
+        self, one: Ready, made: list[Pixels] | Refused, profile: bytes | None
+    ) -> list[Result]:
+        """Return the samples of what was made of a picture, or its reject."""
+        if isinstance(made, Refused):
+            return [_rejected(one, made.reason, made.detail)]
         if not made:
-            detail = "smaller than the crop of the augmentation"
-            yield reject_row(one.row["key"], one.row["source"], TOO_SMALL, detail, one.row["size"])
-        for number, pixels in enumerate(made):
-            key = one.row["key"] if len(made) == 1 else f"{one.row['key']}_{number}"
-            yield _ready(one, key, pixels, augmenter.spec.format)
+            return [_rejected(one, TOO_SMALL, "smaller than the crop of the augmentation")]
+        keys = [one.row["key"]]
+        if len(made) > 1:
+            keys = [f"{one.row['key']}_{number}" for number in range(len(made))]
+        return [self._ready(one, *each, profile) for each in zip(keys, made, strict=True)]
+
+    def _ready(self, one: Ready, key: str, pixels: Pixels, profile: bytes | None) -> Ready:
+        data = self._encode(np.ascontiguousarray(pixels), profile)
+        row = {
+            **one.row,
+            "key": key,
+            "size": len(data),
+            "width": pixels.shape[1],
+            "height": pixels.shape[0],
+            "format": self.spec.format,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "mode": "RGB",
+            "orientation": 1,
+            "origin_sha256": one.row["sha256"],
+        }
+        return replace(one, row=row, ending=self.spec.format, picture=data)
 
 
-def _pixels(result: Result) -> tuple[Result, Any]:
-    """Return a result with its pixels, which a reject lacks; a picture without any is a reject."""
-    if not isinstance(result, Ready):
-        return result, None
-    row = result.row
-    try:
-        return result, read_picture(result.picture).shown()
-    except PictureError as error:
-        reason, detail = str(error.refusal), error.detail
-        return reject_row(row["key"], row["source"], reason, detail, row["size"]), None
+def _profile_of(jpeg: bytes) -> bytes | None:
+    """Return the colour profile of a JPEG of RGB samples, if it has one that can be used."""
+    if not has_profile(jpeg):
+        return None
+    with opened(jpeg) as image:
+        return usable_profile(image.info.get("icc_profile"), image.mode)
 
 
-def _ready(one: Ready, key: str, pixels: np.ndarray[Any, np.dtype[np.uint8]], form: str) -> Ready:
-    stream = io.BytesIO()
-    options = {"compress_level": 4} if form == "png" else {"lossless": True, "exact": True}
-    Image.fromarray(pixels).save(stream, form.upper(), **options)
-    data = stream.getvalue()
-    row = {
-        **one.row,
-        "key": key,
-        "size": len(data),
-        "width": pixels.shape[1],
-        "height": pixels.shape[0],
-        "format": form,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "mode": "RGB",
-        "orientation": 1,
-        "origin_sha256": one.row["sha256"],
-    }
-    return replace(one, row=row, ending=form, picture=data)
+def _rejected(one: Ready, reason: str, words: str) -> dict[str, Any]:
+    return reject_row(one.row["key"], one.row["source"], reason, words, one.row["size"])

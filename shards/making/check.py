@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
@@ -22,6 +24,8 @@ from shards.options import MAX_AREA, Options
 
 # What libjpeg says of files that are odd but whole, or of kinds it was not built for.
 HARMLESS = ("extraneous bytes", "Invalid SOS parameters", "nsupported")
+# Where an ICC profile stands in a JPEG: among its first segments, of 64 KiB at most each.
+PROFILE, HEAD = b"ICC_PROFILE\0", 1 << 17
 # Reasons for a reject.
 DAMAGED = str(Refusal.DAMAGED)
 TOO_SMALL = "too small"
@@ -65,8 +69,10 @@ class Facts:
         return usual_ending(self.format)
 
 
-def examine(data: bytes, options: Options, ending: str = "") -> Facts:
+def examine(data: bytes, options: Options, ending: str = "", decoded: bool = False) -> Facts:
     """Return what the picture `data` is; `ending` is its file name's, for check "none".
+
+    An ordinary JPEG that is `decoded` by `plain_pixels` anyway is not decoded here.
 
     Raises:
         RejectedError: it is not a picture, is damaged, or is outside the limits of `options`.
@@ -74,7 +80,9 @@ def examine(data: bytes, options: Options, ending: str = "") -> Facts:
     facts = _quick_facts(data)
     if facts is not None:
         _within(facts, options)
-        if options.check != "full" or _jpeg_is_sound(data, facts.mode):
+        if options.check != "full" or (decoded and is_plain(data)):
+            return facts
+        if _jpeg_is_sound(data, facts.mode):
             return facts
     try:
         return _examine_by_pillow(data, options)
@@ -126,6 +134,33 @@ def _within(facts: Facts, options: Options) -> None:
         raise RejectedError(TOO_LONG, f"{size}, over {options.max_aspect:g} to 1")
 
 
+def is_plain(data: bytes) -> bool:
+    """Return whether `data` is an upright JPEG of RGB, or of grey without a colour profile."""
+    header = jpeg_header(data)
+    if header is None:
+        return False
+    return header[2] == "RGB" or (header[2] == "L" and not has_profile(data))
+
+
+def has_profile(data: bytes) -> bool:
+    """Return whether the JPEG `data` may have a colour profile."""
+    return PROFILE in data[:HEAD]
+
+
+def plain_pixels(data: bytes, full: bool) -> npt.NDArray[np.uint8] | None:
+    """Return the pixels, uint8 (H, W, 3), of a JPEG that `is_plain`; None: ask another decoder.
+
+    Raises:
+        RejectedError: the data is damaged, and the check is `full`; otherwise Pillow may take it.
+    """
+    try:
+        return np.asarray(simplejpeg.decode_jpeg(data, "RGB"))
+    except ValueError as error:
+        if full:
+            _refuse_damage(error)
+        return None
+
+
 def _jpeg_is_sound(data: bytes, mode: str) -> bool:
     """Return whether every coefficient can be read; False: ask another decoder.
 
@@ -136,8 +171,13 @@ def _jpeg_is_sound(data: bytes, mode: str) -> bool:
     try:
         simplejpeg.decode_jpeg(data, colorspace=space, min_height=1, min_width=1, min_factor=8)
     except ValueError as error:
-        words = first_line(error)
-        if any(harmless in words for harmless in HARMLESS):
-            return False
-        raise RejectedError(DAMAGED, words) from None
+        _refuse_damage(error)
+        return False
     return True
+
+
+def _refuse_damage(error: ValueError) -> None:
+    """Raise `RejectedError` for what libjpeg says, unless it is harmless."""
+    words = first_line(error)
+    if not any(harmless in words for harmless in HARMLESS):
+        raise RejectedError(DAMAGED, words) from None

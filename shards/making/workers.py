@@ -27,16 +27,25 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """How far a run is: pictures looked at, their bytes, and how many of them were rejected."""
+    """How far a run is: pictures looked at, bytes, pictures rejected, and samples written.
+
+    `waited` are seconds that workers waited for a device.
+    """
 
     pictures: int = 0
     bytes: int = 0
     rejects: int = 0
+    samples: int = 0
+    waited: float = 0.0
 
     def __add__(self, more: Done) -> Done:
         """Return both together."""
         return Done(
-            self.pictures + more.pictures, self.bytes + more.bytes, self.rejects + more.rejects
+            self.pictures + more.pictures,
+            self.bytes + more.bytes,
+            self.rejects + more.rejects,
+            self.samples + more.samples,
+            self.waited + more.waited,
         )
 
 
@@ -81,6 +90,7 @@ class _Worker:
         self.tell = tell
         self.since = Done()
         self.told = time.monotonic()
+        self.waited = 0.0
         self.maker = ShardMaker(context, self.count)
 
     def __call__(self, job: Job) -> ShardInfo:
@@ -89,16 +99,17 @@ class _Worker:
         self.report()
         return info
 
-    def count(self, size: int, rejected: bool) -> None:
+    def count(self, size: int, samples: int) -> None:
         """Add a picture to what is done."""
-        self.since += Done(1, size, int(rejected))
+        self.since += Done(1, size, int(not samples), samples)
         if time.monotonic() - self.told > SECONDS_BETWEEN_REPORTS:
             self.report()
 
     def report(self) -> None:
         """Tell what has come since the last time."""
-        self.tell(self.since)
-        self.since, self.told = Done(), time.monotonic()
+        waited = self.maker.waited
+        self.tell(self.since + Done(waited=waited - self.waited))
+        self.since, self.told, self.waited = Done(), time.monotonic(), waited
 
     def close(self) -> None:
         """Close the sources."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +18,7 @@ from pipeline.common.pictures.limits import check_bytes
 from shards import arrays
 from shards.making import check
 from shards.making.check import Facts, RejectedError, examine
+from shards.making.inorder import in_order
 from shards.making.members import BLANK
 from shards.making.partial import partial_file, settle
 from shards.making.sample import SIDECAR, Ready, reject_row
@@ -32,10 +31,7 @@ from shards.sources.values import json_value
 from shards.store import Store
 
 if TYPE_CHECKING:
-    from shards.augment.operations import Augmenter
-
-T = TypeVar("T")
-R = TypeVar("R")
+    from shards.making.augmenting import Augmenting
 
 
 @dataclass(frozen=True)
@@ -49,26 +45,27 @@ class Form:
 
 @dataclass(frozen=True)
 class Context:
-    """What all shards of a split have in common."""
+    """What all shards of a split have in common; `servers` are addresses of those that augment."""
 
     split: str
     store: Store
     sources: Sequence[Source]
     options: Options
     form: Form = field(default_factory=Form)
+    servers: Sequence[str] = ()
 
 
 @dataclass
 class ShardMaker:
     """Makes shards of one split, one after the other, with one set of open sources.
 
-    `on_sample` is called with (picture's bytes, whether it was rejected) after each.
+    `on_picture` is called after each with (bytes written or refused, its samples: 0 of a reject).
     """
 
     context: Context
-    on_sample: Callable[[int, bool], None] = lambda size, rejected: None
+    on_picture: Callable[[int, int], None] = lambda size, samples: None
     _readers: dict[int, Reader] = field(default_factory=dict)
-    _augmenter: Augmenter | None = None
+    _augmenting: Augmenting | None = None
 
     def make(self, number: int, rows: pa.Table, threads: int = 1) -> ShardInfo:
         """Write shard `number` from its rows of the plan: the tar, then the sidecar that counts.
@@ -83,14 +80,13 @@ class ShardMaker:
         with partial_file(self.context.store, f"{name}.tar") as partial:
             tar = TarFile(partial.file)
             threads = max(threads, reading_threads(self.context.sources))
-            results = _in_order(self._prepare, rows.to_pylist(), threads)
-            for result in self._augmented(results):
-                if isinstance(result, Ready):
-                    table.append(tar.add(result))
-                    self.on_sample(len(result.picture), False)
-                else:
-                    rejects.append(result)
-                    self.on_sample(result["size"], True)
+            for group in self._groups(number, rows.to_pylist(), threads):
+                ready = [one for one in group if isinstance(one, Ready)]
+                table += [tar.add(one) for one in ready]
+                refused = [one for one in group if not isinstance(one, Ready)]
+                rejects += refused
+                size = sum(len(one.picture) for one in ready)
+                self.on_picture(size + sum(one["size"] for one in refused), len(ready))
             info = tar.finish(name, len(table))
             settle(self.context.store, partial, info.tar, more_follows=True)
         self._write_sidecar(info, table, rejects)
@@ -100,6 +96,13 @@ class ShardMaker:
         """Close the sources."""
         while self._readers:
             self._readers.popitem()[1].close()
+        if self._augmenting is not None:
+            self._augmenting.close()
+
+    @property
+    def waited(self) -> float:
+        """Seconds that the servers that augment were waited for."""
+        return self._augmenting.waited if self._augmenting is not None else 0.0
 
     def _write_sidecar(
         self, info: ShardInfo, table: list[dict[str, Any]], rejects: list[dict[str, Any]]
@@ -111,20 +114,18 @@ class ShardMaker:
             pq.write_table(content, partial.file, compression="zstd")
             settle(self.context.store, partial, info.sidecar)
 
-    def _augmented(
-        self, results: Iterable[Ready | dict[str, Any]]
-    ) -> Iterable[Ready | dict[str, Any]]:
-        """Return the results, augmented if that is asked for."""
-        options = self.context.options
-        spec = options.spec
-        if spec is None or options.augment is None:
-            return results
-        from shards.augment.operations import Augmenter
-        from shards.augment.writing import augmented
+    def _groups(
+        self, number: int, rows: Iterable[dict[str, Any]], threads: int
+    ) -> Iterator[list[Ready | dict[str, Any]]]:
+        """Yield, for each row of the plan, in order, the samples of its picture or its reject."""
+        if self.context.options.augment is None:
+            yield from ([one] for one in in_order(self._prepare, rows, threads))
+            return
+        if self._augmenting is None:
+            from shards.making.augmenting import Augmenting  # not where nothing is augmented
 
-        if self._augmenter is None:
-            self._augmenter = Augmenter(spec, options.seed, options.augment["device"])
-        return augmented(results, self._augmenter)
+            self._augmenting = Augmenting(self.context.options, self.context.servers)
+        yield from self._augmenting.groups(number, self._prepare, rows, threads)
 
     def _prepare(self, row: dict[str, Any]) -> Ready | dict[str, Any]:
         """Return the sample of a row of the plan, or the row of its reject."""
@@ -139,7 +140,9 @@ class ShardMaker:
                 raise RejectedError(check.MISSING, "the path leads to no file")
             check_bytes(entry.picture.size)
             sample = self._reader(row["source"]).read(entry)
-            facts = examine(sample.data, self.context.options, _ending(row["location"]))
+            options = self.context.options
+            decoded = options.augment is not None
+            facts = examine(sample.data, options, _ending(row["location"]), decoded)
         except GoneError:
             problem = RejectedError(check.MISSING, "it was listed, and is gone since")
         except UnreadableError as error:
@@ -221,18 +224,3 @@ def _merged(text: bytes | None, known: dict[str, Any]) -> bytes:
 
 def _ending(location: bytes) -> str:
     return stem_and_ending(decode_path(location))[1]
-
-
-def _in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """Yield `function` of each item in order, worked out by `threads` threads a little ahead."""
-    if threads < 2:
-        yield from map(function, items)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[R]] = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

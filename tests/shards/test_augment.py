@@ -18,9 +18,7 @@ from PIL import Image
 from shards import Manifest, ShardsError
 from shards.augment.operations import Augmenter
 from shards.augment.spec import Spec, read_spec
-from shards.augment.writing import augmented
 from shards.inspecting.verify import verify
-from shards.making.sample import Ready
 from shards.options import augment_options
 from tests.shards.making import SMALL, checksums, corpus, jpeg, make, rejects, rows
 
@@ -131,24 +129,6 @@ def test_the_same_shards_from_any_workers(spec: Path, tmp_path: Path) -> None:
         make(source, tmp_path / "one", replace(options, augment=None))
 
 
-def test_a_batch_of_any_size_gives_the_same_samples(spec: Path) -> None:
-    augmenter = Augmenter(read_spec(spec), seed=0)
-    ready = []
-    for number in range(6):
-        row = {
-            "key": f"k{number}",
-            "width": 64,
-            "height": 48,
-            "source": "s",
-            "size": 9,
-            "sha256": "",
-        }
-        ready.append(Ready(row, "jpg", jpeg(number), {}))
-    few = list(augmented(ready, augmenter, batch_pixels=1))
-    many = list(augmented(ready, augmenter, batch_pixels=10**9))
-    assert few == many
-
-
 def test_a_picture_under_the_crop_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "crop.yaml"
     path.write_text("operations:\n  - RandomCrop: {size: 50}\n")
@@ -198,7 +178,7 @@ def test_the_ready_specification(root: Path, tmp_path: Path, pictures: Path) -> 
     [
         ("operations: 3", "must have a list `operations`"),
         ("a: [", "is not YAML"),
-        ("format: jpg\noperations: []", "format is 'jpg', not one of png, webp"),
+        ("format: jpg\noperations: []", "format is 'jpg', not one of png, webp, jxl"),
         ("operations:\n  - RandomCrop: {sise: 3}", "unknown parameter 'sise'; .*'size' is missing"),
         ("operations:\n  - RandomCrop: {size: -3}", "size must be a whole number above 0"),
         ("operations:\n  - RandomDownscale: {scale: [2, 3]}", "0 < LOW <= HIGH <= 1"),

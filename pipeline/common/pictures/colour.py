@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from typing import Any
 
@@ -31,14 +32,20 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     if profile is None:
         return image.convert("RGB")
     try:
-        converted = ImageCms.profileToProfile(
-            image,
-            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
-            ImageCms.createProfile("sRGB"),
-            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            outputMode="RGB",
-        )
+        converted = ImageCms.applyTransform(image, _transform(profile, image.mode))
     except (ImageCms.PyCMSError, OSError, ValueError):
         return image.convert("RGB")
     assert converted is not None  # only for `inPlace`
     return converted
+
+
+@functools.lru_cache(maxsize=8)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
+    """Return the transform from `profile`: many pictures share one, and making it takes long."""
+    return ImageCms.buildTransform(
+        ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+        ImageCms.createProfile("sRGB"),
+        mode,
+        "RGB",
+        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+    )

@@ -1,0 +1,196 @@
+"""Processes that augment for others: one for each GPU, so that each has one context and no worker.
+
+Workers decode and encode; they send batches of pixels and receive what becomes of them. A worker
+has at most `AHEAD` + 1 batches on the way, which bounds a server's memory. What a picture becomes
+depends on neither server nor batch, so any server may take any shard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.devices import is_out_of_memory
+from shards.augment.operations import Augmenter, Refused
+from shards.augment.resampling import Pixels
+from shards.augment.spec import Spec
+from shards.augment.surfaces import Device, Floats
+from shards.errors import ShardsRuntimeError
+
+AHEAD = 2  # batches of a worker that wait while it encodes another one
+PROGRAM = "from shards.augment.server import serve; serve()"
+LONGEST = 60  # characters of a folder that a socket's path, of 107 at most, fits in
+AGAIN = "run the same command again; it goes on where it stopped"
+Batch = list[tuple[str, Pixels]]
+Results = dict[str, list[Pixels] | Refused]
+
+
+@contextlib.contextmanager
+def servers(spec: Spec, seed: int, devices: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Start a server for each of torch's `devices`, and yield their addresses.
+
+    They end with this context, and with this process.
+
+    Raises:
+        ShardsRuntimeError: one does not start.
+    """
+    room = tempfile.gettempdir()
+    with (
+        tempfile.TemporaryDirectory(dir=room if len(room) < LONGEST else "/tmp") as folder,
+        contextlib.ExitStack() as stack,
+    ):
+        addresses = [str(Path(folder, f"{number}")) for number in range(len(devices))]
+        started = [stack.enter_context(_process()) for _ in devices]
+        for process, address, device in zip(started, addresses, devices, strict=True):
+            _introduce(process, (spec, seed, device, address))
+        for process, device in zip(started, devices, strict=True):
+            if process.stdout is None or process.stdout.readline() != b"ready\n":
+                raise ShardsRuntimeError(f"augmentation on {device} does not start: {AGAIN}")
+        yield tuple(addresses)
+
+
+@contextlib.contextmanager
+def _process() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", PROGRAM],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+def _introduce(process: subprocess.Popen[bytes], what: Any) -> None:
+    """Tell a server what it serves; its input stays open as long as this process lives."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # its output says that it ended
+        process.stdin.write(pickle.dumps(what))
+        process.stdin.flush()
+
+
+class Remote:
+    """A worker's line to a server."""
+
+    def __init__(self, address: str) -> None:
+        with _told_of_loss():
+            self._line = Client(address)
+
+    def send(self, batch: Batch) -> None:
+        """Send pictures by key: uint8 (H, W, 3)."""
+        with _told_of_loss():
+            self._line.send(batch)
+
+    def receive(self) -> Results:
+        """Return what became of the batch that was sent first of those on the way.
+
+        Raises:
+            ShardsRuntimeError: the server or its device was lost.
+        """
+        with _told_of_loss():
+            results = self._line.recv()
+        if isinstance(results, str):
+            raise ShardsRuntimeError(results)
+        found: Results = results
+        return found
+
+    def close(self) -> None:
+        """End the line."""
+        self._line.close()
+
+
+@contextlib.contextmanager
+def _told_of_loss() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        raise ShardsRuntimeError(f"a process that augments was killed: {AGAIN}") from error
+
+
+def serve() -> None:
+    """Augment what comes over any line until the parent closes this process's input."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    spec, seed, device, address = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    surface = Floats(device) if spec.version == 1 else Device(device)
+    augmenter = Augmenter(spec, seed, surface=surface)
+    work: queue.Queue[tuple[Batch, queue.Queue[Any]]] = queue.Queue()
+    with Listener(address, backlog=1024) as listener:
+        threading.Thread(target=_accept, args=(listener, work), daemon=True).start()
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        while True:
+            batch, outbox = work.get()
+            try:
+                outbox.put(halved(augmenter, batch))
+            except Exception as error:
+                words = str(error).partition("\n")[0] or type(error).__name__
+                outbox.put(f"{device} was lost ({words}): {AGAIN}")
+
+
+def halved(augmenter: Augmenter, batch: Batch) -> Results:
+    """Return what becomes of a batch, in halves where it does not fit the device.
+
+    Raises:
+        torch.OutOfMemoryError: one picture alone does not fit.
+    """
+    try:
+        return augmenter.each(batch)
+    except Exception as error:
+        if not is_out_of_memory(error) or len(batch) < 2:
+            raise
+    # Here the error is gone, and with it what held the device's memory.
+    _release()
+    half = len(batch) // 2
+    return halved(augmenter, batch[:half]) | halved(augmenter, batch[half:])
+
+
+def _release() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _accept(listener: Listener, work: queue.Queue[Any]) -> None:
+    while True:
+        line = listener.accept()
+        outbox: queue.Queue[Any] = queue.Queue()
+        for target in (_read, _write):
+            threading.Thread(target=target, args=(line, work, outbox), daemon=True).start()
+
+
+def _read(line: Connection, work: queue.Queue[Any], outbox: queue.Queue[Any]) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            work.put((line.recv(), outbox))
+
+
+def _write(line: Connection, work: queue.Queue[Any], outbox: queue.Queue[Any]) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            line.send(outbox.get())
+
+
+def _end_with_input() -> None:
+    while sys.stdin.buffer.read(1):
+        pass
+    os._exit(0)
