@@ -109,7 +109,8 @@ def _spread(values: Sequence[float | None], unit: str = "") -> str:
     if len(there) > 1:
         text += f" ({min(there):.3g} to {max(there):.3g})"
     missing = len(values) - len(there)
-    return f"{text}, not reached by {missing}" if missing else text
+    lacking = "no curve at" if unit == " %" else "not reached by"
+    return f"{text}, {lacking} {missing}" if missing else text
 
 
 def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
