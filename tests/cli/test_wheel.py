@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def python(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
     """An environment with the wheel and, behind it, the packages that it needs; no checkout."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    for name in (*ROOMS, "pyproject.toml", "README.md", "LICENSE"):
+    for name in copied(root / "Dockerfile"):
         copy = shutil.copytree if (root / name).is_dir() else shutil.copy
         (source / name).parent.mkdir(exist_ok=True)
         copy(root / name, source / name)
@@ -74,6 +75,13 @@ def python(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
     # A path in a .pth file is searched last, and its own .pth files (the checkout's) are not read.
     (site / "needed.pth").write_text(f"{Path(pytest.__file__).parents[1]}\n")
     return program
+
+
+def copied(dockerfile: Path) -> list[str]:
+    """Return what the Dockerfile's first stage copies to build the wheel from."""
+    stage = dockerfile.read_text().split("\nFROM ")[1]
+    lines = re.findall(r"^COPY (.+) \S+$", stage, re.MULTILINE)
+    return [name for line in lines for name in line.split()]
 
 
 def _call(words: list[str], folder: Path, text: str = "") -> str:
