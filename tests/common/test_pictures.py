@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import struct
 import subprocess
@@ -335,3 +336,12 @@ def test_libtiff_writes_nothing_by_itself(capfd: pytest.CaptureFixture[str]) -> 
     with pytest.raises(PictureError, match="damaged"):
         read(bytes(data))
     assert capfd.readouterr().err == ""
+
+
+def test_what_pillow_logs_is_not_written_to_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])  # as in a command
+    logging.getLogger("PIL.TiffImagePlugin").error("More samples per pixel than can be decoded")
+    logging.getLogger("another").error("this is written")
+    assert capfd.readouterr().err == "this is written\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from pipeline.common.pictures.orientation import orientation_of, shield_tiff
 from pipeline.common.pictures.quiet import quiet_libtiff
 
 HEAD = 4096  # bytes that tell a format
+# Where a program sets up no logging, Python would write what Pillow logs to standard error.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
