@@ -142,7 +142,7 @@ class BadLine:
 
     def close(self) -> None:
         """End the line."""
-        self._process.terminate()
+        self._process.kill()
         self._process.join()
 
 
