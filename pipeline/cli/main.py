@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline.cli import (
+    calibrate,
     cluster,
     codec,
     diff,
@@ -33,7 +34,7 @@ from pipeline.common.secrets import redacted
 GROUPS = {
     "Data": ("shard", "verify", "inspect"),
     "Training": ("train", "export", "diff"),
-    "Codec": ("compress", "decompress", "evaluate", "import"),
+    "Codec": ("compress", "decompress", "evaluate", "import", "calibrate"),
     "Registry": ("register", "models", "promote", "lineage", "deliver"),
     "Cluster": ("schedule", "status", "logs", "cancel", "retry"),
     "Help": ("recipes", "doctor"),
@@ -86,7 +87,7 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    for room in (shard, train, diff, evaluate, codec, models, cluster, recipes, doctor):
+    for room in (shard, train, diff, evaluate, codec, calibrate, models, cluster, recipes, doctor):
         room.add_to(app)
     return app
 

@@ -14,15 +14,19 @@ add and multiply but not sum, is watched once for each model (`pipeline.codec.ex
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from pipeline.codec.errors import CodecError
 from pipeline.codec.exact_layers import (
     ExactConv,
     ExactDeconv,
+    ExactLayer,
     ExactLinear,
     ExactMean,
     ExactNorm,
@@ -34,6 +38,13 @@ from pipeline.codec.exact_layers import (
     tanh,
 )
 from pipeline.codec.layers import ChannelNorm, GlobalMean, MaskedConv2d
+from pipeline.codec.scaled_layers import (
+    ScaledConv,
+    ScaledDeconv,
+    ScaledLinear,
+    ScaledNorm,
+    scale_of,
+)
 
 L = TypeVar("L", bound=nn.Module)
 
@@ -60,30 +71,84 @@ def exact_form(kind: type[L], make: Callable[[L], nn.Module]) -> None:
 
 
 def exact_copy(module: nn.Module) -> Any:
-    """Return a float64 copy of `module`, where it is, whose results don't depend on sums' order.
+    """Return a copy of `module`, where it is, whose results don't depend on sums' order.
 
+    It computes in float64; where the layers have scales (`pipeline.codec.scales`), in float32.
     Knows convolutions (masked, grouped, dilated and strided ones too), transposed convolutions,
     linear layers, `ChannelNorm`, `GlobalMean`, ReLU and its kind, GELU, SiLU, sigmoid and tanh.
-    Raises `CodecError` naming a layer that it doesn't know, or a setting that it can't compute,
-    and when a weight is not finite.
+    Raises `CodecError` naming a layer that it doesn't know, a setting that it can't compute, or
+    a layer without a scale where others have one, and when a weight is not finite.
     """
     held = next(module.parameters(), None)
     # Made on the CPU: the grids of weights come from sums in floating point.
     found = copy.deepcopy(module).cpu().double().requires_grad_(False).eval()
     if any(not tensor.isfinite().all() for tensor in found.state_dict().values()):
         raise CodecError("the model has weights that are not finite numbers; it can't be used")
-    found = _exact(found, type(module).__name__, {})
+    scaled = exact_dtype(module) == torch.float32
+    if _seen.layers is not None:
+        _seen.layers.update(layer for layer in module.modules() if takes_scale(layer))
+    found = _exact(found, type(module).__name__, {}, scaled)
+    if scaled:
+        _to_float32(found)
     return found if held is None else found.to(held.device)
 
 
-def _exact(module: nn.Module, name: str, done: dict[int, nn.Module]) -> nn.Module:
+def exact_dtype(module: nn.Module) -> torch.dtype:
+    """Return what `exact_copy` of `module` computes in: float32 if its layers have scales."""
+    scaled = any(scale_of(layer) is not None for layer in module.modules())
+    return torch.float32 if scaled else torch.float64
+
+
+def takes_scale(layer: nn.Module) -> bool:
+    """Tell whether a layer may have a scale: its sums then become exact in float32.
+
+    Those are linear layers, norms over channels, and convolutions that are dense or depthwise.
+    """
+    if type(layer) not in _FORMS:
+        return False
+    if isinstance(layer, nn.Conv2d):
+        return layer.groups == 1 or layer.groups == layer.in_channels == layer.out_channels
+    if isinstance(layer, nn.ConvTranspose2d):
+        return layer.groups == 1
+    return isinstance(layer, nn.Linear | ChannelNorm)
+
+
+@contextmanager
+def layers_seen() -> Iterator[set[nn.Module]]:
+    """Yield a set that gets the layers copied by this thread, of those that may have a scale."""
+    before, _seen.layers = _seen.layers, set()
+    try:
+        yield _seen.layers
+    finally:
+        _seen.layers = before
+
+
+class _Seen(threading.local):
+    layers: set[nn.Module] | None = None
+
+
+_seen = _Seen()
+
+
+def _to_float32(copied: nn.Module) -> None:
+    """Let what works on single numbers do so in float32; layers with sums keep their own."""
+    for module in copied.modules():
+        if isinstance(module, Lookup) or not isinstance(module, ExactLayer):
+            module._apply(_single, recurse=False)  # type: ignore[no-untyped-call]
+
+
+def _single(x: torch.Tensor) -> torch.Tensor:
+    return x.float() if x.is_floating_point() else x
+
+
+def _exact(module: nn.Module, name: str, done: dict[int, nn.Module], scaled: bool) -> nn.Module:
     """Return the exact form of `module`; `done` has those of modules met before, by identity."""
     if id(module) not in done:
-        done[id(module)] = _replaced(module, name, done)
+        done[id(module)] = _replaced(module, name, done, scaled)
     return done[id(module)]
 
 
-def _replaced(module: nn.Module, name: str, done: dict[int, nn.Module]) -> nn.Module:
+def _replaced(module: nn.Module, name: str, done: dict[int, nn.Module], scaled: bool) -> nn.Module:
     kind = type(module)
     theirs = next(base for base in kind.__mro__ if base.__module__.startswith("torch."))
     if kind in _FORMS or theirs not in _CONTAINERS:
@@ -94,13 +159,15 @@ def _replaced(module: nn.Module, name: str, done: dict[int, nn.Module]) -> nn.Mo
             )
         if module._forward_hooks or module._forward_pre_hooks:
             raise CodecError(f"the layer {name} has hooks, which have no exact form")
+        if scaled and takes_scale(module) and scale_of(module) is None:
+            raise CodecError(f"the layer {name} has no scale, and others have: calibrate it again")
         try:
             return _FORMS[kind](module) if kind in _FORMS else module
         except CodecError as error:
             raise CodecError(f"the layer {name} ({kind.__name__}): {error}") from error
     for part, child in list(module._modules.items()):
         if child is not None:
-            module._modules[part] = _exact(child, f"{name}.{part}", done)
+            module._modules[part] = _exact(child, f"{name}.{part}", done, scaled)
     return module
 
 
@@ -108,19 +175,35 @@ def _known() -> str:
     return ", ".join(sorted(kind.__name__ for kind in (*_FORMS, *_EXACT_ALREADY)))
 
 
-def _masked(layer: MaskedConv2d) -> ExactConv:
-    return ExactConv(layer, layer.masked_weight())
+def conv_form(layer: nn.Conv2d) -> nn.Module:
+    """Return the exact form of a convolution, by its scale if it has one."""
+    weight = layer.masked_weight() if isinstance(layer, MaskedConv2d) else None
+    return ExactConv(layer, weight) if scale_of(layer) is None else ScaledConv(layer, weight)
+
+
+def _deconv(layer: nn.ConvTranspose2d) -> nn.Module:
+    # Made first: it refuses the settings that neither can compute.
+    plain = ExactDeconv(layer)
+    return plain if scale_of(layer) is None else ScaledDeconv(layer)
+
+
+def _linear(layer: nn.Linear) -> nn.Module:
+    return ExactLinear(layer) if scale_of(layer) is None else ScaledLinear(layer)
+
+
+def _norm(layer: ChannelNorm) -> nn.Module:
+    return ExactNorm(layer) if scale_of(layer) is None else ScaledNorm(layer)
 
 
 def _gelu_of(layer: nn.GELU) -> Lookup:
     return Lookup(gelu_tanh if layer.approximate == "tanh" else gelu, above=None)
 
 
-exact_form(nn.Conv2d, ExactConv)
-exact_form(MaskedConv2d, _masked)
-exact_form(nn.ConvTranspose2d, ExactDeconv)
-exact_form(nn.Linear, ExactLinear)
-exact_form(ChannelNorm, ExactNorm)
+for _kind in (nn.Conv2d, MaskedConv2d):
+    exact_form(_kind, conv_form)
+exact_form(nn.ConvTranspose2d, _deconv)
+exact_form(nn.Linear, _linear)
+exact_form(ChannelNorm, _norm)
 exact_form(GlobalMean, lambda layer: ExactMean())
 exact_form(nn.GELU, _gelu_of)
 exact_form(nn.SiLU, lambda layer: Lookup(silu, above=None, end=16))

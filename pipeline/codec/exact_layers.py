@@ -4,7 +4,8 @@ Inputs of a layer are rounded to a fixed-point grid of 2^-12 and held below 2^12
 sign), weights to a power-of-two grid of the layer's own, fine enough for all products and sums to
 be integers below 2^53, which float64 holds exactly. A bias is added by one operation.
 
-Shapes: N batch, C channels, H x W positions; everything is float64.
+Shapes: N batch, C channels, H x W positions; sums are float64 (`pipeline.codec.scaled_layers` has
+the layers that add up in float32).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _TABLE_GRID = 2.0**20
 # Numbers that a processor's second cache holds beside as many inputs.
 _CACHED = 2**16
 
-_inside = threading.local()
+# What layers of this thread know of one another: `layer` while one runs, `double` on request.
+local = threading.local()
 
 
 class ExactLayer(nn.Module):
@@ -40,20 +42,20 @@ class ExactLayer(nn.Module):
     def __call__(self, *inputs: Any) -> Any:
         """Call `forward`; while it runs, `inside_layer` says so."""
         before = inside_layer()
-        _inside.layer = True
+        local.layer = True
         try:
             return super().__call__(*inputs)
         finally:
-            _inside.layer = before
+            local.layer = before
 
 
 def inside_layer() -> bool:
     """Tell whether this thread is in an `ExactLayer`, whose operations need no watching."""
-    return getattr(_inside, "layer", False)
+    return getattr(local, "layer", False)
 
 
 def snap(x: Tensor) -> Tensor:
-    """Round x to the grid and hold it within its limits; float64."""
+    """Round x to the grid and hold it within its limits; float32 or float64, as x is."""
     return (x * _GRID).round_().mul_(1 / _GRID).clamp_(-_LIMIT, _LIMIT)
 
 
@@ -84,12 +86,12 @@ class ExactConv(ExactLayer):
             snapped = snapped.permute(2, 3, 0, 1).contiguous()
         self.register_buffer("weight", snapped)
         self.register_buffer("bias", layer.bias)
-        self.padding = _padding(layer)
+        self.padding = padding_of(layer)
         self.mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, O, H', W')."""
-        x = snap(x)
+        x = snap(x.double())
         if any(self.padding):
             x = F.pad(x, self.padding, self.mode)
         (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
@@ -150,7 +152,7 @@ class ExactConv(ExactLayer):
         return out
 
 
-def _padding(layer: nn.Conv2d) -> tuple[int, int, int, int]:
+def padding_of(layer: nn.Conv2d) -> tuple[int, int, int, int]:
     """Return what a convolution pads: left, right, above and below."""
     if layer.padding == "valid":
         return 0, 0, 0, 0
@@ -189,7 +191,7 @@ class ExactDeconv(ExactLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, O, H', W')."""
         n, h, w = x.shape[0], x.shape[2], x.shape[3]
-        inputs = snap(x).reshape(n, len(self.weight), -1, h * w)
+        inputs = snap(x.double()).reshape(n, len(self.weight), -1, h * w)
         columns = torch.matmul(self.weight, inputs).flatten(1, 2)
         size = tuple(
             (side - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
@@ -215,7 +217,7 @@ class ExactLinear(ExactLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., C) to (..., O)."""
-        out = torch.matmul(snap(x), self.weight.t())
+        out = torch.matmul(snap(x.double()), self.weight.t())
         return out if self.bias is None else out.add_(self.bias)
 
 
@@ -233,8 +235,8 @@ class ExactNorm(ExactLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C, H, W)."""
-        x = snap(x)
-        count = _number(x.shape[1], x)
+        x = snap(x.double())
+        count = number_like(x.shape[1], x)
         coarse = (x * _COARSE).round_().mul_(1 / _COARSE)
         mean = x.sum(1, keepdim=True) / count
         coarse_mean = coarse.sum(1, keepdim=True) / count
@@ -249,10 +251,11 @@ class ExactMean(ExactLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, C, 1, 1) of (N, C, H, W)."""
-        return snap(x).sum((2, 3), keepdim=True) / _number(x.shape[2] * x.shape[3], x)
+        sums = snap(x).sum((2, 3), keepdim=True, dtype=torch.float64)
+        return (sums / number_like(x.shape[2] * x.shape[3], sums)).to(x.dtype)
 
 
-def _number(value: int, like: Tensor) -> Tensor:
+def number_like(value: int, like: Tensor) -> Tensor:
     """Return `value` where `like` is: CUDA divides by a plain number as times its reciprocal."""
     return torch.full((), value, dtype=like.dtype, device=like.device)
 

@@ -38,8 +38,8 @@ from pipeline.codec.symbols import (
     scale_index,
 )
 
-# Codes a part of y: given its values (None in a decoder), means and scales, float64 tensors of
-# one shape, returns the quantised part, symbols + mean.
+# Codes a part of y: given its values (None in a decoder), means and scales, tensors of one shape,
+# returns the quantised part, symbols + mean.
 Code = Callable[[Tensor | None, Tensor, Tensor], Tensor]
 
 
@@ -57,11 +57,12 @@ class HyperpriorCoder(ABC):
     An architecture extends it by `decode_y`: the order in which the parts of y are coded.
     """
 
-    def __init__(self, density: FactorizedDensity) -> None:
-        """`density` is that of the channels of z."""
+    def __init__(self, density: FactorizedDensity, dtype: torch.dtype = torch.float64) -> None:
+        """`density` is that of the channels of z; `dtype` what the exact networks compute in."""
+        self.dtype = dtype
         self.device = density.quantiles.device
         self.hyper_channels = density.quantiles.shape[0]
-        self._medians = density.medians.double()
+        self._medians = density.medians.to(dtype)
         self._hyper_tables = hyper_tables(density.as_arrays())
         self._tables = gaussian_tables()
         self._level_of = torch.from_numpy(scale_index().copy()).to(self.device)
@@ -78,7 +79,7 @@ class HyperpriorCoder(ABC):
         """Return the latent (1, M, h, w) for the synthesis, having coded each part of y, in order.
 
         `z_hat` (1, Z, h', w') is z as it is coded, rounded; `y` is what an encoder has, and None
-        in a decoder, where `code` takes None for the values. All float64.
+        in a decoder, where `code` takes None for the values. All are of `dtype`.
         Networks that predict means and scales must be exact (`exact_copy`), as must be what is
         done with their results.
         """
@@ -90,7 +91,9 @@ class HyperpriorCoder(ABC):
         if not (y.isfinite().all() and z.isfinite().all()):
             raise CodecError("the model makes numbers of this picture that are not finite")
         coder = _Encoder(check)
-        y_hat = self._run(coder, rate, z.double() - self._medians, y.double(), z.shape[2:])
+        y_hat = self._run(
+            coder, rate, z.to(self.dtype) - self._medians, y.to(self.dtype), z.shape[2:]
+        )
         return CodedTile(coder.symbols.words, y_hat, coder.check)
 
     @torch.no_grad()
@@ -139,7 +142,7 @@ class HyperpriorCoder(ABC):
         return index
 
     def _tensor(self, symbols: Ints, shape: torch.Size | tuple[int, ...]) -> Tensor:
-        return torch.from_numpy(symbols).to(self.device, torch.float64).reshape(shape)
+        return torch.from_numpy(symbols).to(self.device, self.dtype).reshape(shape)
 
 
 class _Encoder:

@@ -18,16 +18,20 @@ from pipeline.codec import coding
 from pipeline.codec.config import Config
 from pipeline.codec.densities import FactorizedDensity
 from pipeline.codec.errors import CodecError
+from pipeline.codec.exact import takes_scale
 from pipeline.codec.exact_code import only_exact
 from pipeline.codec.fingerprint import fingerprint
 from pipeline.codec.gains import Gained, Gains
 from pipeline.codec.info import ModelInfo
 from pipeline.codec.interface import LatentCoder
+from pipeline.codec.scaled_layers import give_scale, scale_of
+from pipeline.codec.scales import Scale, Scales
 
 T = TypeVar("T")
 
-# Models whose decoder does only what comes out equal on any device: the code and the config.
-_watched: set[tuple[type, Config]] = set()
+# Models whose decoder does only what comes out equal on any device: the code, the config, and
+# whether there are scales.
+_watched: set[tuple[type, Config, bool]] = set()
 
 
 class Noise(dict[str, Tensor]):
@@ -166,7 +170,29 @@ class Model(Trained, ABC):
     @property
     def fingerprint(self) -> str:
         """The hex digest of configuration and weights, by which streams name their model."""
-        return self._of_weights("fingerprint", lambda: fingerprint(self.config, self))
+        return self._of_weights("fingerprint", lambda: fingerprint(self.config, self, self.scales))
+
+    @property
+    def scales(self) -> dict[str, Scale]:
+        """The scales of layers by name, with which the entropy model's sums are exact in float32.
+
+        Empty: it computes in float64. They belong to the model as its weights do.
+        """
+        found = ((name, scale_of(layer)) for name, layer in self.named_modules())
+        return {name: scale for name, scale in found if scale is not None}
+
+    def set_scales(self, scales: Scales) -> None:
+        """Give layers scales by name, and take them from all others; see `calibrate`.
+
+        Raises `CodecError` when a name is none of a layer that can have a scale.
+        """
+        layers = dict(self.named_modules())
+        for name in scales:
+            if name not in layers or not takes_scale(layers[name]):
+                raise CodecError(f"the model has no layer {name} that can have a scale")
+        for name, layer in layers.items():
+            give_scale(layer, scales.get(name))
+        self._made_of = None
 
     def coder(self) -> LatentCoder:
         """Return the entropy coder of the latents, with the weights of this moment."""
@@ -189,7 +215,7 @@ class Model(Trained, ABC):
 
         Decoding a tile of one unit whose words are all missing runs what the decoder runs.
         """
-        coder, mark = self.make_coder(), (type(self), self.config)
+        coder, mark = self.make_coder(), (type(self), self.config, bool(self.scales))
         if mark not in _watched:
             with only_exact(f"the entropy model of {type(self).__name__}"):
                 nothing = np.empty(0, np.uint32)

@@ -2,7 +2,8 @@
 
 Tensors are called `model.NAME` and `auxiliary.NAME`; the metadata holds `format`, `version`,
 `fingerprint` (models are found by it, and weights that don't have it are damaged), `config` (JSON,
-which names the architecture, or is older than the choice) and `info` (JSON of a `ModelInfo`).
+which names the architecture, or is older than the choice), `info` (JSON of a `ModelInfo`) and, in
+version 2, `scales` (JSON: a layer's name to its exponent and bits, see `pipeline.codec.scales`).
 Weights are float32, or float16 where a file should be small (`round_to_half`).
 Nothing in the file is ever executed.
 """
@@ -21,12 +22,15 @@ from pipeline.codec import architectures
 from pipeline.codec.errors import CodecError
 from pipeline.codec.info import ModelInfo
 from pipeline.codec.model import AuxiliaryModel, Model
+from pipeline.codec.scales import plain
 from pipeline.codec.stored import (
     FORMAT,
     VERSION,
+    VERSION_OF_SCALES,
     model_file,
     opened,
     read_header,
+    read_scales,
     target_file,
 )
 from pipeline.common.atomic import write_bytes
@@ -52,11 +56,13 @@ def save_model(
         tensors |= _named("auxiliary", auxiliary, half)
     metadata = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION_OF_SCALES if model.scales else VERSION,
         "fingerprint": model.fingerprint,
         "config": json.dumps(model.config.to_dict()),
         "info": json.dumps((model.info if info is None else ModelInfo.of(info)).to_dict()),
     }
+    if model.scales:
+        metadata["scales"] = json.dumps(plain(model.scales))
     write_bytes(path, save(tensors, metadata))
     return path
 
@@ -71,12 +77,18 @@ def load_model(path: str | Path, device: str = "cpu") -> Model:
     """
     file = model_file(path)
     config, info, claimed = read_header(file)
+    scales = read_scales(file)
     with torch.device("meta"):
         model: Model = architectures.load(config.architecture).model(config)
     _fill(model, file, "model")
+    try:
+        model.set_scales(scales)
+    except CodecError as error:
+        raise CodecError(f"{file} is damaged: {error}") from error
     if claimed and model.fingerprint != claimed:
+        what = "weights and scales" if scales else "weights"
         raise CodecError(
-            f"{file} is damaged: its weights have the fingerprint {model.fingerprint[:16]}, and it"
+            f"{file} is damaged: its {what} have the fingerprint {model.fingerprint[:16]}, and it"
             f" was written with {claimed[:16]}; copy it again from where it came from"
         )
     model.info = info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ from pipeline.codec import architectures
 from pipeline.codec.config import Config
 from pipeline.codec.errors import CodecError
 from pipeline.codec.info import ModelInfo
+from pipeline.codec.scales import Scale, scales_of
 from pipeline.common.documents import parse
 
 FORMAT = "cca-pipeline model"
+# By what a model needs: version 2 brought scales of layers.
 VERSION = "1"
+VERSION_OF_SCALES = "2"
+VERSIONS = (VERSION, VERSION_OF_SCALES)
 FILE_NAME = "model.safetensors"
 
 
@@ -62,15 +67,44 @@ def opened(file: Path, framework: str = "np") -> Any:
         ) from error
 
 
+def read_scales(file: Path) -> dict[str, Scale]:
+    """Return the scales of the layers of the model in `file`; none in a file of version 1."""
+    with opened(file) as tensors:
+        metadata = tensors.metadata() or {}
+    try:
+        return parse_scales(metadata)
+    except CodecError as error:
+        raise CodecError(f"{file} can't be used: {error}") from error
+
+
+def parse_scales(metadata: Mapping[str, str]) -> dict[str, Scale]:
+    """Return the scales that a file's metadata hold, as its version says."""
+    if (metadata.get("version") == VERSION_OF_SCALES) != ("scales" in metadata):
+        raise CodecError(
+            f"its version is {metadata.get('version')}, and scales belong to version "
+            f"{VERSION_OF_SCALES} alone"
+        )
+    if "scales" not in metadata:
+        return {}
+    if not metadata.get("fingerprint"):
+        raise CodecError("it has scales and no fingerprint that vouches for them")
+    try:
+        return scales_of(parse(metadata["scales"]))
+    except ValueError as error:
+        raise CodecError(str(error)) from error
+
+
 def read_header(file: Path) -> tuple[Config, ModelInfo, str]:
     """Return what the model is, where it comes from, and the fingerprint that it claims."""
     with opened(file) as tensors:
         metadata = tensors.metadata() or {}
     if metadata.get("format") != FORMAT:
         raise CodecError(f"{file} holds no model of this project: its metadata doesn't say so")
-    if metadata.get("version") != VERSION:
+    version = metadata.get("version")
+    if version not in VERSIONS:
         raise CodecError(
-            f"{file} has format version {metadata.get('version')}, this program reads {VERSION}"
+            f"{file} has format version {version}, and this program reads versions up to "
+            f"{VERSION_OF_SCALES}: it needs a program that reads version {version}"
         )
     try:
         config = parse(metadata["config"])

@@ -101,7 +101,10 @@ def _rewrite(file: Path, **metadata: str) -> None:
     ("metadata", "words"),
     [
         ({"format": "other"}, "no model of this project"),
-        ({"version": "2"}, "version 2"),
+        ({"version": "3"}, "needs a program that reads version 3"),
+        ({"version": "2"}, "scales belong to version 2"),
+        ({"scales": '{"a": [1, 11]}'}, "scales belong to version 2"),
+        ({"version": "2", "scales": "{}"}, "no fingerprint that vouches"),
         ({"config": "{"}, "broken description"),
         ({"config": "[]"}, "broken description"),
         ({"config": '{"depth": 3}'}, "depth"),

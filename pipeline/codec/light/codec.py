@@ -33,7 +33,7 @@ class LightModel:
         self.file = file
         self.config, self.fingerprint = stored.config, stored.fingerprint
         self._with_torch: Model | None = None
-        self.networks = stored.form.networks(stored.config, stored.weights)
+        self.networks = stored.form.networks(stored.config, stored.weights, stored.scales)
 
     def takes(self, height: int, width: int) -> bool:
         """Tell whether a picture is small enough to be coded sooner without torch."""
@@ -91,7 +91,10 @@ class LightModel:
 def light_model(file: Path) -> LightModel | None:
     """Return the model in `file` in its form without torch; None where it has none."""
     stored = read_stored(file)
-    return None if stored is None else LightModel(file, stored)
+    try:
+        return None if stored is None else LightModel(file, stored)
+    except (KeyError, CodecError):  # scales that torch's form refuses in words
+        return None
 
 
 def model_for(file: Path, device: str = "cpu") -> LightModel | None:

@@ -1,6 +1,7 @@
 """The exact layers of `pipeline.codec.exact_layers` in numpy: equal to them to the last bit.
 
-Shapes: arrays are (P, C), P positions in rows and C channels, or (H, W, C); float64.
+Shapes: arrays are (P, C), P positions in rows and C channels, or (H, W, C); float64, or float32 in
+models whose layers have scales (`pipeline.codec.light.scaled`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _END = 8
 
 
 def snap(x: Array) -> Array:
-    """Round x to the grid and hold it within its limits."""
+    """Round x to the grid and hold it within its limits, in its own precision."""
     grid = x * GRID
     np.rint(grid, out=grid)
     grid *= 1 / GRID
@@ -98,7 +99,7 @@ def tanh(x: Array) -> Array:
 def _looked_up(x: Array, function: Callable[[float], float], above: float) -> Array:
     x, table = snap(x), _tabulate(function)
     index = np.clip((x + _END) * GRID, 0, len(table) - 1).astype(np.int32)
-    found: Array = np.where(x >= _END, above, table[index])
+    found: Array = np.where(x >= _END, above, table[index]).astype(x.dtype, copy=False)
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.codec.scales import Scales
 from pipeline.codec.symbols import Words
 
 Floats = npt.NDArray[Any]
@@ -40,7 +41,11 @@ class LightNetworks(Protocol):
 
 @dataclass(frozen=True)
 class LightForm:
-    """The names and shapes of a model's weights, and its networks made of them; by its config."""
+    """The names and shapes of a model's weights, and its networks made of them; by its config.
+
+    `networks` takes the scales of layers by name too, and raises `KeyError` where one is missing;
+    none: the exact networks compute in float64.
+    """
 
     shapes: Callable[[Any], Mapping[str, tuple[int, ...]]]
-    networks: Callable[[Any, Weights], LightNetworks]
+    networks: Callable[[Any, Weights, Scales], LightNetworks]

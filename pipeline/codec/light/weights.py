@@ -17,6 +17,8 @@ from pipeline.codec import architectures
 from pipeline.codec.config import Config
 from pipeline.codec.errors import CodecError
 from pipeline.codec.light.form import LightForm
+from pipeline.codec.scales import Scale, Scales, digested
+from pipeline.codec.stored import FORMAT, VERSIONS, parse_scales
 
 _PREFIX = "model."
 
@@ -28,6 +30,7 @@ class Stored:
     config: Config
     form: LightForm
     weights: dict[str, npt.NDArray[np.float32]]
+    scales: dict[str, Scale]
     fingerprint: str
 
 
@@ -39,7 +42,7 @@ def read_stored(file: Path) -> Stored | None:
     try:
         with safe_open(file, framework="np") as tensors:
             metadata = tensors.metadata() or {}
-            config = _config(metadata)
+            config, scales = _config(metadata), parse_scales(metadata)
             make = architectures.load(config.architecture).light
             form = make() if make is not None else None
             if form is None or not _holds(tensors, form.shapes(config)):
@@ -52,10 +55,10 @@ def read_stored(file: Path) -> Stored | None:
         return None
     if not all(np.isfinite(values).all() for values in weights.values()):
         return None
-    fingerprint = _fingerprint(config, weights)
+    fingerprint = _fingerprint(config, weights, scales)
     if metadata.get("fingerprint", fingerprint) not in ("", fingerprint):
         return None
-    return Stored(config, form, weights, fingerprint)
+    return Stored(config, form, weights, scales, fingerprint)
 
 
 def _holds(tensors: Any, expected: Mapping[str, tuple[int, ...]]) -> bool:
@@ -71,7 +74,7 @@ def _holds(tensors: Any, expected: Mapping[str, tuple[int, ...]]) -> bool:
 
 
 def _config(metadata: Mapping[str, str]) -> Config:
-    if (metadata.get("format"), metadata.get("version")) != ("cca-pipeline model", "1"):
+    if metadata.get("format") != FORMAT or metadata.get("version") not in VERSIONS:
         raise CodecError("another format")
     said = json.loads(metadata.get("config", "{}"))
     if not isinstance(said, dict):
@@ -79,10 +82,14 @@ def _config(metadata: Mapping[str, str]) -> Config:
     return architectures.config_of(said)
 
 
-def _fingerprint(config: Config, weights: dict[str, npt.NDArray[np.float32]]) -> str:
+def _fingerprint(
+    config: Config, weights: dict[str, npt.NDArray[np.float32]], scales: Scales
+) -> str:
     """Return the digest that `pipeline.codec.fingerprint` defines."""
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
     for name, values in sorted(weights.items()):
         digest.update(f"{name} {values.shape}".encode())
         digest.update(np.ascontiguousarray(values, "<f4").data)
+    if scales:
+        digest.update(digested(scales))
     return digest.hexdigest()

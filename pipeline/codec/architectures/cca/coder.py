@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.codec.architectures.cca.context import ContextModel
 from pipeline.codec.densities import FactorizedDensity
-from pipeline.codec.exact import exact_copy
+from pipeline.codec.exact import exact_copy, exact_dtype
 from pipeline.codec.gains import Gained, Gains
 from pipeline.codec.latents import Code, HyperpriorCoder
 from pipeline.codec.model import HyperOutput
@@ -27,7 +27,7 @@ class CCACoder(HyperpriorCoder):
         context: ContextModel,
     ) -> None:
         """`hyper` are the hyper-decoders of mean and scale."""
-        super().__init__(density)
+        super().__init__(density, exact_dtype(context))
         self._hyper_analysis = hyper_analysis
         self._hyper_mean, self._hyper_scale = map(exact_copy, hyper)
         self._context = exact_copy(context)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.codec.architectures.small.rates import Rate, mixed
-from pipeline.codec.exact import exact_form
-from pipeline.codec.exact_layers import ExactConv, Lookup
+from pipeline.codec.exact import conv_form, exact_form
+from pipeline.codec.exact_layers import Lookup
 from pipeline.codec.layers import ChannelNorm
 
 _LARGEST_LOG = 8.0
@@ -93,5 +93,5 @@ def spread(x: Tensor, factor: int) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-exact_form(Pointwise, ExactConv)
+exact_form(Pointwise, conv_form)
 exact_form(Exp, lambda layer: Lookup(math.exp, above=math.exp(_LARGEST_LOG)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.codec.architectures.small.rates import Rate, mixed
-from pipeline.codec.exact import exact_copy
+from pipeline.codec.exact import exact_copy, exact_dtype
 from pipeline.codec.latents import Code, HyperpriorCoder
 
 if TYPE_CHECKING:
@@ -20,12 +20,14 @@ class SmallCoder(HyperpriorCoder):
     """Codes z in steps of its own, then the slices of y in order, each given the ones before."""
 
     def __init__(self, model: SmallModel) -> None:
-        super().__init__(model.hyper_density)
+        super().__init__(model.hyper_density, exact_dtype(model.context))
         self._vectors = model.config.vectors
         self._hyper_analysis = model.hyper_analysis
         self._hyper_synthesis = exact_copy(model.hyper_synthesis)
         self._context = exact_copy(model.context)
-        self._log_steps = tuple(log.detach().double() for log in (model.steps.y, model.steps.z))
+        self._log_steps = tuple(
+            log.detach().to(self.dtype) for log in (model.steps.y, model.steps.z)
+        )
         self._at = lru_cache(maxsize=16)(self._place)
 
     def analyse_y(self, y: Tensor, rate: float | None) -> tuple[Tensor, Tensor]:
@@ -48,8 +50,9 @@ class SmallCoder(HyperpriorCoder):
         return y_hat
 
     def _place(self, rate: float | None) -> tuple[Rate, Tensor, Tensor]:
-        """Return where `rate` lies, y's log steps and z's steps there: float64, exact."""
+        """Return where `rate` lies, y's log steps and z's steps there, exact."""
         number = torch.tensor([rate or 0.0], dtype=torch.float64, device=self.device)
         at = Rate.of(number, self._vectors)
+        at = at._replace(share=at.share.to(self.dtype))
         y_logs, z_logs = (mixed(at, logs) for logs in self._log_steps)
         return at, y_logs, self._context.exp(z_logs)

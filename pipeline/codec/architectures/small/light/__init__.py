@@ -15,6 +15,7 @@ from pipeline.codec.architectures.small.light.networks import (
 )
 from pipeline.codec.architectures.small.light.shapes import shapes
 from pipeline.codec.light.form import LightForm, Weights
+from pipeline.codec.scales import Scales
 from pipeline.codec.symbols import Words
 
 __all__ = ["FORM", "LightSmall"]
@@ -23,12 +24,12 @@ __all__ = ["FORM", "LightSmall"]
 class LightSmall:
     """The networks of a small model; see `pipeline.codec.light.form.LightNetworks`."""
 
-    def __init__(self, config: SmallConfig, weights: Weights) -> None:
+    def __init__(self, config: SmallConfig, weights: Weights, scales: Scales) -> None:
         self._config = config
         self._analysis = Analysis(weights, config)
         self._hyper_analysis = HyperAnalysis(weights)
         self._synthesis = Synthesis(weights, config)
-        self.coder = LightCoder(weights, config)
+        self.coder = LightCoder(weights, config, scales)
 
     def encode(self, x: Floats, rate: float | None) -> tuple[Words, int]:
         """Return the words of a picture x (H, W, 3), and the CRC-32 of its symbols."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from pipeline.codec.architectures.small.light.networks import Context, Floats, H
 from pipeline.codec.hyper_tables import Density, hyper_tables
 from pipeline.codec.light import exact
 from pipeline.codec.light.form import Weights
+from pipeline.codec.scales import Scales
 from pipeline.codec.symbols import (
     LARGEST_SYMBOL,
     SCALE_STEPS,
@@ -53,12 +55,15 @@ class _Coded:
 class LightCoder:
     """Codes z, then the slices of y in order, each given the ones before."""
 
-    def __init__(self, weights: Weights, config: SmallConfig) -> None:
+    def __init__(self, weights: Weights, config: SmallConfig, scales: Scales) -> None:
         self._config = config
-        self._hyper_synthesis, self._context = HyperSynthesis(weights), Context(weights, config)
-        self._log_steps = tuple(weights[f"steps.{name}"].astype(np.float64) for name in "yz")
+        self._dtype = np.float32 if scales else np.float64
+        self._hyper_synthesis = HyperSynthesis(weights, scales)
+        self._context = Context(weights, config, scales)
+        self._log_steps = tuple(weights[f"steps.{name}"].astype(self._dtype) for name in "yz")
         density = _density(weights)
-        self._medians, self._hyper_tables = density.medians, hyper_tables(density)
+        self._hyper_tables = hyper_tables(density)
+        self._medians = density.medians.astype(self._dtype)
 
     def z_step(self, at: Rate) -> Floats:
         """Return the steps of z, (Z,)."""
@@ -67,7 +72,7 @@ class LightCoder:
     def encode(self, y: Floats, z: Floats, rate: float | None) -> tuple[Words, int]:
         """Return the words of y and z, and the CRC-32 of their symbols."""
         coded = _Coded(None)
-        self._run(coded, z.shape[:2], y.astype(np.float64), z.astype(np.float64), rate)
+        self._run(coded, z.shape[:2], y.astype(self._dtype), z.astype(self._dtype), rate)
         return coded.encoder.words, coded.check
 
     def decode(self, words: Words, size: tuple[int, int], rate: float | None) -> tuple[Floats, int]:
@@ -92,14 +97,14 @@ class LightCoder:
         index = np.repeat(np.arange(channels, dtype=np.uint16), size[0] * size[1])
         values = None if z is None else _by_channel(z - self._medians)
         symbols = coded.code(values, index, self._hyper_tables)
-        z_hat = _by_position(symbols, (*size, channels)) + self._medians
+        z_hat = _by_position(symbols, (*size, channels), self._dtype) + self._medians
         features = self._hyper_synthesis(z_hat * self.z_step(at), at)
         parts = None if y is None else np.split(y, self._context.ends, axis=-1)
 
         def quantise(i: int, mean: Floats, step: Floats, scale: Floats) -> Floats:
             values = None if parts is None else _by_channel((parts[i] - mean) / step)
             found = coded.code(values, _levels(_by_channel(scale)), gaussian_tables())
-            return _by_position(found, mean.shape)
+            return _by_position(found, mean.shape, self._dtype)
 
         return self._context(features, at.mixed(self._log_steps[0]), at, quantise)
 
@@ -122,6 +127,6 @@ def _by_channel(x: Floats) -> Floats:
     return np.moveaxis(x, -1, 0).reshape(-1)
 
 
-def _by_position(symbols: Ints, shape: tuple[int, ...]) -> Floats:
+def _by_position(symbols: Ints, shape: tuple[int, ...], dtype: type[Any]) -> Floats:
     h, w, c = shape
-    return symbols.reshape(c, h, w).transpose(1, 2, 0).astype(np.float64)
+    return symbols.reshape(c, h, w).transpose(1, 2, 0).astype(dtype)

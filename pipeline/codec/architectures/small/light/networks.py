@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.codec.architectures.small.config import PATCH, SmallConfig
-from pipeline.codec.light import exact
+from pipeline.codec.light import exact, scaled
 from pipeline.codec.light.form import Weights
+from pipeline.codec.scales import Scale, Scales
 
 Floats = npt.NDArray[Any]
 # Given (slice, mean, step, scale), return the slice's symbols; all (h, w, C_i).
@@ -82,21 +83,29 @@ class _Norm:
 class Kind:
     """The layers that networks are made of, and the precision of their other weights."""
 
-    matrix: Callable[[Floats, Floats], Callable[[Floats], Floats]]
-    taps: Callable[[Floats, Floats], Callable[[Floats], Floats]]
-    norm: Callable[[Floats, Floats, float], Callable[[Floats], Floats]]
+    matrix: Callable[..., Callable[[Floats], Floats]]
+    taps: Callable[..., Callable[[Floats], Floats]]
+    norm: Callable[..., Callable[[Floats], Floats]]
     dtype: type[np.floating[Any]]
+    # Layers take their scale, by its name.
+    scaled: bool = False
 
 
 FLOAT = Kind(_Matrix, _Taps, _Norm, np.float32)
 EXACT = Kind(exact.ExactMatrix, exact.ExactTaps, exact.ExactNorm, np.float64)
+SCALED = Kind(scaled.ScaledMatrix, scaled.ScaledTaps, scaled.ScaledNorm, np.float32, True)
 
 
 class _Named:
     """Gives layers of one kind by the prefix of their weights' names."""
 
-    def __init__(self, weights: Weights, kind: Kind) -> None:
-        self.weights, self.kind = weights, kind
+    def __init__(self, weights: Weights, kind: Kind, scales: Scales | None = None) -> None:
+        self.weights, self.kind, self.scales = weights, kind, scales or {}
+
+    @classmethod
+    def exact(cls, weights: Weights, scales: Scales) -> _Named:
+        """Return the exact layers, in float32 if there are scales."""
+        return cls(weights, SCALED if scales else EXACT, scales)
 
     def array(self, name: str) -> Floats:
         return self.weights[name].astype(self.kind.dtype)
@@ -105,7 +114,16 @@ class _Named:
         return self.array(f"{name}.weight"), self.array(f"{name}.bias")
 
     def matrix(self, name: str) -> Callable[[Floats], Floats]:
-        return self.kind.matrix(*self.both(name))
+        return self.kind.matrix(*self.both(name), *self.scale(name))
+
+    def taps(self, name: str) -> Callable[[Floats], Floats]:
+        return self.kind.taps(*self.both(name), *self.scale(name))
+
+    def norm(self, name: str) -> Callable[[Floats], Floats]:
+        return self.kind.norm(*self.both(name), _EPS, *self.scale(name))
+
+    def scale(self, name: str) -> tuple[Scale, ...]:
+        return (self.scales[name],) if self.kind.scaled else ()
 
     def block(self, name: str) -> _Block:
         return _Block(self, name)
@@ -118,11 +136,11 @@ class _Block:
     """`GatedBlock`: x + project(gate(expand(depthwise(affine(norm(x))))))."""
 
     def __init__(self, named: _Named, name: str) -> None:
-        self.norm = named.kind.norm(*named.both(f"{name}.norm"), _EPS)
+        self.norm = named.norm(f"{name}.norm")
         self.scale, self.shift = (
             named.array(f"{name}.affine.{part}") for part in ("scale", "shift")
         )
-        self.depthwise = named.kind.taps(*named.both(f"{name}.depthwise"))
+        self.depthwise = named.taps(f"{name}.depthwise")
         self.expand, self.project = named.matrix(f"{name}.expand"), named.matrix(f"{name}.project")
 
     def __call__(self, x: Floats, at: Rate) -> Floats:
@@ -215,8 +233,8 @@ class HyperAnalysis:
 class HyperSynthesis:
     """h_s, exact: (h/4, w/4, Z) to features (h, w, F)."""
 
-    def __init__(self, weights: Weights) -> None:
-        named = _Named(weights, EXACT)
+    def __init__(self, weights: Weights, scales: Scales) -> None:
+        named = _Named.exact(weights, scales)
         self.enter, self.up = (named.matrix(f"hyper_synthesis.{name}") for name in ("enter", "up"))
         self.first, self.second = (
             named.block(f"hyper_synthesis.{name}") for name in ("first", "second")
@@ -252,8 +270,8 @@ class _Slice:
 class Context:
     """The slices' models, exact, in the order of coding."""
 
-    def __init__(self, weights: Weights, config: SmallConfig) -> None:
-        named = _Named(weights, EXACT)
+    def __init__(self, weights: Weights, config: SmallConfig, scales: Scales) -> None:
+        named = _Named.exact(weights, scales)
         self.ends = np.cumsum(config.slice_sizes)[:-1].tolist()
         self.slices = [
             _Slice(named, f"context.slices.{i}", config) for i in range(len(config.slice_sizes))

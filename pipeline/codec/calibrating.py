@@ -1,0 +1,146 @@
+"""Scales for the layers of the entropy model, found on pictures (format version 2 of models).
+
+A layer's inputs are seen while pictures are coded at all of a model's rates; the scale that it gets
+holds twice the largest of them. Beyond that inputs are clipped, in the encoder as in the decoder.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.codec.coding import pad
+from pipeline.codec.errors import CodecError
+from pipeline.codec.exact import layers_seen
+from pipeline.codec.layers import ChannelNorm
+from pipeline.codec.model import Model
+from pipeline.codec.scales import Scale
+
+# Bits of inputs, sign included, by the inputs that a block adds up: with more of them, weights
+# become coarser. Measured in docs/codec.md.
+_BITS = ((32, 13), (128, 12), (1 << 30, 11))
+_NORM_BITS = 13
+# How much larger than all that was seen an input may be.
+_ROOM = 2.0
+_FINEST, _COARSEST = 30, -30
+
+# Told after each picture: how many are done.
+Done = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Words of the same latents with and without scales, in bytes, and the coder's CPU seconds."""
+
+    bytes_before: int
+    bytes_after: int
+    seconds_before: float
+    seconds_after: float
+
+    @property
+    def percent(self) -> float:
+        """How many percent of bytes the scales cost (below 0: save)."""
+        return 100 * (self.bytes_after / self.bytes_before - 1)
+
+    @property
+    def times(self) -> float:
+        """How many times as fast the coder of latents is with scales."""
+        return self.seconds_before / max(self.seconds_after, 1e-9)
+
+
+@torch.no_grad()
+def calibrate(model: Model, pictures: Sequence[Tensor], done: Done | None = None) -> None:
+    """Give the layers of the entropy model the scales that `pictures` (1, 3, H, W) ask for.
+
+    The model's fingerprint changes, and with it which files it decodes. Raises `CodecError` for no
+    pictures, and when an input of a layer is not finite.
+    """
+    if not pictures:
+        raise CodecError("there are no pictures to calibrate the model on")
+    model.set_scales({})
+    with layers_seen() as layers:
+        model.make_coder()
+    names = {layer: name for name, layer in model.named_modules() if layer in layers}
+    with _largest_inputs(list(names)) as largest:
+        for number, picture in enumerate(pictures, 1):
+            for rate in _rates(model):
+                model(picture, rate=rate)
+            if done is not None:
+                done(number)
+    unused = [name for layer, name in names.items() if layer not in largest]
+    if unused:
+        raise CodecError(f"no picture reaches the layer {unused[0]}, so it can't be calibrated")
+    model.set_scales({name: _scale(layer, largest[layer]) for layer, name in names.items()})
+
+
+@torch.no_grad()
+def compare(
+    before: Model, after: Model, pictures: Sequence[Tensor], done: Done | None = None
+) -> Comparison:
+    """Code the latents of `pictures` (1, 3, H, W) with two models that differ in scales alone.
+
+    At the lowest, the middle and the highest rate of a model with several.
+    """
+    coders = before.coder(), after.coder()
+    sizes, seconds = [0, 0], [0.0, 0.0]
+    ends = before.config.rates
+    rates = [None] if ends is None else [ends[0], sum(ends) / 2, ends[1]]
+    for number, picture in enumerate(pictures, 1):
+        for rate in rates:
+            y = before.analyse(pad(picture, before.config.unit), rate)
+            for i, coder in enumerate(coders):
+                start = time.process_time()
+                sizes[i] += coder.encode(y, 0, rate).words.nbytes
+                seconds[i] += time.process_time() - start
+        if done is not None:
+            done(number)
+    return Comparison(*sizes, *seconds)
+
+
+def _rates(model: Model) -> list[float | None]:
+    ends = model.config.rates
+    return [None] if ends is None else [float(i) for i in range(int(ends[1]) + 1)]
+
+
+def _scale(layer: nn.Module, largest: float) -> Scale:
+    bits = _NORM_BITS if isinstance(layer, ChannelNorm) else _bits_of(_inputs(layer))
+    whole = Scale(0, bits).largest
+    exponent = math.floor(math.log2(whole / (_ROOM * largest))) if largest > 0 else 0
+    return Scale(min(max(exponent, _COARSEST), _FINEST), bits)
+
+
+def _bits_of(inputs: int) -> int:
+    return next(bits for most, bits in _BITS if inputs <= most)
+
+
+def _inputs(layer: Any) -> int:
+    """Return how many inputs a sum has: of a dense convolution, those of one tap."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features
+    return int(math.prod(layer.kernel_size) if layer.groups > 1 else layer.in_channels)
+
+
+@contextmanager
+def _largest_inputs(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, float]]:
+    """Keep the largest size of an input that each of `layers` gets while this lasts."""
+    largest: dict[nn.Module, float] = {}
+
+    def see(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        found = float(inputs[0].abs().max())
+        if not math.isfinite(found):
+            raise CodecError("the model makes numbers of a picture that are not finite")
+        largest[layer] = max(largest.get(layer, 0.0), found)
+
+    hooks = [layer.register_forward_pre_hook(see) for layer in layers]
+    try:
+        yield largest
+    finally:
+        for hook in hooks:
+            hook.remove()

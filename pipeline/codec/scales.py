@@ -1,0 +1,115 @@
+"""Sums that are exact in float32: how inputs and weights become whole numbers.
+
+A layer with a scale takes its inputs as whole numbers of `bits` bits, sign included, in units of
+2^-exponent, and its weights as whole numbers in a power-of-two unit of each output. Inner
+dimensions are cut into blocks. In every block the largest input times the sum of the weights'
+sizes stays below 2^24, so all products and all partial sums, in any order, are whole numbers that
+float32 holds. Blocks are added in float64.
+
+Needs no torch: `pipeline.codec.light` shares it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.codec.errors import CodecError
+
+Array = npt.NDArray[np.float64]
+
+# Whole numbers up to this one, and their sums, are exact in float32.
+LARGEST_SUM = 2**24 - 1
+# Inputs that one block adds up, at most.
+BLOCK = 256
+_BITS = range(4, 17)
+_EXPONENTS = range(-40, 41)
+# Weights beyond this would leave float32's range once scaled.
+_LARGEST_WEIGHT = 2.0**60
+_FINEST = 40
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a layer rounds its inputs: to multiples of 2^-exponent, of `bits` bits with the sign."""
+
+    exponent: int
+    bits: int
+
+    @property
+    def largest(self) -> int:
+        """The largest input, in units of 2^-exponent."""
+        return int(2 ** (self.bits - 1) - 1)
+
+
+Scales = Mapping[str, Scale]
+
+
+def scales_of(content: Any) -> dict[str, Scale]:
+    """Return scales by the names of their layers; `content` is what `plain` gives.
+
+    Raises `CodecError` when it is something else, or a number is out of range.
+    """
+    if not isinstance(content, dict) or not content:
+        raise CodecError("its scales are no mapping from layers to numbers")
+    found = {}
+    for name, numbers in content.items():
+        whole = isinstance(numbers, list) and len(numbers) == 2
+        if not whole or any(type(number) is not int for number in numbers):
+            raise CodecError(f"its scale of {name} is not two whole numbers")
+        exponent, bits = numbers
+        if exponent not in _EXPONENTS or bits not in _BITS:
+            raise CodecError(f"its scale of {name}, {exponent} and {bits} bits, is out of range")
+        found[str(name)] = Scale(exponent, bits)
+    return found
+
+
+def plain(scales: Scales) -> dict[str, list[int]]:
+    """Return `scales` as plain JSON values, sorted by name."""
+    return {name: [scale.exponent, scale.bits] for name, scale in sorted(scales.items())}
+
+
+def digested(scales: Scales) -> bytes:
+    """Return what stands for `scales` in a fingerprint."""
+    return b"scales " + json.dumps(plain(scales)).encode()
+
+
+def blocks_of(inputs: int) -> list[slice]:
+    """Return the fewest blocks, about equally long, that `inputs` inputs are added up in."""
+    count = max(1, -(-inputs // BLOCK))
+    ends = [inputs * i // count for i in range(count + 1)]
+    return [slice(start, end) for start, end in pairwise(ends)]
+
+
+def whole_weights(weight: Array, blocks: Sequence[slice], scale: Scale) -> tuple[Array, Array]:
+    """Return `weight` (O, K) as whole numbers, and each output's factor (O,), float64.
+
+    A sum of products of whole inputs and weights times the factor is the output. Each output's
+    unit is the finest power of two with which every block keeps its bound; all of this is exact.
+    Raises `CodecError` for weights that are too large to be scaled.
+    """
+    sizes = np.abs(weight).max(axis=1, initial=0.0)
+    if not (sizes < _LARGEST_WEIGHT).all():
+        raise CodecError("weights from 2^60 up can't be scaled")
+    bound = LARGEST_SUM // scale.largest
+    # No weight can be finer than this: the largest would pass the bound alone.
+    exponents = np.minimum(bound.bit_length() + 1 - np.frexp(sizes)[1], _FINEST)
+    while True:
+        whole: Array = np.rint(np.ldexp(weight, exponents[:, None]))
+        over = largest_sums(whole, blocks) > bound
+        if not over.any():
+            return whole, np.ldexp(1.0, -(exponents + scale.exponent))
+        exponents = exponents - over
+
+
+def largest_sums(whole: Array, blocks: Sequence[slice]) -> Array:
+    """Return the largest sum of sizes that a block of each output (O, K) has, (O,)."""
+    sums = [np.abs(whole[:, block]).sum(axis=1) for block in blocks]
+    found: Array = np.max(sums, axis=0)
+    return found
