@@ -29,10 +29,10 @@ class ScaledMatrix:
     def __call__(self, x: Floats) -> Floats:
         """Multiply the positions of x by the matrix, and add the bias."""
         whole = whole_inputs(x, self.scale).reshape(-1, x.shape[-1])
-        parts = [whole[:, block] @ self.weight[block] for block in self.blocks]
-        sums: Floats = parts[0]
+        parts: list[Floats] = [whole[:, block] @ self.weight[block] for block in self.blocks]
+        sums = parts[0]
         if len(parts) > 1:
-            sums = np.sum(parts, axis=0, dtype=np.float64).astype(np.float32)
+            sums = np.stack(parts).sum(axis=0, dtype=np.float64).astype(np.float32)
         sums *= self.factor
         sums += self.bias
         return sums.reshape(*x.shape[:-1], -1)
