@@ -21,7 +21,7 @@ from shards.making.partial import failures_named, partial_file, settle, sweep
 from shards.making.plan import Plan, PlanRows, make_plans
 from shards.making.resume import check_contents, check_foreign, check_options, check_source, clear
 from shards.making.workers import Done, Job, run_jobs
-from shards.making.write import Context, Form
+from shards.making.write import Context, Form, ShardMaker
 from shards.manifest import Manifest
 from shards.options import Options, crops_of, devices_for, parse_split
 from shards.sources import Source, open_sources, read_anywhere
@@ -63,6 +63,7 @@ def shard(
     fresh: bool = False,
     dry_run: bool = False,
     devices: Sequence[str] | None = None,
+    sheet: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Summary]:
     """Make the shards of `sources` in `dest`, or those that are still missing; a summary a split.
@@ -77,6 +78,7 @@ def shard(
         dry_run: list and plan, and write nothing.
         devices: torch's names of the devices that augment in processes of their own (default: all
             GPUs where the options say so; without any, workers augment themselves).
+        sheet: with `dry_run`, a page to write: pictures before and after augmentation.
         progress: called with pictures done, pictures to do, and a few words.
 
     Raises:
@@ -86,6 +88,8 @@ def shard(
     """
     store = Store(dest)
     scratch = _existing(store)
+    if sheet is not None:
+        _check_sheet(sheet, options, dry_run)
     if fresh and part != (0, 1):
         raise ShardsError(
             "--fresh with --part would remove what other parts have made: "
@@ -100,7 +104,7 @@ def shard(
         if not corpus.rows:
             raise ShardsError(_no_pictures(sources, corpus))
         if dry_run:
-            return _planned(corpus, options)
+            return _planned(corpus, options, run if sheet else None, sheet)
         try:
             return run.all(corpus, fresh)
         except BaseException:
@@ -275,6 +279,17 @@ class _Run:
 
         return servers(spec, self.options.seed, self.devices)
 
+    def show(self, sheet: Path, plan: Plan, rows: IO[bytes]) -> None:
+        """Write a page of pictures of a plan's first shard, before and after augmentation."""
+        from shards.making.sheet import SHOWN, write_sheet
+
+        form = Form({name: number for number, name in enumerate(plan.classes)})
+        maker = ShardMaker(Context(plan.split, self.store, self.sources, self.options, form))
+        rows.seek(0)
+        with contextlib.closing(maker), PlanRows(rows) as planned:
+            few = planned.shard(0).slice(0, SHOWN).to_pylist() if planned.counts else []
+            write_sheet(sheet, self.options, few, maker.prepare)
+
     def _mine(self, plan: Plan) -> range:
         return range(self.part[0], plan.shards, self.part[1])
 
@@ -307,14 +322,26 @@ def _summary(plan: Plan, made: int, missing: int = 0, manifest: Manifest | None 
     return Summary(**base)
 
 
-def _planned(corpus: Corpus, options: Options) -> list[Summary]:
+def _planned(
+    corpus: Corpus, options: Options, run: _Run | None = None, sheet: Path | None = None
+) -> list[Summary]:
     with contextlib.ExitStack() as stack:
         files: dict[str, IO[bytes]] = {
             split: stack.enter_context(tempfile.TemporaryFile())
             for split in parse_split(options.split)
         }
         plans = make_plans(corpus, options, files)
+        if run is not None and sheet is not None:
+            run.show(sheet, *next(zip(plans.values(), files.values(), strict=True)))
     return [_summary(plan, made=0, missing=plan.shards) for plan in plans.values()]
+
+
+def _check_sheet(sheet: Path, options: Options, dry_run: bool) -> None:
+    if not dry_run or options.augment is None:
+        raise ShardsError("--html shows what --augment would do: give it with --dry-run --augment")
+    from shards.making.sheet import check_sheet
+
+    check_sheet(sheet)
 
 
 @dataclass(frozen=True)

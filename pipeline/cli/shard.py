@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -43,6 +44,7 @@ def shard(
     finish: given.Finish = False,
     fresh: given.Fresh = False,
     dry_run: given.DryRun = False,
+    html: given.Sheet = None,
     as_json: given.Json = False,
 ) -> None:
     """Pack pictures into WebDataset shards; run again to continue after a stop.
@@ -73,6 +75,7 @@ def shard(
             "part": parse_part(part),
             "fresh": fresh,
             "dry_run": dry_run,
+            "sheet": Path(html) if html else None,
             "devices": (parse_devices(device) if augment else None) or None,
         }
         summaries = _made(source, out, options, more)
@@ -159,8 +162,6 @@ def inspect(
 
     facts = look(dest, split)
     if html is not None:
-        from pathlib import Path
-
         from shards.inspecting.page import write_page
 
         write_page(dest, Path(html), split, force)

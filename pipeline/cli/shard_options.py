@@ -52,6 +52,15 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="List pictures and plan shards; write nothing.")
 ]
 
+Sheet = Annotated[
+    str | None,
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        help="With --dry-run --augment: show pictures before and after.",
+    ),
+]
+
 Dest = Annotated[str, typer.Argument(help="The folder or URL of the shards.")]
 Split = Annotated[str | None, typer.Option(help="The split to look at. Default: all.")]
 Html = Annotated[

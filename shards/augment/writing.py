@@ -59,6 +59,10 @@ class Writer:
             return Decoded(pixels, profile)
         return Decoded(np.asarray(to_srgb(Image.fromarray(pixels), profile)))
 
+    def refusal(self, made: list[Pixels] | Refused) -> str:
+        """Return in a few words why there are no results."""
+        return made.reason if isinstance(made, Refused) else TOO_SMALL
+
     def results(
         self, one: Ready, made: list[Pixels] | Refused, profile: bytes | None
     ) -> list[Result]:

@@ -119,15 +119,15 @@ class ShardMaker:
     ) -> Iterator[list[Ready | dict[str, Any]]]:
         """Yield, for each row of the plan, in order, the samples of its picture or its reject."""
         if self.context.options.augment is None:
-            yield from ([one] for one in in_order(self._prepare, rows, threads))
+            yield from ([one] for one in in_order(self.prepare, rows, threads))
             return
         if self._augmenting is None:
             from shards.making.augmenting import Augmenting  # not where nothing is augmented
 
             self._augmenting = Augmenting(self.context.options, self.context.servers)
-        yield from self._augmenting.groups(number, self._prepare, rows, threads)
+        yield from self._augmenting.groups(number, self.prepare, rows, threads)
 
-    def _prepare(self, row: dict[str, Any]) -> Ready | dict[str, Any]:
+    def prepare(self, row: dict[str, Any]) -> Ready | dict[str, Any]:
         """Return the sample of a row of the plan, or the row of its reject."""
         entry = Entry.from_row(row)
         place = decode_path(row["location"]).encode(errors="replace").decode()

@@ -13,6 +13,7 @@ import pytest
 import webdataset
 from PIL import Image, ImageCms
 
+from pipeline.common.errors import UsageError
 from shards import Manifest, ShardsError, stream
 from shards.augment.encoders import encoder_for
 from shards.augment.measures import blocking, detail
@@ -244,3 +245,22 @@ def test_a_refusal_says_why() -> None:
 def test_mistakes_are_told(tmp_path: Path, text: str, sentence: str) -> None:
     with pytest.raises(ShardsError, match=sentence):
         asked(tmp_path, text)
+
+
+def test_a_dry_run_shows_pictures_before_and_after(tmp_path: Path) -> None:
+    source = corpus(tmp_path / "corpus", count=4)
+    (source / "class0" / "bad.jpg").write_bytes(b"nothing")
+    options = replace(SMALL, augment=asked(tmp_path, CROP))
+    page = tmp_path / "sheet.html"
+    make(source, tmp_path / "d", options, dry_run=True, sheet=page)
+    assert not (tmp_path / "d").exists()
+    text = page.read_text()
+    assert text.count("<section>") == 5
+    assert text.count("data:image/png") == 8
+    assert "rejected: not a picture" in text
+    make(source, tmp_path / "d", options, dry_run=True, sheet=page)  # it replaces its own
+    page.write_text("mine")
+    with pytest.raises(UsageError, match=r"sheet\.html"):
+        make(source, tmp_path / "d", options, dry_run=True, sheet=page)
+    with pytest.raises(ShardsError, match="give it with --dry-run --augment"):
+        make(source, tmp_path / "d", SMALL, dry_run=True, sheet=tmp_path / "new.html")
