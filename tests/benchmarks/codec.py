@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.codec import CCAConfig, CCAModel, start_as_pyramid
+from pipeline.codec.calibrating import calibrate
 from pipeline.codec.coding import pad
 from pipeline.codec.picture import read_picture
 from pipeline.codec.symbols import (
@@ -128,27 +129,42 @@ def networks(config: CCAConfig, picture: Path, runs: int, compiled: bool) -> Non
                 quick = torch.compile(part, dynamic=False)
                 row(f"{name}, float32, compiled", measure(partial(quick, given), runs))
         z = model.hyper_analysis(y)
-        coder = model.make_coder()
         timer = _Timed()
         timer.wrap(SymbolEncoder, "encode")
         timer.wrap(SymbolDecoder, "decode")
-        words = coder.encode(y).words
-        for name, work in (
-            ("encode", lambda: coder.encode(y)),
-            ("decode", lambda: coder.decode(words, *z.shape[2:])),
-        ):
-            inside: list[float] = []
+        _coders(model, "float64", y, z.shape[2:], transforms, timer, runs)
+        calibrate(model, [x[:, :, :256, :256]])
+        _coders(model, "float32", y, z.shape[2:], transforms, timer, runs)
 
-            def both(work: Callable[[], object] = work, inside: list[float] = inside) -> None:
-                timer.seconds = 0.0
-                work()
-                inside.append(timer.seconds)
 
-            coding = measure(both, runs)
-            row(f"exact networks and entropy coding, {name}", coding)
-            share = [c / (c + t) for c, t in zip(coding, transforms[name], strict=True)]
-            row(f"their share, {name}", share, 100, "%")
-            row(f"of it entropy coding, {name}", inside[1:])
+def _coders(
+    model: CCAModel,
+    label: str,
+    y: torch.Tensor,
+    size: torch.Size,
+    transforms: dict[str, list[float]],
+    timer: _Timed,
+    runs: int,
+) -> None:
+    """The exact networks and entropy coding, and their share of encoding and of decoding."""
+    coder = model.make_coder()
+    words = coder.encode(y).words
+    for name, work in (
+        ("encode", lambda: coder.encode(y)),
+        ("decode", lambda: coder.decode(words, *size)),
+    ):
+        inside: list[float] = []
+
+        def both(work: Callable[[], object] = work, inside: list[float] = inside) -> None:
+            timer.seconds = 0.0
+            work()
+            inside.append(timer.seconds)
+
+        coding = measure(both, runs)
+        row(f"exact networks in {label} and entropy coding, {name}", coding)
+        share = [c / (c + t) for c, t in zip(coding, transforms[name], strict=True)]
+        row(f"their share, {name}", share, 100, "%")
+        row(f"of it entropy coding, {name}", inside[1:])
 
 
 def starts(runs: int) -> None:
