@@ -93,10 +93,21 @@ class ScaledConv(_Scaled):
         # (O, k * k * C): a tap's inputs lie side by side.
         flat = weight.permute(0, 2, 3, 1).flatten(1)
         channels, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
-        self.blocks = [(0, slice(0, taps))]
-        if not self.depthwise:
-            self.blocks = [(tap, some) for tap in range(taps) for some in blocks_of(channels)]
-        places = [slice(t * channels + b.start, t * channels + b.stop) for t, b in self.blocks]
+        # Blocks of (tap, channels): several taps where they fit into one.
+        step = 1 if self.depthwise else max(1, BLOCK // channels)
+        self.blocks = [
+            [(tap, some) for tap in range(first, min(first + step, taps))]
+            for first in range(0, taps, step)
+            for some in blocks_of(channels)
+        ]
+        places = [
+            slice(
+                block[0][0] * channels + block[0][1].start,
+                block[-1][0] * channels + block[-1][1].stop,
+            )
+            for block in self.blocks
+        ]
+        places = [slice(0, taps)] if self.depthwise else places
         whole, factor = whole_weights(flat.numpy(), places, scale)
         self.keep_factor(factor)
         whole32 = torch.from_numpy(whole).float()
@@ -104,7 +115,7 @@ class ScaledConv(_Scaled):
             self.register_buffer("weight", whole32.view_as(weight))
         else:
             self.register_buffer("weight", whole32)
-        self.places = places
+        self.channels = channels
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, O, H', W'), float32."""
@@ -145,7 +156,10 @@ class ScaledConv(_Scaled):
             ]  # fmt: skip
             taps = [flat[:, :, start : start + length] for start in starts]
         sums = [
-            added(self.weight, [taps[t][n, some] for t, some in self.blocks], self.places)
+            added(
+                self.weight,
+                [[(self._place(t, b), taps[t][n, b]) for t, b in block] for block in self.blocks],
+            )
             for n in range(len(x))
         ]
         if length == h * width:
@@ -153,6 +167,9 @@ class ScaledConv(_Scaled):
         # Rows are as long as those of the padded picture; their ends are left out.
         out = F.pad(_joined(sums), (0, h * width - length))
         return out.view(len(x), -1, h, width)[..., :w]
+
+    def _place(self, tap: int, some: slice) -> slice:
+        return slice(tap * self.channels + some.start, tap * self.channels + some.stop)
 
     def _by_taps(self, x: Tensor, h: int, w: int) -> Tensor:
         (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
@@ -200,8 +217,9 @@ class ScaledDeconv(_Scaled):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, O, H', W'), float32."""
         flat = whole_inputs(x, self.scale).flatten(2)
-        columns = [added(self.weight, [one[some] for some in self.places], self.places)
-                   for one in flat]  # fmt: skip
+        columns = [
+            added(self.weight, [[(some, one[some])] for some in self.places]) for one in flat
+        ]  # fmt: skip
         size = tuple(
             (side - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
             for side, stride, padding, dilation, kernel, extra in zip(
@@ -232,7 +250,7 @@ class ScaledLinear(_Scaled):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., C) to (..., O), float32."""
         flat = whole_inputs(x, self.scale).reshape(-1, x.shape[-1]).t()
-        sums = added(self.weight, [flat[some] for some in self.places], self.places)
+        sums = added(self.weight, [[(some, flat[some])] for some in self.places])
         return self.finished(sums.t()).view(*x.shape[:-1], -1)
 
 
@@ -274,17 +292,20 @@ def whole_inputs(x: Tensor, scale: Scale) -> Tensor:
     return whole.round_().clamp_(-scale.largest, scale.largest)
 
 
-def added(weight: Tensor, inputs: list[Tensor], places: list[slice]) -> Tensor:
-    """Return the sum of products of blocks: `weight` (O, K)[:, place] times inputs (K_i, P).
+def added(weight: Tensor, blocks: list[list[tuple[slice, Tensor]]]) -> Tensor:
+    """Return the sum of blocks of products: `weight` (O, K)[:, place] times inputs (K_i, P).
 
     float32 for one block, float64 for several; exact in either.
     """
-    single = in_float32(weight)
+    dtype = torch.float32 if in_float32(weight) else torch.float64
     total: Tensor | None = None
-    for place, some in zip(places, inputs, strict=True):
-        block = weight[:, place]
-        part = block @ some if single else block.double() @ some.double()
-        if len(places) == 1:
+    for block in blocks:
+        part: Tensor | None = None
+        for place, inputs in block:
+            left, right = weight[:, place].to(dtype), inputs.to(dtype)
+            part = left @ right if part is None else torch.addmm(part, left, right, out=part)
+        assert part is not None
+        if len(blocks) == 1:
             return part
         total = part.double() if total is None else total.add_(part.double())
     assert total is not None
