@@ -36,6 +36,12 @@ WRONG = [
     ("train {}/recipe.yaml --accelerate {}/nowhere.yaml", ("nowhere.yaml",)),
     ("train {}/recipe.yaml stages.base.variable_rate=[1,2]", ("variable_rate",)),
     ("train {}/recipe.yaml stages.base.distortion=lpips", ("distortion",)),
+    ("diff {}/recipe.yaml {}/nowhere", ("nowhere",)),
+    ("calibrate {}/nowhere --data {}/pictures --out {}/out.safetensors", ("nowhere",)),
+    (
+        "calibrate {}/model.safetensors --data {}/empty --out {}/out.safetensors",
+        ("empty",),
+    ),
     ("evaluate {}/nowhere --data {}/pictures --out {}/out", ("nowhere",)),
     ("evaluate {}/model.safetensors --data {}/empty --out {}/out", ("empty",)),
     ("evaluate {}/words.txt --data {}/pictures --out {}/out", ("words.txt",)),
