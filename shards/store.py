@@ -15,6 +15,7 @@ from pipeline.common.atomic import PARTIAL, flush, write_bytes
 from pipeline.common.errors import RunError, UsageError
 from pipeline.common.pictures.errors import first_line
 from pipeline.common.retries import Retries
+from pipeline.common.secrets import redacted
 from shards.errors import ShardsError, ShardsRuntimeError
 
 T = TypeVar("T")
@@ -191,7 +192,7 @@ def retried(attempt: Callable[[], T], where: str, retries: Retries | None = None
         except Exception as error:  # each store has exceptions of its own
             if ACCESS.search(type(error).__name__):
                 raise PermissionError(str(error)) from error
-            log.warning("%s: %s", where, first_line(error))
+            log.warning("%s", redacted(f"{where}: {first_line(error)}"))
             raise
 
     try:

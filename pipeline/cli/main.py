@@ -42,6 +42,8 @@ GROUPS = {
 OTHER = "Other"
 # A word that names nothing: as a path it would be the folder that one is in.
 EMPTY = re.compile(r"(--[\w-]+=)?")
+# Options that mean "none" by an empty word.
+MAY_BE_EMPTY = ("--peers",)
 WHOLE = 10_000  # characters of a command's first sentence: never cut
 
 
@@ -111,7 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         insist_on_utf8()
     words = list(sys.argv[1:] if arguments is None else arguments)
     Commands.debug = "--debug" in words
-    if any(EMPTY.fullmatch(word) for word in words):
+    before = ["", *words]
+    if any(
+        EMPTY.fullmatch(w) and b not in MAY_BE_EMPTY for b, w in zip(before, words, strict=False)
+    ):
         echo("pipeline: an empty word was typed: is a variable of your shell not set?", err=True)
         raise SystemExit(USAGE)
     build()(args=[word for word in words if word != "--debug"], prog_name="pipeline")

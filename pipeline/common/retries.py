@@ -9,7 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from pipeline.common.secrets import redacted
+
 T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 
@@ -57,6 +60,7 @@ class Retries:
             except Exception as error:
                 if tried >= self.attempts:
                     raise
-                log.info("try %d of %d for %s failed: %s", tried, self.attempts, what, error)
+                said = redacted(f"try {tried} of {self.attempts} for {what} failed: {error}")
+                log.info("%s", said)
             time.sleep(self.pause_after(tried))
             tried += 1

@@ -18,11 +18,20 @@ AHEAD = 2
 _SECONDS_TO_GO = 1.0
 # A worker ends when its loader says so, or is gone. Signals that are sent to all processes of a job
 # are for those that train: what they ask for, they do themselves.
+KILLED = "was killed by"
 _FOR_OTHERS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
 
 class WorkerDiedError(Exception):
-    """A worker process has ended, nobody having asked it to; the message says how."""
+    """A worker process has ended, nobody having asked it to; the message says how.
+
+    Attributes:
+        killed: whether a signal ended it.
+    """
+
+    def __init__(self, how: str, killed: bool = False) -> None:
+        super().__init__(how)
+        self.killed = killed
 
 
 class Workers(Generic[T]):
@@ -52,7 +61,8 @@ class Workers(Generic[T]):
                 if died is None and isinstance(error, RuntimeError):
                     raise
                 # What a dead worker has made can't be fetched from it any more.
-                raise WorkerDiedError(died or f"can't be heard ({error!r})") from error
+                how = died or f"can't be heard ({error!r})"
+                raise WorkerDiedError(how, killed=how.startswith(KILLED)) from error
             yield made
 
     def _died(self) -> str | None:
@@ -65,7 +75,7 @@ class Workers(Generic[T]):
         if code is None or code >= 0:
             return f"ended with exit code {code}"
         memory = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
-        return f"was killed by {signal.Signals(-code).name}{memory}"
+        return f"{KILLED} {signal.Signals(-code).name}{memory}"
 
     def end(self, at_once: bool = False) -> None:
         """End the processes: when they have made what they are at, or `at_once`, if they hang."""

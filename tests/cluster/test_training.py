@@ -134,6 +134,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
     assert not different
 
 
+@pytest.mark.nightly
 def test_whole_plan_survives_a_time_limit_and_a_killed_node(
     place: Path, home: Path, cluster: Cluster
 ) -> None:

@@ -96,7 +96,7 @@ def test_bits_are_chosen_by_quality_size_or_bits() -> None:
     assert len(_saved(image, size=len(high) // 2)) <= len(high) // 2
     assert len(_saved(image, bpp=2.0)) <= 64 * 64 // 4
     with Image.open(io.BytesIO(high)) as opened:
-        assert opened.info["rate"] == 7
+        assert opened.info["rate"] == 9
         opened.load()
     for wrong in ({"quality": 101}, {"quality": 5, "rate": 1}, {"size": 3}, {"rate": 99}):
         with pytest.raises(OSError, match="cannot write the picture as CCA"):

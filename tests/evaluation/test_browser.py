@@ -39,7 +39,8 @@ addEventListener("load", () => setTimeout(() => {
     a.top < b.bottom - 3 && b.top < a.bottom - 3;
   const overlaps = names.flatMap((a, i) => names.slice(i + 1).filter((b) => hits(a, b))).length;
   const level = (line, x) => {
-    const i = line.findIndex((p, k) => k && p[0] >= x), [a, b] = [line[i - 1], line[i]];
+    const at = line.findIndex((p, k) => k && p[0] >= x), i = at < 1 ? line.length - 1 : at;
+    const [a, b] = [line[i - 1], line[i]];
     return a[1] + (b[1] - a[1]) * (x - a[0]) / (b[0] - a[0] || 1);
   };
   const leaders = [...document.querySelectorAll("#chart .leader")].map((n) =>

@@ -21,6 +21,7 @@ PLACES = {
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_hostile_place_trains_as_any_other(write_recipe, tmp_path: Path) -> None:
     recipe = write_recipe()

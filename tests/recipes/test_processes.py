@@ -80,7 +80,14 @@ def test_two_processes_train_the_same_models(write_recipe, launch, store: str) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.nightly), 2, 3])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param(1, marks=pytest.mark.nightly),
+        2,
+        pytest.param(3, marks=pytest.mark.nightly),
+    ],
+)
 def test_deepspeed_trains_the_same_model_and_resumes_anywhere(
     write_recipe, launch, zero_file, store: str, stage: int
 ) -> None:

@@ -24,6 +24,7 @@ def held_out_costs(folder: Path) -> list[float]:
     return [one["held_out"]["cost"] for one in judged]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_contenders_are_trained_by_training_itself_and_compared(
     write_recipe, held_out: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch

@@ -268,7 +268,7 @@ def test_a_loader_that_is_killed_soon_ends_the_run_with_its_state_kept(
     real = Trainer._step
 
     def step(trainer: Trainer, batch: Any) -> Any:
-        if trainer.memory.step == 2:
+        if trainer.state.step == 2:
             for child in multiprocessing.active_children():
                 os.kill(child.pid or 0, signal.SIGKILL)
         return real(trainer, batch)

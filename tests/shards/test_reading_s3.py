@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import urllib.request
+
 import fsspec
 import pytest
 
@@ -10,7 +12,7 @@ from shards.reading import ranges
 from tests.shards.made import numbered, write_split
 
 moto = pytest.importorskip("moto.server", reason="needs moto[server] and s3fs")
-pytest.importorskip("s3fs", reason="needs moto[server] and s3fs")
+s3fs = pytest.importorskip("s3fs", reason="needs moto[server] and s3fs")
 
 
 @pytest.fixture
@@ -26,9 +28,13 @@ def bucket(monkeypatch):
     server.start()
     host, port = server.get_host_and_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    # Both outlive a server: the buckets, and the connections of file systems that are kept.
+    urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b"").close()
+    s3fs.S3FileSystem.clear_instance_cache()
     fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
     yield "s3://bucket/corpus"
     server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.mark.slow
