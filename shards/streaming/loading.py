@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import signal
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from typing import Any, Generic, TypeVar
 
 from torch import Generator
@@ -18,20 +20,11 @@ AHEAD = 2
 _SECONDS_TO_GO = 1.0
 # A worker ends when its loader says so, or is gone. Signals that are sent to all processes of a job
 # are for those that train: what they ask for, they do themselves.
-KILLED = "was killed by"
 _FOR_OTHERS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
 
 class WorkerDiedError(Exception):
-    """A worker process has ended, nobody having asked it to; the message says how.
-
-    Attributes:
-        killed: whether a signal ended it.
-    """
-
-    def __init__(self, how: str, killed: bool = False) -> None:
-        super().__init__(how)
-        self.killed = killed
+    """A worker process has ended, nobody having asked it to; the message says how."""
 
 
 class Workers(Generic[T]):
@@ -61,8 +54,7 @@ class Workers(Generic[T]):
                 if died is None and isinstance(error, RuntimeError):
                     raise
                 # What a dead worker has made can't be fetched from it any more.
-                how = died or f"can't be heard ({error!r})"
-                raise WorkerDiedError(how, killed=how.startswith(KILLED)) from error
+                raise WorkerDiedError(died or f"can't be heard ({error!r})") from error
             yield made
 
     def _died(self) -> str | None:
@@ -75,7 +67,7 @@ class Workers(Generic[T]):
         if code is None or code >= 0:
             return f"ended with exit code {code}"
         memory = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
-        return f"{KILLED} {signal.Signals(-code).name}{memory}"
+        return f"was killed by {signal.Signals(-code).name}{memory}"
 
     def end(self, at_once: bool = False) -> None:
         """End the processes: when they have made what they are at, or `at_once`, if they hang."""
@@ -100,6 +92,9 @@ def _signals_for_others() -> Iterator[None]:
     have the death of a worker raised in the middle of whatever this process does then; here it is
     found when the next batch is waited for.
     """
+    if multiprocessing.get_start_method() != "fork":
+        # Where it starts with the first worker, it unblocks SIGTERM in this process.
+        resource_tracker.ensure_running()
     handler = signal.getsignal(signal.SIGCHLD)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_OTHERS)
     try:

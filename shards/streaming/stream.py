@@ -301,8 +301,7 @@ class Stream(IterableDataset[Batch]):
                 deaths += 1
                 self.deaths += 1
                 self._end_workers(at_once=True)
-                # One that ended by itself is no sign of too little memory.
-                soon = error.killed and time.monotonic() - begun < SETTLED
+                soon = time.monotonic() - begun < SETTLED
                 if soon or deaths == MAX_DEATHS:
                     often = "" if soon else f", {deaths} times in a row at the same place"
                     raise ShardsRuntimeError(
