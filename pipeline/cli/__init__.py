@@ -22,7 +22,8 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def is_program() -> bool:
     """Whether this process runs the `pipeline` command, not a program that imports it."""
-    return os.path.basename(sys.argv[0] if sys.argv else "") in PROGRAMS  # noqa: PTH119 - at start
+    # Before pathlib is imported, since Ctrl-C during imports must already find a handler.
+    return os.path.basename(sys.argv[0] if sys.argv else "") in PROGRAMS  # noqa: PTH119
 
 
 def _interruptible() -> bool:

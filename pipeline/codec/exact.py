@@ -134,6 +134,7 @@ def _to_float32(copied: nn.Module) -> None:
     """Let what works on single numbers do so in float32; layers with sums keep their own."""
     for module in copied.modules():
         if isinstance(module, Lookup) or not isinstance(module, ExactLayer):
+            # torch gives Module._apply no types.
             module._apply(_single, recurse=False)  # type: ignore[no-untyped-call]
 
 

@@ -60,6 +60,7 @@ def only_exact(what: str) -> Iterator[None]:
 # torch gives the methods of TorchDispatchMode no types.
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, what: str) -> None:
+        # As the class, its initialiser has no types.
         super().__init__()  # type: ignore[no-untyped-call]
         self.what = what
 

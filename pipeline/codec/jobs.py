@@ -189,7 +189,8 @@ def _one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Stopped(Exception):  # noqa: N818 - no error
+# Nothing went wrong, so its name does not end in Error.
+class _Stopped(Exception):  # noqa: N818
     """A thread was told to leave its picture."""
 
 

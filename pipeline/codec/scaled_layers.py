@@ -35,6 +35,7 @@ def scale_of(layer: nn.Module) -> Scale | None:
 def give_scale(layer: nn.Module, scale: Scale | None) -> None:
     """Give a layer its scale; None takes it."""
     if scale is not None:
+        # nn.Module types attributes as tensors and modules only; this is neither.
         layer.exact_scale = scale  # type: ignore[assignment]
     elif scale_of(layer) is not None:
         del layer.exact_scale
@@ -326,6 +327,7 @@ def in_float32(x: Tensor) -> bool:
 @cache
 def _direct() -> bool:
     """Tell whether this torch's depthwise convolutions on the CPU are direct sums."""
+    # torch gives this function no types.
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 

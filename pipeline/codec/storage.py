@@ -102,7 +102,8 @@ def load_auxiliary(path: str | Path, device: str = "cpu") -> AuxiliaryModel | No
     file = model_file(path)
     config, _, _ = read_header(file)
     with opened(file) as tensors:
-        if not any(name.startswith("auxiliary.") for name in tensors.keys()):  # noqa: SIM118 - no dict
+        # safetensors' open file has keys(), and can't be iterated over.
+        if not any(name.startswith("auxiliary.") for name in tensors.keys()):  # noqa: SIM118
             return None
     make = architectures.load(config.architecture).auxiliary
     if make is None:
@@ -138,7 +139,8 @@ def _fill(module: nn.Module, file: Path, prefix: str) -> None:
     """Give `module`, on the meta device, the tensors of `file`: these and no others."""
     expected = module.state_dict()
     with opened(file, "pt") as tensors:
-        names = {n[len(prefix) + 1 :] for n in tensors.keys() if n.startswith(f"{prefix}.")}  # noqa: SIM118 - no dict
+        # safetensors' open file has keys(), and can't be iterated over.
+        names = {n[len(prefix) + 1 :] for n in tensors.keys() if n.startswith(f"{prefix}.")}  # noqa: SIM118
         wrong = sorted(names ^ expected.keys())
         if wrong:
             raise CodecError(

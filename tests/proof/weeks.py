@@ -35,7 +35,7 @@ from tests.proof.main_job import HELD, RUNS, SOURCE, prepare
 from tests.recipes.conftest import MICRO
 
 BLOCKS = 12
-# Of a run's looks, the share that is left out at its beginning: caches fill, allocators settle.
+# The share of a run's looks that is left out at its beginning: caches fill, allocators settle.
 WARM = 0.3
 # Growth over a whole run that is nobody's business, by what is counted: bytes, files, shares.
 ALLOWED = {"memory": 4e6, "memory of loaders": 4e6, "open files": 1.0, "threads": 1.0}

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from pipeline.common.retries import Retries
+from recipes.config.settings import RecipeError
 from recipes.launching import notice
 from recipes.train import main
 
@@ -91,6 +92,28 @@ def test_discord_gets_its_own_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notice, "_post", lambda url, data: posted.append(data))
     assert notice.send("over", status="finished")
     assert json.loads(posted[0]) == {"content": "over"}
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "file:///etc/s3cret-part",
+        "https://",
+        "https://[::1/s3cret-part",
+        "https://host:s3cret-part/x",
+        "https://host/s3cret-part\n",
+        "https://host/s3cret part",
+        "https://host/\u00fc-s3cret-part",
+    ],
+)
+def test_an_address_that_is_none_fails_no_run_and_is_not_shown(
+    address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(notice.WEBHOOK, address)
+    with pytest.raises(RecipeError, match="PIPELINE_WEBHOOK_URL is no address") as refused:
+        notice.check()
+    assert not notice.send("over", status="finished")
+    assert "s3cret" not in str(refused.value) + caplog.text
 
 
 def test_an_address_that_is_none_is_found_before_work(write_recipe, monkeypatch, caplog) -> None:

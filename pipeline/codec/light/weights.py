@@ -63,7 +63,8 @@ def read_stored(file: Path) -> Stored | None:
 
 def _holds(tensors: Any, expected: Mapping[str, tuple[int, ...]]) -> bool:
     """Tell whether an open file has the tensors `expected` and no others, in 16 or 32 bits."""
-    names = {n.removeprefix(_PREFIX) for n in tensors.keys() if n.startswith(_PREFIX)}  # noqa: SIM118 - no dict
+    # safetensors' open file has keys(), and can't be iterated over.
+    names = {n.removeprefix(_PREFIX) for n in tensors.keys() if n.startswith(_PREFIX)}  # noqa: SIM118
     if names != expected.keys():
         return False
     stored = {name: tensors.get_slice(_PREFIX + name) for name in names}

@@ -42,9 +42,10 @@ def orientation_of(image: Image.Image) -> int:
 def shield_tiff(image: Image.Image) -> None:
     """Keep damaged metadata of a TIFF from ending its decoding, which turns it upright."""
     exif = Image.Exif()
-    value = image.tag_v2.get(TAG, 1)  # type: ignore[attr-defined]  # TIFF has it
+    # Pillow's type for an opened picture lacks what only TIFF pictures have.
+    value = image.tag_v2.get(TAG, 1)  # type: ignore[attr-defined]
     exif[TAG] = value if isinstance(value, int) else 1
-    # Pillow asks the picture itself for its EXIF when it has decoded it.
+    # Pillow asks the picture itself for its EXIF when it has decoded it; a method is replaced.
     image.getexif = lambda: exif  # type: ignore[method-assign]
 
 
