@@ -59,6 +59,7 @@ def calibrate(
     from pipeline.codec.stored import target_file
     from pipeline.common.progress import progress
     from pipeline.common.targets import check_target
+    from pipeline.evaluation.pictures import find_pictures
     from pipeline.tracking.models import resolve_model
     from recipes.config.bundled import shipped
 
@@ -70,15 +71,15 @@ def calibrate(
         make_folder=True,
     )  # fmt: skip
     made = load_model(source)
-    crops = _pictures(shipped(data), pictures, SIDE)
+    crops = [_middle(_picture(path)) for path in _chosen(find_pictures(shipped(data)), pictures)]
     with progress("calibrating", "pictures") as report:
         calibrating.calibrate(made, crops, lambda done: report(done, len(crops), ""))
     found: Comparison | None = None
     if compare is not None:
-        whole = _pictures(shipped(compare), None, None)
+        paths = find_pictures(shipped(compare))
         with progress("comparing", "pictures") as report:
             found = calibrating.compare(
-                origin, made, whole, lambda done: report(done, len(whole), "")
+                origin, made, map(_picture, paths), lambda done: report(done, len(paths), "")
             )
     file = save_model(made, target, half=half)
     result = {"file": str(file), "fingerprint": made.fingerprint, "layers": len(made.scales)}
@@ -92,23 +93,25 @@ def calibrate(
     echo(json.dumps(result) if as_json else sentence)
 
 
-def _pictures(place: Path, most: int | None, side: int | None) -> list[Tensor]:
-    """Return pictures (1, 3, H, W) in [0, 1]: at most `most`, and of each the middle `side`."""
+def _chosen(paths: list[Path], most: int) -> list[Path]:
+    """Return at most so many of `paths`, evenly taken."""
+    count = min(len(paths), most)
+    return [paths[i * len(paths) // count] for i in range(count)]
+
+
+def _picture(path: Path) -> Tensor:
+    """Return the picture in a file (1, 3, H, W) in [0, 1]."""
     import torch
 
-    from pipeline.evaluation.pictures import find_pictures, read_picture
+    from pipeline.evaluation.pictures import read_picture
 
-    paths = find_pictures(place)
-    step = max(1.0, len(paths) / (most or len(paths)))
-    chosen = [paths[int(i * step)] for i in range(min(len(paths), most or len(paths)))]
-    found = []
-    for path in chosen:
-        picture = torch.from_numpy(read_picture(path).copy()).permute(2, 0, 1)[None]
-        if side is not None:
-            top, left = (max(0, (length - side) // 2) for length in picture.shape[2:])
-            picture = picture[:, :, top : top + side, left : left + side]
-        found.append(picture.float() / 255)
-    return found
+    return torch.from_numpy(read_picture(path).copy()).permute(2, 0, 1)[None].float() / 255
+
+
+def _middle(picture: Tensor) -> Tensor:
+    """Return the middle of a picture, at most `SIDE` high and wide."""
+    top, left = (max(0, (length - SIDE) // 2) for length in picture.shape[2:])
+    return picture[:, :, top : top + SIDE, left : left + SIDE].clone()
 
 
 def _is_calibration_of(file: Path, origin: Model) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +82,7 @@ def calibrate(model: Model, pictures: Sequence[Tensor], done: Done | None = None
 
 @torch.no_grad()
 def compare(
-    before: Model, after: Model, pictures: Sequence[Tensor], done: Done | None = None
+    before: Model, after: Model, pictures: Iterable[Tensor], done: Done | None = None
 ) -> Comparison:
     """Code the latents of `pictures` (1, 3, H, W) with two models that differ in scales alone.
 

@@ -29,8 +29,8 @@ _WEIGHT_SUM = 2.0**28
 # Squares are summed on a coarser grid: 2 * (12 + 8) bits and 2^13 channels make 53.
 _COARSE = 2.0**8
 _TABLE_GRID = 2.0**20
-# Numbers that a processor's second cache holds beside as many inputs.
-_CACHED = 2**16
+# Bytes of sums that a processor's second cache holds beside as many inputs.
+_CACHED = 2**19
 
 # What layers of this thread know of one another: `layer` while one runs, `double` on request.
 local = threading.local()
@@ -135,21 +135,32 @@ class ExactConv(ExactLayer):
 
     def _by_taps(self, x: Tensor, h: int, w: int) -> Tensor:
         """Add up products of single numbers, for as many channels as a processor's cache holds."""
-        (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
-        out = x.new_zeros(len(x), x.shape[1], h, w)
-        channels = max(1, _CACHED // max(1, len(x) * h * w))
-        for some, sums, weights in zip(
-            torch.split(x, channels, 1),
-            torch.split(out, channels, 1),
-            torch.split(self.weight, channels),
-            strict=True,
-        ):
-            for i in range(kh):
-                for j in range(kw):
-                    rows = slice(i * dh, i * dh + (h - 1) * sh + 1, sh)
-                    columns = slice(j * dw, j * dw + (w - 1) * sw + 1, sw)
-                    sums.addcmul_(some[:, :, rows, columns], weights[:, 0, i, j].view(-1, 1, 1))
-        return out
+        return taps_added(x, self.weight, self.stride, self.dilation, h, w)
+
+
+def taps_added(
+    x: Tensor, weight: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...], h: int, w: int
+) -> Tensor:
+    """Return a depthwise convolution (n, c, h, w) of the padded `x` by `weight` (c, 1, kh, kw).
+
+    Products of single numbers are added up tap by tap, in the type of `x`, for as many channels at
+    a time as a processor's cache holds.
+    """
+    (kh, kw), (sh, sw), (dh, dw) = weight.shape[2:], stride, dilation
+    out = x.new_zeros(len(x), x.shape[1], h, w)
+    channels = max(1, _CACHED // x.element_size() // max(1, len(x) * h * w))
+    for some, sums, weights in zip(
+        torch.split(x, channels, 1),
+        torch.split(out, channels, 1),
+        torch.split(weight, channels),
+        strict=True,
+    ):
+        for i in range(kh):
+            for j in range(kw):
+                rows = slice(i * dh, i * dh + (h - 1) * sh + 1, sh)
+                columns = slice(j * dw, j * dw + (w - 1) * sw + 1, sw)
+                sums.addcmul_(some[:, :, rows, columns], weights[:, 0, i, j].view(-1, 1, 1))
+    return out
 
 
 def padding_of(layer: nn.Conv2d) -> tuple[int, int, int, int]:

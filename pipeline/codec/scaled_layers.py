@@ -19,11 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.codec.exact_layers import ExactLayer, local, number_like, padding_of
+from pipeline.codec.exact_layers import ExactLayer, local, number_like, padding_of, taps_added
 from pipeline.codec.scales import BLOCK, LARGEST_SUM, Array, Scale, blocks_of, whole_weights
-
-# Numbers that a processor's second cache holds beside as many inputs.
-_CACHED = 2**17
 
 
 def scale_of(layer: nn.Module) -> Scale | None:
@@ -173,21 +170,7 @@ class ScaledConv(_Scaled):
         return slice(tap * self.channels + some.start, tap * self.channels + some.stop)
 
     def _by_taps(self, x: Tensor, h: int, w: int) -> Tensor:
-        (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
-        out, weight = x.new_zeros(len(x), x.shape[1], h, w), self.weight.to(x.dtype)
-        channels = max(1, _CACHED // max(1, len(x) * h * w))
-        for some, sums, weights in zip(
-            torch.split(x, channels, 1),
-            torch.split(out, channels, 1),
-            torch.split(weight, channels),
-            strict=True,
-        ):
-            for i in range(kh):
-                for j in range(kw):
-                    rows = slice(i * dh, i * dh + (h - 1) * sh + 1, sh)
-                    columns = slice(j * dw, j * dw + (w - 1) * sw + 1, sw)
-                    sums.addcmul_(some[:, :, rows, columns], weights[:, 0, i, j].view(-1, 1, 1))
-        return out
+        return taps_added(x, self.weight.to(x.dtype), self.stride, self.dilation, h, w)
 
 
 class ScaledDeconv(_Scaled):
