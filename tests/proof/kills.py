@@ -16,26 +16,19 @@ The seed decides what is done and when, but not what the machine is busy with at
 from __future__ import annotations
 
 import argparse
-import atexit
 import contextlib
-import importlib
 import json
 import os
 import random
 import re
-import select
 import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 from tests.patience import patience
 from tests.proof import main_job
@@ -46,17 +39,13 @@ from tests.proof.disturbing import (
     OPEN,
     STALL,
     ZONES,
-    BadLine,
     Clock,
-    Disk,
-    Family,
     around,
-    object_store,
 )
+from tests.proof.forking import forked, import_all, typed, waited
 from tests.proof.main_job import Stage
-from tests.tracking.servers import Server
+from tests.proof.world import BUCKET, KINDS, World, world
 
-BUCKET = "proof"
 SECONDS_AT_MOST = 240.0  # an attempt that takes longer, on an idle machine, hangs
 # The share of rounds in which a command is typed whole, whose start-up takes longer than its work.
 WHOLE = 0.15
@@ -64,44 +53,6 @@ WHOLE = 0.15
 USUAL = {0, 1, 75, 130, -signal.SIGKILL, -signal.SIGTERM}
 # A command that meets its own killed predecessor, which has not quite ended, says so.
 STILL_THERE = re.compile(r"being written by|another process|is in use|locked by")
-KINDS = {
-    "kill": 60, "power cut": 10, "SIGTERM": 6, "SIGSTOP": 10, "full disk": 6, "bad store": 8,
-    "bad tracking": 6, "dead server": 1, "clock": 4,
-}  # fmt: skip
-
-
-@dataclass
-class World:
-    """Where rounds happen: a folder on a disk of its own, servers, lines to them, a clock."""
-
-    folder: Path
-    disk: Disk
-    clock: Path | None
-    family: Family
-    server: Server | None = None
-    lines: Mapping[str, BadLine] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-    def heal(self) -> None:
-        """Let everything work again."""
-        self.family.send(signal.SIGCONT, self.family.members())
-        self.disk.free()
-        for line in self.lines.values():
-            line.set(OPEN)
-        if self.server is not None:
-            if not self.server.runs:
-                self.family.own.add(self.server.launch())
-            end = time.monotonic() + patience(300)
-            while not self.server.answers():
-                assert time.monotonic() < end, "the tracking server does not come back"
-                time.sleep(0.2)
-
-    def possible(self) -> dict[str, int]:
-        """Return what can be done here, with how often."""
-        absent = {"bad store": "store" not in self.lines, "bad tracking": not self.lines}
-        absent |= {"dead server": self.server is None, "clock": self.clock is None}
-        absent |= {"full disk": not self.disk.mounted}
-        return {kind: often for kind, often in KINDS.items() if not absent.get(kind)}
 
 
 class Rounds:
@@ -320,121 +271,9 @@ def difference(one: str, other: str) -> str:
     return f"...{one[max(0, at - 60) : at + 60]}... is ...{other[max(0, at - 60) : at + 60]}..."
 
 
-def typed(words: list[str]) -> int:
-    """Do what a user typed, in this process; return the exit code."""
-    if words[0].endswith(".py"):
-        from recipes.train import main as train
-
-        return train(words[1:])
-    from pipeline.cli.main import main
-
-    try:
-        main(words)
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 1
-    return 0
-
-
-def forked(log: Path, environment: Mapping[str, str], work: Callable[[], int]) -> int:
-    """Do `work` in a forked process with its output in `log`; return the process's id."""
-    sys.stdout.flush()
-    process = os.fork()
-    if process == 0:
-        _child(log, environment, work)
-    return process
-
-
-def _child(log: Path, environment: Mapping[str, str], work: Callable[[], int]) -> NoReturn:
-    code = 1
-    try:
-        atexit._clear()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.setsid()
-        os.environ.update(environment)
-        time.tzset()
-        random.seed()
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(out, 1)
-        os.dup2(out, 2)
-        os.chdir(environment["PROOF_FOLDER"])
-        code = work()
-        threading._shutdown()
-        atexit._run_exitfuncs()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
-
-
-def waited(process: int, seconds: float, *, reap: bool = True) -> int | None:
-    """Wait for a child that long at most; return its status when it has ended, if to `reap`."""
-    descriptor = os.pidfd_open(process)
-    try:
-        ready, _, _ = select.select([descriptor], [], [], max(0.0, seconds))
-        return os.waitpid(process, 0)[1] if ready and reap else None
-    finally:
-        os.close(descriptor)
-
-
 def say(text: str) -> None:
     """Print a line at once."""
     print(text, flush=True)
-
-
-@contextlib.contextmanager
-def world(folder: Path, *, local: bool) -> Iterator[tuple[World, str]]:
-    """Make the world in the empty `folder`; yield it and where its shards go."""
-    clock = Path(os.environ["PROOF_CLOCK"]) if "PROOF_CLOCK" in os.environ else None
-    with contextlib.ExitStack() as stack:
-        disk = Disk(folder / "disk")
-        stack.callback(disk.close)
-        main_job.prepare(disk.folder)
-        made = World(folder, disk, clock, Family())
-        common = {
-            "PROOF_FOLDER": str(disk.folder), "TMPDIR": str(disk.folder),
-            "XDG_CACHE_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1",
-            "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-            "PYTHONPATH": str(main_job.ROOT),
-        }  # fmt: skip
-        if local:
-            made.environment = common | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-            yield made, "shards"
-            return
-        port, process = stack.enter_context(object_store(folder))
-        words = ["server", "--host", "127.0.0.1", "--workers", "1"]
-        words += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-        words += ["--artifacts-destination", str(folder / "artifacts")]
-        made.server = Server(words, folder, "/health", {"LD_PRELOAD": ""})
-        made.family.own |= {process.pid, made.server.launch()}
-        stack.callback(made.server.kill)
-        made.lines = {"store": BadLine(port), "tracking": BadLine(made.server.port)}
-        made.family.own |= {line.pid for line in made.lines.values()}
-        for line in made.lines.values():
-            stack.callback(line.close)
-        made.environment = common | {
-            "AWS_ENDPOINT_URL": made.lines["store"].url,
-            "MLFLOW_TRACKING_URI": made.lines["tracking"].url,
-        }
-        made.heal()
-        yield made, f"s3://{BUCKET}/shards"
-
-
-def import_all(chosen: list[str]) -> None:
-    """Import what the `chosen` stages need, so that a forked one has no start-up."""
-    names = ["shards.run", "pipeline.cli.main", "pipeline.codec.folders"]
-    if "train" in chosen:
-        names += ["mlflow", "recipes.train", "recipes.training.loop", "recipes.training.preflight"]
-        names += ["accelerate", "s3fs", "boto3", "pipeline.tracking.delivery"]
-    if "evaluate" in chosen:
-        names += ["pipeline.evaluation.run", "pipeline.tracking.flavour", "matplotlib.pyplot"]
-    for name in names:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
 
 
 def _make_bucket(made: Rounds) -> None:

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from tests.proof.kills import forked, typed, waited
+from tests.proof.forking import forked, typed, waited
 from tests.proof.main_job import HELD, RUNS, SOURCE, prepare
 from tests.recipes.conftest import MICRO
 
