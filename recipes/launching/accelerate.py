@@ -16,6 +16,8 @@ from recipes.launching import notice
 from recipes.launching.owner import end_with_owner
 
 FAILURE = 1
+# Signals that ask the processes that train to stop, which their launcher must outlive.
+LEFT_TO_RANKS = (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 def main() -> int:
@@ -29,7 +31,7 @@ def launch() -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+    for number in LEFT_TO_RANKS:
         signal.signal(number, signal.SIG_IGN)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     arguments = launch_command_parser().parse_args()

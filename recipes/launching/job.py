@@ -5,13 +5,19 @@
 What the job's shell has of other launchers is left out, the user's default file of Accelerate is
 not read, the processes that train keep their state and end when the job's script is gone, and their
 own exit code is this program's.
+
+An `accelerate` of the site's own that comes first on PATH, which sets something and then starts
+Accelerate's, is run in place of Accelerate: what it starts is the site's to guard.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from recipes.config.bundled import ROOT, shipped
 from recipes.launching import accelerate
@@ -22,6 +28,8 @@ from recipes.launching.owner import end_with_parent
 from recipes.launching.ranks import SCRIPT, forget
 
 CONFIG = "--config_file"
+# In the script that installing Accelerate makes, whichever installer it was.
+OWN_ENTRY = b"accelerate.commands"
 
 
 def main() -> int:
@@ -30,9 +38,24 @@ def main() -> int:
     ignored = prepare(on_cpus=ON_CPUS in sys.argv)
     if ignored:
         sys.stderr.write(f"train: ignored, the recipe decides: {listed(ignored)}\n")
+    wrapper = sites_own(os.environ.get("PATH"))
+    if wrapper is not None:
+        sys.stderr.write(f"train: launched by {wrapper}, which is not Accelerate's own command\n")
+        sys.stderr.flush()
+        for number in accelerate.LEFT_TO_RANKS:
+            signal.signal(number, signal.SIG_IGN)
+        os.execv(wrapper, [str(wrapper), "launch", *words])
     sys.argv[1:] = words
     end_with_parent()
     return accelerate.launch()
+
+
+def sites_own(path: str | None) -> Path | None:
+    """Return the `accelerate` that is found first in `path`, unless it is Accelerate's own."""
+    found = shutil.which("accelerate", path=path)
+    if found is None or OWN_ENTRY in Path(found).read_bytes():
+        return None
+    return Path(found)
 
 
 def options(given: Sequence[str]) -> list[str]:

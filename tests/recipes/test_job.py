@@ -59,6 +59,31 @@ def test_a_job_reads_a_launch_file_of_ours_and_never_the_users(root: Path) -> No
     assert processes_asked(launcher) == 2
 
 
+WRAPPER = """#!/bin/bash
+printf '%s ' "$@"; echo "PMI_RANK=${PMI_RANK-}"; trap -p USR1; exit 75
+"""
+
+
+def test_an_accelerate_of_the_sites_own_is_what_launches(tmp_path: Path) -> None:
+    own = Path(sys.executable).parent
+    assert job.sites_own(str(own)) is None
+    wrapper = tmp_path / "bin" / "accelerate"
+    wrapper.parent.mkdir()
+    wrapper.write_text(WRAPPER)
+    wrapper.chmod(0o755)
+    words = [sys.executable, "-P", "-m", "recipes.launching.job", "--num_processes", "1"]
+    done = subprocess.run(
+        [*words, "recipes/train.py", "r.yaml"],
+        env={**os.environ, **LEFT, "PATH": f"{wrapper.parent}:{own}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 75, done.stderr
+    assert done.stdout.startswith("launch --config_file ")
+    assert "--num_processes 1 recipes/train.py r.yaml PMI_RANK=\ntrap -- '' SIGUSR1" in done.stdout
+    assert f"launched by {wrapper}" in done.stderr
+
+
 TRAINS = """
 import json, os, pathlib, signal, sys, time
 def stop(number, frame):
