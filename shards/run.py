@@ -20,7 +20,7 @@ from shards.making.members import LOOKED_AT, common_ending
 from shards.making.partial import failures_named, partial_file, settle, sweep
 from shards.making.plan import Plan, PlanRows, make_plans
 from shards.making.resume import check_contents, check_foreign, check_options, check_source, clear
-from shards.making.workers import Done, Job, run_jobs
+from shards.making.workers import Done, ShardJob, run_jobs
 from shards.making.write import Context, Form, ShardMaker
 from shards.manifest import Manifest
 from shards.options import Options, crops_of, devices_for, parse_split
@@ -264,7 +264,7 @@ class _Run:
         ):
             context = Context(plan.split, self.store, self.sources, self.options, form, servers)
             total = sum(rows.counts[number] for number in numbers)
-            jobs = (Job(number, rows.shard(number)) for number in numbers)
+            jobs = (ShardJob(number, rows.shard(number)) for number in numbers)
             workers = self.workers if read_anywhere(self.sources) else 1
             told = _Told(plan.split, crops_of(self.options.augment), workers if servers else 0)
             report = _reporter(self.progress, total, told)

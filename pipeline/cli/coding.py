@@ -34,7 +34,7 @@ from pipeline.codec.folders import (
     decompress_folder,
     is_stream_of,
 )
-from pipeline.codec.jobs import Job
+from pipeline.codec.jobs import Conversion
 from pipeline.codec.picture import Picture, read_picture
 from pipeline.codec.rates import Limit, parse_quality, rate_of_quality
 from pipeline.codec.stored import FILE_NAME
@@ -117,7 +117,7 @@ def compress(
     """Compress what was asked for."""
     if asked.whole_folder is None and len(asked.sources) == 1:
         return _compress_one(asked, options, model, ask, profile, verify)
-    jobs = [Job(one, stream_of(one, asked.folder)) for one in asked.sources]
+    jobs = [Conversion(one, stream_of(one, asked.folder)) for one in asked.sources]
     loaded = load(model, options.device)
     rate, limit = ask.rate_of(loaded.config), ask.limit()
     target = asked.folder or Path()
@@ -136,7 +136,7 @@ def decompress(
     """Decompress what was asked for."""
     if asked.whole_folder is None and len(asked.sources) == 1:
         return _decompress_one(asked, options, model, preview, deep)
-    jobs = [Job(one, picture_of(one, asked.folder)) for one in asked.sources]
+    jobs = [Conversion(one, picture_of(one, asked.folder)) for one in asked.sources]
     given = None if model is None else load(model, options.device)
     places = _where_models_are(asked.whole_folder or jobs[0].source.parent)
     target = asked.folder or Path()
@@ -181,7 +181,7 @@ def _compress_one(
     (source,), named = asked.sources, asked.target
     target = named or stream_of(source, asked.folder)
     check_no_terminal(target)
-    job = Job(source, target)
+    job = Conversion(source, target)
     check_target(
         target,
         "compress",
@@ -284,7 +284,7 @@ def _shown_folder(target: Path, done: Folder, wanted: str) -> Shown:
     return Shown({"folder": str(target), **done}, sentence)
 
 
-def _shown_files(jobs: Sequence[Job], done: Folder) -> Shown:
+def _shown_files(jobs: Sequence[Conversion], done: Folder) -> Shown:
     files = [str(job.target) for job in jobs]
     sentence = f"{done['written']} written, {done['kept']} already there: "
     sentence += ", ".join(files[:NAMED]) + (", ..." if len(files) > NAMED else "")

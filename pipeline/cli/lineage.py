@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.tracking import Lineage, Version
-    from pipeline.tracking.lineage import Data, Step
+    from pipeline.tracking.lineage import Data, StageRun
 
 SHORT = 12
 
@@ -33,7 +33,7 @@ def _version(version: Version) -> Iterator[str]:
         yield f"  measured: {', '.join(measured)} on {version.measured_on or 'an unnamed set'}"
 
 
-def _step(step: Step) -> Iterator[str]:
+def _step(step: StageRun) -> Iterator[str]:
     tags = step.tags
     yield f"run {step.run_id}: {step.name}, {step.status.lower()}, started {step.started}"
     facts = {

@@ -33,7 +33,7 @@ from pipeline.codec.memory import tile_size as tile_size
 from pipeline.codec.tiles import Sink, TileRows, TilesDone, paint
 
 
-class Source(Protocol):
+class PictureSource(Protocol):
     """A picture that gives its parts as floats in [0, 1]."""
 
     @property
@@ -71,7 +71,7 @@ class TensorSource:
 @torch.no_grad()
 def compress(
     model: Codec,
-    source: Source,
+    source: PictureSource,
     header: Header | None = None,
     side: dict[str, bytes] | None = None,
     max_memory: int = MAX_MEMORY,
@@ -152,7 +152,7 @@ def decode_stream(
 
 
 def _analyse(
-    model: Codec, source: Source, box: tuple[int, int, int, int], rate: float | None
+    model: Codec, source: PictureSource, box: tuple[int, int, int, int], rate: float | None
 ) -> Tensor:
     """Return the latent of one tile, (1, M, h, w), for whole units of pixels."""
     (top, left, height, width), config = box, model.config

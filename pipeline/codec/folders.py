@@ -26,7 +26,7 @@ from pipeline.codec.files import (
     read_file,
 )
 from pipeline.codec.finding import Models
-from pipeline.codec.jobs import Folder, Job, Kind, go_through
+from pipeline.codec.jobs import Conversion, Folder, Kind, go_through
 from pipeline.codec.memory import MAX_MEMORY, tile_size
 from pipeline.codec.picture import read_picture
 from pipeline.codec.rates import CLOSE, Limit
@@ -81,7 +81,7 @@ def compress_folder(
     if not found:
         raise CodecError(f"there are no pictures in {source}{_instead(others, source)}")
     # The whole name stays, so that a.png and a.jpg don't meet in a.cca.
-    jobs = [Job(file, _beside(file, source, task.target, STREAM)) for file in found]
+    jobs = [Conversion(file, _beside(file, source, task.target, STREAM)) for file in found]
     done = compress_all(jobs, task, profile, verify, rate, progress, limit)
     # Streams of an earlier run, where they lie among the pictures, are no surprise.
     others = [file for file in others if file.suffix.lower() != STREAM]
@@ -89,7 +89,7 @@ def compress_folder(
 
 
 def compress_all(
-    jobs: Sequence[Job],
+    jobs: Sequence[Conversion],
     task: Task,
     profile: bool = True,
     verify: bool = False,
@@ -110,7 +110,7 @@ def compress_all(
     rate = None if limit is not None else model.config.check_rate(rate)
     wanted = Wanted(model, task.max_memory, profile, rate, limit)
 
-    def work(job: Job) -> int:
+    def work(job: Conversion) -> int:
         content = read_picture(job.source, profile=profile)
         made = compress_file(model, content, job.target, verify, task.max_memory, rate, limit=limit)
         return made["bytes"]
@@ -124,7 +124,7 @@ def compress_all(
     return go_through(jobs, kind, lambda _: [model], task.workers, progress, task.force)
 
 
-def is_stream_of(job: Job) -> bool:
+def is_stream_of(job: Conversion) -> bool:
     """Whether the target is a stream that can only be of the job's picture, made earlier.
 
     Raises `TargetError` for a stream that may be of another one: one of another size, or where
@@ -197,7 +197,7 @@ def decompress_folder(
     for file in files:
         name = file.with_suffix("")
         plain = name.with_suffix("") if name.suffix.lower() == ".png" else name
-        jobs.append(Job(file, _beside(plain, source, task.target, ".png")))
+        jobs.append(Conversion(file, _beside(plain, source, task.target, ".png")))
     done = decompress_all(jobs, task, deep, progress)
     # The pictures, where streams lie among them, are no surprise.
     others = [file for file in others if not is_picture(file.name)]
@@ -205,7 +205,7 @@ def decompress_folder(
 
 
 def decompress_all(
-    jobs: Sequence[Job], task: Task, deep: bool = False, progress: Progress | None = None
+    jobs: Sequence[Conversion], task: Task, deep: bool = False, progress: Progress | None = None
 ) -> Folder:
     """Decompress the stream of each job to its target, whatever `task.target` is.
 
@@ -214,12 +214,12 @@ def decompress_all(
     """
     models = Models(task.folders, task.device, task.model)
 
-    def load(todo: Iterable[Job]) -> Sequence[Model]:
+    def load(todo: Iterable[Conversion]) -> Sequence[Model]:
         for job in todo:
             _try_to_load(models, job.source)
         return models.loaded()
 
-    def work(job: Job) -> int:
+    def work(job: Conversion) -> int:
         data = read_file(job.source)
         decompress_file(models.of(data), data, job.target, False, deep, task.max_memory)
         return len(data)

@@ -28,8 +28,8 @@ SHOWN = 3  # failures that an error names
 
 
 @dataclass(frozen=True)
-class Job:
-    """A file and what is to be made of it."""
+class Conversion:
+    """A file, and the stream or picture that is to be made of it."""
 
     source: Path
     target: Path
@@ -44,9 +44,9 @@ class Kind:
     """
 
     command: str
-    is_own: Callable[[Job], bool]
-    is_done: Callable[[Job], bool]
-    work: Callable[[Job], int]
+    is_own: Callable[[Conversion], bool]
+    is_done: Callable[[Conversion], bool]
+    work: Callable[[Conversion], int]
 
 
 class Folder(TypedDict):
@@ -62,7 +62,7 @@ class Folder(TypedDict):
     passed_over: list[str]
 
 
-def check_jobs(jobs: Sequence[Job], kind: Kind, force: bool = False) -> None:
+def check_jobs(jobs: Sequence[Conversion], kind: Kind, force: bool = False) -> None:
     """Raise `CodecError` or `TargetError` unless all jobs can go ahead.
 
     No two have one target, no target is any job's source, and what lies at a target is the
@@ -96,9 +96,9 @@ def check_jobs(jobs: Sequence[Job], kind: Kind, force: bool = False) -> None:
 
 
 def go_through(
-    jobs: Sequence[Job],
+    jobs: Sequence[Conversion],
     kind: Kind,
-    models: Callable[[Sequence[Job]], Sequence[Model]],
+    models: Callable[[Sequence[Conversion]], Sequence[Model]],
     workers: int = 1,
     progress: Progress | None = None,
     force: bool = False,
@@ -148,11 +148,11 @@ def _is_input(error: Exception) -> bool:
 
 
 def _share_out(
-    todo: Sequence[Job], kind: Kind, models: Sequence[Model], workers: int
+    todo: Sequence[Conversion], kind: Kind, models: Sequence[Model], workers: int
 ) -> Iterator[int | Exception]:
     """Yield for each job, as it is done, its bytes or why there are none."""
 
-    def one(job: Job) -> int | Exception:
+    def one(job: Conversion) -> int | Exception:
         try:
             job.target.parent.mkdir(parents=True, exist_ok=True)
             return kind.work(job)

@@ -18,7 +18,7 @@ from pipeline.common.machine import worker_count
 from pipeline.evaluation.errors import MeasurementError
 from pipeline.evaluation.metrics import Picture, decibels, ms_ssim, psnr
 from pipeline.evaluation.peers import Peer
-from pipeline.evaluation.pictures import Source, read_picture
+from pipeline.evaluation.pictures import EvaluatedPicture, read_picture
 from pipeline.evaluation.progress import Meter
 from pipeline.evaluation.results import Measurement, PeerResult, Point
 
@@ -53,7 +53,7 @@ class Cache:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
-    def get(self, peer: Peer, source: Source, setting: int) -> Measurement | None:
+    def get(self, peer: Peer, source: EvaluatedPicture, setting: int) -> Measurement | None:
         """Return the measurement under this picture's present name, or None."""
         path = self._path(peer, source, setting)
         if path is None or not path.is_file():
@@ -63,13 +63,13 @@ class Cache:
         except (ValueError, TypeError):
             return None  # A damaged entry is measured again and replaced.
 
-    def put(self, peer: Peer, source: Source, setting: int, found: Measurement) -> None:
+    def put(self, peer: Peer, source: EvaluatedPicture, setting: int, found: Measurement) -> None:
         """Remember `found`."""
         path = self._path(peer, source, setting)
         if path is not None:
             write_bytes(path, json.dumps(asdict(found)).encode())
 
-    def _path(self, peer: Peer, source: Source, setting: int) -> Path | None:
+    def _path(self, peer: Peer, source: EvaluatedPicture, setting: int) -> Path | None:
         if self.folder is None:
             return None
         parts = [CACHE_FORMAT, peer.name, peer.note, peer.version(), setting, source.digest]
@@ -128,7 +128,9 @@ class Runner:
         self.meter = meter or Meter()
         self.failed: dict[str, str] = {}
 
-    def run(self, peers: Sequence[Peer], sources: Sequence[Source], span: Span) -> list[PeerResult]:
+    def run(
+        self, peers: Sequence[Peer], sources: Sequence[EvaluatedPicture], span: Span
+    ) -> list[PeerResult]:
         """Measure every peer at the settings that match `span`; those that fail are in `failed`."""
         probe = sources[len(sources) // 2]
         with ThreadPoolExecutor(self.workers) as pool:
@@ -142,14 +144,14 @@ class Runner:
             if peer.name not in self.failed
         ]
 
-    def _settings(self, peer: Peer, probe: Source, span: Span) -> list[int]:
+    def _settings(self, peer: Peer, probe: EvaluatedPicture, span: Span) -> list[int]:
         try:
             return choose_settings(peer, lambda setting: self._one(peer, probe, setting), span)
         except MeasurementError as error:
             self.failed[peer.name] = f"{error} (on {probe.name})"
             return []
 
-    def _all(self, jobs: Iterable[tuple[Peer, Source, int]]) -> Found:
+    def _all(self, jobs: Iterable[tuple[Peer, EvaluatedPicture, int]]) -> Found:
         wanted = list(jobs)
         self.meter.expect(len(wanted))
         found: Found = {}
@@ -168,7 +170,7 @@ class Runner:
                 raise
         return found
 
-    def _one(self, peer: Peer, source: Source, setting: int) -> Measurement:
+    def _one(self, peer: Peer, source: EvaluatedPicture, setting: int) -> Measurement:
         if (known := self.cache.get(peer, source, setting)) is not None:
             return known
         picture = read_picture(source.path)
@@ -201,7 +203,7 @@ def choose_settings(peer: Peer, probe: Callable[[int], Measurement], span: Span)
 
 
 def _result(
-    peer: Peer, sources: Sequence[Source], settings: Sequence[int], found: Found
+    peer: Peer, sources: Sequence[EvaluatedPicture], settings: Sequence[int], found: Found
 ) -> PeerResult:
     points = tuple(
         Point(str(s), tuple(found[peer.name, source.name, s] for source in sources))

@@ -24,7 +24,7 @@ from pipeline.evaluation.classical import measure
 from pipeline.evaluation.complexity import count_parameters, parts_table
 from pipeline.evaluation.errors import EvaluationError, MeasurementError
 from pipeline.evaluation.metrics import Picture
-from pipeline.evaluation.pictures import Source, read_picture
+from pipeline.evaluation.pictures import EvaluatedPicture, read_picture
 from pipeline.evaluation.progress import Meter
 from pipeline.evaluation.results import Measurement, ModelResult, Point
 
@@ -76,7 +76,7 @@ def to_picture(x: Tensor) -> Picture:
 
 def measure_model(
     spec: ModelSpec,
-    sources: Sequence[Source],
+    sources: Sequence[EvaluatedPicture],
     streams: Path,
     device: torch.device,
     meter: Meter,
@@ -97,7 +97,7 @@ def measure_model(
     return _result(spec, model, tuple(found), memory.peak_bytes(device))
 
 
-def stream_name(source: Source) -> str:
+def stream_name(source: EvaluatedPicture) -> str:
     """Return the file name of a picture's stream."""
     return f"{source.name}.cca"
 
@@ -108,7 +108,7 @@ def folder_name(text: str) -> str:
 
 
 def _measure_picture(
-    model: Model, rate: float | None, source: Source, streams: Path, device: torch.device
+    model: Model, rate: float | None, source: EvaluatedPicture, streams: Path, device: torch.device
 ) -> Measurement:
     original = read_picture(source.path)
     path = streams / stream_name(source)
@@ -120,7 +120,7 @@ def _measure_picture(
 
 
 def _round_trip(
-    model: Model, rate: float | None, source: Source, path: Path, device: torch.device
+    model: Model, rate: float | None, source: EvaluatedPicture, path: Path, device: torch.device
 ) -> tuple[Picture, tuple[float, float]]:
     """Write a picture's stream to `path`, read it back, decode; seconds without the disk.
 

@@ -16,8 +16,8 @@ from pipeline.evaluation.metrics import Picture
 
 
 @dataclass(frozen=True)
-class Source:
-    """A picture of the set: its short unique name, file, size in pixels, digest of its samples."""
+class EvaluatedPicture:
+    """A picture that is measured: its unique name, file, size in pixels, digest of its samples."""
 
     name: str
     path: Path
@@ -44,7 +44,7 @@ def find_pictures(folder: Path) -> list[Path]:
     return found
 
 
-def read_sources(paths: Sequence[Path]) -> list[Source]:
+def read_sources(paths: Sequence[Path]) -> list[EvaluatedPicture]:
     """Open every picture once and return what is known of it; EvaluationError on a bad one."""
     names = _unique_names(paths)
     return [_source(name, path) for name, path in zip(names, paths, strict=True)]
@@ -62,12 +62,12 @@ def read_picture(path: Path) -> Picture:
         raise EvaluationError(f"{path} is not a picture that can be read: {error}") from error
 
 
-def _source(name: str, path: Path) -> Source:
+def _source(name: str, path: Path) -> EvaluatedPicture:
     picture = read_picture(path)
     height, width = picture.shape[:2]
     digest = hashlib.sha256(f"{width}x{height}:".encode())
     digest.update(np.ascontiguousarray(picture).data)
-    return Source(name, path, width, height, digest.hexdigest())
+    return EvaluatedPicture(name, path, width, height, digest.hexdigest())
 
 
 def _unique_names(paths: Sequence[Path]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.common.documents import parse
 from pipeline.evaluation.bdrate import RDCurve
-from pipeline.evaluation.pictures import Source
+from pipeline.evaluation.pictures import EvaluatedPicture
 
 
 def published_curves() -> dict[str, RDCurve]:
@@ -23,13 +23,13 @@ def published_source() -> str:
     return str(_table("kodak-published.json")["source"])
 
 
-def kodak_names(sources: Sequence[Source]) -> dict[str, Source]:
+def kodak_names(sources: Sequence[EvaluatedPicture]) -> dict[str, EvaluatedPicture]:
     """Return `kodimNN` -> picture for those of the set that are Kodak's, known by their samples."""
     names = {digest: name for name, digest in _table("kodak-digests.json").items()}
     return {names[s.digest]: s for s in sources if s.digest in names}
 
 
-def is_kodak(sources: Sequence[Source]) -> bool:
+def is_kodak(sources: Sequence[EvaluatedPicture]) -> bool:
     """Tell whether the set is all of Kodak and nothing else: what published means are over."""
     return len(sources) == len(kodak_names(sources)) == len(_table("kodak-digests.json"))
 

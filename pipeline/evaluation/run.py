@@ -30,7 +30,7 @@ from pipeline.evaluation.learned import (
     tell_curves_apart,
 )
 from pipeline.evaluation.peers import PEERS, choose_peers
-from pipeline.evaluation.pictures import Source, read_sources
+from pipeline.evaluation.pictures import EvaluatedPicture, read_sources
 from pipeline.evaluation.plots import draw_curves
 from pipeline.evaluation.progress import Meter
 from pipeline.evaluation.published import is_kodak, published_curves
@@ -134,7 +134,7 @@ def _report(
     models: tuple[ModelResult, ...],
     peers: Sequence[PeerResult],
     absent: dict[str, str],
-    sources: Sequence[Source],
+    sources: Sequence[EvaluatedPicture],
     device: torch.device,
 ) -> Report:
     bare = Report(

@@ -22,7 +22,7 @@ from pipeline.evaluation.learned import (
 )
 from pipeline.evaluation.metrics import Picture
 from pipeline.evaluation.peers import Peer
-from pipeline.evaluation.pictures import Source, read_picture
+from pipeline.evaluation.pictures import EvaluatedPicture, read_picture
 from pipeline.evaluation.published import kodak_names
 from pipeline.evaluation.ratemap import RateMap, rate_map
 from pipeline.evaluation.results import Measurement, ModelResult, PeerResult, Report
@@ -64,7 +64,7 @@ class Scene:
 def make_scenes(
     report: Report,
     specs: Sequence[ModelSpec],
-    sources: Sequence[Source],
+    sources: Sequence[EvaluatedPicture],
     streams: Path,
     peers: Sequence[Peer],
     device: torch.device,
@@ -104,7 +104,7 @@ class _Draft:
 
 
 def _add_model(
-    draft: _Draft, result: ModelResult, model: Model, source: Source, folder: Path
+    draft: _Draft, result: ModelResult, model: Model, source: EvaluatedPicture, folder: Path
 ) -> None:
     """Decode the model's stream of the picture and add the window to the draft."""
     with torch.inference_mode():
@@ -116,7 +116,9 @@ def _add_model(
     draft.views.append(View(result.name, cut(decoded, draft.box), found.bpp, found.psnr))
 
 
-def _add_peer(draft: _Draft, result: PeerResult, peer: Peer, source: Source, target: float) -> None:
+def _add_peer(
+    draft: _Draft, result: PeerResult, peer: Peer, source: EvaluatedPicture, target: float
+) -> None:
     """Code the picture with a classical codec at the rate nearest to `target`, add the window."""
     assert draft.box is not None
     point = min(result.points, key=lambda point: _away(point.pictures[draft.index], target))
@@ -128,7 +130,7 @@ def _add_peer(draft: _Draft, result: PeerResult, peer: Peer, source: Source, tar
     draft.views.append(View(result.label, cut(decoded, draft.box), found.bpp, found.psnr))
 
 
-def _finish(draft: _Draft, source: Source) -> Scene:
+def _finish(draft: _Draft, source: EvaluatedPicture) -> Scene:
     assert draft.box is not None
     assert draft.rates is not None
     picture = read_picture(source.path)
@@ -142,7 +144,7 @@ def middle_model(models: Sequence[ModelResult]) -> ModelResult:
     return ordered[(len(ordered) - 1) // 2]
 
 
-def crop_windows(sources: Sequence[Source], avoid: int) -> list[tuple[int, Box]]:
+def crop_windows(sources: Sequence[EvaluatedPicture], avoid: int) -> list[tuple[int, Box]]:
     """Return (picture's index, box) of two crops: the paper's on Kodak, else where detail is."""
     known = {name: sources.index(source) for name, source in kodak_names(sources).items()}
     chosen = [(known[n], (*at, *CROP)) for n, at in KODAK_CROPS.items() if n in known]

@@ -32,7 +32,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Step:
+class StageRun:
     """One run on the way: a stage at a rate."""
 
     run_id: str
@@ -50,7 +50,7 @@ class Lineage:
 
     model: str
     version: Version | None
-    steps: tuple[Step, ...]
+    steps: tuple[StageRun, ...]
     gap: str | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,12 +88,12 @@ def lineage(model: str) -> Lineage:
     return Lineage(model, version, tuple(steps), gap)
 
 
-def _walk(where: MlflowClient, run_id: str) -> tuple[list[Step], str | None]:
+def _walk(where: MlflowClient, run_id: str) -> tuple[list[StageRun], str | None]:
     from mlflow.exceptions import MlflowException
 
     if not run_id:
         return [], "it names no run: it was imported, or trained without tracking"
-    steps: list[Step] = []
+    steps: list[StageRun] = []
     while run_id and run_id not in {step.run_id for step in steps}:
         try:
             run = where.get_run(run_id)
@@ -106,9 +106,9 @@ def _walk(where: MlflowClient, run_id: str) -> tuple[list[Step], str | None]:
     return steps, None
 
 
-def _step(where: MlflowClient, run: Run) -> Step:
+def _step(where: MlflowClient, run: Run) -> StageRun:
     started = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
-    return Step(
+    return StageRun(
         run_id=run.info.run_id,
         name=run.info.run_name or "",
         status=run.info.status,

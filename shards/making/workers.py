@@ -18,7 +18,7 @@ SECONDS_BETWEEN_REPORTS = 0.2
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardJob:
     """A shard to make: its number, and its rows of the plan."""
 
     number: int
@@ -51,7 +51,7 @@ class Done:
 
 def run_jobs(
     context: Context,
-    jobs: Iterable[Job],
+    jobs: Iterable[ShardJob],
     count: int,
     workers: int,
     report: Callable[[Done], None],
@@ -93,7 +93,7 @@ class _Worker:
         self.waited = 0.0
         self.maker = ShardMaker(context, self.count)
 
-    def __call__(self, job: Job) -> ShardInfo:
+    def __call__(self, job: ShardJob) -> ShardInfo:
         """Make a shard."""
         info = self.maker.make(job.number, job.rows, self.threads)
         self.report()

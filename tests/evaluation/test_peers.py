@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.evaluation import EvaluationError, psnr
 from pipeline.evaluation.classical import Cache, Runner, Span, run_peer
 from pipeline.evaluation.peers import PEERS, Peer, PeerMissingError, choose_peers
-from pipeline.evaluation.pictures import Source, read_picture, read_sources
+from pipeline.evaluation.pictures import EvaluatedPicture, read_picture, read_sources
 
 pytestmark = pytest.mark.slow  # processes, servers and codecs of their own
 
@@ -20,7 +20,7 @@ SPAN = Span(rates=(0.3, 0.6), qualities=(27.0, 30.0))
 
 
 @pytest.fixture(scope="module")
-def crop(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Source:
+def crop(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> EvaluatedPicture:
     """A part of a photograph with odd sides, large enough for MS-SSIM."""
     path = tmp_path_factory.mktemp("crop") / "crop.png"
     picture = read_picture(pictures / "kodak" / "kodim23.webp")[100:293, 200:421]
@@ -30,7 +30,7 @@ def crop(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 @pytest.mark.parametrize("peer", PEERS.values(), ids=lambda peer: peer.name)
 def test_a_codec_writes_files_whose_quality_rises_with_rate(
-    peer: Peer, crop: Source, tmp_path: Path
+    peer: Peer, crop: EvaluatedPicture, tmp_path: Path
 ) -> None:
     try:
         assert peer.version()
@@ -48,7 +48,9 @@ def test_a_codec_writes_files_whose_quality_rises_with_rate(
     assert 18 < found[0][1] < 33 < found[-1][1]
 
 
-def test_results_are_remembered_by_what_a_picture_holds(crop: Source, tmp_path: Path) -> None:
+def test_results_are_remembered_by_what_a_picture_holds(
+    crop: EvaluatedPicture, tmp_path: Path
+) -> None:
     first = Runner(Cache(tmp_path / "cache"), 2).run([PEERS["jpeg"]], [crop], SPAN)
     renamed = replace(crop, name="other", path=tmp_path / "not-there.png")
     # Nothing is read: all comes from the cache, under the picture's present name.
@@ -57,7 +59,7 @@ def test_results_are_remembered_by_what_a_picture_holds(crop: Source, tmp_path: 
     assert again[0].points[0].pictures[0].name == "other"
 
 
-def test_a_damaged_memory_is_measured_again(crop: Source, tmp_path: Path) -> None:
+def test_a_damaged_memory_is_measured_again(crop: EvaluatedPicture, tmp_path: Path) -> None:
     Runner(Cache(tmp_path), 1).run([PEERS["jpeg"]], [crop], SPAN)
     for path in tmp_path.rglob("*.json"):
         path.write_text("{")
@@ -65,7 +67,7 @@ def test_a_damaged_memory_is_measured_again(crop: Source, tmp_path: Path) -> Non
     assert found[0].points[0].pictures[0].bytes > 0
 
 
-def test_settings_match_the_models_rates(crop: Source) -> None:
+def test_settings_match_the_models_rates(crop: EvaluatedPicture) -> None:
     (found,) = Runner(Cache(None), 1).run([PEERS["jpeg"]], [crop], SPAN)
     rates = [point.mean("bpp") or 0 for point in found.points]
     assert rates == sorted(rates)
@@ -73,14 +75,14 @@ def test_settings_match_the_models_rates(crop: Source) -> None:
     assert len(found.points) < len(PEERS["jpeg"].settings)
 
 
-def test_rates_beyond_a_codec_get_its_nearest_settings(crop: Source) -> None:
+def test_rates_beyond_a_codec_get_its_nearest_settings(crop: EvaluatedPicture) -> None:
     low = Runner(Cache(None), 1).run([PEERS["jpeg"]], [crop], Span((1e-4, 2e-4), (5.0, 6.0)))
     high = Runner(Cache(None), 1).run([PEERS["jpeg"]], [crop], Span((30.0, 40.0), (90.0, 95.0)))
     assert [p.setting for p in low[0].points] == [str(s) for s in PEERS["jpeg"].settings[:4]]
     assert [p.setting for p in high[0].points] == [str(s) for s in PEERS["jpeg"].settings[-4:]]
 
 
-def test_a_codec_that_fails_is_named_and_the_others_go_on(crop: Source) -> None:
+def test_a_codec_that_fails_is_named_and_the_others_go_on(crop: EvaluatedPicture) -> None:
     def fail(picture: np.ndarray, setting: int, path: Path) -> None:
         raise OSError("no room")
 
