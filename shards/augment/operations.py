@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from shards.augment.resampling import Pixels, Scaling
 from shards.augment.spec import Operation, Spec
 from shards.augment.surfaces import Device, surface_for
 from shards.errors import ShardsError
+
+if TYPE_CHECKING:
+    import torch
 
 BLOCKED = "jpeg artefacts"
 FAILED = "not augmented"
@@ -61,6 +64,11 @@ class Augmenter:
         self.spec = spec
         self._surface = surface or surface_for(spec.version, device)
         self._steps = _steps(spec.operations, seed, self._surface)
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where pictures are worked on; None: in arrays, on this processor."""
+        return self._surface.device
 
     def __call__(self, pictures: Iterable[tuple[str, Pixels]]) -> dict[str, list[Pixels]]:
         """Return, by key, the results of each picture (uint8 (H, W, 3)); none: it is too small.

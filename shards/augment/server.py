@@ -19,14 +19,17 @@ import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.common.devices import is_out_of_memory
-from shards.augment.operations import Augmenter, Refused
+from shards.augment.operations import FAILED, Augmenter, Refused
 from shards.augment.resampling import Pixels
 from shards.augment.spec import Spec
 from shards.augment.surfaces import Device, Floats
 from shards.errors import ShardsRuntimeError
+
+if TYPE_CHECKING:
+    import torch
 
 AHEAD = 2  # batches of a worker that wait while it encodes another one
 PROGRAM = "from shards.augment.server import serve; serve()"
@@ -141,33 +144,50 @@ def serve() -> None:
             batch, outbox = work.get()
             try:
                 outbox.put(halved(augmenter, batch))
-            except Exception as error:
-                words = str(error).partition("\n")[0] or type(error).__name__
-                outbox.put(f"{device} was lost ({words}): {AGAIN}")
+            except LostError as error:
+                outbox.put(f"{device} was lost ({error}): {AGAIN}")
+
+
+class LostError(Exception):
+    """The device does not even compute what is small and plain."""
 
 
 def halved(augmenter: Augmenter, batch: Batch) -> Results:
-    """Return what becomes of a batch, in halves where it does not fit the device.
+    """Return what becomes of a batch, in halves where it does not fit the device or fails.
+
+    A picture that alone does not fit, or fails alone, is refused; the others are not.
 
     Raises:
-        torch.OutOfMemoryError: one picture alone does not fit.
+        LostError: the device is lost.
     """
     try:
         return augmenter.each(batch)
     except Exception as error:
-        if not is_out_of_memory(error) or len(batch) < 2:
-            raise
+        full = is_out_of_memory(error)
+        words = str(error).partition("\n")[0] or type(error).__name__
     # Here the error is gone, and with it what held the device's memory.
-    _release()
+    if augmenter.device is not None:
+        _check_device(augmenter.device)
+    if len(batch) == 1:
+        words = f"it does not fit the memory of {augmenter.device}" if full else words
+        return {batch[0][0]: Refused(FAILED, words)}
     half = len(batch) // 2
     return halved(augmenter, batch[:half]) | halved(augmenter, batch[half:])
 
 
-def _release() -> None:
+def _check_device(device: torch.device) -> None:
+    """Give back the memory that nothing holds, and raise `LostError` if the device is lost."""
     import torch
 
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            torch.cuda.empty_cache()
+        if torch.ones(8, device=device).sum().item() != 8:
+            raise LostError("it computes wrong sums")
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise LostError(str(error).partition("\n")[0]) from error
 
 
 def _accept(listener: Listener, work: queue.Queue[Any]) -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from shards import ShardsError, ShardsRuntimeError
-from shards.augment.operations import Augmenter
-from shards.augment.server import halved
+from shards.augment.operations import Augmenter, Refused
+from shards.augment.server import LostError, halved
 from shards.augment.spec import Spec
 from shards.augment.surfaces import Device
 from shards.options import Options, augment_options, parse_devices
@@ -78,7 +78,16 @@ class SmallDevice(Device):
 
 
 def test_a_batch_that_does_not_fit_is_halved() -> None:
-    spec = Spec.from_dict(
+    spec = two_crops()
+    expected = Augmenter(spec, 0)(batch(7))
+    found = halved(Augmenter(spec, 0, surface=SmallDevice("cpu")), batch(7))
+    assert found.keys() == expected.keys()
+    for key, crops in expected.items():
+        assert [one.tobytes() for one in found[key]] == [one.tobytes() for one in crops]
+
+
+def two_crops() -> Spec:
+    return Spec.from_dict(
         {
             "operations": [
                 {"RandomDownscale": {"scale": [0.6, 0.9]}},
@@ -86,18 +95,46 @@ def test_a_batch_that_does_not_fit_is_halved() -> None:
             ]
         }
     )
-    expected = Augmenter(spec, 0)(batch(7))
-    found = halved(Augmenter(spec, 0, surface=SmallDevice("cpu")), batch(7))
-    assert found.keys() == expected.keys()
-    for key, crops in expected.items():
-        assert [one.tobytes() for one in found[key]] == [one.tobytes() for one in crops]
 
-    class NoDevice(Device):
-        def resized(self, pictures, scalings):
-            raise torch.OutOfMemoryError("out of memory")
 
-    with pytest.raises(torch.OutOfMemoryError):
-        halved(Augmenter(spec, 0, surface=NoDevice("cpu")), batch(3))
+class OddDevice(Device):
+    """A device on which pictures of one height fail, by an error of one's choice."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__("cpu")
+        self.error = error
+
+    def resized(self, pictures, scalings):
+        if any(one.shape[2] == 50 for one in pictures):
+            raise self.error
+        return super().resized(pictures, scalings)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("out of memory"), "it does not fit the memory of cpu"),
+        (RuntimeError("an illegal shape\nand more"), "an illegal shape"),
+    ],
+)
+def test_one_picture_that_cant_be_augmented_is_refused_alone(error: Exception, words: str) -> None:
+    expected = Augmenter(two_crops(), 0).each(batch(7))
+    found = halved(Augmenter(two_crops(), 0, surface=OddDevice(error)), batch(7))
+    assert found.pop("2") == Refused("not augmented", words)
+    assert found.keys() == expected.keys() - {"2"}
+    for key, crops in found.items():
+        assert [one.tobytes() for one in crops] == [one.tobytes() for one in expected[key]]
+
+
+def test_a_lost_device_is_told_from_a_picture_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    augmenter = Augmenter(two_crops(), 0, surface=OddDevice(RuntimeError("an illegal shape")))
+    monkeypatch.setattr(torch, "ones", lost)
+    with pytest.raises(LostError, match="unspecified launch failure"):
+        halved(augmenter, batch(7))
+
+
+def lost(*_: object, **__: object) -> torch.Tensor:
+    raise RuntimeError("CUDA error: unspecified launch failure\nCompile with ...")
 
 
 def test_devices_are_named_one_by_one() -> None:
