@@ -23,11 +23,11 @@ def minutes_from(value: object) -> object:
     if not isinstance(value, str):
         return value
     text = value.strip()
-    if text.isdecimal():
-        return int(text)
+    if re.fullmatch(r"[0-9]+(\.0*)?", text):
+        return int(text.partition(".")[0])
     found = CLOCK.fullmatch(text)
     if found is None:
-        return value
+        raise ValueError(f"write a number of minutes (given: {text!r})")
     raise ValueError(f"write a number of minutes, {_meant(text, found)}, instead of {text}")
 
 

@@ -37,15 +37,33 @@ ENGINES: dict[str, tuple[type[Profile], Callable[[Any], Engine]]] = {
 
 
 class ProfileLoader(yaml.SafeLoader):
-    """YAML without the numbers of YAML 1.1 that count in sixties: there, 24:00:00 is 86400."""
+    """YAML whose scalars stay as they are written, but for whole numbers, yes, no and nothing.
+
+    YAML 1.1 counts 24:00:00 in sixties, reads 0123 in base 8 and 3.10 as 3.1. A key that is given
+    twice is refused, where YAML takes the last one.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping; raises `yaml.YAMLError` for a key that is there twice."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key.value} is there twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
+MERGE = "tag:yaml.org,2002:merge"
+INT = "tag:yaml.org,2002:int"
+WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)$")
 ProfileLoader.yaml_implicit_resolvers = {
     first: [
-        (tag, re.compile(rf"(?!.*:){pattern.pattern}", re.VERBOSE))
-        if tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-        else (tag, pattern)
+        (tag, WHOLE_NUMBER if tag == INT else pattern)
         for tag, pattern in resolvers
+        if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
@@ -68,9 +86,8 @@ def load_profile(path: str | Path) -> Profile:
             f"{path}: there is no such profile; orchestration/profiles has one for each engine"
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise OrchestrationError(
-            f"{path}: can't be read as a profile: {' '.join(str(error).split())}"
-        ) from error
+        why = " ".join(str(error).replace(' in "<unicode string>",', "").split())
+        raise OrchestrationError(f"{path}: can't be read as a profile: {why}") from error
     return profile_from(content, str(path))
 
 

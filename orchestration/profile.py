@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -17,9 +18,28 @@ from pydantic import (
 from orchestration.amounts import memory_from, minutes_from
 from pipeline.common.secrets import has_password, is_secret_name, secret_set_in
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+
+def _number(value: object) -> object:
+    """Refuse what Python would count as 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError(f"write a number (given: {'yes' if value else 'no'})")
+    return value
+
+
+def _text(value: object) -> object:
+    """Take a whole number for a name, as an account's may be one."""
+    if isinstance(value, bool):
+        raise ValueError(f'write it in quotes: "{_written(value)}"')
+    return str(value) if isinstance(value, int) else value
+
+
+Number = Annotated[int, BeforeValidator(_number)]
+Positive = Annotated[Number, Field(gt=0)]
+Count = Annotated[Number, Field(ge=0)]
+Text = Annotated[str, BeforeValidator(_text)]
+MaybeText = Annotated[str | None, BeforeValidator(_text)]
 KINDS = ("shard", "train", "evaluate", "register", "promote")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 OUR_POD = {
     "containers",
     "nodeSelector",
@@ -57,6 +77,14 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_keys(cls, given: object) -> object:
+        """Take a key with nothing after it, all its lines commented out perhaps, as left out."""
+        if not isinstance(given, dict):
+            return given
+        return {key: value for key, value in given.items() if value is not None}
+
 
 class Resources(Section):
     """What one job takes. Everything is per node."""
@@ -83,27 +111,27 @@ class Resources(Section):
 class Pictures(Section):
     """What shards are made from on this machine."""
 
-    source: list[str] = []
+    source: list[Text] = []
     """SOURCE of `pipeline shard`; empty: the recipe's shards are there already."""
     parts: Positive = 1
     """Jobs that make shards side by side."""
-    options: list[str] = []
+    options: list[Text] = []
     """More options of `pipeline shard`, such as --shard-size=256MB."""
 
 
 class Evaluation(Section):
     """How finished models are measured."""
 
-    data: str | None = None
+    data: MaybeText = None
     """Folder of test pictures; default: the recipe's data.test, or its data.validation."""
-    options: list[str] = []
+    options: list[Text] = []
     """More options of `pipeline evaluate`."""
 
 
 class Registry(Section):
     """How measured models are registered."""
 
-    name: str | None = None
+    name: MaybeText = None
     """Name in the registry; default: the recipe's name."""
     enabled: bool = True
     """Whether the plan registers models at all."""
@@ -120,15 +148,15 @@ class Profile(Section):
 
     engine: str
     """Name of the engine, one of `ENGINES` in orchestration/load.py."""
-    workdir: str | None = None
+    workdir: MaybeText = None
     """Folder that commands run in and paths are relative to; default: where `schedule` is typed."""
-    environment: str | None = None
+    environment: MaybeText = None
     """Python environment whose commands are used; default: the one `schedule` runs in."""
-    setup: list[str] = []
+    setup: list[Text] = []
     """Shell lines that run before each command, such as `module load cuda`."""
     env: dict[str, str] = {}
     """Environment variables of every job; never credentials."""
-    launch: list[str] = []
+    launch: list[Text] = []
     """More options of `accelerate launch`, such as those of recipes/deepspeed."""
     resources: dict[str, Resources] = {}
     """Resources by kind of job (shard, train, ...), by stage (train.NAME), or `default`."""
@@ -138,12 +166,22 @@ class Profile(Section):
     requeues: Count = 100
     """How often a job may be stopped and start again before it counts as failed."""
 
+    @field_validator("resources", mode="before")
+    @classmethod
+    def _empty_entries(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        return {name: {} if value is None else value for name, value in given.items()}
+
     @field_validator("env", mode="before")
     @classmethod
     def _as_text(cls, env: object) -> object:
         """Take numbers as they are written; of what else is no text, a shell has another idea."""
         if not isinstance(env, dict):
             return env
+        names = [repr(name) for name in env if not VARIABLE.fullmatch(str(name))]
+        if names:
+            raise ValueError(f"{', '.join(names)} can't be the name of a variable")
         odd = {name: value for name, value in env.items() if _needs_quotes(value)}
         if odd:
             told = ", ".join(f'{name}: "{_written(value)}"' for name, value in odd.items())
@@ -233,13 +271,13 @@ class SlurmProfile(Profile):
 
     engine: Literal["slurm"]
     """Always `slurm`."""
-    partition: str | None = None
+    partition: MaybeText = None
     """Partition; default: the cluster's."""
-    account: str | None = None
+    account: MaybeText = None
     """Account that is charged; default: the user's."""
-    qos: str | None = None
+    qos: MaybeText = None
     """Quality of service; default: the account's."""
-    cluster: str | None = None
+    cluster: MaybeText = None
     """Cluster, at a site with several; default: SLURM_CLUSTERS of the shell, or the local one."""
     signal_seconds: Positive = 300
     """How long before the time limit training is told to checkpoint and stop."""
@@ -247,11 +285,11 @@ class SlurmProfile(Profile):
         "--gpus-per-node={gpus}"
     )
     """How sbatch is asked for GPUs, such as `--gres=gpu:a100:{gpus}`."""
-    container: list[str] = []
+    container: list[Text] = []
     """Words before each command, such as [apptainer, exec, --nv, /images/cca.sif]."""
-    sbatch: list[str] = []
+    sbatch: list[Text] = []
     """More options of sbatch for every job, such as --constraint=a100."""
-    srun: list[str] = []
+    srun: list[Text] = []
     """More options of srun for training, such as --container-image=..."""
 
     def _mistakes(self) -> Iterator[str]:
@@ -281,11 +319,11 @@ class KubernetesProfile(Profile):
     """PersistentVolumeClaim (ReadWriteMany) with pictures, shards and runs."""
     mount: str
     """Where that volume is mounted in the pods."""
-    context: str | None = None
+    context: MaybeText = None
     """Context of kubectl to apply to; without one the manifest is written and not applied."""
     namespace: str = "default"
     """Namespace."""
-    secret: str | None = None
+    secret: MaybeText = None
     """Secret whose keys become environment variables, such as MLFLOW_TRACKING_PASSWORD."""
     gpu_resource: str = "nvidia.com/gpu"
     """What the cluster calls a GPU."""
@@ -310,7 +348,7 @@ class RayProfile(Profile):
 
     engine: Literal["ray"]
     """Always `ray`."""
-    address: str | None = None
+    address: MaybeText = None
     """Address of the cluster's dashboard; default: as for `ray job`, or http://127.0.0.1:8265."""
     ray_resources: dict[str, Annotated[float, Field(gt=0)]] = {}
     """More resources of each job, such as {"accelerator_type:A100": 0.001}."""

@@ -20,7 +20,7 @@ def output_of(
     Bytes that are no UTF-8 become question marks: what a tool prints is never trusted to be text.
 
     Raises:
-        EngineError: there is no such command.
+        EngineError: there is no such command, or it can't be run.
         UnansweredError: it failed or gave no answer in time; the message holds its own words.
     """
     try:
@@ -36,6 +36,8 @@ def output_of(
         )
     except FileNotFoundError:
         raise EngineError(f"there is no command {words[0]} on this machine") from None
+    except OSError as error:
+        raise EngineError(f"{words[0]} can't be run: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         raise UnansweredError(
             f"{words[0]} has not answered for {seconds:g} s: is its controller running?"

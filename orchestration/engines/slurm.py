@@ -65,7 +65,12 @@ class Slurm:
         if needs:
             words.append(f"--dependency=afterok:{':'.join(needs)}")
         words.append(str(folder / f"{job.name}.sh"))
-        return submit(words, self.profile.cluster)
+        numbers = submit(words, self.profile.cluster)
+        if len(numbers) > 1:
+            # A banner has numbers, too: the queue knows which one is the job's.
+            there = [str(number) for number, _ in self._listed(plan, [job.name])]
+            numbers = [number for number in numbers if number in there] or numbers
+        return numbers[0]
 
     def _withdraw(
         self, plan: Plan, names: Sequence[str], taken: Sequence[str], error: BaseException

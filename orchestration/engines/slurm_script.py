@@ -32,8 +32,10 @@ set +e"""
 # A cancelled job must not come back: only one that Slurm still counts as running is requeued.
 # The exit code alone would not do, a launcher within a container may turn every code into 1. Of a
 # partition with a grace time only the tasks get a signal, the batch shell hears nothing.
-# A controller that restarts does not answer for a while.
+# A controller that restarts does not answer for a while. What set-up lines and modules tell Slurm's
+# tools would change their answers.
 REQUEUE = """\
+unset ${{!SQUEUE_@}} ${{!SCONTROL_@}} SLURM_TIME_FORMAT SLURM_CLUSTERS
 ask() {{
   for pause in 5 10 20 40 0; do
     "$@" && return

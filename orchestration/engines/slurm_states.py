@@ -19,6 +19,8 @@ from orchestration.states import JobStatus, State
 
 log = logging.getLogger(__name__)
 
+# Accounting is asked besides the queue, so a database that hangs must not hold everything up.
+SECONDS_FOR_ACCOUNTING = 20.0
 # All states and state flags of https://slurm.schedmd.com/job_state_codes.html and of `man squeue`.
 STATES = {
     # It waits for resources, or for somebody to let it go.
@@ -121,7 +123,7 @@ def accounted(
     words = ["sacct", "--allocations", "--parsable2", "--noheader", f"--name={','.join(by_name)}"]
     words += [f"--format={','.join(ACCOUNTING)}", f"--starttime={_local_time(plan.created)}"]
     try:
-        said = ask(words, cluster)
+        said = ask(words, cluster, seconds=SECONDS_FOR_ACCOUNTING)
     except EngineError as error:
         log.info("%s", error)
         return []

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
-from orchestration.engines.commands import output_of, quoted
+from orchestration.engines.commands import SECONDS, output_of, quoted
 from orchestration.errors import EngineError
 
 # Each tool reads the variables that begin with its own name, and many of them SLURM_*.
@@ -22,8 +22,12 @@ TOOLS = (
 )  # fmt: skip
 # These say which cluster is meant and who is asking, not what a job is given.
 ABOUT_CLUSTER = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTER_CONF"}
-# `--parsable` prints the number alone, or with the name of the cluster.
-NUMBER = re.compile(r"([1-9][0-9]*)(;[^\s;]+)?")
+# `--parsable` prints the number alone, or with the name of the cluster; what a site's wrapper makes
+# of that may be sbatch's other way to say it, in colour.
+NUMBER = re.compile(
+    r"(?:Submitted batch job )?([1-9][0-9]*)(?:;[^\s;]+)?(?: on cluster \S+)?", re.IGNORECASE
+)
+COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def environment(
@@ -42,24 +46,26 @@ def environment(
     return kept | ({"SLURM_CLUSTERS": cluster} if cluster else {})
 
 
-def ask(words: Sequence[str], cluster: str | None = None) -> str:
+def ask(words: Sequence[str], cluster: str | None = None, *, seconds: float = SECONDS) -> str:
     """Return what one of the tools that look or cancel prints; raises as `output_of`."""
     # Words that are parsed below are English ones.
-    return output_of(words, environment=environment(cluster=cluster) | {"LC_ALL": "C"})
+    english = environment(cluster=cluster) | {"LC_ALL": "C", "LANGUAGE": "C"}
+    return output_of(words, environment=english, seconds=seconds)
 
 
-def submit(words: Sequence[str], cluster: str | None = None) -> str:
+def submit(words: Sequence[str], cluster: str | None = None) -> list[str]:
     """Return the number of the job that `sbatch --parsable` has taken.
 
-    A site's wrapper may print a banner before it, so the last line that is a number counts.
+    A site's wrapper may print more around it. Where several of its lines are numbers, all are
+    returned, the last one first.
 
     Raises:
         UnansweredError: it failed or gave no answer in time.
         EngineError: it succeeded, and its answer holds no number.
     """
     said = output_of(words, environment=environment(cluster=cluster))
-    for line in reversed(said.splitlines()):
-        found = NUMBER.fullmatch(line.strip())
-        if found:
-            return found[1]
-    raise EngineError(f"{words[0]} succeeded, but its answer has no job number: {quoted(said)}")
+    lines = [COLOUR.sub("", line).strip() for line in reversed(said.splitlines())]
+    numbers = [found[1] for line in lines if (found := NUMBER.fullmatch(line))]
+    if not numbers:
+        raise EngineError(f"{words[0]} succeeded, but its answer has no job number: {quoted(said)}")
+    return list(dict.fromkeys(numbers))

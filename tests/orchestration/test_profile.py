@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from orchestration.control import make_plan
 from orchestration.errors import OrchestrationError
 from orchestration.load import ENGINES, load_profile, profile_from
-from orchestration.profile import Resources
+from orchestration.profile import Resources, SlurmProfile
 
 
 @pytest.mark.parametrize("engine", list(ENGINES))
@@ -207,12 +207,49 @@ def test_what_is_no_size_is_refused(tmp_path: Path, written: str) -> None:
         load_profile(path)
 
 
-def test_numbers_in_env_are_taken_and_what_yaml_changes_is_refused(tmp_path: Path) -> None:
+def test_scalars_are_taken_as_they_are_written(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
-    path.write_text("engine: slurm\nenv: {OMP_NUM_THREADS: 4, START: 10:30, A: text}\n")
-    assert load_profile(path).env == {"OMP_NUM_THREADS": "4", "START": "10:30", "A": "text"}
-    path.write_text("engine: slurm\nenv: {FLAG: yes, VERSION: 1.10, NONE: }\n")
-    with pytest.raises(OrchestrationError, match=r'quotes: FLAG: "true", VERSION: "1\.1", NONE'):
+    path.write_text(
+        "engine: slurm\naccount: 0123\nqos: 7\nsbatch: [--nice, 10]\nsetup:\n"
+        "env: {OMP_NUM_THREADS: 4, AT: 10:30, V: 1.10, DAY: 2026-11-28, M: 0644, H: 0x1F, N: 1_0}\n"
+        "resources: {default: , train: {cpus: 010, minutes: 090}}\n"
+    )
+    profile = load_profile(path)
+    assert isinstance(profile, SlurmProfile)
+    assert (profile.account, profile.qos, profile.sbatch) == ("0123", "7", ["--nice", "10"])
+    assert " ".join(profile.env.values()) == "4 10:30 1.10 2026-11-28 0644 0x1F 1_0"
+    train = profile.resources_of("train")
+    assert (train.cpus, train.minutes, profile.setup) == (10, 90, [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ("env: {FLAG: yes, NONE: }", 'env: variables are text, .*quotes: FLAG: "true", NONE: ""'),
+        ("env: {A-B: x, 1: y}", "env: 'A-B', 1 can't be the name of a variable"),
+        ("env: {A: x}\nenv: {B: y}", "env is there twice"),
+        ("resources: {default: {cpus: 1, cpus: 2}}", "cpus is there twice"),
+        ("resources: {default: {cpus: yes}}", r"default\.cpus: write a number \(given: yes\)"),
+        ("requeues: off", r"requeues: write a number \(given: no\)"),
+        (
+            "resources: {default: {minutes: 24h}}",
+            r"minutes: write a number of minutes \(given: '24h",
+        ),
+        (
+            "resources: {default: {minutes: 1.5}}",
+            r"minutes: write a number of minutes \(given: '1.5",
+        ),
+        ("resources: {default: {gpus: a100:4}}", r"default\.gpus: "),
+        ("sbatch: [--exclusive, true]", r'sbatch\.1: write it in quotes: "true"'),
+        ("cluster: no", 'cluster: write it in quotes: "false"'),
+    ],
+)
+def test_what_yaml_would_make_something_else_of_is_refused(
+    tmp_path: Path, fields: str, told: str
+) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(f"engine: slurm\n{fields}\n")
+    with pytest.raises(OrchestrationError, match=told):
         load_profile(path)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from orchestration import control
 from orchestration.engines import slurm_site
+from orchestration.engines.commands import output_of
 from orchestration.engines.slurm_states import STATES, reason_of, state_of
 from orchestration.engines.slurm_tools import environment
 from orchestration.errors import EngineError, HalfSubmittedError, OrchestrationError
@@ -39,8 +40,14 @@ env > sbatch.env
 [ ! -e before-sbatch ] || . ./before-sbatch
 mkdir -p queue
 number=$(( $(ls queue | wc -l) + 101 ))
-for word in "$@"; do case "$word" in --job-name=*) name=${word#--job-name=};; esac; done
+for word in "$@"; do
+  case "$word" in
+    --job-name=*) name=${word#--job-name=};;
+    --dependency=*) echo "${word##*:}" >> words;;
+  esac
+done
 echo "$number|$name|${STATE:-PENDING}|${REASON:-Resources}|0:00|1:00:00||0|0|" > queue/$number
+[ ! -e answer-sbatch ] || { . ./answer-sbatch; exit; }
 echo "$number"
 """
 SQUEUE = """#!/bin/bash
@@ -153,6 +160,25 @@ def test_banners_around_the_answers_are_read_over(site: Path, banner: str) -> No
     assert {one.state for one in found(made).values()} == {State.CANCELLED}
 
 
+ANSWERS = [
+    'echo "$number"; echo "You have 12 h left."; echo 12',
+    'echo 99; echo "$number;cluster"; printf "\\r\\n"',
+    'echo "Submitted batch job $number on cluster b"',
+    'printf "\\033[1;32m%s\\033[0m\\n" "$number"',
+]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_the_number_is_found_whatever_stands_around_it(site: Path, answer: str) -> None:
+    (site / "answer-sbatch").write_text(f"{answer}\n")
+    made = planned()
+    names = control.schedule(made)
+    # The second job waits for the number of the first.
+    dependencies = (site / "words").read_text().splitlines()
+    assert [int(line) for line in dependencies if line] == [101, 101, 103]
+    assert [found(made)[name].engine_id for name in names] == ["101", "102", "103", "104"]
+
+
 def test_an_answer_without_a_number_is_told_and_nothing_stays(site: Path) -> None:
     sbatch = (site / "site/sbatch").read_text().replace('echo "$number"', 'echo "Auftrag ok"')
     (site / "site/sbatch").write_text(sbatch)
@@ -162,20 +188,33 @@ def test_an_answer_without_a_number_is_told_and_nothing_stays(site: Path) -> Non
     assert not list((site / "plans").iterdir())
 
 
-SECOND_FAILS = (
-    '[ "$(ls queue 2>/dev/null | wc -l)" != 1 ] || { echo "Socket timed out" >&2; exit 1; }'
-)
+FAILS = '[ "$(ls queue 2>/dev/null | wc -l)" != {} ] || {{ echo "Socket timed out" >&2; exit 1; }}'
+SECOND_FAILS = FAILS.format(1)
 
 
-def test_a_refused_job_takes_the_others_back(site: Path) -> None:
-    (site / "before-sbatch").write_text(SECOND_FAILS)
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("when", ["before", "answer"])
+def test_a_refused_job_takes_the_others_back(site: Path, when: str, number: int) -> None:
+    # The scheduler fails before it takes the job, or with the answer when it has taken it.
+    taken = number if when == "before" else number + 1
+    (site / f"{when}-sbatch").write_text(FAILS.format(taken) + '; echo "$number"\n')
     with pytest.raises(EngineError, match="sbatch failed: Socket timed out"):
         control.schedule(planned())
-    assert "CANCELLED" in (site / "queue/101").read_text()
+    jobs = [path.read_text() for path in (site / "queue").glob("*")]
+    assert len(jobs) == taken
+    assert all("CANCELLED" in job for job in jobs)
     assert not list((site / "plans").iterdir())
     # And the folder of runs is free again.
-    (site / "before-sbatch").unlink()
+    (site / f"{when}-sbatch").unlink()
     assert control.schedule(planned())
+
+
+def test_a_tool_that_cannot_be_run_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "sbatch").write_text("neither script nor program")
+    for mode, told in ((0o755, "Exec format error"), (0o644, "Permission denied")):
+        (tmp_path / "sbatch").chmod(mode)
+        with pytest.raises(EngineError, match=f"sbatch can't be run: {told}"):
+            output_of([str(tmp_path / "sbatch")])
 
 
 def test_where_taking_back_fails_the_plan_stays_for_cancel_and_retry(site: Path) -> None:
