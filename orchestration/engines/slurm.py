@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from orchestration.engines.slurm_script import batch_script, job_name, named_options
+from orchestration.engines.slurm_script import batch_script, known_names, named_options
 from orchestration.engines.slurm_states import accounted, queued
 from orchestration.engines.slurm_tools import ask, submit
 from orchestration.errors import EngineError, HalfSubmittedError
@@ -97,7 +97,7 @@ class Slurm:
 
     def statuses(self, plan: Plan, folder: Path) -> Mapping[str, JobStatus]:
         """Return what the queue knows, and accounting and the jobs' own files where it does not."""
-        by_name = {job_name(plan, job): job for job in plan.jobs}
+        by_name = {name: job for job in plan.jobs for name in known_names(plan, job)}
         found = queued(by_name, self.profile.cluster)
         there = {status.name for status in found}
         forgotten = {name: job for name, job in by_name.items() if job.name not in there}
@@ -200,7 +200,7 @@ class Slurm:
 
     def _listed(self, plan: Plan, names: Sequence[str]) -> list[tuple[int, str]]:
         """Return number and state of what the queue has of these jobs and is not over."""
-        wanted = ",".join(job_name(plan, plan.job(name)) for name in names)
+        wanted = ",".join(each for name in names for each in known_names(plan, plan.job(name)))
         listed = self._ask("squeue", "--noheader", f"--name={wanted}", "--format=%A %T")
         found = (re.fullmatch(r"\s*([0-9]+) ([A-Z_]+)\s*", line) for line in listed.splitlines())
         return [(int(line[1]), line[2]) for line in found if line]
@@ -225,7 +225,7 @@ def find_folder(plan_id: str) -> Path | None:
         return None
     for line in listed.splitlines():
         name, _, folder = line.partition("|")
-        if name.startswith(f"{plan_id}:"):
+        if plan_id in name.split(":"):
             return Path(folder)
     return None
 

@@ -88,8 +88,16 @@ def _ending(job: Job, folder: Path) -> list[str]:
 
 
 def job_name(plan: Plan, job: Job) -> str:
-    """Return what Slurm calls the job: the plan's id is in it, so nothing else need be kept."""
-    return f"{plan.id}:{job.name}"
+    """Return what Slurm calls the job: the plan's id is in it, so nothing else need be kept.
+
+    The job comes first, for of a name `squeue` shows eight characters.
+    """
+    return f"{job.name}:{plan.id}"
+
+
+def known_names(plan: Plan, job: Job) -> tuple[str, str]:
+    """Return what Slurm may call the job: what it is called now, and what it was called before."""
+    return job_name(plan, job), f"{plan.id}:{job.name}"
 
 
 def named_options(plan: Plan, job: Job, folder: Path) -> dict[str, str]:

@@ -279,6 +279,18 @@ def test_reasons_can_be_understood(word: str, why: str, code: str, reason: str) 
     assert reason_of(word, why, code, "12_3") == reason
 
 
+def test_a_name_begins_with_the_job_and_older_names_are_found(site: Path) -> None:
+    made = planned()
+    names = control.schedule(made)
+    before = found(made)
+    for name, path in zip(names, sorted((site / "queue").iterdir()), strict=True):
+        text = path.read_text()
+        assert text.split("|")[1] == f"{name}:{made.plan.id}"
+        path.write_text(text.replace(f"{name}:{made.plan.id}", f"{made.plan.id}:{name}"))
+    assert found(made) == before
+    assert control.cancel(made.plan, made.folder) == names
+
+
 def test_what_ended_for_good_is_made_again_by_retry(site: Path) -> None:
     made = planned()
     names = control.schedule(made)
