@@ -56,6 +56,9 @@ class Stage(Section):
     rates: Literal["each", "spread"] = "each"
     """Where a model serves several rates, those of a batch's pictures: `each` one of them, drawn at
     random; `spread`: also between them, evenly over each batch."""
+    quantisation: Literal["noise", "rounded"] = "noise"
+    """What rates are counted on while training: latents plus uniform noise, or, as in files, the
+    `rounded` ones, with straight-through gradients. The decoder sees rounded ones in both."""
     steps: Positive
     """Optimizer steps."""
     batch: Positive = 8

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +149,10 @@ class TrainingModule(nn.Module):
         zero = x.new_zeros(())
         metrics = torch.stack([found.get(name, zero).detach().mean() for name in METRICS])
         return loss.mean() + quantiles, metrics
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; models whose rates are counted on rounded latents stay in evaluation's."""
+        return super().train(mode and self.run.stage.quantisation == "noise")
 
     def _side_bits(self, output: CodecOutput) -> Tensor:
         """Return the bits (N,) of the latents that are coded beside y."""

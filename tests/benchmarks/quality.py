@@ -8,7 +8,9 @@ under its name, `stages.base.lr=2e-3` say; with `share: 0.5`, in half of the ste
 by training's own loop, once a seed, on the same pictures, crops and noise; `data.workers` is 0, so
 that a process's CPU time is that of one run. All are judged alike, whatever they are trained for:
 by the baseline's last stage, on pictures held out of the shards. Contenders take turns, seed after
-seed. Run it again to go on. OUT gets a folder a run, results.json, a table in Markdown and a plot.
+seed. Run it again to go on; with `--only`, what other contenders have ended stays in the results.
+OUT gets a folder a run, results.json, a table in Markdown and a plot; `--against NAME` compares
+with another contender than the recipe.
 """
 
 from __future__ import annotations
@@ -114,14 +116,14 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def contenders(path: Path | None, only: Sequence[str] | None) -> dict[str, dict[str, Any]]:
-    """Return the contenders of a file by their names, the baseline first."""
+def contenders(path: Path | None, named: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the contenders of a file by name, the baseline first; exit if a `named` one lacks."""
     told = {} if path is None else yaml.safe_load(path.read_text(encoding="utf-8"))
     given = {BASELINE: {}} | {name: one or {} for name, one in told.items()}
-    unknown = set(only or ()) - given.keys()
+    unknown = set(named) - given.keys()
     if unknown:
         raise SystemExit(f"no contender is called {', '.join(unknown)}: there are {[*given]}")
-    return {name: one for name, one in given.items() if name in {BASELINE, *(only or given)}}
+    return given
 
 
 def prepared(recipe: str, changes: Sequence[str], contender: Mapping[str, Any]) -> Recipe:
@@ -191,6 +193,7 @@ def asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="to all of them")
     parser.add_argument("--contenders", type=Path, metavar="CONTENDERS.yaml")
     parser.add_argument("--only", action="append", metavar="NAME", help="repeat it for several")
+    parser.add_argument("--against", metavar="NAME", default=BASELINE)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_intermixed_args(arguments)
@@ -201,7 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = asked(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{given.out.resolve()}/mlflow.db"
-    ways = contenders(given.contenders, given.only)
+    ways = contenders(given.contenders, [given.against, *(given.only or ())])
+    trained = {BASELINE, given.against, *(given.only or ways)}
     judge = judge_of(prepared(given.recipe, given.changes, {}))
     stop = StopRequest()
     stop.listen()
@@ -213,6 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recipe = prepared(given.recipe, [*given.changes, *place], way)
             if rate_points(recipe.runs()[-1]) != rate_points(judge):
                 raise SystemExit(f"{name}: a contender has the rate weights of the baseline")
+            if name not in trained and not all(run.complete for run in recipe.runs()):
+                continue
             with progress(f"{name}, seed {seed}", "steps") as report:
                 session = Session(accelerator, stop, report)
                 try:
@@ -221,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     print(error)
                     return stop.code
             rows.append({"contender": name, "seed": seed, "evaluations": judged})
-            quality_report.write(given.out, given.recipe, rows)
+            quality_report.write(given.out, given.recipe, rows, given.against)
     print((given.out / "results.md").read_text(encoding="utf-8"))
     return 0
 

@@ -20,27 +20,33 @@ AXES = {"samples": "samples", "cpu": "CPU seconds"}
 Evaluations = Sequence[dict[str, Any]]
 
 
-def write(out: Path, recipe: str, rows: Sequence[dict[str, Any]]) -> None:
+def write(
+    out: Path, recipe: str, rows: Sequence[dict[str, Any]], against: str = "baseline"
+) -> None:
     """Write results.json, results.md and results.svg of the runs so far to `out`.
 
-    `rows` have a contender's name, a seed, and its evaluations; the baseline's come first.
+    `rows` have a contender's name, a seed, and its evaluations.
     """
-    numbers = compared(rows)
+    numbers = compared(rows, against)
     write_json(out / "results.json", {"recipe": recipe, "runs": list(rows), "compared": numbers})
-    write_text(out / "results.md", table(numbers))
+    write_text(out / "results.md", table(numbers, against))
     plot(out / "results.svg", rows)
 
 
-def compared(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float | None]]]:
+def compared(
+    rows: Sequence[dict[str, Any]], against: str = "baseline"
+) -> dict[str, dict[str, list[float | None]]]:
     """Return, for each contender, a number a seed against the baseline of that seed.
+
+    The baseline is the contender `against`; seeds that it has not been trained at are left out.
 
     `cost` is the final held-out cost; `to_samples` and `to_cpu` are what it took to the baseline's
     final cost, as shares of what that took (None: it did not get there); `cpu` is what all of it
     took, as such a share; `bd_rate` compares the final models, in percent (None: no curve).
     """
-    anchors = {row["seed"]: row["evaluations"] for row in rows if row["contender"] == "baseline"}
+    anchors = {row["seed"]: row["evaluations"] for row in rows if row["contender"] == against}
     found: dict[str, dict[str, list[float | None]]] = {}
-    for row in rows:
+    for row in (row for row in rows if row["seed"] in anchors):
         anchor, own = anchors[row["seed"]], row["evaluations"]
         last, goal = anchor[-1], anchor[-1]["held_out"]["cost"]
         numbers = {
@@ -87,10 +93,11 @@ def _bd_rate(anchor: dict[str, float], test: dict[str, float]) -> float | None:
         return None
 
 
-def table(numbers: dict[str, dict[str, list[float | None]]]) -> str:
+def table(numbers: dict[str, dict[str, list[float | None]]], against: str = "baseline") -> str:
     """Return the comparison as a table in Markdown: medians, with the range over the seeds."""
+    whose = "the baseline's" if against == "baseline" else f"{against}'s"
     lines = [
-        "| contender | seeds | samples to the baseline's cost | CPU seconds to it | all CPU seconds"
+        f"| contender | seeds | samples to {whose} cost | CPU seconds to it | all CPU seconds"
         " | final cost | BD-rate |",
         "|---|---|---|---|---|---|---|",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -154,6 +155,47 @@ def test_a_pyramid_starts_with_a_picture() -> None:
     with torch.no_grad():
         output = model(x)
     assert -10 * (output.x_hat - x).square().mean().log10() > 25
+
+
+def with_shortcuts() -> CCAConfig:
+    return replace(CCAConfig.tiny(), shortcuts=True)
+
+
+def test_shortcuts_carry_a_picture_linearly_beside_the_transforms() -> None:
+    torch.manual_seed(0)
+    model = CCAModel(with_shortcuts()).eval()
+    model.requires_grad_(False)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.split(".")[1] in ("down", "up", "blocks", "last"):
+                parameter.zero_()
+    x, other = torch.rand(2, 1, 3, 64, 96)
+    y, y_other = model.analysis(x), model.analysis(other)
+    assert y.shape == (1, 48, 4, 6)
+    torch.testing.assert_close(model.analysis(x + other), y + y_other)
+    # Orthonormal at the start: nothing grows on its way, there or back.
+    back = model.synthesis(y)
+    assert back.shape == x.shape
+    assert x.norm() >= y.norm() >= back.norm() > y.norm() / 2
+
+
+def test_a_pyramid_leaves_shortcuts_for_later() -> None:
+    config = with_shortcuts()
+    x = torch.rand(1, 3, 64, 64, generator=torch.manual_seed(1))
+    found = []
+    for one in (config, replace(config, shortcuts=False)):
+        torch.manual_seed(0)
+        model = CCAModel(one).eval()
+        start_as_pyramid(model)
+        found.append(model.analysis(x))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_config_says_that_there_are_shortcuts_only_where_there_are() -> None:
+    assert "shortcuts" not in CCAConfig.tiny().to_dict()
+    assert CCAConfig.from_mapping(with_shortcuts().to_dict()) == with_shortcuts()
+    with pytest.raises(CodecError, match="shortcuts must be true or false"):
+        CCAConfig.from_mapping({"shortcuts": 1})
 
 
 @pytest.mark.slow

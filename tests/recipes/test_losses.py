@@ -182,6 +182,35 @@ def test_frozen_parts_get_no_gradient(write_recipe) -> None:
     assert trained == {"synthesis", "context"}
 
 
+def test_rates_are_counted_on_rounded_latents_where_a_stage_says_so(write_recipe) -> None:
+    path, weights = write_recipe(), Weights(0.3, 1, 1)
+    noisy, rounded = make(path), make(path, "stages.0.quantisation=rounded")
+    rounded.load_state_dict(noisy.state_dict())
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        coded = noisy.model.eval()(x)
+    bits = sum(-likelihoods.log2().sum() for likelihoods in coded.likelihoods.values())
+    expected = bits.item() / (2 * 64 * 64)
+    found = one_pass(rounded, weights)
+    assert found["bpp"] == pytest.approx(expected, rel=1e-4)
+    assert one_pass(noisy.train(), weights)["bpp"] != pytest.approx(expected, rel=1e-3)
+    # Straight through: the rate teaches the transforms as well.
+    assert gradients(rounded, "model.analysis").abs().sum() > 0
+
+
+def test_the_entropy_model_alone_learns_from_rounded_latents(write_recipe) -> None:
+    frozen = "stages.0.frozen=[analysis, synthesis]"
+    module = make(write_recipe(), "cca.mode=off", "stages.0.quantisation=rounded", frozen)
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], 1e-2)
+    costs = []
+    for _ in range(6):
+        found = one_pass(module, Weights(0.3, 1, 1))
+        costs.append(found["bpp"])
+        optimizer.step()
+        module.zero_grad()
+    assert costs[-1] < costs[0]
+
+
 @pytest.mark.parametrize("mode", ["off", "adversarial"])
 def test_early_slices_are_pulled_to_their_share(write_recipe, mode: str) -> None:
     path = write_recipe()

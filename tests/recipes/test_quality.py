@@ -49,6 +49,9 @@ def test_contenders_are_trained_by_training_itself_and_compared(
     before = {name: (run / quality.LOG).read_bytes() for name, run in runs.items()}
     assert quality.main([*words, "--seeds", "1", "--out", "q"]) == 0
     assert before == {name: (run / quality.LOG).read_bytes() for name, run in runs.items()}
+    # Nor is it left out of the results where others alone are trained.
+    assert quality.main([*words, "--seeds", "1", "--out", "q", "--only", "faster"]) == 0
+    assert set(quality_report.read(Path("q"))["compared"]) == {"baseline", *CONTENDERS}
     # The weights are those of training: the same cost to the last bit.
     plain = [str(path), f"data.validation={held_out}", "seed=0", "out=plain"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/q/mlflow.db")
@@ -84,6 +87,23 @@ def test_time_to_quality_is_where_the_curve_meets_the_baselines_end() -> None:
     table = quality_report.table(found)
     assert "| good | 2 | 0.312x (0.25 to 0.375) |" in table
     assert "| bad | 2 | 1x, not reached by 1 |" in table
+
+
+def test_contenders_are_compared_with_another_than_the_recipe() -> None:
+    rows = [
+        {"contender": name, "seed": seed, "evaluations": evaluations(*costs)}
+        for name, seed, costs in (
+            ("baseline", 0, (8, 6, 5, 4)),
+            ("good", 0, (6, 3, 2, 1)),
+            ("better", 0, (2, 1)),
+            ("better", 1, (2, 1)),
+        )
+    ]
+    found = quality_report.compared(rows, "good")
+    # At seed 1 there is nothing to compare with.
+    assert found["better"]["to_samples"] == [2 / 4]
+    assert found["baseline"]["to_samples"] == [None]
+    assert "samples to good's cost" in quality_report.table(found, "good")
 
 
 def test_final_models_for_several_rates_are_compared_by_bd_rate() -> None:

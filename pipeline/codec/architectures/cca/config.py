@@ -53,6 +53,8 @@ class CCAConfig(Config):
     hyper_latent_channels: int = 192
     # Widths inside the context model's heads.
     head_channels: tuple[int, int] = (224, 128)
+    # Whether linear paths of wavelets run beside the transforms (see `wavelets`).
+    shortcuts: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,6 +67,8 @@ class CCAConfig(Config):
             check_integer(name, getattr(self, name), least=1)
         check_integer("slices", self.slices, least=2)
         check_integer("context_blocks", self.context_blocks, least=0)
+        if not isinstance(self.shortcuts, bool):
+            raise CodecError(f"shortcuts must be true or false, not {self.shortcuts!r}")
         if any(width % 2 for width in self.transform_channels):
             raise CodecError(f"transform_channels must be even, not {self.transform_channels}")
         check_slices(self.latent_channels, self.slices, self.slice_exponent)
@@ -142,7 +146,8 @@ class CCAConfig(Config):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values (tuples as lists), no rate weights if none.
 
-        The architecture is not named: files were made, and have fingerprints, from before there
-        was another.
+        Neither the architecture is named nor that there are no shortcuts: files were made, and have
+        fingerprints, from before there were others.
         """
-        return {name: value for name, value in super().to_dict().items() if name != "architecture"}
+        left_out = {"architecture"} if self.shortcuts else {"architecture", "shortcuts"}
+        return {name: value for name, value in super().to_dict().items() if name not in left_out}

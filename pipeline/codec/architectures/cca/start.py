@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.codec.architectures.cca.wavelets import close
 from pipeline.codec.layers import ResidualBottleneck
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def start_as_pyramid(model: CCAModel) -> None:
         if isinstance(module, ResidualBottleneck):
             module.restore.get_parameter("weight").zero_()
             module.restore.get_parameter("bias").zero_()
+    for transform in (model.analysis, model.synthesis):
+        close(transform.shortcuts)
     _spread_scales(model, bands)
 
 

@@ -5,9 +5,13 @@ Shapes: N batch, M latent channels, Z hyper-latent channels; h = H/16, w = W/16.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from pipeline.codec.architectures.cca.config import RESIDUAL_BLOCKS, CCAConfig
+from pipeline.codec.architectures.cca.wavelets import WaveletDown, WaveletUp
 from pipeline.codec.layers import NAFBlock, ResidualBottleneck, conv, deconv
 
 
@@ -34,13 +38,12 @@ class Analysis(nn.Module):
             for width, count in zip(widths, config.transform_blocks, strict=True)
         )
         self.last = conv(widths[-1], config.latent_channels, 5, stride=2)
+        sizes = (*inputs, widths[-1], config.latent_channels) if config.shortcuts else ()
+        self.shortcuts = nn.ModuleList(WaveletDown(*both) for both in pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the latent y of pictures in [0, 1]."""
-        for down, blocks in zip(self.down, self.blocks, strict=True):
-            x = blocks(down(x))
-        y: Tensor = self.last(x)
-        return y
+        return _through(x, [*self.down, self.last], self.blocks, self.shortcuts)
 
 
 class Synthesis(nn.Module):
@@ -58,13 +61,27 @@ class Synthesis(nn.Module):
             for width, count in zip(widths, config.transform_blocks[::-1], strict=True)
         )
         self.last = deconv(widths[-1], 3, 5, stride=2)
+        sizes = (*inputs, widths[-1], 3) if config.shortcuts else ()
+        self.shortcuts = nn.ModuleList(WaveletUp(*both) for both in pairwise(sizes))
 
     def forward(self, y_hat: Tensor) -> Tensor:
         """Return pictures, about [0, 1]."""
-        for up, blocks in zip(self.up, self.blocks, strict=True):
-            y_hat = blocks(up(y_hat))
-        x_hat: Tensor = self.last(y_hat)
-        return x_hat
+        return _through(y_hat, [*self.up, self.last], self.blocks, self.shortcuts)
+
+
+def _through(
+    x: Tensor, changes: Sequence[nn.Module], blocks: nn.ModuleList, shortcuts: nn.ModuleList
+) -> Tensor:
+    """Run x through `changes` of resolution, the `blocks` behind each, and the path beside them."""
+    beside = x
+    for level, change in enumerate(changes):
+        x = change(x)
+        if level < len(blocks):
+            x = blocks[level](x)
+        if level < len(shortcuts):
+            beside = shortcuts[level](beside)
+            x = x + beside
+    return x
 
 
 def hyper_analysis(config: CCAConfig) -> nn.Sequential:
