@@ -30,6 +30,7 @@ from shards.sources.base import LISTING, Listed, decode_path
 from shards.store import Store
 
 NOTES = 20  # sentences on what was left out that a plan keeps
+REPEATED = ["source", "label"]  # columns whose values come again and again
 BLOCK = 512  # a tar's unit: a header takes one, contents are filled up to one
 ROWS = (
     LISTING.append(pa.field("captions", pa.list_(pa.string())))
@@ -180,7 +181,7 @@ class _Maker:
         self._spec = options.spec
         self.listed = self.shards = self.bytes = 0
         self.labels: set[str] = set()
-        self._writer = pq.ParquetWriter(file, ROWS, compression="zstd")
+        self._writer = pq.ParquetWriter(file, ROWS, compression="zstd", use_dictionary=REPEATED)
         self._held: list[pa.Table] = []  # rows of the shard that is not full yet
         self._held_bytes = 0
 
