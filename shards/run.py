@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -16,10 +16,10 @@ from pipeline.common.progress import Progress
 from shards.errors import ShardsError
 from shards.making.finish import finish, missing_shards
 from shards.making.listing import Corpus, list_corpus
-from shards.making.members import LOOKED_AT, common_ending
-from shards.making.partial import failures_named, partial_file, settle, sweep
+from shards.making.partial import failures_named, sweep
 from shards.making.plan import Plan, PlanRows, make_plans
-from shards.making.resume import check_contents, check_foreign, check_options, check_source, clear
+from shards.making.planning import Planner
+from shards.making.resume import clear
 from shards.making.workers import Done, ShardJob, run_jobs
 from shards.making.write import Context, Form, ShardMaker
 from shards.manifest import Manifest
@@ -168,82 +168,14 @@ class _Run:
             sweep(self.store, split)
             if fresh:
                 clear(self.store, split)
-        return [self.make(plan) for plan in self.plans(corpus)]
-
-    def plans(self, corpus: Corpus) -> list[Plan]:
-        """Return every split's plan: those of before if they still hold, new ones otherwise.
-
-        Raises:
-            ShardsError: the destination holds something else.
-        """
-        names = self.store.names()
-        splits = list(parse_split(self.options.split))
-        stored = {split: Plan.read(self.store, split) for split in splits}
-        for split, plan in stored.items():
-            if plan is None:
-                check_foreign(self.store, split, names)
-            else:
-                check_options(self.store, plan, self.options)
-        plans = [plan for plan in stored.values() if plan and plan.stamp == corpus.stamp]
-        return plans if len(plans) == len(splits) else self._new_plans(corpus, stored)
-
-    def _new_plans(self, corpus: Corpus, stored: Mapping[str, Plan | None]) -> list[Plan]:
-        """Plan anew, and keep that where it differs from what is stored in nothing but times."""
-        with contextlib.ExitStack() as stack:
-            files = {
-                split: stack.enter_context(partial_file(self.store, Plan.rows_name(split)))
-                for split in stored
-            }
-            rows = {split: partial.file for split, partial in files.items()}
-            ending = self._ending(corpus, stored)
-            plans = make_plans(corpus, self.options, rows, self._duplicates(corpus), ending)
-            for split, partial in files.items():
-                partial.file.flush()
-                before = stored[split]
-                gone = self._check_same(before, corpus, partial.path) if before else ""
-                if before and gone:
-                    plans[split] = replace(before, notes=[*before.notes, gone])
-                elif before is None or self.part == (0, 1):
-                    settle(self.store, partial, Plan.rows_name(split))
-                    plans[split].write(self.store)
-        return list(plans.values())
-
-    def _ending(self, corpus: Corpus, stored: Mapping[str, Plan | None]) -> str:
-        """Return the ending of all pictures: that of shards that are there already, if any."""
-        before = next((plan for plan in stored.values() if plan), None)
-        if before is not None:
-            return before.ending
-        return common_ending(corpus.tally, self.sources, corpus.first(LOOKED_AT))
-
-    def _duplicates(self, corpus: Corpus) -> dict[str, str]:
-        """Return the pictures to leave out, if that is asked for."""
-        kind = self.options.dedupe
-        if kind == "none":
-            return {}
-        from shards.making.duplicates import (
-            find_duplicates,  # needs SciPy, which takes long to import
+        planner = Planner(
+            self.store, self.sources, self.options, self.workers, self.part, self.progress
         )
-
-        return find_duplicates(corpus, self.sources, kind, self.workers, self.progress)
-
-    def _check_same(self, before: Plan, corpus: Corpus, path: Path) -> str:
-        """Refuse to go on when what `path` plans is not what `before` planned.
-
-        Returns a sentence on pictures that are gone, where that is all that differs.
-        """
-        missing = set(missing_shards(self.store.names(), before))
-        with PlanRows(path.open("rb")) as now, PlanRows.of(self.store, before.split) as then:
-            if before.source_digest != corpus.digest:
-                rows = (then, now)
-                return check_source(self.store, before, corpus.digest, rows, bool(missing))
-            done = set(self._mine(before)) - missing
-            crops = crops_of(self.options.augment)
-            check_contents(self.store, before.split, then, now, done, self.sources, crops)
-        return ""
+        return [self.make(plan) for plan in planner.plans(corpus)]
 
     def make(self, plan: Plan) -> Summary:
         """Make the shards of `plan` that are missing; finish if then all are there."""
-        mine = set(self._mine(plan))
+        mine = set(plan.part(self.part))
         todo = [one for one in missing_shards(self.store.names(), plan) if one in mine]
         if todo:
             self._make_shards(plan, todo)
@@ -260,9 +192,11 @@ class _Run:
         form = Form(classes, plan.ending, tuple(plan.members))
         with (
             self._servers() as servers,
-            PlanRows.of(self.store, plan.split) as rows,
+            PlanRows.of(self.store, plan) as rows,
         ):
-            context = Context(plan.split, self.store, self.sources, self.options, form, servers)
+            context = Context(
+                plan.split, self.store, self.sources, self.options, form, servers, plan.identity
+            )
             total = sum(rows.counts[number] for number in numbers)
             jobs = (ShardJob(number, rows.shard(number)) for number in numbers)
             workers = self.workers if read_anywhere(self.sources) else 1
@@ -289,9 +223,6 @@ class _Run:
         with contextlib.closing(maker), PlanRows(rows) as planned:
             few = planned.shard(0).slice(0, SHOWN).to_pylist() if planned.counts else []
             write_sheet(sheet, self.options, few, maker.prepare)
-
-    def _mine(self, plan: Plan) -> range:
-        return range(self.part[0], plan.shards, self.part[1])
 
 
 def _finished(store: Store, plan: Plan, made: int) -> Summary:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-from pipeline.common.atomic import PARTIAL, flush, write_bytes
+from pipeline.common.atomic import PARTIAL, create_bytes, flush, write_bytes
 from pipeline.common.errors import RunError, UsageError
 from pipeline.common.pictures.errors import first_line
 from pipeline.common.retries import Retries
@@ -25,7 +25,7 @@ RETRIES = Retries(attempts=4, pause=1.0)
 # library tries for some seconds by itself.
 AT_FIRST = Retries(attempts=1)
 # What asking again does not change.
-FINAL = (FileNotFoundError, PermissionError, UsageError, RunError)
+FINAL = (FileNotFoundError, FileExistsError, PermissionError, UsageError, RunError)
 
 # Names of errors, each client library's own, that say who is asking: asking again is no use.
 ACCESS = re.compile("Credential|Auth|Forbidden|AccessDenied|NoSuchBucket|TokenRetrieval")
@@ -101,6 +101,24 @@ class Store:
             return
         write_bytes(self.folder / name, data)
 
+    def create(self, name: str, data: bytes) -> None:
+        """Write file `name` whole, unless others have: of several at once, one succeeds.
+
+        That the same bytes are there already counts as success. S3, Google's and Azure's stores
+        create a file or refuse to; elsewhere two in the same instant may both believe that they
+        did, so look again before anything depends on it.
+
+        Raises:
+            FileExistsError: it is there, with other bytes.
+        """
+        with contextlib.suppress(FileExistsError):
+            if self.folder is not None:
+                create_bytes(self.folder / name, data)
+            else:
+                retried(partial(self._create, name, data), self.where(name))
+        if self.read(name) != data:
+            raise FileExistsError(f"{self.where(name)} is there")
+
     def settle(self, path: Path, name: str, more_follows: bool = False) -> None:
         """Move the complete, flushed local file `path` to `name`; `path` is gone afterwards.
 
@@ -138,9 +156,27 @@ class Store:
             return set()
         return {one["name"].rsplit("/", 1)[-1] for one in listing if one["type"] == "file"}
 
+    def _create(self, name: str, data: bytes) -> None:
+        fs, where = self._remote(), self.where(name)
+        if fs.exists(where):
+            raise FileExistsError(where)
+        if not self._uploads_whole:
+            self._upload(name, lambda target: fs.pipe_file(target, data))
+            return
+        try:
+            fs.pipe_file(where, data, mode="create")
+        except Exception as error:  # each store says in its own way that the file is there
+            if fs.exists(where):
+                raise FileExistsError(where) from error
+            raise
+
+    @property
+    def _uploads_whole(self) -> bool:
+        return self.url.split("://")[0] in WHOLE_UPLOADS
+
     def _upload(self, name: str, send: Callable[[str], object]) -> None:
         target = self.where(name)
-        if self.url.split("://")[0] in WHOLE_UPLOADS:
+        if self._uploads_whole:
             send(target)
             return
         self._remote().makedirs(self.url, exist_ok=True)

@@ -33,6 +33,8 @@ PARTIAL = ".partial"
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What file systems answer that can't flush a folder; there is nothing else to do there.
 CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM}
+# What file systems answer that know no second name of a file.
+CANNOT_LINK = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
 LONGEST_NAME = 255
 BUFFER = 1 << 20
 # A file of another machine, whose locks may not be seen here, is left alone for so long.
@@ -157,6 +159,33 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Replace `path` by `content` as JSON. Raises as `writing`."""
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def create_bytes(path: Path, data: bytes) -> None:
+    """Put `data` into a new file `path`, whole: of several that do so at once, one succeeds.
+
+    Raises:
+        FileExistsError: the file is there.
+        NoSpaceError: the disk is full.
+    """
+    with space_for(path):
+        _make_folder(path.parent)
+        partial = PartialFile(path.parent, path.name)
+        try:
+            partial.file.write(data)
+            partial.flush()
+            try:
+                os.link(partial.path, path)
+            except OSError as error:
+                if error.errno not in CANNOT_LINK:
+                    raise
+                with path.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            flush(path.parent)
+        finally:
+            partial.discard()
 
 
 def write_at(descriptor: int, data: bytes, offset: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 from pipeline.common.documents import parse
 from shards import arrays
 from shards.errors import ShardsError
-from shards.making.plan import Plan
+from shards.making.plan import Plan, check_planned
 from shards.making.sample import REJECTS
 from shards.manifest import Manifest, ShardInfo, shard_name
 from shards.options import crops_of
@@ -36,11 +37,11 @@ def missing_shards(names: set[str], plan: Plan) -> list[int]:
     ]
 
 
-def read_sidecar(store: Store, name: str) -> tuple[ShardInfo, list[dict[str, Any]]]:
+def read_sidecar(store: Store, name: str, plan: str = "") -> tuple[ShardInfo, list[dict[str, Any]]]:
     """Return what the sidecar of shard `name` says of the tar, and the pictures it rejected.
 
     Raises:
-        ShardsError: it is not a sidecar.
+        ShardsError: it is not a sidecar, or that of a plan whose identity is not `plan`.
     """
     file = f"{name}.parquet"
     try:
@@ -48,18 +49,25 @@ def read_sidecar(store: Store, name: str) -> tuple[ShardInfo, list[dict[str, Any
             metadata = pq.read_schema(stream).metadata or {}
         facts = parse(metadata[b"shard"])
         rejects = parse(metadata[b"rejects"])
-        return ShardInfo(name=name, **facts), rejects
+        info = ShardInfo(name=name, **facts)
+        of_plan = metadata.get(b"plan", b"").decode()
     except (KeyError, TypeError, ValueError, pa.ArrowInvalid) as error:
         raise ShardsError(
             f"{store.where(file)} is damaged: delete it and run the same command again"
         ) from error
+    if plan and of_plan and of_plan != plan:
+        raise ShardsError(
+            f"{store.where(file)} was made by another run that had another plan: "
+            "delete it and run the same command again"
+        )
+    return info, rejects
 
 
 def finish(store: Store, plan: Plan, created_with: dict[str, Any]) -> Manifest:
     """Write the rejects table, then the manifest.
 
     Raises:
-        ShardsError: a shard is missing, or not one picture could be used.
+        ShardsError: a shard is missing or of another plan, or not one picture could be used.
     """
     missing = missing_shards(store.names(), plan)
     if missing:
@@ -69,7 +77,7 @@ def finish(store: Store, plan: Plan, created_with: dict[str, Any]) -> Manifest:
         )
     infos, rejects = [], []
     for number in range(plan.shards):
-        info, rejected = read_sidecar(store, shard_name(plan.split, number))
+        info, rejected = read_sidecar(store, shard_name(plan.split, number), plan.identity)
         infos.append(info)
         rejects.extend(rejected)
     _write_rejects(store, plan.split, rejects)
@@ -80,8 +88,18 @@ def finish(store: Store, plan: Plan, created_with: dict[str, Any]) -> Manifest:
             f"not one of the {plan.listed} pictures could be used ({reasons}): "
             f"see {store.where(rejects_name(plan.split))}, change the options and add --fresh"
         )
+    check_planned(store, plan.split, plan.identity)
     manifest.write(store)
+    _remove_others_rows(store, plan)
     return manifest
+
+
+def _remove_others_rows(store: Store, plan: Plan) -> None:
+    """Remove the rows of plans of this split that were drawn up and never used."""
+    rows = re.compile(rf"\.{re.escape(plan.split)}\.plan(\.[0-9a-f]+)?\.parquet")
+    for name in store.names():
+        if rows.fullmatch(name) and name != plan.rows_file:
+            store.remove(name)
 
 
 def _manifest(

@@ -1,8 +1,9 @@
 """The plan of a split: which sample goes into which shard. Made once, then only read.
 
-It is stored in the destination as `.SPLIT.plan.parquet`, a row group a shard, so that whoever makes
-a shard reads the rows of that shard alone; `.SPLIT.plan.json` beside it is written last and says
-what the plan was made from.
+It is stored in the destination as `.SPLIT.plan.DIGEST.parquet`, a row group a shard, so that
+whoever makes a shard reads the rows of that shard alone; `.SPLIT.plan.json` beside it is written
+last, names it, and says what the plan was made from. Of two runs that plan at once, one creates it
+and has the split.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ from shards.store import Store
 
 NOTES = 20  # sentences on what was left out that a plan keeps
 REPEATED = ["source", "label"]  # columns whose values come again and again
+# Options that the shards of a plan depend on.
+IDENTIFYING = (
+    *("seed", "shard_size", "min_side", "max_area", "max_aspect"),
+    *("check", "dedupe", "labels"),
+)
 BLOCK = 512  # a tar's unit: a header takes one, contents are filled up to one
 ROWS = (
     LISTING.append(pa.field("captions", pa.list_(pa.string())))
@@ -46,7 +52,8 @@ class Plan:
 
     `sources` are names as messages show them; `classes` are labels in the order of their numbers.
     `ending` is that of every picture's member ("": its own format's, as plans were made before),
-    `members` are endings that every sample has a member of.
+    `members` are endings that every sample has a member of. `rows` is the name of the file with the
+    rows ("": `.SPLIT.plan.parquet`, as plans were made before).
     """
 
     split: str
@@ -62,16 +69,27 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     ending: str = ""
     members: list[str] = field(default_factory=list)
+    rows: str = ""
 
     @staticmethod
     def file_name(split: str) -> str:
         """Return the name of the plan's file in a destination."""
         return f".{split}.plan.json"
 
-    @staticmethod
-    def rows_name(split: str) -> str:
-        """Return the name of the file with the plan's rows."""
-        return f".{split}.plan.parquet"
+    @property
+    def rows_file(self) -> str:
+        """The name of the file with the plan's rows."""
+        return self.rows or f".{self.split}.plan.parquet"
+
+    @property
+    def identity(self) -> str:
+        """Short hash of what the shards depend on: plans that differ in times alone share it.
+
+        How pictures are augmented is not part of it, since later versions write more of it down.
+        """
+        said = [self.split, self.source_digest, self.shards, self.listed, self.ending]
+        said += [self.options.get(name) for name in IDENTIFYING]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 
     @classmethod
     def read(cls, store: Store, split: str) -> Plan | None:
@@ -84,11 +102,39 @@ class Plan:
             where = store.where(cls.file_name(split))
             raise ShardsError(f"{where} is not a plan: start anew with --fresh") from error
 
+    def part(self, part: tuple[int, int]) -> range:
+        """Return the numbers of the shards that part I of N, `part`, makes."""
+        return range(part[0], self.shards, part[1])
+
     def write(self, store: Store) -> None:
         """Write `.SPLIT.plan.json`."""
-        store.write(
-            self.file_name(self.split), (json.dumps(asdict(self), indent=1) + "\n").encode()
-        )
+        store.write(self.file_name(self.split), self._text())
+
+    def claim(self, store: Store) -> None:
+        """Create `.SPLIT.plan.json`; raises FileExistsError where there is another plan."""
+        store.create(self.file_name(self.split), self._text())
+
+    def _text(self) -> bytes:
+        return (json.dumps(asdict(self), indent=1) + "\n").encode()
+
+
+def check_planned(store: Store, split: str, identity: str) -> None:
+    """Refuse to write more of a split once its plan is not the one of `identity` any more.
+
+    Raises:
+        ShardsError: another run planned it anew meanwhile, or its plan was removed.
+    """
+    plan = Plan.read(store, split)
+    if plan is None or plan.identity != identity:
+        raise planned_anew(store, split)
+
+
+def planned_anew(store: Store, split: str) -> ShardsError:
+    """Return the error of a run that another one has taken the split from."""
+    return ShardsError(
+        f"{store}: another run started split {split!r} anew, or its plan was removed, while this "
+        "run went on: nothing more is written; let one run end before you start another there"
+    )
 
 
 class PlanRows:
@@ -101,9 +147,9 @@ class PlanRows:
         self.counts = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
 
     @classmethod
-    def of(cls, store: Store, split: str) -> PlanRows:
-        """Open the stored rows of `split`."""
-        return cls(store.open(Plan.rows_name(split)))
+    def of(cls, store: Store, plan: Plan) -> PlanRows:
+        """Open the stored rows of `plan`."""
+        return cls(store.open(plan.rows_file))
 
     def __enter__(self) -> PlanRows:
         return self

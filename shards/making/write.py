@@ -21,6 +21,7 @@ from shards.making.check import Facts, RejectedError, examine
 from shards.making.inorder import in_order
 from shards.making.members import BLANK
 from shards.making.partial import partial_file, settle
+from shards.making.plan import check_planned
 from shards.making.sample import SIDECAR, Ready, reject_row
 from shards.making.tar import TarFile
 from shards.manifest import ShardInfo, shard_name
@@ -45,7 +46,11 @@ class Form:
 
 @dataclass(frozen=True)
 class Context:
-    """What all shards of a split have in common; `servers` are addresses of those that augment."""
+    """What all shards of a split have in common.
+
+    `servers` are addresses of processes that augment; `plan` is the plan's identity ("": nobody
+    planned).
+    """
 
     split: str
     store: Store
@@ -53,6 +58,7 @@ class Context:
     options: Options
     form: Form = field(default_factory=Form)
     servers: Sequence[str] = ()
+    plan: str = ""
 
 
 @dataclass
@@ -71,7 +77,7 @@ class ShardMaker:
         """Write shard `number` from its rows of the plan: the tar, then the sidecar that counts.
 
         Raises:
-            ShardsError: the source changed since it was listed.
+            ShardsError: the source changed since it was listed, or the split was planned anew.
             ShardsRuntimeError: the disk is full, or the store does not answer.
         """
         name = shard_name(self.context.split, number)
@@ -88,6 +94,7 @@ class ShardMaker:
                 size = sum(len(one.picture) for one in ready)
                 self.on_picture(size + sum(one["size"] for one in refused), len(ready))
             info = tar.finish(name, len(table))
+            self._check_planned()
             settle(self.context.store, partial, info.tar, more_follows=True)
         self._write_sidecar(info, table, rejects)
         return info
@@ -108,11 +115,17 @@ class ShardMaker:
         self, info: ShardInfo, table: list[dict[str, Any]], rejects: list[dict[str, Any]]
     ) -> None:
         facts = {"samples": info.samples, "bytes": info.bytes, "sha256": info.sha256}
-        schema = SIDECAR.with_metadata({"shard": json.dumps(facts), "rejects": json.dumps(rejects)})
+        said = {"shard": json.dumps(facts), "rejects": json.dumps(rejects)}
+        schema = SIDECAR.with_metadata({**said, "plan": self.context.plan})
         with partial_file(self.context.store, info.sidecar) as partial:
             content = arrays.table(table, schema)
             pq.write_table(content, partial.file, compression="zstd")
+            self._check_planned()
             settle(self.context.store, partial, info.sidecar)
+
+    def _check_planned(self) -> None:
+        if self.context.plan:
+            check_planned(self.context.store, self.context.split, self.context.plan)
 
     def _groups(
         self, number: int, rows: Iterable[dict[str, Any]], threads: int
