@@ -33,6 +33,7 @@ TOO_LARGE = str(Refusal.TOO_LARGE)
 TOO_LONG = "too elongated"
 MISSING = "missing"
 UNREADABLE = "unreadable"
+CHANGED = "changed"
 DUPLICATE = "duplicate"
 NEAR_DUPLICATE = "near duplicate"
 # What the check "none" keeps all the same.

@@ -108,14 +108,14 @@ class Plan:
 
     def write(self, store: Store) -> None:
         """Write `.SPLIT.plan.json`."""
-        store.write(self.file_name(self.split), self._text())
+        store.write(self.file_name(self.split), self._text().encode())
 
     def claim(self, store: Store) -> None:
         """Create `.SPLIT.plan.json`; raises FileExistsError where there is another plan."""
-        store.create(self.file_name(self.split), self._text())
+        store.create(self.file_name(self.split), self._text().encode())
 
-    def _text(self) -> bytes:
-        return (json.dumps(asdict(self), indent=1) + "\n").encode()
+    def _text(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
 
 
 def check_planned(store: Store, split: str, identity: str) -> None:

@@ -27,7 +27,7 @@ from shards.making.tar import TarFile
 from shards.manifest import ShardInfo, shard_name
 from shards.options import Options
 from shards.sources import Entry, Reader, Sample, Source, UnreadableError, reading_threads
-from shards.sources.base import GoneError, decode_path, stem_and_ending
+from shards.sources.base import ChangedError, GoneError, decode_path, stem_and_ending
 from shards.sources.values import json_value
 from shards.store import Store
 
@@ -156,10 +156,8 @@ class ShardMaker:
             options = self.context.options
             decoded = options.augment is not None
             facts = examine(sample.data, options, _ending(row["location"]), decoded)
-        except GoneError:
-            problem = RejectedError(check.MISSING, "it was listed, and is gone since")
         except UnreadableError as error:
-            problem = RejectedError(check.UNREADABLE, str(error))
+            problem = RejectedError(_reason(error), error.detail)
         except PictureError as error:
             problem = RejectedError(str(error.refusal), error.detail)
         except RejectedError as error:
@@ -233,6 +231,11 @@ def _merged(text: bytes | None, known: dict[str, Any]) -> bytes:
         return text
     merged = json_value({**known, **own})
     return json.dumps(merged, sort_keys=True, ensure_ascii=False).encode()
+
+
+def _reason(error: UnreadableError) -> str:
+    known = {GoneError: check.MISSING, ChangedError: check.CHANGED}
+    return known.get(type(error), check.UNREADABLE)
 
 
 def _ending(location: bytes) -> str:

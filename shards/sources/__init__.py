@@ -109,7 +109,7 @@ def _file(spec: str) -> Source:
         return ZipSource(spec)
     if name.endswith(".parquet"):
         return _parquet([spec], spec.rpartition("/")[2])
-    if name.endswith((".txt", ".lst")) and not is_remote(spec):
+    if name.endswith((".txt", ".lst")):
         return ListSource(spec)
     raise ShardsError(f"source {spec} is no kind that is known: name {KINDS}")
 
@@ -147,7 +147,9 @@ def read_anywhere(sources: Sequence[Source]) -> bool:
 
 
 def _where(source: Source) -> str:
-    return str(getattr(source, "path", getattr(source, "root", "")))
+    """Return the path or URL that a source is read from, as far as it has one."""
+    names = ("first", "path", "root")
+    return next((str(getattr(source, name)) for name in names if hasattr(source, name)), "")
 
 
 def expand(pattern: str) -> list[str]:

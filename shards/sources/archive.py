@@ -21,7 +21,7 @@ from shards.sources.base import (
     stem_and_ending,
 )
 from shards.sources.captions import read_descriptions
-from shards.sources.files import Found, PartReader, add_files, add_samples
+from shards.sources.files import Found, PartReader, add_files, add_samples, read_parts
 from shards.sources.gathering import Gathering, add_linked
 from shards.sources.places import Place, ReadAhead, Window, is_remote, open_place
 from shards.sources.tarwalk import DamagedTarError, Member, plain, target, walk
@@ -96,8 +96,7 @@ class TarReader:
 
     def read(self, entry: Entry) -> Sample:
         """Return the bytes of the picture and its siblings."""
-        fields = {ending: self.part(part) for ending, part in entry.siblings}
-        return Sample(self.part(entry.picture), fields)
+        return read_parts(self, entry)
 
     def part(self, part: Part) -> bytes:
         """Return the bytes of one member; raises UnreadableError if they cannot be had."""

@@ -88,11 +88,35 @@ class Sample:
 
 
 class UnreadableError(Exception):
-    """A picture's bytes cannot be had; its message becomes the detail of the reject."""
+    """A picture's bytes cannot be had; `detail` is that of the reject."""
+
+    @property
+    def detail(self) -> str:
+        """Why, without the machine's paths."""
+        return str(self)
 
 
 class GoneError(ShardsError, UnreadableError):
-    """A picture that was listed is there no more; the others of its folder are."""
+    """A picture that was listed is there no more; the others of its source are."""
+
+    @property
+    def detail(self) -> str:
+        """What happened."""
+        return "it was listed, and is gone since"
+
+
+class ChangedError(ShardsError, UnreadableError):
+    """A picture has another size than when it was listed; the others of its source are there."""
+
+    def __init__(self, place: str, before: int, now: int) -> None:
+        how = f"had {before:,} bytes when it was listed, and has {now:,}"
+        super().__init__(f"the source changed while it was read: {place} {how}")
+        self.how = how
+
+    @property
+    def detail(self) -> str:
+        """Both sizes."""
+        return f"it {self.how}"
 
 
 class Reader(Protocol):

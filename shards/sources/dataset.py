@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from shards.errors import ShardsError
 from shards.sources.base import (
+    ChangedError,
     Entry,
     Listed,
     Part,
@@ -119,7 +120,7 @@ class DatasetReader:
             except OSError as error:
                 raise UnreadableError(error.strerror or str(error)) from None
         if len(data) != entry.picture.size:
-            raise ShardsError(f"the dataset changed while it was read: {entry.key}")
+            raise ChangedError(entry.key, entry.picture.size, len(data))
         fields, described = self._members(row)
         names = row.keys() - {*self._left_out, *fields, *described}
         meta = {name: json_value(row[name]) for name in sorted(names) if row[name] is not None}

@@ -10,8 +10,11 @@ from shards.sources.base import (
     MAX_SIDECAR,
     SIDECARS,
     ClassFolders,
+    Entry,
     Part,
     Rows,
+    Sample,
+    UnreadableError,
     clean_key,
     clean_text,
     is_hidden,
@@ -35,6 +38,22 @@ class PartReader(Protocol):
 
     def close(self) -> None:
         """Give back what was opened."""
+
+
+def read_parts(reader: PartReader, entry: Entry) -> Sample:
+    """Return the picture of `entry` and what lies beside it.
+
+    Raises:
+        UnreadableError: one of them cannot be had; of those beside, the message says which.
+        ShardsError: the source changed.
+    """
+    fields = {}
+    for ending, part in entry.siblings:
+        try:
+            fields[ending] = reader.part(part)
+        except UnreadableError as error:
+            raise UnreadableError(f"the .{ending} beside it: {error.detail}") from None
+    return Sample(reader.part(entry.picture), fields)
 
 
 def add_files(rows: Rows, files: Iterable[Found], classes: ClassFolders) -> list[Found]:

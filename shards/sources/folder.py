@@ -15,6 +15,7 @@ from queue import SimpleQueue
 
 from shards.errors import ShardsError
 from shards.sources.base import (
+    ChangedError,
     ClassFolders,
     Entry,
     GoneError,
@@ -28,7 +29,7 @@ from shards.sources.base import (
     encode_path,
 )
 from shards.sources.captions import is_description, read_descriptions
-from shards.sources.files import Found, PartReader, add_files, left_out
+from shards.sources.files import Found, PartReader, add_files, left_out, read_parts
 
 THREADS = 8
 PLAN = re.compile(r"\.([^.]+)\.plan\.json")
@@ -64,8 +65,7 @@ class FolderReader:
 
     def read(self, entry: Entry) -> Sample:
         """Return the file's bytes and those of its siblings."""
-        fields = {ext: self.part(part) for ext, part in entry.siblings}
-        return Sample(self.part(entry.picture), fields)
+        return read_parts(self, entry)
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -83,7 +83,7 @@ class FolderReader:
         except OSError as error:
             raise UnreadableError(error.strerror or str(error)) from None
         if len(data) != part.size:
-            raise ShardsError(changed(path, f"had {part.size} bytes and has {len(data)}"))
+            raise ChangedError(path, part.size, len(data))
         return data
 
 
@@ -115,7 +115,7 @@ def _holds_anything(folder: str) -> bool:
 
 def changed(path: str, how: str) -> str:
     """Return the sentence for a source that changed between listing and reading."""
-    return f"the source changed while it was read: {path} {how}; run again with --fresh"
+    return f"the source changed while it was read: {path} {how}"
 
 
 def scan(look: Callable[[Sequence[str]], Scanned]) -> Iterator[list[Found]]:

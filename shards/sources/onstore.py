@@ -8,7 +8,9 @@ from typing import Any, cast
 
 from shards.errors import ShardsError
 from shards.sources.base import (
+    ChangedError,
     Entry,
+    GoneError,
     Listed,
     Part,
     Rows,
@@ -17,7 +19,7 @@ from shards.sources.base import (
     decode_path,
     encode_path,
 )
-from shards.sources.files import Found
+from shards.sources.files import Found, read_parts
 from shards.sources.folder import Scanned, changed, collect_files, scan, without_shards
 from shards.sources.places import time_of
 from shards.store import remote, retried
@@ -68,22 +70,32 @@ class StoreFolderReader:
 
     def read(self, entry: Entry) -> Sample:
         """Return the file's bytes and those of its siblings."""
-        fields = {ext: self.part(part) for ext, part in entry.siblings}
-        return Sample(self.part(entry.picture), fields)
+        return read_parts(self, entry)
 
     def part(self, part: Part) -> bytes:
-        """Return the bytes of one file; raises ShardsError if it changed."""
+        """Return the bytes of one file; raises UnreadableError, or ShardsError if it changed."""
         url = f"{self._root}/{decode_path(part.location)}"
-        try:
-            data = retried(lambda: cast(bytes, self._fs.cat_file(url)), url)
-        except FileNotFoundError:
-            raise ShardsError(changed(url, "is gone")) from None
-        if len(data) != part.size:
-            raise ShardsError(changed(url, f"had {part.size} bytes and has {len(data)}"))
-        return data
+        return read_object(self._fs, url, part.size, self._root)
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+def read_object(fs: Any, url: str, size: int, root: str) -> bytes:
+    """Return the `size` bytes of the file at `url`.
+
+    Raises:
+        GoneError, ChangedError: the file is gone, or has another size.
+        ShardsError: so is `root`, which is no picture's fault; or the store refuses access.
+    """
+    try:
+        data = retried(lambda: cast(bytes, fs.cat_file(url)), url)
+    except FileNotFoundError:
+        kind = GoneError if retried(lambda: fs.exists(root), root) else ShardsError
+        raise kind(changed(url, "is gone")) from None
+    if len(data) != size:
+        raise ChangedError(url, size, len(data))
+    return data
 
 
 def _ls(fs: Any, url: str) -> list[dict[str, Any]]:

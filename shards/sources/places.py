@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import io
 import os
+import re
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -13,6 +14,7 @@ from shards.store import remote, retried
 
 # Bytes that one request to a store asks for, where less was wanted: at first, and in the end.
 LEAST, MOST = 1 << 16, 1 << 23
+URL = re.compile(r"[a-z][a-z0-9+.-]*(::[a-z0-9+.-]+)*://", re.IGNORECASE)
 TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")  # as stores call it
 
 
@@ -36,7 +38,7 @@ class Place(Protocol):
 
 def is_remote(name: str) -> bool:
     """Whether a source's name is an fsspec URL of something that is not a local file."""
-    return "://" in name and not name.startswith(("file://", "local://"))
+    return URL.match(name) is not None and not name.startswith(("file://", "local://"))
 
 
 def open_place(name: str) -> Place:

@@ -20,7 +20,7 @@ from shards.sources.base import (
     clean_text,
     encode_path,
 )
-from shards.sources.files import Found, add_files
+from shards.sources.files import Found, add_files, read_parts
 from shards.sources.gathering import Gathering
 from shards.sources.places import Window, open_place
 from shards.sources.tarwalk import plain
@@ -74,8 +74,7 @@ class ZipReader:
 
     def read(self, entry: Entry) -> Sample:
         """Return the bytes of the picture and its siblings."""
-        fields = {ending: self.part(part) for ending, part in entry.siblings}
-        return Sample(self.part(entry.picture), fields)
+        return read_parts(self, entry)
 
     def part(self, part: Part) -> bytes:
         """Return the bytes of one member.

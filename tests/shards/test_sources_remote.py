@@ -10,15 +10,18 @@ import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shards import ShardsError
+from shards.making.workers import run_jobs
 from shards.run import shard
 from shards.sources.places import ReadAhead
 from tests.shards.making import SMALL, corpus, jpeg, make, rows
@@ -160,27 +163,6 @@ def test_a_store_that_refuses_is_named_at_once(
     assert len(asked) == 2
 
 
-def test_a_file_that_vanished_from_a_store_ends_the_run_by_name(
-    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for number in range(3):
-        put(f"{store}/a/{number}.jpg", jpeg(number))
-    fs = fsspec.filesystem("memory")
-    monkeypatch.setattr("shards.run.run_jobs", vanishing(fs, f"{store}/a/1.jpg"))
-    with pytest.raises(ShardsError, match=r"a/1\.jpg is gone"):
-        make(f"{store}/a", tmp_path / "d")
-
-
-def vanishing(fs: fsspec.AbstractFileSystem, url: str) -> Callable[..., None]:
-    from shards.making.workers import run_jobs
-
-    def run(*arguments: object) -> None:
-        fs.rm(url)
-        run_jobs(*arguments)  # type: ignore[arg-type]
-
-    return run
-
-
 @given(
     st.binary(min_size=1, max_size=400),
     st.lists(st.tuples(st.integers(0, 420), st.integers(0, 90))),
@@ -221,3 +203,71 @@ def test_several_flat_tars_are_classes(tmp_path: Path) -> None:
     }
     make(specs[0], tmp_path / "one")
     assert {one["label"] for one in rows(tmp_path / "one")} == {None}
+
+
+LINES = ("a/one.jpg", "{store}/a/two.jpg", " ./a/three.jpg", "a/gone.jpg", "https://host/x.jpg", "")
+
+
+@pytest.mark.parametrize("where", ["store", "here"])
+def test_lists_name_pictures_on_stores(tmp_path: Path, store: str, where: str) -> None:
+    for number, name in enumerate(("one", "two", "three")):
+        put(f"{store}/a/{name}.jpg", jpeg(number))
+        (tmp_path / "a").mkdir(exist_ok=True)
+        (tmp_path / "a" / f"{name}.jpg").write_bytes(jpeg(number))
+    text = "\r\n".join(LINES).format(store=store)
+    path = put(f"{store}/x.txt", text.encode())
+    if where == "here":
+        path = str(tmp_path / "x.txt")
+        Path(path).write_text(text)
+    made = make(path, tmp_path / "d", workers=1)  # a store in memory is this process's alone
+    assert (made.samples, made.reasons) == (3, {"missing": 2})
+    assert {str(one["key"]) for one in rows(tmp_path / "d")} == {"a/one", "two", "a/three"}
+
+
+def test_a_list_of_absolute_urls_is_keyed_from_their_common_folder(
+    tmp_path: Path, store: str
+) -> None:
+    urls = [put(f"{store}/deep/{name}/x.jpg", jpeg(number)) for number, name in enumerate("ab")]
+    make(put(f"{store}/x.lst", "\n".join(urls).encode()), tmp_path / "d")
+    assert {one["key"] for one in rows(tmp_path / "d")} == {"a/x", "b/x"}
+
+
+@pytest.mark.parametrize("kind", ["folder", "store", "list"])
+def test_what_goes_or_changes_meanwhile_is_a_reject(
+    tmp_path: Path, store: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = fsspec.filesystem("local" if kind == "folder" else "memory")
+    root = str(tmp_path / "a") if kind == "folder" else f"{store}/a"
+    for number in range(6):
+        fs.makedirs(root, exist_ok=True)
+        fs.pipe_file(f"{root}/{number}.jpg", jpeg(number))
+    fs.pipe_file(f"{root}/5.txt", b"words")
+    lines = "".join(f"a/{number}.jpg\n" for number in range(6))
+    source = put(f"{store}/x.txt", lines.encode()) if kind == "list" else root
+
+    def run(*arguments: Any) -> None:
+        fs.rm_file(f"{root}/0.jpg")
+        fs.pipe_file(f"{root}/1.jpg", b"other bytes")
+        fs.rm_file(f"{root}/5.txt")
+        run_jobs(*arguments)
+
+    monkeypatch.setattr("shards.run.run_jobs", run)
+    beside = {} if kind == "list" else {"unreadable": 1}
+    assert make(source, tmp_path / "d").reasons == {"missing": 1, "changed": 1, **beside}
+    details = str(pq.read_table(tmp_path / "d" / "train.rejects.parquet")["detail"].to_pylist())
+    assert "bytes when it was listed, and has 11" in details
+    assert str(tmp_path) not in details
+
+
+def test_a_folder_of_a_store_that_is_gone_ends_the_run(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(f"{store}/a/0.jpg", jpeg())
+
+    def run(*arguments: Any) -> None:
+        fsspec.filesystem("memory").rm("/sources", recursive=True)
+        run_jobs(*arguments)
+
+    monkeypatch.setattr("shards.run.run_jobs", run)
+    with pytest.raises(ShardsError, match=r"a/0\.jpg is gone"):
+        make(f"{store}/a", tmp_path / "d")
