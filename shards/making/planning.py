@@ -22,7 +22,7 @@ from shards.making.partial import partial_file, settle
 from shards.making.plan import Plan, PlanRows, make_plans, planned_anew
 from shards.making.resume import check_contents, check_foreign, check_options, check_source
 from shards.options import Options, crops_of, parse_split
-from shards.sources import PictureSource
+from shards.sources import Source
 from shards.store import Store
 
 
@@ -31,7 +31,7 @@ class Planner:
     """Plans the splits of one run of `shard`, whose arguments these are."""
 
     store: Store
-    sources: Sequence[PictureSource]
+    sources: Sequence[Source]
     options: Options
     workers: int
     part: tuple[int, int]
