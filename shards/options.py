@@ -122,12 +122,12 @@ def augment_options(path: str, device: str) -> dict[str, Any]:
         ShardsError: the file has mistakes.
         UsageError: there is no such device.
     """
-    from pipeline.common.devices import pick_device
+    from pipeline.common.devices import kind_of
     from shards.augment.operations import Augmenter
 
     given = read_dict(path)
     spec = Spec.from_dict(given, str(path))
-    kinds = {pick_device(one).type for one in parse_devices(device) or [device]}
+    kinds = {kind_of(one) for one in parse_devices(device) or [device]}
     Augmenter(spec, 0)  # tries Kornia's operations
     said = {key: value for key, value in spec.to_dict().items() if key in ("format", *given)}
     return {**said, "device": kinds.pop()}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.common.errors import RunError, UsageError
@@ -40,6 +42,24 @@ def pick_device(name: str) -> torch.device:
         words = str(error).splitlines()[0]
         raise UsageError(f"no device {name!r} here: {words}") from error
     return device
+
+
+def kind_of(name: str) -> str:
+    """Return the type of the device called `name`, "cpu" or "cuda", without torch where it can.
+
+    Raises:
+        UsageError: there is no such device here.
+        RunError: it is here, and its memory is full.
+    """
+    if name == "cpu" or (name == "auto" and _has_no_gpu()):
+        return "cpu"
+    return pick_device(name).type
+
+
+def _has_no_gpu() -> bool:
+    """Return whether Linux shows no device of a GPU's driver: NVIDIA's, AMD's, or Windows'."""
+    files = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+    return sys.platform == "linux" and not any(Path(one).exists() for one in files)
 
 
 @contextmanager

@@ -44,6 +44,13 @@ from shards.options import Options
 from shards.run import shard
 shard([{source!r}], {dest!r}, Options(min_side=1, check={check!r}), workers=1)
 """
+AUGMENT = """
+import sys
+from pipeline.cli.main import main
+sys.argv = ["pipeline", "shard", {source!r}, "--out", {dest!r}, "--device", "cpu", "--workers", "1"]
+sys.argv += ["--augment", "shards/augment/lic.yaml"]
+main()
+"""
 SYNTHETIC = "from tests.benchmarks.shards import plan_here; plan_here({entries})"
 
 
@@ -103,7 +110,10 @@ def things(asked: argparse.Namespace, folder: Path) -> dict[str, str]:
         dest = str(folder / f"{check}-@")
         code = SHARD.format(source=str(asked.pictures.resolve()), dest=dest, check=check)
         found[f"shard {asked.pictures.name}, check {check}, 1 worker"] = code
-    return found
+    found[f"shard and augment {asked.pictures.name} by lic.yaml, 1 worker"] = AUGMENT.format(
+        source=str(asked.pictures.resolve()), dest=str(folder / "augmented-@")
+    )
+    return {name: code for name, code in found.items() if asked.only in name}
 
 
 def main() -> int:
@@ -111,6 +121,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("commit")
     parser.add_argument("pictures", type=Path)
+    parser.add_argument("--only", default="", metavar="WORDS", help="what has these in its name")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--members", type=int, default=200_000)
     parser.add_argument("--entries", type=int, default=500_000)
