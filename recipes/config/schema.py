@@ -108,6 +108,11 @@ class Recipe(Section):
         return self
 
     @property
+    def threads(self) -> int | None:
+        """Threads that a process computes with on a CPU; None: by the machine's cores."""
+        return self.speed.threads
+
+    @property
     def digest(self) -> str:
         """Hex SHA-256 of everything the recipe says."""
         return json_sha256(self.model_dump(mode="json"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from recipes.launching.ranks import OWN_LAUNCHER
+from recipes.launching.ranks import OWN_LAUNCHER, THREADS_OPTION
 
 # Stands in a job's command where its engine puts the options by which the machines find each other.
 RENDEZVOUS = "{rendezvous}"
@@ -50,7 +50,7 @@ def common_words(processes: int, machines: int, threads: int) -> list[str]:
     return [
         *("--num_processes", str(processes), "--num_machines", str(machines)),
         *("--mixed_precision", "no", "--dynamo_backend", "no"),
-        *("--num_cpu_threads_per_process", str(max(1, threads))),
+        *(THREADS_OPTION, str(max(1, threads))),
     ]
 
 

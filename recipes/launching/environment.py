@@ -11,57 +11,73 @@ from collections.abc import Mapping, MutableMapping
 
 from recipes.config.settings import RecipeError
 
-# What launchers and libraries read, by prefix; `KEPT` has the exceptions.
-_PREFIXES = (
+# What launchers and libraries read. All of a family is taken out, so that a variable of a newer
+# version is too; `_KEPT` and `_KEPT_PREFIXES` have the exceptions.
+_FAMILIES = (
     "ACCELERATE_",
+    "AOTINDUCTOR_",
+    "AOTI_",
+    "AOT_",
+    "CUTEDSL_",
+    "CUTLASS_",
+    "DNNL_",
+    "FBGEMM_",
     "FSDP_",
+    "INDUCTOR_",
     "MEGATRON_LM_",
+    "MKL_",
+    "NNPACK_",
+    "OMP_",
+    "ONEDNN_",
     "PARALLELISM_CONFIG_",
+    "PJRT_",
+    "PYTORCH_",
+    "TORCH_",
     "TORCHDYNAMO_",
     "TORCHINDUCTOR_",
-    "TORCH_COMPILE_",
-    "TORCH_DYNAMO_",
-    "ONEDNN_",
-    "DNNL_",
     "XLA_",
-    "PJRT_",
+    "XNNPACK_",
     "CUBLAS_EMULAT",
-    "PYTORCH_TUNABLEOP_",
 )
-# Single variables that change what is computed, or whose weights are trusted.
+# Single variables that change what is computed.
 _NAMES = frozenset(
     {
         "ATEN_CPU_CAPABILITY",
         "DISABLE_ADDMM_CUDA_LT",
+        "ENABLE_PERSISTENT_TMA_MATMUL",
+        "ENABLE_TEMPLATE_TMA_STORE",
+        "ENABLE_TMA_LOAD_FOR_TEMPLATE_EPILOGUE",
         "FORK_LAUNCHED",
+        "FX_PATCH_GETITEM",
         "KMP_DETERMINISTIC_REDUCTION",
-        "MKL_CBWR",
-        "MKL_DEBUG_CPU_TYPE",
-        "MKL_DYNAMIC",
-        "MKL_ENABLE_INSTRUCTIONS",
-        "MKL_NUM_THREADS",
         "NVIDIA_TF32_OVERRIDE",
-        "OMP_DYNAMIC",
-        "OMP_SCHEDULE",
         "OPENBLAS_CORETYPE",
-        "PYTORCH_JIT",
-        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
-        "TORCH_BLAS_PREFER_CUBLASLT",
-        "TORCH_BLAS_PREFER_HIPBLASLT",
-        "TORCH_CUDNN_USE_HEURISTIC_MODE_B",
-        "TORCH_CUDNN_V8_API_DEBUG",
-        "TORCH_CUDNN_V8_API_DISABLED",
-        "TORCH_CUDNN_V8_API_LRU_CACHE_LIMIT",
-        "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD",
-        "TORCH_LINEAR_FLATTEN_3D",
+        "TENSORIFY_PYTHON_SCALARS",
         "TRITON_F32_DEFAULT",
         "TRITON_INTERPRET",
+        "TRITON_USE_META_WS",
         "USE_TORCH_XLA",
     }
 )
-# What a launch is made of, where logs and caches go: none of it decides a number. DeepSpeed's
-# settings, which might, are compared with the recipe once DeepSpeed has read them.
-_KEPT_PREFIXES = ("ACCELERATE_DEEPSPEED_", "TORCHINDUCTOR_CACHE", "TORCH_COMPILE_DEBUG")
+# What a launch is made of, memory, waiting, the network, where logs and caches go: none of it
+# decides a number. DeepSpeed's settings, which might, are compared with the recipe once DeepSpeed
+# has read them.
+_KEPT_PREFIXES = (
+    "ACCELERATE_DEEPSPEED_",
+    "OMP_DISPLAY_",
+    "PYTORCH_KERNEL_CACHE",
+    "PYTORCH_JIT_LOG",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TORCH_COMPILE_DEBUG",
+    "TORCH_ELASTIC_",
+    "TORCH_EXTENSION",
+    "TORCH_FR_",
+    "TORCH_GLOO_",
+    "TORCH_LOG",
+    "TORCH_NCCL_",
+    "TORCH_PROFILER_",
+    "TORCH_SHOW_",
+)
 _KEPT = frozenset(
     {
         "ACCELERATE_CONFIG_DS_FIELDS",
@@ -71,10 +87,53 @@ _KEPT = frozenset(
         "ACCELERATE_LOG_LEVEL",
         "ACCELERATE_USE_CPU",
         "ACCELERATE_USE_DEEPSPEED",
-        "ONEDNN_VERBOSE",
         "DNNL_VERBOSE",
+        "MKL_INTERFACE_LAYER",
+        "MKL_SERVICE_FORCE_INTEL",
+        "MKL_THREADING_LAYER",
+        "MKL_VERBOSE",
+        "MKL_VERBOSE_OUTPUT_FILE",
+        "OMP_AFFINITY_FORMAT",
+        "OMP_NUM_THREADS",
+        "OMP_PLACES",
+        "OMP_PREFIX",
+        "OMP_PROC_BIND",
+        "OMP_STACKSIZE",
+        "OMP_WAIT_POLICY",
+        "ONEDNN_VERBOSE",
+        "PYTORCH_ALLOC_CONF",
+        "PYTORCH_CUDA_ALLOC_CONF",
+        "PYTORCH_ENABLE_MPS_FALLBACK",
+        "PYTORCH_HIP_ALLOC_CONF",
+        "PYTORCH_MPS_HIGH_WATERMARK_RATIO",
+        "PYTORCH_MPS_LOW_WATERMARK_RATIO",
+        "PYTORCH_NO_CUDA_MEMORY_CACHING",
+        "PYTORCH_NVCC",
+        "PYTORCH_NVML_BASED_CUDA_CHECK",
         "TORCHDYNAMO_VERBOSE",
         "TORCHINDUCTOR_COMPILE_THREADS",
+        "TORCH_ADDR2LINE_BINARY",
+        "TORCH_CPP_LOG_LEVEL",
+        "TORCH_CUDA_ARCH_LIST",
+        "TORCH_DEVICE_BACKEND_AUTOLOAD",
+        "TORCH_DISABLE_ADDR2LINE",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE",
+        "TORCH_DISTRIBUTED_DEBUG",
+        "TORCH_DIST_INIT_BARRIER",
+        "TORCH_DONT_CHECK_COMPILER_ABI",
+        "TORCH_FORCE_WEIGHTS_ONLY_LOAD",
+        "TORCH_HOME",
+        "TORCH_HUB",
+        "TORCH_INDUCTOR_INSTALL_GXX",
+        "TORCH_MODEL_ZOO",
+        "TORCH_NO_COMPILER_WRAPPER",
+        "TORCH_SERIALIZATION_DEBUG",
+        "TORCH_SYMBOLIZE_MODE",
+        "TORCH_TRACE",
+        "TORCH_USE_CUDA_DSA",
+        "TORCH_USE_RTLD_GLOBAL",
+        "TORCH_WARM_POOL",
+        "TORCH_XPU_ARCH_LIST",
     }
 )
 # Asking for these is no slip: each is refused, with the setting that does what was wanted.
@@ -133,10 +192,15 @@ def listed(variables: Mapping[str, str]) -> str:
     return " ".join(f"{name}={value}" for name, value in variables.items())
 
 
+def kept(name: str) -> bool:
+    """Tell whether a variable of torch's or Accelerate's families is known to decide nothing."""
+    return name in _KEPT or name.startswith(_KEPT_PREFIXES)
+
+
 def _decides(name: str) -> bool:
-    if name in _KEPT or name.startswith(_KEPT_PREFIXES):
+    if kept(name):
         return False
-    return name in _NAMES or name.startswith(_PREFIXES)
+    return name in _NAMES or name.startswith(_FAMILIES)
 
 
 def _matters(name: str, value: str) -> bool:

@@ -10,6 +10,7 @@ from pipeline.common.machine import usable_cores
 from recipes.config.bundled import ROOT
 from recipes.config.settings import RecipeError
 from recipes.launching.command import common_words, cpu_variables
+from recipes.launching.ranks import THREADS
 
 # In place of the file that `accelerate config` may have written for something else.
 PLAIN = "recipes/accelerate/gpu.yaml"
@@ -21,6 +22,10 @@ class Asked(Protocol):
     @property
     def processes(self) -> int | None:
         """Processes to train with; None: one for each GPU, one on a CPU."""
+
+    @property
+    def threads(self) -> int | None:
+        """Threads that a process computes with on a CPU; None: by the machine's cores."""
 
 
 def local_options(recipe: Asked, config: Path | None) -> tuple[list[str], dict[str, str]]:
@@ -37,14 +42,16 @@ def local_options(recipe: Asked, config: Path | None) -> tuple[list[str], dict[s
 
     gpus = torch.cuda.device_count()
     processes = recipe.processes or max(1, gpus)
-    options = ["--config_file", str(ROOT / PLAIN), *common_words(processes, 1, _threads(processes))]
+    threads = _on_gpus() if gpus else recipe.threads
+    threads = threads or usable_cores() // processes
+    options = ["--config_file", str(ROOT / PLAIN), *common_words(processes, 1, threads)]
     if processes > 1:
         # A port of its own: two trainings on one machine must not meet.
         return [*options, "--multi_gpu", "--main_process_port", "0"], cpu_variables(gpus)
     return ([*options] if gpus else [*options, "--cpu"]), {}
 
 
-def _threads(processes: int) -> int:
-    # OMP_NUM_THREADS holds as it does for `accelerate launch` itself: a busy machine wants fewer.
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdecimal() else usable_cores() // processes
+def _on_gpus() -> int | None:
+    """Return the threads that the shell wants: beside a GPU they decide no number."""
+    given = os.environ.get(THREADS, "")
+    return int(given) if given.isdecimal() else None

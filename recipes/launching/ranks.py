@@ -63,6 +63,8 @@ _STARTERS = (
     "prted",
     "pmi_proxy",
 )
+# The variable that says how many threads a process computes with, and the option that does.
+THREADS, THREADS_OPTION = "OMP_NUM_THREADS", "--num_cpu_threads_per_process"
 # What a launcher is told to run: a path or, after -m, a module.
 SCRIPT = ("train.py", "recipes.train")
 _HERE = ("", "localhost", "127.0.0.1", "::1")
@@ -230,6 +232,12 @@ def processes_asked(command: Sequence[str]) -> int | None:
     if "config_file" in options:
         return _configured(Path(options["config_file"]))
     return None
+
+
+def threads_asked(command: Sequence[str]) -> int | None:
+    """Return the threads that an `accelerate launch` command line gives to each process."""
+    options = _launch_options(command) or {}
+    return number(options.get(THREADS_OPTION[2:])) or None
 
 
 def _launch_options(command: Sequence[str]) -> dict[str, str] | None:

@@ -21,7 +21,7 @@ from pipeline.codec import Model
 from recipes.config.schema import Run
 from recipes.launching import processes as launch
 from recipes.launching.watchdog import OTHERS, Watchdog, names_of_ranks
-from recipes.training import checkpoint, results, speed
+from recipes.training import checkpoint, results, speed, threads
 from recipes.training.clipping import NonFiniteError
 from recipes.training.data import Feed
 from recipes.training.deciding import decided
@@ -56,6 +56,7 @@ class Trainer:
         self.device: torch.device = accelerator.device
         self.start = find_start(run, session)
         self.run = run = decided(run, accelerator, self.start.decisive)
+        self.threads = threads.settle(run, session, self.start.kept)
         self.feed = Feed(run, accelerator.process_index, accelerator.num_processes, self.device)
         self.pictures = held_out(run)
         self.module: TrainingModule = build(run)
@@ -115,6 +116,7 @@ class Trainer:
             "recipe": run.recipe.model_dump(mode="json"),
             "config": self.config.to_dict(),
             "origin": self.start.origin,
+            threads.KEY: self.threads,
         }
         keeper = Keeper(run, self.module, self.optimizer, holds, self.average, self.results, facts)
         if self.start.kept is not None:

@@ -9,13 +9,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from safetensors.numpy import load_file
 
+from pipeline.common.machine import usable_cores
 from recipes.config.load import load_recipe
 from recipes.config.settings import RecipeError
-from recipes.launching.environment import for_own_launch, refuse_unsupported, take_out
+from recipes.launching.environment import for_own_launch, kept, refuse_unsupported, take_out
 from recipes.launching.local import local_options
 from recipes.launching.ranks import claims, refuse_left_over, settle
 from recipes.train import main
@@ -49,6 +51,7 @@ IGNORED = {
     "DISABLE_ADDMM_CUDA_LT": "1",
     "DNNL_DEFAULT_FPMATH_MODE": "BF16",
     "DNNL_MAX_CPU_ISA": "SSE41",
+    "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
     "FORK_LAUNCHED": "1",
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
     "FSDP_OFFLOAD_PARAMS": "true",
@@ -58,10 +61,13 @@ IGNORED = {
     "MEGATRON_LM_TP_DEGREE": "2",
     "MKL_CBWR": "COMPATIBLE",
     "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+    "MKL_NUM_STRIPES": "2",
     "MKL_NUM_THREADS": "7",
     "NVIDIA_TF32_OVERRIDE": "1",
     "OMP_DYNAMIC": "true",
+    "OMP_MAX_ACTIVE_LEVELS": "3",
     "OMP_SCHEDULE": "dynamic,1",
+    "OMP_THREAD_LIMIT": "1",
     "ONEDNN_DEFAULT_FPMATH_MODE": "BF16",
     "ONEDNN_MAX_CPU_ISA": "SSE41",
     "PARALLELISM_CONFIG_CP_SIZE": "2",
@@ -69,6 +75,7 @@ IGNORED = {
     "PARALLELISM_CONFIG_TP_SIZE": "2",
     "PJRT_DEVICE": "TPU",
     "PYTORCH_JIT": "0",
+    "PYTORCH_TENSOREXPR": "1",
     "PYTORCH_TUNABLEOP_ENABLED": "1",
     "TORCHDYNAMO_DISABLE": "1",
     "TORCHINDUCTOR_FREEZING": "1",
@@ -77,7 +84,10 @@ IGNORED = {
     "TORCH_COMPILE_DISABLE": "1",
     "TORCH_CUDNN_V8_API_DISABLED": "1",
     "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",
+    "TORCH_LINALG_PREFER_CUSOLVER": "1",
     "TORCH_LINEAR_FLATTEN_3D": "1",
+    "TORCH_MKLDNN_MATMUL_MIN_DIM": "1",
+    "TORCH_OF_A_LATER_VERSION": "1",
     "XLA_USE_BF16": "1",
 }
 # Left as they are: they change no number.
@@ -133,17 +143,19 @@ def test_no_variable_of_the_shell_trains_another_model(write_recipe, root: Path)
     assert len(REFUSED) + len(IGNORED) + len(HARMLESS) >= 60
     path = write_recipe()
     assert main([str(path), *STEPS, "out=clean"]) == 0
+    # Threads decide in which order sums are added.
+    threads = str(usable_cores() + 1)
     done = subprocess.run(
         [sys.executable, str(root / "recipes" / "train.py"), str(path), *STEPS, "out=dirty"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **IGNORED, **HARMLESS},
+        env={**os.environ, "OMP_NUM_THREADS": threads, **IGNORED, **HARMLESS},
         cwd=path.parent,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     assert digest(path.parent / "clean") == digest(path.parent / "dirty")
-    for name in IGNORED:
-        assert f"{name}={IGNORED[name]}" in done.stderr
+    for name, value in {**IGNORED, "OMP_NUM_THREADS": threads}.items():
+        assert f"{name}={value}" in done.stderr
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -156,17 +168,26 @@ def test_what_asks_for_another_training_is_refused_by_name(
     assert not Path("runs").exists()
 
 
+READS = re.compile(
+    r"(?:environ(?:\.get|\.pop|\.setdefault)?\s*[\[(]|getenv\(|_from_env\(\[?|env_name_\w+=\[?)"
+    r"\s*[\"']([A-Z][A-Z0-9_]+)"
+)
+
+
+def variables_read(package: ModuleType) -> set[str]:
+    """Return the environment variables that a package's Python sources read."""
+    read = set()
+    for file in Path(str(package.__file__)).parent.rglob("*.py"):
+        if not {"test_utils", "testing"} & set(file.parts):
+            read |= set(READS.findall(file.read_text(errors="replace")))
+    return read
+
+
 def test_every_variable_that_accelerate_reads_is_known() -> None:
     """A newer Accelerate that reads another variable must be looked at."""
     import accelerate
 
-    read = set()
-    reads = re.compile(
-        r"(?:environ(?:\.get)?[\[(]|getenv\(|_from_env\(\[?)\s*[\"']([A-Z][A-Z0-9_]+)"
-    )
-    for file in Path(accelerate.__file__).parent.rglob("*.py"):
-        if "test_utils" not in file.parts:
-            read |= set(reads.findall(file.read_text()))
+    read = variables_read(accelerate)
     assert len(read) > 60
     left = dict.fromkeys(read, "1")
     take_out(left)
@@ -179,7 +200,7 @@ def test_every_variable_that_accelerate_reads_is_known() -> None:
         "ACCELERATE_LOG_LEVEL",
     }
     settings = {name for name in left if name.startswith("ACCELERATE_DEEPSPEED_")}
-    # Of logs, trackers, machines and caches: none decides a number.
+    # Logs, trackers, machines and caches: none decides a number.
     known = {
         *("ACCELERATE_CONFIG_DS_FIELDS", "ACCELERATE_CPU_AFFINITY", "ACCELERATE_DEBUG_MODE"),
         *("ACCELERATE_ENABLE_RICH", "ACCELERATE_LOG_LEVEL", "ACCELERATE_USE_CPU"),
@@ -192,6 +213,40 @@ def test_every_variable_that_accelerate_reads_is_known() -> None:
         *("ACCELERATE_BYPASS_DEVICE_MAP", "FOO"),  # the second stands in an example
     }
     assert left.keys() - ranks - settings <= known
+
+
+# Where things are, how to compile and what to write beside: by the families of their names.
+TORCHS_TOOLS = (
+    *("BENCHMARK_", "COMPILE_STROBELIGHT_", "CONDA_", "CU", "DCP_", "DUMP_", "FR_", "VCT"),
+    *("ENABLE_PYTORCH_EXECUTION_TRACE", "FX_GRAPH_", "HALIDE_", "HIP_", "KINETO_", "LD_", "LOG"),
+    *("NVSHMEM_", "ONEAPI_", "PARTITIONER_", "PIP_", "QUACK_", "ROC", "TORCHELASTIC_", "TRITON_"),
+    *("TVM_", "VIRTUAL_", "WINDOWS_", "XDG_", "ZE_", "MASTER_", "PT2_", "TORCHEXPORT_", "UNSAFE_"),
+)
+
+
+def test_every_variable_that_torch_reads_is_known() -> None:
+    """A newer torch that reads a variable of another kind must be looked at."""
+    import torch
+
+    left = dict.fromkeys(variables_read(torch), "1")
+    assert len(left) > 300
+    take_out(left)
+    decide = [name for name in left if name.startswith(("TORCH_CUDNN", "TORCH_MKLDNN", "AOT"))]
+    assert not decide
+    ranks = {name for claim in claims(left) for name in claim.names}
+    known = {
+        *("CC", "CI", "CXX", "CPLUS_INCLUDE_PATH", "DISABLE_CUPTI_LAZY_REINIT", "FAKE_ALLOW_META"),
+        *("IS_FBCODE", "JAX_PLATFORMS", "KMP_DUPLICATE_LIB_OK", "LEVEL_ZERO_V1_SDK_PATH", "PATH"),
+        *("LTC_MAX_ASYNC_QUEUE", "MAST_HPC_JOB_NAME", "MAX_JOBS", "NVTOOLSEXT_PATH"),
+        *("PROGRAMFILES", "PYTHON_EXEC", "SYSTEMROOT", "TEARDOWN_CUPTI", "USER", "USERNAME"),
+        "USE_LIBUV",
+    }
+    found = {
+        name
+        for name in left.keys() - ranks - known
+        if not name.startswith(TORCHS_TOOLS) and not kept(name)
+    }
+    assert not found
 
 
 def test_the_users_default_file_is_not_read(

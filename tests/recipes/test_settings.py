@@ -12,15 +12,20 @@ import pytest
 import torch
 
 from pipeline.codec.architectures.cca import CCAConfig
+from pipeline.common.progress import silent
 from recipes.config.load import load_recipe
 from recipes.config.settings import Loss
-from recipes.training import deciding
+from recipes.training import deciding, threads
+from recipes.training.checkpoint import Checkpoint
 from recipes.training.data import Feed
 from recipes.training.held import digest, held_out
 from recipes.training.losses import Weights, balanced, between, distortion
 from recipes.training.noise import spread_rates
 from recipes.training.resume import differences
+from recipes.training.session import Session
+from recipes.training.signals import StopRequest
 
+LAUNCH = ("python", "accelerate", "launch")
 CPU = torch.device("cpu")
 
 
@@ -31,6 +36,33 @@ def alone(device: str = "cpu", kind: str = "NO") -> Any:
         device=torch.device(device),
         distributed_type=SimpleNamespace(value=kind),
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "begun", "parent", "expected"),
+    [
+        ([], None, [], 1),
+        (["stages.0.crop=256"], None, [], 4),
+        (["speed.threads=3"], 2, [], 3),
+        ([], 2, [], 2),
+        ([], 64, [], 1),
+        (["stages.0.crop=256"], None, [*LAUNCH, "--num_cpu_threads_per_process=2", "train.py"], 2),
+    ],
+)
+def test_threads_are_the_recipes_and_stay(
+    write_recipe, monkeypatch, overrides: list[str], begun: int | None, parent, expected: int
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setattr("recipes.training.threads.usable_cores", lambda: 4)
+    monkeypatch.setattr("recipes.launching.ranks.ancestors", lambda: [parent])
+    run = load_recipe(write_recipe(), overrides).runs()[0]
+    session = Session(alone(), StopRequest(), silent)
+    kept = None if begun is None else Checkpoint(Path("unused"), {"threads": begun})
+    assert threads.settle(run, session, kept) == expected == torch.get_num_threads()
+    assert session.ignored == {"OMP_NUM_THREADS": "7"}
+    on_gpu = Session(alone("cuda"), StopRequest(), silent)
+    assert threads.settle(run, on_gpu, kept) is None
+    assert torch.get_num_threads() == expected
 
 
 def test_pictures_of_the_shards_are_held_out_of_training(write_recipe) -> None:
