@@ -31,7 +31,7 @@ NAME, UNTRAINED, MINUTES_OLD, SHIPPED = "demo", "untrained", "base", "box"
 SHORT = (
     *("stages.base.steps=120", "stages.base.batch=8", "stages.base.schedule=cosine"),
     *("stages.base.warmup=10", "stages.finish.steps=1", "ema=null", "evaluate_every=1000"),
-    *("data.workers=0", "data.validation_pictures=2"),
+    *("data.workers=0", "data.held_out=2"),
 )
 # Rates that are measured of the models' range.
 RATES = "2,4,6,8"

@@ -34,7 +34,7 @@ import pipeline, shards, recipes, orchestration
 print(*(room.__file__ for room in (pipeline, shards, recipes, orchestration)), sep="\\n")
 """
 SHORT = [
-    *("data.validation_pictures=1", "evaluate_every=100", "stages.mse.rate_weight=[0.3,3.5,15]"),
+    *("data.held_out=1", "evaluate_every=100", "stages.mse.rate_weight=[0.3,3.5,15]"),
     *("stages.base.steps=2", "stages.mse.steps=1", "stages.ms-ssim.steps=1"),
     *("stages.base.crop=64", "stages.mse.crop=64", "stages.base.warmup=0"),
     *("stages.base.batch=1", "stages.mse.batch=1", "stages.ms-ssim.batch=1"),

@@ -22,7 +22,7 @@ OVERRIDES = (
     *("stages.1.rate_weight=[1.8]", "stages.2.rate_weight=[1.8]"),
     *(f"stages.{i}.batch=2" for i in range(3)),
     *("stages.0.crop=64", "stages.1.crop=64", "stages.2.crop=192"),
-    "data.validation=null",
+    "data.held_out=0",
 )
 
 

@@ -14,7 +14,7 @@ from tests.tracking.test_command import pipeline
 OVERRIDES = (
     *("stages.0.steps=2", "stages.0.warmup=0", "stages.1.steps=1", "stages.2.steps=1"),
     *("stages.0.batch=1", "stages.1.batch=1", "stages.2.batch=1"),
-    *("stages.0.crop=64", "stages.1.crop=64", "data.validation=null"),
+    *("stages.0.crop=64", "stages.1.crop=64", "data.held_out=0"),
     "stages.1.rate_weight=[0.3, 3.5]",
 )
 
