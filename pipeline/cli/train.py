@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,17 +67,20 @@ def train(
 
     Example: pipeline train recipes/imagenet.yaml data.train=shards-out model=tiny
     """
-    from recipes.config.load import load_recipe
-    from recipes.train import choose
+    from recipes.launching.owner import nothing_started
 
     changes = overrides or []
-    loaded = load_recipe(recipe, changes)
-    choose(loaded.runs(), stage, rate_weight)
     given = {"--stage": stage, "--rate-weight": rate_weight, "--from": origin, "--price": price}
     words = [word for name, value in given.items() if value is not None for word in (name, value)]
     flags = {"--anew": anew, "--dry-run": dry_run, "--profile": profile}
     words += [name for name, given in flags.items() if given]
-    code = _launch(loaded, accelerate, [str(word) for word in (recipe, *changes, *words)])
+    with nothing_started():
+        from recipes.config.load import load_recipe
+        from recipes.train import choose
+
+        loaded = load_recipe(recipe, changes)
+        choose(loaded.runs(), stage, rate_weight)
+        code = _launch(loaded, accelerate, [str(word) for word in (recipe, *changes, *words)])
     if code:
         raise typer.Exit(code)
 
@@ -86,13 +90,16 @@ def _launch(recipe: Asked, accelerate: Path | None, words: list[str]) -> int:
     from recipes.config.bundled import shipped
     from recipes.launching.environment import for_own_launch, listed
     from recipes.launching.owner import run
-    from recipes.launching.ranks import forget, refuse_left_over
+    from recipes.launching.ranks import THREADS, THREADS_OPTION, forget, refuse_left_over
 
     script = Path(sys.modules["recipes"].__path__[0]) / "train.py"
     refuse_left_over(os.environ, "`pipeline train` starts its processes itself: unset them")
     how, variables = launch_options(recipe, accelerate and shipped(accelerate))
     environment, ignored = for_own_launch(os.environ)
     forget(environment)
+    threads = dict(pairwise(how)).get(THREADS_OPTION)
+    if threads is not None and environment.get(THREADS, threads) != threads:
+        ignored[THREADS] = environment[THREADS]
     if ignored:
         echo(f"train: ignored, the recipe decides: {listed(ignored)}", err=True)
     variables = {**variables, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

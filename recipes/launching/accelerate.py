@@ -8,6 +8,7 @@ that train.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from recipes.launching.owner import end_with_owner
 FAILURE = 1
 # Signals that ask the processes that train to stop, which their launcher must outlive.
 LEFT_TO_RANKS = (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+# Tells the processes that train which process has started them.
+LAUNCHER = "CCA_LAUNCHER_PID"
 
 
 def main() -> int:
@@ -33,6 +36,7 @@ def launch() -> int:
 
     for number in LEFT_TO_RANKS:
         signal.signal(number, signal.SIG_IGN)
+    os.environ[LAUNCHER] = str(os.getpid())
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     arguments = launch_command_parser().parse_args()
     try:

@@ -13,17 +13,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import FrameType
 from typing import Any
 
-from pipeline.common.errors import INTERRUPTED
+from pipeline.common.errors import FAILURE, INTERRUPTED
 
 # How often a signal is passed on again: a process that is still starting lets it pass.
 SECONDS_BETWEEN_SIGNALS = 2.0
 # How often a job's launcher looks whether the script that started it is still there.
 SECONDS_BETWEEN_LOOKS = 1.0
+# Exit code of a training that was asked to stop: start it again (EX_TEMPFAIL).
+AGAIN = 75
+# How often in a row a launcher that is asked to stop is seen without processes: the first time they
+# may just have ended, and their exit code is to come.
+IDLE_LOOKS = 2
 # How long processes without an owner may take to keep their state.
 SECONDS_TO_END = 600.0
 STOP = signal.SIGUSR1
@@ -50,6 +56,23 @@ class _Asked:
         if self.ctrl_c < 2:
             return STOP
         return signal.SIGINT if self.ctrl_c == 2 else signal.SIGKILL
+
+
+@contextmanager
+def nothing_started() -> Iterator[None]:
+    """End this process at once when it is asked to stop in here, with the code that says so."""
+    stops = [number for number in heeded() if number != signal.SIGINT]
+    before = {number: signal.signal(number, _end_before) for number in stops}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_before(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"train: stopped as asked, before anything was started\n")
+    os._exit(AGAIN)
 
 
 def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -80,25 +103,33 @@ def heeded() -> list[signal.Signals]:
 
 
 def _wait(process: subprocess.Popen[bytes], asked: _Asked) -> int:
+    idle = 0
     while True:
         try:
             return process.wait(SECONDS_BETWEEN_SIGNALS if asked.to_stop else 0.5)
         except subprocess.TimeoutExpired:
-            if asked.to_stop:
-                send(process.pid, asked.next)
+            if not asked.to_stop:
+                continue
+            idle = 0 if send(process.pid, asked.next) else idle + 1
+            if idle == IDLE_LOOKS:
+                # It still loads its libraries: there is no state to keep.
+                process.terminate()
+                code = process.wait()
+                return AGAIN if code < 0 else code
 
 
-def send(launcher: int, number: signal.Signals) -> None:
+def send(launcher: int, number: signal.Signals) -> bool:
     """Send `number` to the processes that train, which the process `launcher` has started.
 
-    Their own children, which load pictures, end with them.
+    Their own children, which load pictures, end with them. Return whether there are any.
     """
     psutil: Any = import_module("psutil")
-    try:
+    found = False
+    with suppress(psutil.Error):
         for child in psutil.Process(launcher).children():
+            found = True
             child.send_signal(number)
-    except psutil.Error:
-        return
+    return found
 
 
 def end_with_owner() -> None:
@@ -127,8 +158,11 @@ def _watch_parent(parent: int) -> None:
 
 
 def _end() -> None:
+    """Let the training processes end; without any, end at once."""
     end = time.monotonic() + SECONDS_TO_END
     while time.monotonic() < end:
-        send(os.getpid(), STOP)
+        if not send(os.getpid(), STOP):
+            # One that is being started at this moment sees that its launcher is gone.
+            os._exit(FAILURE)
         time.sleep(SECONDS_BETWEEN_SIGNALS)
     send(os.getpid(), signal.SIGKILL)

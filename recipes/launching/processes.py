@@ -23,8 +23,10 @@ from recipes.config.bundled import shipped
 from recipes.config.schema import Recipe
 from recipes.config.settings import RecipeError
 from recipes.launching import environment, ranks
+from recipes.launching.accelerate import LAUNCHER
 from recipes.launching.deepspeed import refuse_other_training
-from recipes.training.signals import AGAIN, StopNow, StopRequest
+from recipes.launching.owner import AGAIN
+from recipes.training.signals import StopNow, StopRequest
 
 T = TypeVar("T")
 
@@ -203,12 +205,17 @@ def _end_at_once(taken: FolderInUseError) -> None:
 
 def end_with_launcher() -> None:
     """Ask this process to stop, by SIGTERM, when the launcher that started it dies (on Linux)."""
-    parents = ranks.ancestors()
-    if not ranks.started_by(parents[:1]) or not sys.platform.startswith("linux"):
+    launcher = os.environ.pop(LAUNCHER, None)
+    known = launcher is not None or ranks.started_by(ranks.ancestors()[:1])
+    if not sys.platform.startswith("linux") or not known:
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    if os.getppid() == 1:
+    if str(os.getppid()) != launcher and (os.getppid() == 1 or _gone(launcher)):
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _gone(launcher: str | None) -> bool:
+    return launcher is not None and not Path("/proc", launcher).exists()
 
 
 def report_failure(sentence: str) -> None:

@@ -9,10 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from pipeline.common.errors import INTERRUPTED
-from recipes.launching.owner import heeded
-
-# Exit code of a run that was asked to stop and has kept its state: start it again (EX_TEMPFAIL).
-AGAIN = 75
+from recipes.launching.owner import AGAIN, heeded
 
 
 class StopNow(BaseException):
@@ -30,6 +27,7 @@ class StopRequest:
         self.signal: str | None = None
         self._process = os.getpid()
         self._waits = 0
+        self._raised = False
         self._heeded: list[signal.Signals] = []
 
     def listen(self) -> None:
@@ -47,14 +45,24 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raise `StopNow` when a signal comes in here, or has come before: for waits."""
+        """Raise `StopNow` when a signal comes in here, or has come before: for waits.
+
+        A library that is broken off so, in an import say, may make another error of it, or none.
+        """
         self._waits += 1
         try:
             if self:
                 raise StopNow
             yield
+            if self._raised:
+                raise StopNow
+        except Exception as error:
+            if self._raised:
+                raise StopNow from error
+            raise
         finally:
             self._waits -= 1
+            self._raised = self._raised and self._waits > 0
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         # A process that this one has forked has its handlers.
@@ -65,6 +73,7 @@ class StopRequest:
         if self.signal is None or number == signal.SIGINT:
             self.signal = signal.Signals(number).name
         if self._waits:
+            self._raised = True
             raise StopNow
 
     @property

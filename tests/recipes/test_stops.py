@@ -11,17 +11,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from recipes.launching import owner
+from recipes.launching.owner import AGAIN
 from recipes.launching.processes import report_failure
 from recipes.train import main
 from recipes.training.checkpoint import found
 from recipes.training.loop import Trainer
-from recipes.training.signals import AGAIN, StopNow, StopRequest
+from recipes.training.signals import StopNow, StopRequest
 from shards import stream
 
 
@@ -157,6 +159,23 @@ print('trains', flush=True)
 while True:
     time.sleep(0.1)
 """
+# A launcher at its imports, which take long.
+LOADS = """
+import signal, time
+for number in (signal.SIGUSR1, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+from recipes.launching.owner import end_with_owner
+end_with_owner()
+print('loads', flush=True)
+time.sleep(600)
+"""
+EARLY = """
+import signal, time
+from recipes.launching.owner import nothing_started
+with nothing_started():
+    signal.raise_signal(signal.SIGTERM)
+    time.sleep(600)
+"""
 OWNER = """
 import os, signal, sys
 from recipes.launching.owner import run
@@ -196,6 +215,83 @@ def test_nothing_trains_on_without_an_owner(
     assert process.stdout.read() == ""
     assert process.wait() == code
     assert end.read_text() == "SIGUSR1"
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [(signal.SIGTERM, AGAIN), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+)
+def test_a_launcher_that_still_loads_its_libraries_ends_with_its_owner(
+    tmp_path: Path, root: Path, how: signal.Signals, code: int
+) -> None:
+    """Nothing that it would start is ever started."""
+    (tmp_path / "launcher.py").write_text(LOADS)
+    (tmp_path / "owner.py").write_text(OWNER)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "owner.py"), str(tmp_path / "launcher.py")],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "loads\n"
+    process.send_signal(how)
+    assert process.stdout.read() == ""
+    assert process.wait() == code
+
+
+def test_training_asked_to_stop_before_it_starts_anything_says_so(
+    tmp_path: Path, root: Path
+) -> None:
+    (tmp_path / "early.py").write_text(EARLY)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "early.py")],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == AGAIN
+    assert done.stderr == "train: stopped as asked, before anything was started\n"
+
+
+@pytest.mark.slow
+def test_a_process_whose_launcher_was_killed_before_it_began_does_not_train(
+    write_recipe, root: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, str(root / "recipes" / "train.py"), str(write_recipe())],
+        env={**os.environ, "CCA_LAUNCHER_PID": "999999999"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == AGAIN, done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def broken_import() -> None:
+    """Do as numpy's C interface does with an exception that comes up in an import."""
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except StopNow:
+        raise ImportError("numpy.core.multiarray failed to import") from None
+
+
+def test_what_a_library_makes_of_being_broken_off_is_a_stop() -> None:
+    """A C extension may report that its import failed, and drop the reason, or pass over it."""
+    stop = StopRequest()
+    stop.listen()
+    with pytest.raises(StopNow), stop.at_once():
+        broken_import()
+    stop = StopRequest()
+    stop.listen()
+    with pytest.raises(StopNow), stop.at_once(), suppress(StopNow):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_an_error_that_no_stop_has_caused_is_one() -> None:
+    stop = StopRequest()
+    stop.listen()
+    with pytest.raises(OSError, match="disk full"), stop.at_once():
+        raise OSError("disk full")
 
 
 def test_torchs_report_ends_with_our_sentence(tmp_path: Path, monkeypatch) -> None:
