@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from pipeline.codec.errors import CodecError, MismatchError
 from pipeline.common.atomic import sweep
+from pipeline.common.errors import in_words
 from pipeline.common.progress import Progress
 from pipeline.common.targets import check_target
 
@@ -65,12 +66,12 @@ class Folder(TypedDict):
 def check_jobs(jobs: Sequence[Conversion], kind: Kind, force: bool = False) -> None:
     """Raise `CodecError` or `TargetError` unless all jobs can go ahead.
 
-    No two have one target, no target is any job's source, and what lies at a target is the
-    command's own, unless `force`.
+    No two have one target, no target is any job's source, what lies at a target is the command's
+    own, unless `force`, and their folders can be made and written to.
     """
     makers: dict[Path, Path] = {}
     for job in jobs:
-        place = Path(os.path.realpath(job.target.parent), job.target.name)
+        place = Path(os.path.realpath(job.target))
         if place in makers:
             one = makers[place]
             twice = one == job.source
@@ -83,7 +84,8 @@ def check_jobs(jobs: Sequence[Conversion], kind: Kind, force: bool = False) -> N
         makers[place] = job.source
     there = [job for job in jobs if job.target.exists() or job.target.is_symlink()]
     read = {_identity(job.source): job.source for job in jobs} if there else {}
-    for job in there:
+    one_each = {job.target.parent: job for job in jobs}  # whose folders are looked at
+    for job in [*there, *one_each.values()]:
         same = read.get(_identity(job.target))
         check_target(
             job.target,
@@ -92,6 +94,7 @@ def check_jobs(jobs: Sequence[Conversion], kind: Kind, force: bool = False) -> N
             lambda _, job=job: kind.is_own(job),  # type: ignore[misc]
             sources=[] if same is None else [same],
             force=force,
+            make_folder=True,
         )
 
 
@@ -140,7 +143,8 @@ def _all_of(errors: list[Exception], count: int) -> Exception:
     errors = sorted(errors, key=lambda e: (not isinstance(e, MismatchError), _is_input(e)))
     kind = OSError if isinstance(errors[0], OSError) else type(errors[0])
     said = "; ".join(map(str, errors[:SHOWN])) + ("; ..." if len(errors) > SHOWN else "")
-    return kind(f"{len(errors)} of {count} failed, the others are there: {said}")
+    others = ", the others are there" if len(errors) < count else ""
+    return kind(f"{len(errors)} of {count} failed{others}: {said}")
 
 
 def _is_input(error: Exception) -> bool:
@@ -157,8 +161,9 @@ def _share_out(
             job.target.parent.mkdir(parents=True, exist_ok=True)
             return kind.work(job)
         except (CodecError, MismatchError, OSError) as error:
-            named = str(job.source) in str(error)
-            return error if named else _of_same_kind(error, f"{job.source}: {error}")
+            said = in_words(error)
+            named = str(job.source) in said
+            return _of_same_kind(error, said if named else f"{job.source}: {said}")
 
     for model in models:
         model.coder()  # made before there are threads, that each doesn't make its own

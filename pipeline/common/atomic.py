@@ -225,7 +225,11 @@ def writing_folder(path: Path) -> Iterator[Path]:
         _make_folder(path.parent)
         sweep(path.parent, path.name)
         partial = path.with_name(_temporary_name(path.name))
-        partial.mkdir()
+        try:
+            partial.mkdir()
+        except OSError as error:
+            error.filename = str(path)  # what the user knows it by
+            raise
         descriptor = os.open(partial, os.O_RDONLY | os.O_CLOEXEC)
         try:
             with contextlib.suppress(OSError):

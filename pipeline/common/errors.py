@@ -40,7 +40,12 @@ def _told(error: BaseException) -> tuple[int, str] | None:
         words = str(error).partition(". ")[0]
         return FAILURE, f"out of memory: {words or 'this machine has no more'}"
     if isinstance(error, OSError):
-        named = error.strerror and error.filename is not None
-        code = USAGE if error.errno in NO_NAMES else FAILURE
-        return code, f"{error.filename}: {error.strerror}" if named else str(error)
+        return USAGE if error.errno in NO_NAMES else FAILURE, in_words(error)
     return None
+
+
+def in_words(error: Exception) -> str:
+    """Return what `error` says: of the system's errors the file and the reason, no number."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"

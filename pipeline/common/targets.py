@@ -8,10 +8,12 @@
 | any other file | refused, unless `--force` |
 | what the command reads, under whatever name | refused, with `--force` too |
 | a folder | refused |
+| a file in a folder that can't be written to | refused: what is written gets its name at the end |
 | a link | what it leads to counts, and the link stays |
 | a pipe, a device, a terminal's `/dev/stdout` | it is written to as what it is |
 
-`check_target` says so before the work.
+`check_target` says so before the work. A folder that a command writes as a whole has rules of its
+own; `check_writable` says whether its place can be written to.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ def check_target(
         raise TargetError(f"{path} is a folder: name the file to write")
     if not stat.S_ISREG(status.st_mode) or descriptor_of(path) is not None:
         return
+    check_writable(path)
     for source in sources:
         if _is_same(source, status):
             raise TargetError(f"{path} is what {command} reads: name another file to write")
@@ -68,6 +71,29 @@ def check_target(
             f"{path} is there already, and {command} did not write it: name another file, or "
             "replace it with --force"
         )
+
+
+def check_writable(path: Path) -> None:
+    """Raise `TargetError` if this process may not put `path`, links followed, where it is to be.
+
+    That takes the right to make files in the folder above, or in the first one there is.
+    """
+    folder = _first_above(path)
+    if not folder.is_dir():
+        raise TargetError(f"{path} can't be written: {folder} is a file")
+    if os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        return
+    raise TargetError(
+        f"{path} can't be written: no files can be made in the folder {folder}, which is read-only "
+        "or another user's"
+    )
+
+
+def _first_above(path: Path) -> Path:
+    folder = Path(os.path.realpath(path)).parent
+    while not folder.exists():
+        folder = folder.parent
+    return folder
 
 
 def _status(path: Path) -> os.stat_result | None:
@@ -85,11 +111,9 @@ def _status(path: Path) -> os.stat_result | None:
 
 def _check_free(path: Path, make_folder: bool) -> None:
     """Raise `TargetError` unless a file can be made at `path`, or where the link there leads."""
-    folder = Path(os.path.realpath(path)).parent
-    if make_folder:
-        while not folder.exists():
-            folder = folder.parent
+    folder = _first_above(path) if make_folder else Path(os.path.realpath(path)).parent
     if folder.is_dir():
+        check_writable(path)
         return
     if path.is_symlink():
         raise TargetError(f"{path} is a link to {path.readlink()}, whose folder does not exist")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pipeline.common.targets import check_writable
 from pipeline.evaluation.errors import EvaluationError
 
 # A folder that holds this file is an evaluation's own, and may be replaced by a newer one.
@@ -17,8 +18,10 @@ def check_folder(out: Path, sources: Iterable[Path] = (), force: bool = False) -
     """Raise EvaluationError unless `out` is free, empty or an earlier evaluation's folder.
 
     The folder as a whole is replaced. `force` gives up whatever else is in it, but never one of
-    `sources`, the pictures and models that are evaluated.
+    `sources`, the pictures and models that are evaluated. Raises TargetError where no folder can
+    be made.
     """
+    check_writable(out)
     if not out.exists():
         return
     if not out.is_dir():

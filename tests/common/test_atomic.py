@@ -187,6 +187,9 @@ def test_a_folder_that_nobody_may_write_to_is_named_as_the_user_named_it(tmp_pat
     with pytest.raises(NotADirectoryError), writing_folder(tmp_path / "file"):
         pass
     assert (tmp_path / "file").is_file()
+    with pytest.raises(FileNotFoundError) as failed, writing_folder(Path("/proc/none")):
+        pass
+    assert failed.value.filename == "/proc/none"
 
 
 def test_sweep_leaves_the_living_and_what_is_not_ours(tmp_path: Path) -> None:

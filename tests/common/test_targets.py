@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.common.atomic import write_bytes
 from pipeline.common.special import descriptor_of, is_special
-from pipeline.common.targets import TargetError, check_target
+from pipeline.common.targets import TargetError, check_target, check_writable
 
 OURS = b"ours"
 
@@ -85,6 +85,35 @@ def test_names_and_folders_that_can_not_be(tmp_path: Path) -> None:
         if bad in ("none/x", "lost"):
             check_target(tmp_path / bad, "write", _is_ours, make_folder=True)
     check_target(tmp_path / ("n" * 255), "write", _is_ours)
+
+
+@pytest.fixture
+def read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which no files can be made; root may write anywhere, so the system is asked."""
+    folder = tmp_path / "read-only"
+    folder.mkdir()
+    (folder / "ours").write_bytes(OURS)
+    folder.chmod(0o555)
+    if os.access(folder, os.W_OK):
+        real = os.access
+        monkeypatch.setattr(
+            os, "access", lambda path, *a, **k: Path(path) != folder and real(path, *a, **k)
+        )
+        monkeypatch.setattr(os, "supports_effective_ids", {*os.supports_effective_ids, os.access})
+    return folder
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(
+    read_only: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(read_only / "new")
+    for path in (read_only / "new", read_only / "ours", tmp_path / "link"):
+        with pytest.raises(TargetError, match="no files can be made in the folder"):
+            check_target(path, "write", _is_ours, force=True)
+    with pytest.raises(TargetError, match=str(read_only)):
+        check_target(read_only / "a" / "b", "write", _is_ours, make_folder=True)
+    with pytest.raises(TargetError, match="is a file"):
+        check_writable(read_only / "ours" / "inside")
 
 
 def test_an_open_file_of_this_process_is_written_through(tmp_path: Path) -> None:
