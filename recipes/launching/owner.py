@@ -33,6 +33,7 @@ IDLE_LOOKS = 2
 # How long processes without an owner may take to keep their state.
 SECONDS_TO_END = 600.0
 STOP = signal.SIGUSR1
+NOTHING = b"train: stopped as asked, before anything was started\n"
 
 
 class _Asked:
@@ -71,7 +72,7 @@ def nothing_started() -> Iterator[None]:
 
 
 def _end_before(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"train: stopped as asked, before anything was started\n")
+    os.write(2, NOTHING)
     os._exit(AGAIN)
 
 
@@ -115,6 +116,8 @@ def _wait(process: subprocess.Popen[bytes], asked: _Asked) -> int:
                 # It still loads its libraries: there is no state to keep.
                 process.terminate()
                 code = process.wait()
+                if code < 0:
+                    os.write(2, NOTHING)
                 return AGAIN if code < 0 else code
 
 

@@ -27,11 +27,14 @@ from pipeline.common.documents import parse
 from pipeline.common.errors import RunError
 from recipes.config.settings import RecipeError
 from recipes.training.tensor_file import write_tensors
+from recipes.training.trainer_state import TrainerState
 
 FORMAT = 1
 FOLDER = "checkpoints"
 PREFIX = "step-"
 STATE, ABOUT = "state.safetensors", "checkpoint.json"
+# What is known of the step that a run began from.
+ORIGIN = ("step", "sha256", "run", "run_id", "recipe_digest")
 _NEEDED = {"step", "sha256", "decisive", "data_digest", "memory"}
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,12 @@ class Checkpoint:
         """The held-out cost at its step; None if there was no evaluation."""
         cost = self.about.get("cost")
         return None if cost is None else float(cost)
+
+    @property
+    def origin(self) -> dict[str, Any] | None:
+        """Which step of which run its run began from, and what is known of that; None: step 0."""
+        said = self.about.get("origin")
+        return dict.fromkeys(ORIGIN) | said if isinstance(said, dict) else None
 
     @property
     def judged_by(self) -> str:
@@ -141,12 +150,16 @@ def opened(folder: Path) -> Checkpoint | Unusable:
 def _says_enough(about: Mapping[str, Any]) -> bool:
     """Tell whether what a checkpoint says of itself can be gone on from."""
     step, cost, memory = about.get("step"), about.get("cost"), about.get("memory")
+    if not (about.keys() >= _NEEDED and isinstance(memory, dict)):
+        return False
+    try:
+        TrainerState.of(about)
+    except ValueError:
+        return False
     return (
-        about.keys() >= _NEEDED
-        and type(step) is int
+        type(step) is int
         and 0 <= step < 2**63
         and isinstance(cost, int | float | None)
-        and isinstance(memory, dict)
         and isinstance(about["decisive"], dict)
     )
 

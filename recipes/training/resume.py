@@ -142,7 +142,7 @@ def _run_of(runs: Sequence[Run], chosen: Checkpoint) -> Run:
 def _went_on_from(run: Run, given: str) -> bool:
     """Tell whether `run` goes on from the step that `given` names, whose checkpoint may be gone."""
     good, _ = checkpoint.examine(run.folder)
-    origin = good[-1].about.get("origin") if good else None
+    origin = good[-1].origin if good else None
     if origin is None or differences(run, good[-1].about):
         return False
     named = Path(given).name.removeprefix(checkpoint.PREFIX)

@@ -66,7 +66,7 @@ def find_start(run: Run, session: Session) -> Start:
     if step is None:
         return Start(None, {}, None, elsewhere=False)
     kept, tensors = newest or checkpoint.read(run.folder, step)
-    return Start(kept, tensors, kept.about.get("origin"), elsewhere=False)
+    return Start(kept, tensors, kept.origin, elsewhere=False)
 
 
 def take_up(

@@ -44,7 +44,7 @@ def settle(run: Run, session: Session, kept: Checkpoint | None) -> int | None:
     if said not in (None, str(threads), str(asked)) and ranks.THREADS not in session.ignored:
         session.ignored = {**session.ignored, ranks.THREADS: said}
         if session.main:
-            log.info("train: computes with %d threads, ignored %s=%s", threads, ranks.THREADS, said)
+            log.info("train: ignored %s=%s: speed.threads is %d", ranks.THREADS, said, threads)
     return threads
 
 

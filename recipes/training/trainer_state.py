@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from recipes.config.settings import Plateau
 from shards.streaming.mixture import ORDER
 
@@ -36,12 +38,16 @@ class TrainerState:
 
     @classmethod
     def of(cls, about: Mapping[str, Any]) -> TrainerState:
-        """Return what a checkpoint's `memory` says; of another version's, what is known here."""
+        """Return what a checkpoint's `memory` says; of another version's, what is known here.
+
+        Raises `ValueError` when something that is known is of another kind.
+        """
         known = {one.name for one in fields(cls)}
         # One that says nothing of an order was written when there was only the first.
         # So was one that counts no steps of the optimizer, before any could be left out.
         said = {"order": 1, "taken": about["step"], **about["memory"]}
-        return cls(**{name: value for name, value in said.items() if name in known})
+        kept = {name: value for name, value in said.items() if name in known}
+        return _KINDS.validate_python(kept)
 
     def forget(self) -> None:
         """Forget all costs: those of before are of something else."""
@@ -79,3 +85,6 @@ class TrainerState:
             self.ended = True
         else:
             self.reductions, self.without = self.reductions + 1, 0
+
+
+_KINDS = TypeAdapter(TrainerState)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from recipes.config.load import load_recipe
 from recipes.config.settings import RecipeError
 from recipes.train import main
-from recipes.training.checkpoint import examine, found, prune
+from recipes.training.checkpoint import ORIGIN, Checkpoint, examine, found, opened, prune
 from recipes.training.health import SpikeWatch
 from recipes.training.results import read_run
 from recipes.training.resume import differences, find_origins
@@ -220,6 +220,31 @@ def test_a_folder_that_no_version_wrote_is_found_damaged(tmp_path: Path) -> None
     good, bad = examine(tmp_path)
     assert not good
     assert [one.passing for one in bad] == [False] * 4
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "usable"),
+    [
+        ("memory", {"spikes": 5}, False),
+        ("memory", {"best": "low"}, False),
+        ("memory", {"of_later": [], "best": 2}, True),
+        ("decisive", [], False),
+        ("step", 4.5, False),
+        ("origin", [], True),
+        ("origin", {"step": 3}, True),
+    ],
+)
+def test_a_checkpoint_says_all_that_is_gone_on_from_or_is_damaged(
+    tmp_path: Path, key: str, value: object, usable: bool
+) -> None:
+    folder = tmp_path / "step-00000001"
+    folder.mkdir()
+    about = {"format": 1, "step": 1, "sha256": "0", "decisive": {}, "data_digest": "", "memory": {}}
+    (folder / "checkpoint.json").write_text(json.dumps(about | {key: value}))
+    found_there = opened(folder)
+    assert isinstance(found_there, Checkpoint) == usable
+    if isinstance(found_there, Checkpoint) and isinstance(value, dict) and key == "origin":
+        assert found_there.origin == {**dict.fromkeys(ORIGIN), "step": 3}
 
 
 def test_origins_of_several_runs_are_told_apart(write_recipe, tmp_path: Path) -> None:
