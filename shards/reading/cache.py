@@ -19,6 +19,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +35,9 @@ from shards.reading.fetch import PART, Fetcher, Patience
 log = logging.getLogger(__name__)
 
 ROOM = ".room"
+
+# Told of a request's bytes, and when it began by `time.monotonic`.
+Arrived = Callable[[int, float], object]
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,10 @@ class CacheFolder:
                 f"the cache {cache.folder} cannot be made ({error.strerror}): name another folder"
             ) from error
 
-    def open(self, wanted: Wanted, arrived: Callable[[int], object] | None = None) -> int:
+    def open(self, wanted: Wanted, arrived: Arrived | None = None) -> int:
         """Return a descriptor of the whole file, fetched when it is not here.
 
-        The file stays while the descriptor is open. `arrived` is told the bytes of each request.
+        The file stays while the descriptor is open. `arrived` is told of each request.
 
         Raises:
             ShardsRuntimeError: the store does not give it, or not with its checksum.
@@ -131,9 +135,7 @@ class CacheFolder:
         """Remove a file whose bytes are not what they must be; readers keep what they hold."""
         self.path(wanted).unlink(missing_ok=True)
 
-    def _fetch(
-        self, wanted: Wanted, partial: int, path: Path, arrived: Callable[[int], object] | None
-    ) -> None:
+    def _fetch(self, wanted: Wanted, partial: int, path: Path, arrived: Arrived | None) -> None:
         """Complete the arriving file, check it and give it its name."""
         try:
             for _ in range(self.cache.patience.attempts):
@@ -153,9 +155,7 @@ class CacheFolder:
             "run `pipeline verify` there"
         )
 
-    def _complete(
-        self, wanted: Wanted, partial: int, path: Path, arrived: Callable[[int], object] | None
-    ) -> None:
+    def _complete(self, wanted: Wanted, partial: int, path: Path, arrived: Arrived | None) -> None:
         """Fetch what is missing at the end of the arriving file."""
         have = os.fstat(partial).st_size
         if have > wanted.bytes:
@@ -163,6 +163,7 @@ class CacheFolder:
             have = 0
         while have < wanted.bytes:
             end = min(have + PART, wanted.bytes)
+            begun = time.monotonic()
             data = self.fetcher.part(wanted.name, wanted.start + have, wanted.start + end)
             with self.room(len(data), path):
                 try:
@@ -173,7 +174,7 @@ class CacheFolder:
                     ) from error
             have += len(data)
             if arrived is not None:
-                arrived(len(data))
+                arrived(len(data), begun)
 
     @contextlib.contextmanager
     def room(self, needed: int, path: Path) -> Iterator[None]:

@@ -181,13 +181,18 @@ class Ranges:
         if generation not in (None, self._generation) or self.cache.has(part):
             return
         try:
-            os.close(self.cache.open(part, self._arrived))
+            os.close(self.cache.open(part, self._arrived if generation is None else self._filled))
         except Exception:  # whoever reads the part meets the error and reports it
-            requests().window.failed()
+            requests().failed()
 
-    def _arrived(self, count: int) -> None:
+    def _arrived(self, count: int, begun: float) -> None:
         self._count(count)
-        requests().window.arrived(count, full=requests().waiting > 0)
+
+    def _filled(self, count: int, begun: float) -> None:
+        """Count a part that the window made room for."""
+        self._count(count)
+        if count == PART:
+            requests().arrived(begun)
 
     def _count(self, count: int) -> None:
         with self._lock:

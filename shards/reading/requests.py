@@ -1,8 +1,4 @@
-"""Requests to a store, many at a time: as many as help.
-
-A window says how many requests that are not urgent may be under way. It grows while that brings
-more bytes a second, and shrinks when it brings fewer, or when requests fail.
-"""
+"""Requests to a store, many at a time: a window says how many of those that are not urgent."""
 
 from __future__ import annotations
 
@@ -12,54 +8,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from shards.reading.window import MOST, Window
+
 T = TypeVar("T")
-
-# Requests under way: at the beginning, never less, never more. Urgent ones come beside them.
-FIRST, LEAST, MOST = 8, 2, 64
-
-# Seconds over which bytes are counted before the window changes.
-INTERVAL = 0.5
-
-
-@dataclass
-class Window:
-    """How many requests may be under way, by what they brought."""
-
-    size: int = FIRST
-    _rate: float = 0.0
-    _grew: bool = True
-    _begun: float = field(default_factory=time.monotonic)
-    _bytes: int = 0
-
-    def arrived(self, count: int, full: bool) -> None:
-        """Take down that `count` bytes came; `full`: as many requests were under way as may be."""
-        now = time.monotonic()
-        self._bytes += count
-        passed = now - self._begun
-        if passed < INTERVAL:
-            return
-        rate, self._bytes, self._begun = self._bytes / passed, 0, now
-        if full:
-            self._change(rate)
-        self._rate = rate
-
-    def failed(self) -> None:
-        """Take down that a request failed: the store may have too many."""
-        self.size, self._grew, self._rate = max(self.size // 2, LEAST), False, 0.0
-
-    def _change(self, rate: float) -> None:
-        if rate > 1.05 * self._rate:
-            better = self._grew
-        elif rate < 0.95 * self._rate:
-            better = not self._grew
-        else:
-            return  # as good with fewer: neither way is known to help
-        self._grew = better
-        size = self.size * 3 // 2 if better else self.size * 3 // 4
-        self.size = min(max(size, LEAST), MOST)
 
 
 class Requests:
@@ -80,10 +33,17 @@ class Requests:
         """Begin a call when the window has room, in the order of asking."""
         return self._add(self._others, call)
 
-    @property
-    def waiting(self) -> int:
-        """Calls for later that have not begun."""
-        return len(self._others)
+    def arrived(self, begun: float) -> None:
+        """Take down that a part of the usual size came, and when it was asked for."""
+        with self._lock:
+            self.window.arrived(begun, time.monotonic(), full=len(self._others) > 0)
+            if self._under_way < self.window.size:
+                self._lock.notify_all()
+
+    def failed(self) -> None:
+        """Take down that a call for later failed for good."""
+        with self._lock:
+            self.window.failed(time.monotonic())
 
     def _add(
         self, queue: deque[tuple[Future[Any], Callable[[], Any]]], call: Callable[[], T]

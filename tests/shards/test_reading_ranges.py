@@ -18,7 +18,7 @@ import pytest
 from shards import Cache, ShardsRuntimeError, Stream, stream
 from shards.reading import ranges
 from shards.reading.fetch import Patience
-from shards.reading.requests import LEAST, MOST, Requests, Window
+from shards.reading.requests import Requests
 from tests.shards.made import numbered, write_split
 from tests.shards.test_reading_cache import QUICK, FaultyFileSystem, keys_of, taken
 
@@ -202,25 +202,6 @@ def test_resuming_through_a_cache_is_exact(store, tmp_path):
     resumed.load_state_dict({"epoch": 0, "samples_seen": 216, "order": 2})
     assert keys_of(islice(resumed, 6)) == wanted[216:]
     resumed.close()
-
-
-def test_the_window_grows_while_that_helps_and_shrinks_on_failure():
-    window = Window()
-
-    def second(rate: int) -> None:
-        window._begun = time.monotonic() - 1.0
-        window.arrived(rate, full=True)
-
-    sizes = []
-    for _ in range(12):
-        second(1_000_000 * window.size)  # each request brings as much again
-        sizes.append(window.size)
-    assert sizes[-1] == MOST
-    window.failed()
-    assert window.size == MOST // 2
-    for _ in range(40):
-        second(round(1e9 / window.size))  # more requests bring less
-    assert LEAST <= window.size <= 8
 
 
 def test_requests_are_done_urgent_ones_first():
