@@ -59,7 +59,9 @@ class StoredShards(Sequence[ShardInfo]):
 
     def column(self, name: str) -> npt.NDArray[np.int64]:
         """Return a column of numbers, `samples` or `bytes`, int64 (shards,)."""
-        return np.asarray(self._read(columns=[name])[name].to_numpy(), dtype=np.int64)
+        from shards.arrays import as_numpy
+
+        return as_numpy(self._read(columns=[name])[name]).astype(np.int64, copy=False)
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -158,7 +158,9 @@ def read_table(
         with_digests = digests and "sha256" in file.schema_arrow.names
         columns = [*SAMPLE_COLUMNS, "sha256"] if with_digests else list(SAMPLE_COLUMNS)
         table = file.read(columns=columns, use_threads=False)
-        keys = table["key"].combine_chunks().cast(pa.string())
+        keys = table["key"].combine_chunks()
+        if keys.type != pa.string():  # casting imports all of Arrow's functions
+            keys = keys.cast(pa.string())
         offsets, sizes = (_numbers(table[name]) for name in ("offset", "size"))
         sums = _checksums(table["sha256"]) if with_digests else None
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
@@ -173,9 +175,11 @@ def read_table(
 
 def _numbers(column: Any) -> npt.NDArray[np.int64]:
     """Return a column of bytes or places; raises ValueError where one is missing or negative."""
+    from shards.arrays import as_numpy
+
     if column.null_count or str(column.type) not in ("int64", "uint64", "int32"):
         raise ValueError("is no column of numbers")
-    numbers: npt.NDArray[np.int64] = column.to_numpy().astype(np.int64)
+    numbers: npt.NDArray[np.int64] = as_numpy(column).astype(np.int64)
     if len(numbers) and numbers.min() < 0:
         raise ValueError("a number is negative")
     return numbers

@@ -33,6 +33,8 @@ def tar_table(tar: IO[bytes], where: str) -> ShardTable:
     """
     import pyarrow as pa
 
+    from shards.arrays import array
+
     keys: list[str] = []
     places: list[tuple[int, int]] = []
     for name, place in _members(tar, where):
@@ -44,7 +46,7 @@ def tar_table(tar: IO[bytes], where: str) -> ShardTable:
             keys.append(match[1])
             places.append(place)
     numbers = np.asarray(places, dtype=np.int64).reshape(-1, 2)
-    return ShardTable(pa.array(keys, pa.string()), numbers[:, 0].copy(), numbers[:, 1].copy())
+    return ShardTable(array(keys, pa.string()), numbers[:, 0].copy(), numbers[:, 1].copy())
 
 
 def _members(tar: IO[bytes], where: str) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -92,8 +94,15 @@ def write_table(table: ShardTable, path: Path, stamp: str) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = {"key": table.keys, "offset": table.offsets, "size": table.sizes}
+    from shards.arrays import numbers
+
+    columns = {
+        "key": table.keys,
+        "offset": numbers(table.offsets),
+        "size": numbers(table.sizes),
+    }
     if table.digests is not None:
         columns["sha256"] = table.digests
+    made = pa.Table.from_arrays(list(columns.values()), list(columns))
     with writing(path) as file:
-        pq.write_table(pa.table(columns, metadata={STAMP: stamp}), file)
+        pq.write_table(made.replace_schema_metadata({STAMP: stamp}), file)
