@@ -156,7 +156,10 @@ class BatchSource:
     def batch(self, epoch: int, seen: int) -> Batch:
         """Return this rank's part of the global batch at a place."""
         before = self.traffic
-        self._look_ahead(epoch, seen)
+        # The first batch waits for itself alone: what is wanted later begins behind it.
+        first = not self._expected
+        if not first:
+            self._look_ahead(epoch, seen)
         places = self._begun.pop((epoch, seen), None) or self._places(epoch, seen)
         positions = [position for position, _ in places]
         images = np.empty((self.batch_size, 3, self.crop, self.crop), dtype=np.uint8)
@@ -168,6 +171,8 @@ class BatchSource:
             keys.append(key)
             extents.append((pixels.shape[0], pixels.shape[1]))
             images[row] = filled(pixels, self.crop).transpose(2, 0, 1)
+        if first:
+            self._look_ahead(epoch, seen)
         return Batch(
             torch.from_numpy(images),
             keys,
