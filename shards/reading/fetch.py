@@ -12,6 +12,8 @@ from typing import Any, TypeVar, cast
 
 from pipeline.common.retries import Retries
 from shards.errors import ShardsError, ShardsRuntimeError
+from shards.reading import s3
+from shards.reading.s3 import PlainS3
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -23,6 +25,21 @@ FINAL = (FileNotFoundError, PermissionError, ShardsError)
 
 # Connections to one store at once.
 CONNECTIONS = 128
+
+
+class _Making:
+    """Holds threads up while one of them makes the client that all want."""
+
+    lock = threading.Lock()
+
+    @classmethod
+    def after_fork(cls) -> None:
+        """Take a new lock in a child process: the thread that held the old one is not there."""
+        cls.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Making.after_fork)
 
 
 @dataclass(frozen=True)
@@ -45,10 +62,11 @@ class Fetcher:
     def __init__(self, url: str, patience: Patience | None = None) -> None:
         self.url = url.rstrip("/")
         self.patience = patience or Patience()
-        self._fs: tuple[int, Any] | None = None
+        self._plain = s3.serves(self.url)
+        self._client: tuple[int, PlainS3 | _Fsspec] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_fs": None}
+        return {**self.__dict__, "_client": None}
 
     def size(self, name: str) -> int:
         """Return the size of file `name` in bytes.
@@ -57,13 +75,13 @@ class Fetcher:
             FileNotFoundError: there is no such file.
             ShardsRuntimeError: the store did not answer in time, again and again.
         """
-        return self._again(name, lambda: int(self._remote().size(f"{self.url}/{name}")))
+        return self._again(name, lambda: self._asked(lambda client: client.size(name)))
 
     def part(self, name: str, start: int, end: int) -> bytes:
         """Return exactly the bytes `start` to `end` of file `name`. Raises as `size`."""
 
         def ask() -> bytes:
-            data = cast(bytes, self._remote().cat_file(f"{self.url}/{name}", start=start, end=end))
+            data = self._asked(lambda client: client.part(name, start, end))
             if len(data) != end - start:
                 raise OSError(f"{len(data)} bytes came instead of {end - start}")
             return data
@@ -80,13 +98,7 @@ class Fetcher:
     def glob(self, pattern: str) -> list[str]:
         """Return the names of the files that match `pattern`, sorted. Raises as `size`."""
 
-        def ask() -> list[str]:
-            fs = self._remote()
-            root = fs._strip_protocol(self.url)
-            found = fs.glob(f"{self.url}/{pattern}")
-            return sorted(path.removeprefix(root).lstrip("/") for path in found)
-
-        return self._again(pattern, ask)
+        return self._again(pattern, lambda: _Fsspec(self.url).glob(pattern))
 
     def _again(self, name: str, ask: Callable[[], T]) -> T:
         patience, file = self.patience, f"{self.url}/{name}"
@@ -99,16 +111,54 @@ class Fetcher:
                 f"{file} could not be read in {patience.attempts} tries: {error}"
             ) from error
 
-    def _remote(self) -> Any:
-        """Return the file system of this process: connections do not survive a fork."""
-        if self._fs is None or self._fs[0] != os.getpid():
-            import fsspec
+    def _asked(self, ask: Callable[[PlainS3 | _Fsspec], T]) -> T:
+        """Return what the client of this process answers; `s3fs` is asked where it is refused."""
+        try:
+            return ask(self._own_client())
+        except s3.NotLetInError as error:
+            log.info("%s is read by s3fs: %s", self.url, error)
+            self._plain, self._client = False, None
+            return ask(self._own_client())
 
-            try:
-                self._fs = os.getpid(), fsspec.core.url_to_fs(self.url, **_options(self.url))[0]
-            except (ValueError, ImportError) as error:
-                raise ShardsError(f"cannot open {self.url}: {error}") from error
-        return self._fs[1]
+    def _own_client(self) -> PlainS3 | _Fsspec:
+        """Return the client of this process: connections do not survive a fork."""
+        with _Making.lock:
+            if self._client is None or self._client[0] != os.getpid():
+                self._client = os.getpid(), self._made()
+            return self._client[1]
+
+    def _made(self) -> PlainS3 | _Fsspec:
+        if self._plain:
+            return PlainS3(self.url, self.patience.stall, CONNECTIONS)
+        return _Fsspec(self.url)
+
+
+class _Fsspec:
+    """Reads files under one URL, in any store that fsspec opens."""
+
+    def __init__(self, url: str) -> None:
+        """Raises ShardsError when it opens none such."""
+        import fsspec
+
+        self.url = url
+        try:
+            self._fs = fsspec.core.url_to_fs(url, **_options(url))[0]
+        except (ValueError, ImportError) as error:
+            raise ShardsError(f"cannot open {url}: {error}") from error
+
+    def size(self, name: str) -> int:
+        """Return a file's size in bytes."""
+        return int(self._fs.size(f"{self.url}/{name}"))
+
+    def part(self, name: str, start: int, end: int) -> bytes:
+        """Return the bytes `start` to `end` of a file, or fewer."""
+        return cast(bytes, self._fs.cat_file(f"{self.url}/{name}", start=start, end=end))
+
+    def glob(self, pattern: str) -> list[str]:
+        """Return the names of the files that match `pattern`, sorted."""
+        root = self._fs._strip_protocol(self.url)
+        found = self._fs.glob(f"{self.url}/{pattern}")
+        return sorted(path.removeprefix(root).lstrip("/") for path in found)
 
 
 def _options(url: str) -> dict[str, Any]:

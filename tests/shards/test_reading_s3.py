@@ -8,7 +8,8 @@ import fsspec
 import pytest
 
 from shards import Cache, Stream, stream
-from shards.reading import ranges
+from shards.reading import ranges, s3
+from shards.reading.fetch import Fetcher
 from tests.shards.made import numbered, write_split
 
 moto = pytest.importorskip("moto.server", reason="needs moto[server] and s3fs")
@@ -48,6 +49,38 @@ def test_an_epoch_from_s3_is_the_local_one(bucket, tmp_path):
         assert [batch.keys for batch in one] == wanted
     by_pattern = Stream(f"{bucket}/train-*.tar", batch_size=5, crop=16, epochs=1, cache=cache)
     assert [batch.keys for batch in by_pattern] == wanted
+
+
+def test_a_store_that_refuses_the_plain_client_is_read_by_s3fs(bucket, monkeypatch):
+    fsspec.filesystem("s3").pipe(f"{bucket}/file", b"0123456789")
+    assert Fetcher(bucket).part("file", 2, 5) == b"234"
+    with pytest.raises(FileNotFoundError):
+        Fetcher(bucket).part("other", 0, 1)
+
+    def refused(*_: object, **__: object) -> None:
+        raise s3.NotLetInError("AccessDenied")
+
+    monkeypatch.setattr(s3.PlainS3, "_asked", refused)
+    fetcher = Fetcher(bucket)
+    assert (fetcher.size("file"), fetcher.part("file", 2, 5)) == (10, b"234")
+
+
+def test_the_plain_client_is_taken_where_the_environment_says_all(bucket, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert s3.serves(bucket)
+    assert not s3.serves("gs://bucket/corpus")
+    for name, value in (
+        ("AWS_PROFILE", "work"),
+        ("AWS_ENDPOINT_URL", "http://host/path"),
+        ("AWS_SECRET_ACCESS_KEY", ""),
+        ("HTTPS_PROXY", "http://proxy:1"),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            assert not s3.serves(bucket)
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws" / "config").write_text("[default]\nregion = eu-west-1\n")
+    assert not s3.serves(bucket)
 
 
 @pytest.mark.slow
