@@ -33,6 +33,12 @@ class Requests:
         """Begin a call when the window has room, in the order of asking."""
         return self._add(self._others, call)
 
+    @property
+    def busy(self) -> bool:
+        """Whether calls for later wait or are under way."""
+        with self._lock:
+            return bool(self._others or self._under_way)
+
     def arrived(self, begun: float) -> None:
         """Take down that a part of the usual size came, and when it was asked for."""
         with self._lock:
