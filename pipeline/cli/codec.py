@@ -31,7 +31,7 @@ Workers = Annotated[
     int | None,
     typer.Option(
         help="Files to process at once, each with up to --max-memory. Default: as many as cores "
-        "and memory allow; on a GPU, one.",
+        "and memory allow; on a GPU two, if its memory allows.",
         min=1,
     ),
 ]

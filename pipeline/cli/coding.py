@@ -68,7 +68,25 @@ class Options:
 
     def at_once(self) -> int:
         """Return how many files to work on at once."""
-        return self.workers or (worker_count(self.memory) if self.device == "cpu" else 1)
+        if self.workers:
+            return self.workers
+        return worker_count(self.memory) if self.device == "cpu" else self._beside_a_device()
+
+    def _beside_a_device(self) -> int:
+        """Return two where a GPU has the memory: networks of one file, the other's entropy coding.
+
+        Entropy coding is done on the CPU, and the GPU would wait for it.
+        """
+        import torch
+
+        try:
+            device = torch.device(self.device)
+            if device.type != "cuda" or not torch.cuda.is_available():
+                return 1
+            free, _ = torch.cuda.mem_get_info(device)
+        except RuntimeError:  # no such device, as loading a model says in words
+            return 1
+        return 2 if free >= 2 * self.memory else 1
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.cli.coding import Options
 from pipeline.cli.main import main
 from pipeline.codec import CCAModel, save_model
 from pipeline.codec.architectures.cca.published import published_names
@@ -121,3 +122,16 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(
     assert words in " ".join(err.split())
     assert out == ""
     assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("device", "free", "wanted"),
+    [("cuda", 9e9, 2), ("cuda:1", 9e9, 2), ("cuda", 7e9, 1), ("meta", 9e9, 1), ("nowhere", 9e9, 1)],
+)
+def test_a_gpu_with_memory_for_two_files_gets_two_at_once(
+    monkeypatch: pytest.MonkeyPatch, device: str, free: float, wanted: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(free), int(2 * free)))
+    assert Options(4 * 10**9, None, device, False).at_once() == wanted
+    assert Options(4 * 10**9, 5, device, False).at_once() == 5
