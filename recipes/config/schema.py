@@ -41,7 +41,7 @@ SHIPPED = "box"
 # Fields of a stage that are said elsewhere in another form, or cure a run midway (`skip`).
 _NOT_DECISIVE = {
     *("cca", "data", "ema", "loss", "model", "optimizer"),
-    *("rate_weight", "skip", "steps"),
+    *("calibrate", "rate_weight", "skip", "steps"),
 }
 _THRESHOLDS = {"clamp_warning", "clamp_error"}
 

@@ -110,6 +110,9 @@ class Stage(Section):
     """In place of the recipe's `ema`; 0: none."""
     model: Word | dict[str, Any] | None = None
     """In place of the recipe's `model`."""
+    calibrate: Annotated[int, Field(ge=0, le=4096), Number] = 0
+    """Crops of training pictures, the first of the run, on which the trained model gets the scales
+    that make its entropy networks quicker; 0: it gets none. See docs/codec.md."""
     draws: Name | None = None
     """Stages of one seed that say the same here see the same pictures, crops and noise, at every
     rate: to compare them. Default: each stage its own pictures, each run its own noise."""

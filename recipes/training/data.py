@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pipeline.common.addresses import text_seed
 from recipes.config.schema import Run
@@ -120,6 +121,19 @@ class Feed:
             device=self.device,
             augment=augment,
         )
+
+
+def first_crops(run: Run, count: int) -> list[Tensor]:
+    """Return the first `count` crops that a run trains on, float32 (1, 3, S, S) in [0, 1]."""
+    feed, found = Feed(run, 0, 1, torch.device("cpu")), list[Tensor]()
+    try:
+        for batch in feed.from_step(0):
+            if len(found) >= count:
+                break
+            found += [image[None].float() / 255 for image in batch.images]
+    finally:
+        feed.close()
+    return found[:count]
 
 
 def check_batch(run: Run, world_size: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.codec import Config, ModelInfo, architectures, save_model
+from pipeline.codec import CodecError, Config, Model, ModelInfo, architectures, save_model
+from pipeline.codec.calibrating import calibrate
 from pipeline.common.atomic import write_json, write_text
 from pipeline.common.documents import parse
 from pipeline.common.leases import LEASE_FILE
@@ -22,11 +24,13 @@ from pipeline.tracking import Tracker
 from recipes.config.schema import Run
 from recipes.launching.environment import listed
 from recipes.training.checkpoint import FOLDER, free_name
-from recipes.training.data import Corpora
+from recipes.training.data import Corpora, first_crops
 from recipes.training.start import lineage, starting_fingerprint
 from recipes.training.state import part
 from recipes.training.throughput import Meter, psnr
 from shards import Batch
+
+log = logging.getLogger(__name__)
 
 
 class Results:
@@ -89,7 +93,9 @@ class Results:
     def finish(self, config: Config, tensors: Mapping[str, Tensor], step: int) -> None:
         """Write the model of the state `tensors`, then say that the run is done."""
         self._write_run(done=False, step=step)
-        path = export(config, tensors, self.run.folder, self.info(step))
+        count = self.run.stage.calibrate
+        crops = first_crops(self.run, count) if count else ()
+        path = export(config, tensors, self.run.folder, self.info(step), crops)
         self.tracker.log_file(path, "model")
         self._write_run(done=True, step=step)
 
@@ -185,17 +191,37 @@ class Results:
         write_json(run.folder / "run.json", content)
 
 
-def export(config: Config, tensors: Mapping[str, Tensor], out: Path, info: ModelInfo) -> Path:
-    """Write the model of a gathered state to `out`, averaged if the state is; return the file."""
+def export(
+    config: Config,
+    tensors: Mapping[str, Tensor],
+    out: Path,
+    info: ModelInfo,
+    crops: Sequence[Tensor] = (),
+) -> Path:
+    """Write the model of a gathered state to `out`, averaged if the state is; return the file.
+
+    With `crops` (1, 3, S, S) it is calibrated on them.
+    """
     weights = part(tensors, "weights") | part(tensors, "ema")
     architecture = architectures.load(config.architecture)
     model = architecture.model(config)
     model.load_state_dict(part(weights, "model"))
+    if crops:
+        _calibrate(model.eval(), crops)
     auxiliary = None
     if part(weights, "auxiliary") and architecture.auxiliary is not None:
         auxiliary = architecture.auxiliary(config)
         auxiliary.load_state_dict(part(weights, "auxiliary"))
     return save_model(model, out, info, auxiliary)
+
+
+def _calibrate(model: Model, crops: Sequence[Tensor]) -> None:
+    """Give a model its scales; one that can't have any is worth keeping without."""
+    try:
+        calibrate(model, crops)
+    except CodecError as error:
+        model.set_scales({})
+        log.warning("the model is kept without scales for its entropy networks: %s", error)
 
 
 def keep_batch(path: Path, batch: Batch) -> None:

@@ -135,13 +135,15 @@ def test_trained_resumed_and_used_at_any_rate(
     path = write_recipe(stages=[stage()], start="pyramid")
     whole, cut = path.parent / "whole", path.parent / "cut"
     extra = [f"data.{key}={value}" for key, value in validation.items()]
-    assert main([str(path), f"out={whole}", *extra]) == 0
+    scales = "stages.0.calibrate=3"
+    assert main([str(path), f"out={whole}", scales, *extra]) == 0
     assert main([str(path), f"out={cut}", "stages.0.steps=3"]) == 0
     (cut / "all" / "run.json").unlink()
-    assert main([str(path), f"out={cut}"]) == 0
+    assert main([str(path), f"out={cut}", scales]) == 0
     assert_same(whole / "all", cut / "all")
 
     model = load_model(whole / "all")
+    assert model.scales == load_model(cut / "all").scales != {}
     assert model.info.rate_weight is None
     assert model.info.variable_rate == (15, 2, 0.3)
     x = to_tensor(read_picture(sorted((pictures / "kodak").iterdir())[0]), CPU)[..., :256, :256]
