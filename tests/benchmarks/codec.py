@@ -2,7 +2,9 @@
 
 Prints CPU time of one thread (it hardly depends on what else runs), median and spread over the
 runs: entropy coding alone, a process's start with and without torch, a checkpoint's writing, and a
-whole picture split into networks and entropy coding, with the share of the exact ones.
+whole picture split into networks and entropy coding, with the share of the exact ones. "Plain" are
+the same networks as torch runs them by itself: float32, channels first, sums in any order; without
+entropy coding, so a codec that does not care for exactness takes longer than that.
 """
 
 from __future__ import annotations
@@ -134,7 +136,31 @@ def networks(config: CCAConfig, picture: Path, runs: int, compiled: bool) -> Non
         timer.wrap(SymbolDecoder, "decode")
         _coders(model, "float64", y, z.shape[2:], transforms, timer, runs)
         calibrate(model, [x[:, :, :256, :256]])
-        _coders(model, "float32", y, z.shape[2:], transforms, timer, runs)
+        ours = _coders(model, "float32", y, z.shape[2:], transforms, timer, runs)
+        for name, work in _plain(model, x.contiguous(), y.contiguous()).items():
+            times = measure(work, runs)
+            row(f"plain networks, {name}", times)
+            ratios = [a / b for a, b in zip(times, ours[name], strict=True)]
+            row(f"plain / exact in float32, whole {name}", ratios, 1, "times")
+
+
+def _plain(model: CCAModel, x: torch.Tensor, y: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """All networks of encoding the picture x, and of decoding its latent y."""
+    parts = torch.split(y, list(model.context.sizes), dim=1)
+    z = model.hyper_analysis(y).contiguous()
+
+    def predict() -> None:
+        model.context(model.hyper(z.round()), lambda i, mean, _: (parts[i] - mean).round() + mean)
+
+    def encode() -> None:
+        model.hyper_analysis(model.analysis(x))
+        predict()
+
+    def decode() -> None:
+        predict()
+        model.synthesis(y)
+
+    return {"encode": encode, "decode": decode}
 
 
 def _coders(
@@ -145,9 +171,12 @@ def _coders(
     transforms: dict[str, list[float]],
     timer: _Timed,
     runs: int,
-) -> None:
-    """The exact networks and entropy coding, and their share of encoding and of decoding."""
-    coder = model.make_coder()
+) -> dict[str, list[float]]:
+    """The exact networks and entropy coding, and their share of encoding and of decoding.
+
+    Returns the seconds of the whole.
+    """
+    coder, whole = model.make_coder(), {}
     words = coder.encode(y).words
     for name, work in (
         ("encode", lambda: coder.encode(y)),
@@ -162,9 +191,11 @@ def _coders(
 
         coding = measure(both, runs)
         row(f"exact networks in {label} and entropy coding, {name}", coding)
-        share = [c / (c + t) for c, t in zip(coding, transforms[name], strict=True)]
+        whole[name] = [c + t for c, t in zip(coding, transforms[name], strict=True)]
+        share = [c / total for c, total in zip(coding, whole[name], strict=True)]
         row(f"their share, {name}", share, 100, "%")
         row(f"of it entropy coding, {name}", inside[1:])
+    return whole
 
 
 def starts(runs: int) -> None:
