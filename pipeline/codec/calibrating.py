@@ -21,12 +21,13 @@ from pipeline.codec.errors import CodecError
 from pipeline.codec.exact import layers_seen
 from pipeline.codec.layers import ChannelNorm
 from pipeline.codec.model import Model
-from pipeline.codec.scales import Scale
+from pipeline.codec.scales import LARGEST_SUM, Scale
 
 # Bits of inputs, sign included, by the inputs that a block adds up: with more of them, weights
 # become coarser. Measured in docs/codec.md.
 _BITS = ((32, 13), (128, 12), (1 << 30, 11))
-_NORM_BITS = 13
+# Of a norm's inputs: at most, and as few as float32 is worth. With fewer it sums in float64.
+_NORM_BITS = range(8, 14)
 # How much larger than all that was seen an input may be.
 _ROOM = 2.0
 _FINEST, _COARSEST = 30, -30
@@ -109,8 +110,9 @@ def _rates(model: Model) -> list[float | None]:
     return [None] if ends is None else [float(i) for i in range(int(ends[1]) + 1)]
 
 
-def _scale(layer: nn.Module, largest: float) -> Scale:
-    bits = _NORM_BITS if isinstance(layer, ChannelNorm) else _bits_of(_inputs(layer))
+def _scale(layer: Any, largest: float) -> Scale:
+    norm = isinstance(layer, ChannelNorm)
+    bits = _norm_bits(len(layer.weight)) if norm else _bits_of(_inputs(layer))
     whole = Scale(0, bits).largest
     exponent = math.floor(math.log2(whole / (_ROOM * largest))) if largest > 0 else 0
     return Scale(min(max(exponent, _COARSEST), _FINEST), bits)
@@ -118,6 +120,12 @@ def _scale(layer: nn.Module, largest: float) -> Scale:
 
 def _bits_of(inputs: int) -> int:
     return next(bits for most, bits in _BITS if inputs <= most)
+
+
+def _norm_bits(channels: int) -> int:
+    """Return the bits with which the squares of so many inputs are added up in float32."""
+    fit = [bits for bits in _NORM_BITS if channels * Scale(0, bits).largest ** 2 <= LARGEST_SUM]
+    return fit[-1] if fit else _NORM_BITS[-1]
 
 
 def _inputs(layer: Any) -> int:

@@ -39,10 +39,13 @@ from pipeline.codec.exact_layers import (
 )
 from pipeline.codec.layers import ChannelNorm, GlobalMean, MaskedConv2d
 from pipeline.codec.scaled_layers import (
+    OrderedMean,
     ScaledConv,
     ScaledDeconv,
     ScaledLinear,
+    ScaledLookup,
     ScaledNorm,
+    ScaledTaps,
     scale_of,
 )
 
@@ -133,7 +136,7 @@ _seen = _Seen()
 def _to_float32(copied: nn.Module) -> None:
     """Let what works on single numbers do so in float32; layers with sums keep their own."""
     for module in copied.modules():
-        if isinstance(module, Lookup) or not isinstance(module, ExactLayer):
+        if not isinstance(module, ExactLayer):
             # torch gives Module._apply no types.
             module._apply(_single, recurse=False)  # type: ignore[no-untyped-call]
 
@@ -163,13 +166,21 @@ def _replaced(module: nn.Module, name: str, done: dict[int, nn.Module], scaled: 
         if scaled and takes_scale(module) and scale_of(module) is None:
             raise CodecError(f"the layer {name} has no scale, and others have: calibrate it again")
         try:
-            return _FORMS[kind](module) if kind in _FORMS else module
+            made = _FORMS[kind](module) if kind in _FORMS else module
         except CodecError as error:
             raise CodecError(f"the layer {name} ({kind.__name__}): {error}") from error
+        return _in_float32(made) if scaled else made
     for part, child in list(module._modules.items()):
         if child is not None:
             module._modules[part] = _exact(child, f"{name}.{part}", done, scaled)
     return module
+
+
+def _in_float32(made: nn.Module) -> nn.Module:
+    """Return the form in float32 of a layer that needs no scale, and others as they are."""
+    if isinstance(made, Lookup):
+        return ScaledLookup(made)
+    return OrderedMean() if isinstance(made, ExactMean) else made
 
 
 def _known() -> str:
@@ -179,7 +190,9 @@ def _known() -> str:
 def conv_form(layer: nn.Conv2d) -> nn.Module:
     """Return the exact form of a convolution, by its scale if it has one."""
     weight = layer.masked_weight() if isinstance(layer, MaskedConv2d) else None
-    return ExactConv(layer, weight) if scale_of(layer) is None else ScaledConv(layer, weight)
+    if scale_of(layer) is None:
+        return ExactConv(layer, weight)
+    return ScaledConv(layer, weight) if layer.groups == 1 else ScaledTaps(layer, weight)
 
 
 def _deconv(layer: nn.ConvTranspose2d) -> nn.Module:

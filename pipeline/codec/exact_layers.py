@@ -284,7 +284,7 @@ class Lookup(ExactLayer):
     ) -> None:
         super().__init__()
         self.register_buffer("table", _tabulate(function, end))
-        self.above, self.end = above, end
+        self.function, self.above, self.end = function, above, end
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the function to numbers of any shape."""

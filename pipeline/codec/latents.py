@@ -142,7 +142,8 @@ class HyperpriorCoder(ABC):
         return index
 
     def _tensor(self, symbols: Ints, shape: torch.Size | tuple[int, ...]) -> Tensor:
-        return torch.from_numpy(symbols).to(self.device, self.dtype).reshape(shape)
+        found = torch.from_numpy(symbols).reshape(shape)
+        return found.to(self.device, self.dtype, memory_format=torch.channels_last)
 
 
 class _Encoder:

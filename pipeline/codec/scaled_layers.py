@@ -1,15 +1,18 @@
 """Layers whose sums are exact in float32: the second form of `pipeline.codec.exact_layers`.
 
-Inputs and weights are whole numbers, as `pipeline.codec.scales` makes them. What a layer returns
-is float32: the sum, rounded once where several blocks make it up, times its power of two, plus
-the bias. So the same bits come from any order of the sums, from float64, and from numpy.
+Inputs are rounded to whole numbers and weights to whole numbers times a power of two, as
+`pipeline.codec.scales` makes them, so that each block of a sum is exact in any order, in float64
+and in numpy too. What follows works on single numbers: blocks are added up in float32 in the order
+of their inputs, then comes the bias. So the same bits come from any library and device.
 
-Shapes: N batch, C channels, H x W positions.
+Pictures lie in memory channels last: a product's inputs are the rows of a matrix of positions.
+Shapes: N batch, C channels, O outputs, H x W positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -19,8 +22,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.codec.exact_layers import ExactLayer, local, number_like, padding_of, taps_added
-from pipeline.codec.scales import BLOCK, LARGEST_SUM, Array, Scale, blocks_of, whole_weights
+from pipeline.codec.exact_layers import ExactLayer, Lookup, local, number_like, padding_of
+from pipeline.codec.scales import (
+    BLOCK,
+    LARGEST_SUM,
+    TABLE_STEPS,
+    Scale,
+    blocks_of,
+    scaled_weights,
+    tabulated,
+    whole_weights,
+)
+
+# Bytes that a thread keeps of what a layer needs while it runs.
+_KEPT = 2**26
+# A block of products: inputs (P, K) and weights (K, O), one pair a tap.
+Block = Sequence[tuple[Tensor, Tensor]]
 
 
 def scale_of(layer: nn.Module) -> Scale | None:
@@ -50,196 +67,180 @@ def in_float64() -> Iterator[None]:
 
 
 class _Scaled(ExactLayer):
-    """A layer with whole weights, cut into blocks of at most `BLOCK` inputs."""
+    """A layer of products: a matrix (K, O) of weights, and a bias (O,)."""
 
-    factor: Tensor
+    weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, scale: Scale, bias: Tensor | None, after: int) -> None:
-        """`after` are the dimensions behind the outputs'."""
+    def __init__(self, layer: Any, by_output: Tensor, blocks: Sequence[Any]) -> None:
+        """`by_output` (O, K) are the weights, `blocks` what of K is added up exactly."""
         super().__init__()
-        self.scale, self.after = scale, after
-        self.register_buffer("bias", None if bias is None else bias.float().view(-1, *[1] * after))
+        scale = scale_of(layer)
+        assert scale is not None
+        self.scale = scale
+        found = torch.from_numpy(scaled_weights(by_output.numpy(), blocks, scale))
+        self.register_buffer("weight", found.t().contiguous())
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.float())
 
-    def keep_factor(self, factor: Array) -> None:
-        """Keep each output's factor (O,)."""
-        found = torch.from_numpy(factor).float().view(-1, *[1] * self.after)
-        self.register_buffer("factor", found)
-
-    def finished(self, sums: Tensor) -> Tensor:
-        """Return sums (..., O, ...) as outputs."""
-        # One rounding where blocks were added in float64, none else.
-        out = sums.float() * self.factor
-        return out if self.bias is None else out.add_(self.bias)
+    def finished(self, sums: Tensor, in_place: bool = True) -> Tensor:
+        """Return sums (N, H, W, O) as outputs (N, O, H, W); without `in_place` in new memory."""
+        if self.bias is not None:
+            sums = sums.add_(self.bias) if in_place else sums + self.bias
+        elif not in_place:
+            sums = sums.clone(memory_format=torch.contiguous_format)
+        return sums.permute(0, 3, 1, 2)
 
 
 class ScaledConv(_Scaled):
-    """A convolution, dense or depthwise."""
-
-    weight: Tensor
+    """A convolution of all channels: a product for each tap, of the picture shifted."""
 
     def __init__(self, layer: nn.Conv2d, weight: Tensor | None = None) -> None:
-        """`weight` (O, C / groups, k, k) in place of the layer's own."""
-        scale = scale_of(layer)
-        assert scale is not None
-        super().__init__(scale, layer.bias, 2)
-        self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
-        self.padding = padding_of(layer)
-        self.mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        self.depthwise = layer.groups > 1
+        """`weight` (O, C, k, k) in place of the layer's own."""
         weight = layer.weight if weight is None else weight
-        # (O, k * k * C): a tap's inputs lie side by side.
-        flat = weight.permute(0, 2, 3, 1).flatten(1)
         channels, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
+        self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
         # Blocks of (tap, channels): several taps where they fit into one.
-        step = 1 if self.depthwise else max(1, BLOCK // channels)
+        step = max(1, BLOCK // channels)
         self.blocks = [
             [(tap, some) for tap in range(first, min(first + step, taps))]
             for first in range(0, taps, step)
             for some in blocks_of(channels)
         ]
+        self.channels = channels
         places = [
-            slice(
-                block[0][0] * channels + block[0][1].start,
-                block[-1][0] * channels + block[-1][1].stop,
-            )
+            slice(self._place(*block[0]).start, self._place(*block[-1]).stop)
             for block in self.blocks
         ]
-        places = [slice(0, taps)] if self.depthwise else places
-        whole, factor = whole_weights(flat.numpy(), places, scale)
-        self.keep_factor(factor)
-        whole32 = torch.from_numpy(whole).float()
-        if self.depthwise:
-            self.register_buffer("weight", whole32.view_as(weight))
-        else:
-            self.register_buffer("weight", whole32)
-        self.channels = channels
+        # (O, k * k * C): a tap's inputs lie side by side.
+        super().__init__(layer, weight.permute(0, 2, 3, 1).flatten(1), places)
+        self.padding, self.mode = padding_of(layer), layer.padding_mode
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, O, H', W'), float32."""
-        x = whole_inputs(x, self.scale)
-        if any(self.padding):
-            x = F.pad(x, self.padding, self.mode)
-        (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
-        h, w = (
-            (x.shape[2] - dh * (kh - 1) - 1) // sh + 1,
-            (x.shape[3] - dw * (kw - 1) - 1) // sw + 1,
-        )
-        if not self.depthwise:
-            return self.finished(self._dense(x, h, w))
-        if x.is_cpu and _direct() and in_float32(x):
-            sums = F.conv2d(
-                x, self.weight, stride=self.stride, dilation=self.dilation, groups=x.shape[1]
-            )
+        x = whole_picture(x, self.scale, self.padding, self.mode)
+        n, above, across, _ = x.shape
+        h, w = outputs_of(x, self.kernel, self.stride, self.dilation)
+        if self.stride == (1, 1):
+            # Rows are as long as those of the padded picture; their ends are left out.
+            length = ((n - 1) * above + h - 1) * across + w
+            starts = [i * across + j for i, j in self._taps()]
+            taps = [x.view(-1, self.channels)[start : start + length] for start in starts]
+            size = (n, above, across)
         else:
-            sums = self._by_taps(x if in_float32(x) else x.double(), h, w)
-        return self.finished(sums)
-
-    def _dense(self, x: Tensor, h: int, w: int) -> Tensor:
-        """Add up a matrix product for each block, of the picture shifted."""
-        if self.stride != (1, 1):
-            (sh, sw), (dh, dw) = self.stride, self.dilation
+            (sh, sw), length, size = self.stride, n * h * w, (n, h, w)
             taps = [
-                x[:, :, i * dh : i * dh + (h - 1) * sh + 1 : sh, j * dw :][..., : (w - 1) * sw + 1]
-                [..., ::sw].flatten(2)
-                for i in range(self.kernel[0]) for j in range(self.kernel[1])
-            ]  # fmt: skip
-            width, length = w, h * w
-        else:
-            flat, width = x.flatten(2), x.shape[3]
-            length = (h - 1) * width + w
-            starts = [
-                i * self.dilation[0] * width + j * self.dilation[1]
-                for i in range(self.kernel[0]) for j in range(self.kernel[1])
-            ]  # fmt: skip
-            taps = [flat[:, :, start : start + length] for start in starts]
-        sums = [
-            added(
-                self.weight,
-                [[(self._place(t, b), taps[t][n, b]) for t, b in block] for block in self.blocks],
-            )
-            for n in range(len(x))
-        ]
-        if length == h * width:
-            return _joined(sums).view(len(x), -1, h, w)
-        # Rows are as long as those of the padded picture; their ends are left out.
-        out = F.pad(_joined(sums), (0, h * width - length))
-        return out.view(len(x), -1, h, width)[..., :w]
+                x[:, i : i + (h - 1) * sh + 1 : sh, j : j + (w - 1) * sw + 1 : sw].reshape(
+                    -1, self.channels
+                )
+                for i, j in self._taps()
+            ]
+        shape = (math.prod(size), len(self.weight[0]))
+        own = size == (n, h, w)
+        sums = x.new_empty(shape) if own else scratch("sums", shape, x)
+        added(
+            [[(taps[t][:, b], self.weight[self._place(t, b)]) for t, b in block]
+             for block in self.blocks],
+            sums[:length],
+        )  # fmt: skip
+        return self.finished(sums.view(*size, -1)[:, :h, :w], in_place=own)
+
+    def _taps(self) -> list[tuple[int, int]]:
+        (kh, kw), (dh, dw) = self.kernel, self.dilation
+        return [(i * dh, j * dw) for i in range(kh) for j in range(kw)]
 
     def _place(self, tap: int, some: slice) -> slice:
         return slice(tap * self.channels + some.start, tap * self.channels + some.stop)
 
-    def _by_taps(self, x: Tensor, h: int, w: int) -> Tensor:
-        return taps_added(x, self.weight.to(x.dtype), self.stride, self.dilation, h, w)
+
+class ScaledTaps(_Scaled):
+    """A depthwise convolution: all taps of a channel make up one block."""
+
+    def __init__(self, layer: nn.Conv2d, weight: Tensor | None = None) -> None:
+        """`weight` (C, 1, k, k) in place of the layer's own."""
+        weight = layer.weight if weight is None else weight
+        super().__init__(layer, weight.flatten(1), [slice(None)])
+        self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
+        self.padding, self.mode = padding_of(layer), layer.padding_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same number of channels, float32."""
+        x = whole_picture(x, self.scale, self.padding, self.mode)
+        if x.is_cpu and in_float32(x) and _direct():
+            groups = self.weight.shape[1]
+            weight = self.weight.t().reshape(groups, 1, *self.kernel)
+            channels_first = x.permute(0, 3, 1, 2)
+            sums = F.conv2d(channels_first, weight, None, self.stride, 0, self.dilation, groups)
+            sums = sums.permute(0, 2, 3, 1)
+        else:
+            sums = self._by_taps(x if in_float32(x) else x.double()).float()
+        return self.finished(sums)
+
+    def _by_taps(self, x: Tensor) -> Tensor:
+        """Add up products of single numbers."""
+        kw, (sh, sw), (dh, dw) = self.kernel[1], self.stride, self.dilation
+        h, w = outputs_of(x, self.kernel, self.stride, self.dilation)
+        out = x.new_zeros(len(x), h, w, x.shape[3])
+        for number, weight in enumerate(self.weight.to(x.dtype)):
+            i, j = number // kw * dh, number % kw * dw
+            part = x[:, i : i + (h - 1) * sh + 1 : sh, j : j + (w - 1) * sw + 1 : sw]
+            # All of the sum is exact, so it does not matter whether this rounds once or twice.
+            out.addcmul_(part, weight)
+        return out
 
 
 class ScaledDeconv(_Scaled):
-    """A transposed convolution: a matrix product whose columns are added up in float64."""
-
-    weight: Tensor
+    """A transposed convolution: one product for all taps, each then added where it belongs."""
 
     def __init__(self, layer: nn.ConvTranspose2d) -> None:
-        scale = scale_of(layer)
-        assert scale is not None
-        super().__init__(scale, layer.bias, 2)
-        inputs, outputs, taps = layer.in_channels, layer.out_channels, layer.weight[0, 0].numel()
-        by_output = layer.weight.permute(1, 2, 3, 0).reshape(outputs, taps, inputs)
+        inputs = layer.in_channels
+        # Outputs of a tap lie side by side: (k * k * O, C).
+        by_output = layer.weight.permute(2, 3, 1, 0).reshape(-1, inputs)
         self.places = blocks_of(inputs)
-        # A unit for each output, whose taps are added up: (O, k * k * C) to find it.
-        tapwise = [
-            slice(tap * inputs + some.start, tap * inputs + some.stop)
-            for tap in range(taps)
-            for some in self.places
-        ]
-        whole, factor = whole_weights(by_output.flatten(1).numpy(), tapwise, scale)
-        self.keep_factor(factor)
-        self.register_buffer("weight", torch.from_numpy(whole).float().view(-1, inputs))
+        super().__init__(layer, by_output, self.places)
         self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
         assert not isinstance(layer.padding, str)
         self.pads, self.extra = layer.padding, layer.output_padding
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, O, H', W'), float32."""
-        flat = whole_inputs(x, self.scale).flatten(2)
-        columns = [
-            added(self.weight, [[(some, one[some])] for some in self.places]) for one in flat
-        ]  # fmt: skip
-        size = tuple(
-            (side - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
-            for side, stride, padding, dilation, kernel, extra in zip(
-                x.shape[2:], self.stride, self.pads, self.dilation, self.kernel, self.extra,
-                strict=True,
-            )
-        )  # fmt: skip
-        sums = F.fold(
-            _joined(columns).double(), size, self.kernel, self.dilation, self.pads, self.stride
+        x = whole_picture(x, self.scale)
+        n, h, w, inputs = x.shape
+        (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
+        # Without padding, and with the rows and columns at the end that are asked for beside.
+        size = (
+            (h - 1) * sh + dh * (kh - 1) + 1 + self.extra[0],
+            (w - 1) * sw + dw * (kw - 1) + 1 + self.extra[1],
         )
-        return self.finished(sums)
+        columns = scratch("sums", (n * h * w, self.weight.shape[1]), x)
+        rows = x.view(-1, inputs)
+        added([[(rows[:, some], self.weight[some])] for some in self.places], columns)
+        out = x.new_zeros(n, *size, columns.shape[1] // (kh * kw))
+        for tap, part in enumerate(columns.view(n, h, w, kh * kw, -1).unbind(3)):
+            i, j = tap // kw * dh, tap % kw * dw
+            # In this order, whatever the device: each number of the sum is rounded.
+            out[:, i : i + (h - 1) * sh + 1 : sh, j : j + (w - 1) * sw + 1 : sw].add_(part)
+        top, left = self.pads
+        out = out[:, top : size[0] - top, left : size[1] - left]
+        return self.finished(out, in_place=not any(self.pads))
 
 
 class ScaledLinear(_Scaled):
     """A linear layer over the last dimension."""
 
-    weight: Tensor
-
     def __init__(self, layer: nn.Linear) -> None:
-        scale = scale_of(layer)
-        assert scale is not None
-        super().__init__(scale, layer.bias, 0)
         self.places = blocks_of(layer.in_features)
-        whole, factor = whole_weights(layer.weight.numpy(), self.places, scale)
-        self.keep_factor(factor)
-        self.register_buffer("weight", torch.from_numpy(whole).float())
+        super().__init__(layer, layer.weight, self.places)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., C) to (..., O), float32."""
-        flat = whole_inputs(x, self.scale).reshape(-1, x.shape[-1]).t()
-        sums = added(self.weight, [[(some, flat[some])] for some in self.places])
-        return self.finished(sums.t()).view(*x.shape[:-1], -1)
+        rows = whole_inputs(x, self.scale).view(-1, x.shape[-1])
+        sums = x.new_empty(len(rows), self.weight.shape[1], dtype=torch.float32)
+        added([[(rows[:, some], self.weight[some])] for some in self.places], sums)
+        return (sums if self.bias is None else sums.add_(self.bias)).view(*x.shape[:-1], -1)
 
 
 class ScaledNorm(ExactLayer):
-    """Layer normalisation over channels, its two sums of whole numbers."""
+    """Layer normalisation over channels, its two sums those of whole numbers."""
 
     weight: Tensor
     bias: Tensor
@@ -249,51 +250,152 @@ class ScaledNorm(ExactLayer):
         assert scale is not None
         super().__init__()
         self.scale, self.eps = scale, layer.eps
-        self.register_buffer("weight", layer.weight.float().view(-1, 1, 1))
-        self.register_buffer("bias", layer.bias.float().view(-1, 1, 1))
+        self.register_buffer("weight", layer.weight.float())
+        self.register_buffer("bias", layer.bias.float())
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C, H, W); float32."""
-        x = x.float()
-        whole, count = whole_inputs(x, self.scale), number_like(x.shape[1], x.new_empty(0).double())
-        # In float64: sums of squares of 8,192 channels of 16 bits stay below 2^44.
-        mean = whole.sum(1, keepdim=True, dtype=torch.float64) / count
-        squares = whole.double().square_().sum(1, keepdim=True) / count
-        unit = 2.0**-self.scale.exponent
-        variance = (squares - mean * mean).clamp_(min=0) * (unit * unit)
+        last = x.float().permute(0, 2, 3, 1)
+        whole, channels = whole_inputs(last, self.scale), last.shape[3]
+        # Exact in float32 where even the largest numbers keep the bound.
+        fits = channels * self.scale.largest**2 <= LARGEST_SUM
+        dtype = torch.float32 if fits else torch.float64
+        sums = whole.sum(3, keepdim=True, dtype=dtype).double()
+        squares = (whole.square_() if fits else whole.double().square_()).sum(3, keepdim=True)
+        count, unit = number_like(channels, sums), 2.0**-self.scale.exponent
+        mean = sums / count
+        variance = (squares.double() / count - mean * mean).clamp_(min=0) * (unit * unit)
         divisor = (variance + self.eps).sqrt().float()
-        normal: Tensor = (x - (mean * unit).float()) / divisor
-        return normal.mul_(self.weight).add_(self.bias)
+        normal = last.sub((mean * unit).float()).div_(divisor)
+        return normal.mul_(self.weight).add_(self.bias).permute(0, 3, 1, 2)
 
 
-def _joined(pictures: list[Tensor]) -> Tensor:
-    return pictures[0][None] if len(pictures) == 1 else torch.stack(pictures)
+class OrderedMean(ExactLayer):
+    """The mean over all positions: numbers are added up in float32 in an order of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, C, 1, 1) of (N, C, H, W).
+
+        The second half of the positions is added to the first, until one is left; where their
+        number is odd, the one in the middle waits.
+        """
+        rows = x.float().permute(0, 2, 3, 1).flatten(1, 2)
+        count, left = rows.shape[1], rows.shape[1]
+        while left > 1:
+            half = -(-left // 2)
+            both = rows[:, : left - half] + rows[:, half:left]
+            rows = both if left % 2 == 0 else torch.cat([both, rows[:, half - 1 : half]], 1)
+            left = half
+        return (rows / number_like(count, rows)).view(len(x), -1, 1, 1)
 
 
-def whole_inputs(x: Tensor, scale: Scale) -> Tensor:
-    """Return x in units of 2^-exponent, rounded and held within the scale's bits; float32."""
-    whole = x.float() * 2.0**scale.exponent
-    return whole.round_().clamp_(-scale.largest, scale.largest)
+class ScaledLookup(ExactLayer):
+    """A function of one number by its table, in steps of 1 / `TABLE_STEPS`."""
+
+    table: Tensor
+
+    def __init__(self, wide: Lookup) -> None:
+        super().__init__()
+        self.above, self.end = wide.above, wide.end
+        self.register_buffer(
+            "table", torch.from_numpy(tabulated(wide.function, self.end, self.above))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the function to numbers of any shape; float32."""
+        x = x.float()
+        x = x.permute(0, 2, 3, 1) if x.ndim == 4 else x
+        # The product is exact, so that it does not matter whether this rounds once or twice.
+        places = torch.add(x.new_full((), self.end * TABLE_STEPS + 0.5), x, alpha=TABLE_STEPS)
+        index = places.clamp_(0, len(self.table) - 1).to(torch.int32)
+        found = self.table.index_select(0, index.flatten()).view(x.shape)
+        # Looked at on the CPU alone: elsewhere it would wait.
+        if self.above is None and not (x.is_cpu and x.numel() and bool(x.amax() < self.end)):
+            found = torch.where(x >= self.end, x, found)
+        return found.permute(0, 3, 1, 2) if x.ndim == 4 else found
 
 
-def added(weight: Tensor, blocks: list[list[tuple[slice, Tensor]]]) -> Tensor:
-    """Return the sum of blocks of products: `weight` (O, K)[:, place] times inputs (K_i, P).
+def whole_picture(
+    x: Tensor,
+    scale: Scale,
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    mode: str = "zeros",
+) -> Tensor:
+    """Return (N, C, H, W) as whole numbers (N, H', W', C), padded left, right, above and below.
 
-    float32 for one block, float64 for several; exact in either.
+    They are the thread's until its next call.
     """
-    dtype = torch.float32 if in_float32(weight) else torch.float64
-    total: Tensor | None = None
-    for block in blocks:
-        part: Tensor | None = None
-        for place, inputs in block:
-            left, right = weight[:, place].to(dtype), inputs.to(dtype)
-            part = left @ right if part is None else torch.addmm(part, left, right, out=part)
-        assert part is not None
-        if len(blocks) == 1:
-            return part
-        total = part.double() if total is None else total.add_(part.double())
-    assert total is not None
-    return total
+    if any(padding) and mode != "zeros":
+        x, padding = F.pad(x, padding, mode), (0, 0, 0, 0)
+    return whole_inputs(x.permute(0, 2, 3, 1), scale, padding)
+
+
+def whole_inputs(
+    x: Tensor, scale: Scale, padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+) -> Tensor:
+    """Return x in units of 2^-exponent, rounded and held within the scale's bits; float32.
+
+    `padding` is what zeros (N, H, W, C) get around H and W. See `whole_picture`.
+    """
+    x = x.float()
+    if not any(padding):
+        out = scratch("inputs", x.shape, x)
+        torch.mul(x, 2.0**scale.exponent, out=out)
+    else:
+        (n, h, w, c), (left, right, above, below) = x.shape, padding
+        out = scratch("inputs", (n, h + above + below, w + left + right, c), x)
+        out[:, :above], out[:, above + h :] = 0, 0
+        out[:, :, :left], out[:, :, left + w :] = 0, 0
+        inside = out[:, above : above + h, left : left + w]
+        torch.mul(x, 2.0**scale.exponent, out=inside)
+    return out.round_().clamp_(-scale.largest, scale.largest)
+
+
+def outputs_of(
+    x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[int, int]:
+    """Return H and W of what a convolution makes of a padded picture (N, H, W, C)."""
+    h, w = (
+        (side - gap * (taps - 1) - 1) // step + 1
+        for side, gap, taps, step in zip(x.shape[1:3], dilation, kernel, stride, strict=True)
+    )
+    return h, w
+
+
+def added(blocks: Sequence[Block], out: Tensor) -> None:
+    """Write the sum of blocks of products into `out` (P, O), float32.
+
+    Each block is exact, in float32 as in float64; they are added in their order.
+    """
+    single = in_float32(out)
+    for number, block in enumerate(blocks):
+        part = out if number == 0 else scratch("part", out.shape, out)
+        if single:
+            for i, (inputs, weight) in enumerate(block):
+                # A product is written over, or added to, what its block has come to.
+                torch.addmm(part, inputs, weight, beta=int(i > 0), out=part)
+        else:
+            products = [inputs.double() @ weight.double() for inputs, weight in block]
+            part.copy_(torch.stack(products).sum(0))
+        if number:
+            out.add_(part)
+
+
+def scratch(name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return numbers of `shape` to be written, float32, where `like` is.
+
+    On the CPU they are this thread's, the same memory for each call with a name: pages that a
+    process gets anew cost as much as what is written to them.
+    """
+    count = math.prod(shape)
+    if not like.is_cpu or 4 * count > _KEPT:
+        return like.new_empty(shape, dtype=torch.float32)
+    kept: dict[str, Tensor] = local.__dict__.setdefault("scratch", {})
+    if name not in kept or kept[name].numel() < count:
+        # What is made in inference mode could not be written outside of it.
+        with torch.inference_mode(False):
+            kept[name] = torch.empty(count)
+    return kept[name][:count].view(shape)
 
 
 def in_float32(x: Tensor) -> bool:
@@ -309,9 +411,22 @@ def in_float32(x: Tensor) -> bool:
 
 @cache
 def _direct() -> bool:
-    """Tell whether this torch's depthwise convolutions on the CPU are direct sums."""
+    """Tell whether this torch's depthwise convolutions on the CPU are sums of plain products.
+
+    torch asks oneDNN for its direct algorithm, whose order of summation does not matter. One that
+    transforms its inputs (Winograd) would round, and not give back the sums that this looks at.
+    """
     # torch gives this function no types.
-    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    rng, scale = np.random.default_rng(0), Scale(0, 13)
+    weights, _ = whole_weights(rng.standard_normal((32, 9)), [slice(None)], scale)
+    signs = np.sign(weights).reshape(1, 32, 3, 3)
+    inputs = np.tile(signs * scale.largest, (1, 1, 4, 6))
+    found, taps = torch.from_numpy(inputs), torch.from_numpy(weights).view(32, 1, 3, 3)
+    wanted = F.conv2d(found, taps, groups=32)
+    last = found.float().contiguous(memory_format=torch.channels_last)
+    return torch.equal(F.conv2d(last, taps.float(), groups=32).double(), wanted)
 
 
 @cache

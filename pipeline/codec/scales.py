@@ -4,7 +4,7 @@ A layer with a scale takes its inputs as whole numbers of `bits` bits, sign incl
 2^-exponent, and its weights as whole numbers in a power-of-two unit of each output. Inner
 dimensions are cut into blocks. In every block the largest input times the sum of the weights'
 sizes stays below 2^24, so all products and all partial sums, in any order, are whole numbers that
-float32 holds. Blocks are added in float64.
+float32 holds. Blocks are added in float32, in the order of their inputs.
 
 Needs no torch: `pipeline.codec.light` shares it.
 """
@@ -12,7 +12,7 @@ Needs no torch: `pipeline.codec.light` shares it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -23,11 +23,15 @@ import numpy.typing as npt
 from pipeline.codec.errors import CodecError
 
 Array = npt.NDArray[np.float64]
+Singles = npt.NDArray[np.float32]
 
 # Whole numbers up to this one, and their sums, are exact in float32.
 LARGEST_SUM = 2**24 - 1
 # Inputs that one block adds up, at most.
 BLOCK = 256
+# Steps of a table for an interval of 1; a table's values are multiples of 2^-20.
+TABLE_STEPS = 2**10
+_TABLE_GRID = 2.0**20
 _BITS = range(4, 17)
 _EXPONENTS = range(-40, 41)
 # Weights beyond this would leave float32's range once scaled.
@@ -106,6 +110,27 @@ def whole_weights(weight: Array, blocks: Sequence[slice], scale: Scale) -> tuple
         if not over.any():
             return whole, np.ldexp(1.0, -(exponents + scale.exponent))
         exponents = exponents - over
+
+
+def scaled_weights(weight: Array, blocks: Sequence[slice], scale: Scale) -> Singles:
+    """Return `weight` (O, K) as `whole_weights` rounds it, times each output's factor.
+
+    Whole inputs times these are outputs: sums of multiples of one power of two, as exact as those
+    of whole numbers.
+    """
+    whole, factor = whole_weights(weight, blocks, scale)
+    return (whole * factor[:, None]).astype(np.float32)
+
+
+def tabulated(function: Callable[[float], float], end: int, above: float | None) -> Singles:
+    """Return the values of `function` from -`end` to `end`, in steps of 1 / `TABLE_STEPS`.
+
+    The last one is `above`, or with None `end`: from there on the function is x itself.
+    """
+    places = range(-end * TABLE_STEPS, end * TABLE_STEPS)
+    values = [*(function(i / TABLE_STEPS) for i in places), end if above is None else above]
+    rounded = np.rint(np.array(values) * _TABLE_GRID) / _TABLE_GRID
+    return rounded.astype(np.float32)
 
 
 def largest_sums(whole: Array, blocks: Sequence[slice]) -> Array:

@@ -25,6 +25,7 @@ from pipeline.codec.architectures.small import SmallConfig, SmallModel
 from pipeline.codec.architectures.small.light import LightSmall
 from pipeline.codec.calibrating import calibrate, compare
 from pipeline.codec.exact import exact_copy
+from pipeline.codec.layers import ChannelNorm, GlobalMean
 from pipeline.codec.light import light_model
 from pipeline.codec.light import scaled as light
 from pipeline.codec.model import Model
@@ -128,6 +129,36 @@ def test_numpy_s_layers_are_torch_s_at_their_bounds() -> None:
     x = np.sign(weight[0, :, 0, 0]) * rng.choice([0.4, 1, 3], (4, 5, 600)).astype(np.float32) * 4
     wanted = exact_copy(conv)(torch.from_numpy(x).permute(2, 0, 1)[None])
     assert np.array_equal(light.ScaledMatrix(weight, bias, scale)(x), last(wanted))
+
+
+@given(layers(), st.integers(2, 3))
+@QUICK
+def test_a_batch_is_its_pictures_one_by_one(case: tuple[nn.Module, Scale], count: int) -> None:
+    layer, scale = case
+    made: Any = layer
+    shape = [layer.in_features] if isinstance(layer, nn.Linear) else [made.in_channels, 4, 5]
+    x = torch.randn(count, *shape) * 2.0 ** (scale.bits - 2 - scale.exponent)
+    exact = exact_copy(layer)
+    assert torch.equal(exact(x), torch.cat([exact(one) for one in x.split(1)]))
+
+
+@pytest.mark.parametrize("channels", [3, 224])
+@pytest.mark.parametrize("bits", [8, 13])
+def test_a_norm_and_a_mean_at_their_bounds_have_no_order(channels: int, bits: int) -> None:
+    """Channels and threads in any order, in float32 where sums fit and in float64 where not."""
+    norm, scale = ChannelNorm(channels), Scale(4, bits)
+    give_scale(norm, scale)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, channels, 3, 7, generator=generator).sign() * scale.largest / 16
+    order = torch.randperm(channels, generator=generator)
+    exact = exact_copy(norm)
+    assert torch.equal(exact(x)[:, order], exact(x[:, order]))
+    ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
+    wanted = light.ScaledNorm(ones, zeros, norm.eps, scale)(last(x[:1]))
+    assert np.array_equal(wanted, last(exact(x[:1])))
+    mean = exact_copy(nn.Sequential(GlobalMean(), norm))[0]
+    assert torch.equal(mean(x)[:, order], mean(x[:, order]))
+    assert (mean(x) - x.double().mean((2, 3), keepdim=True)).abs().max() < 1e-4 * scale.largest
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def tanh(x: Array) -> Array:
 def _looked_up(x: Array, function: Callable[[float], float], above: float) -> Array:
     x, table = snap(x), _tabulate(function)
     index = np.clip((x + _END) * GRID, 0, len(table) - 1).astype(np.int32)
-    found: Array = np.where(x >= _END, above, table[index]).astype(x.dtype, copy=False)
+    found: Array = np.where(x >= _END, above, table[index])
     return found
 
 

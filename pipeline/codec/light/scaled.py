@@ -5,15 +5,26 @@ Shapes: arrays are (P, C), P positions in rows and C channels, or (H, W, C); flo
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.codec.light import exact
-from pipeline.codec.scales import Scale, blocks_of, whole_weights
+from pipeline.codec.scales import (
+    LARGEST_SUM,
+    TABLE_STEPS,
+    Scale,
+    blocks_of,
+    scaled_weights,
+    tabulated,
+)
 
 Floats = npt.NDArray[Any]
+_END = 8
 
 
 class ScaledMatrix:
@@ -23,17 +34,14 @@ class ScaledMatrix:
         """`weight` (O, C, 1, 1) and `bias` (O,)."""
         flat = weight.reshape(len(weight), -1).astype(np.float64)
         self.scale, self.bias, self.blocks = scale, bias, blocks_of(flat.shape[1])
-        whole, factor = whole_weights(flat, self.blocks, scale)
-        self.weight, self.factor = whole.T.astype(np.float32), factor.astype(np.float32)
+        self.weight = np.ascontiguousarray(scaled_weights(flat, self.blocks, scale).T)
 
     def __call__(self, x: Floats) -> Floats:
         """Multiply the positions of x by the matrix, and add the bias."""
         whole = whole_inputs(x, self.scale).reshape(-1, x.shape[-1])
-        parts: list[Floats] = [whole[:, block] @ self.weight[block] for block in self.blocks]
-        sums = parts[0]
-        if len(parts) > 1:
-            sums = np.stack(parts).sum(axis=0, dtype=np.float64).astype(np.float32)
-        sums *= self.factor
+        sums: Floats = whole[:, self.blocks[0]] @ self.weight[self.blocks[0]]
+        for block in self.blocks[1:]:
+            sums += whole[:, block] @ self.weight[block]
         sums += self.bias
         return sums.reshape(*x.shape[:-1], -1)
 
@@ -44,15 +52,12 @@ class ScaledTaps:
     def __init__(self, weight: Floats, bias: Floats, scale: Scale) -> None:
         """`weight` (C, 1, 3, 3) and `bias` (C,)."""
         flat = weight.reshape(len(weight), -1).astype(np.float64)
-        whole, factor = whole_weights(flat, [slice(0, 9)], scale)
-        self.scale, self.bias, self.factor = scale, bias, factor.astype(np.float32)
-        taps = whole.reshape(-1, 3, 3).transpose(1, 2, 0)
-        self.weight = np.ascontiguousarray(taps, np.float32)
+        taps = scaled_weights(flat, [slice(None)], scale).T.reshape(3, 3, -1)
+        self.scale, self.bias, self.weight = scale, bias, np.ascontiguousarray(taps)
 
     def __call__(self, x: Floats) -> Floats:
         """Convolve each channel of x with its taps, and add the bias."""
         sums = exact.depthwise(whole_inputs(x, self.scale), self.weight)
-        sums *= self.factor
         sums += self.bias
         return sums
 
@@ -66,8 +71,11 @@ class ScaledNorm:
     def __call__(self, x: Floats) -> Floats:
         """Normalise x, its two sums those of whole numbers."""
         whole, count = whole_inputs(x, self.scale), float(x.shape[-1])
-        mean = whole.sum(-1, keepdims=True, dtype=np.float64) / count
-        squares = np.square(whole, dtype=np.float64).sum(-1, keepdims=True) / count
+        # Exact in float32 where even the largest numbers keep the bound.
+        fits = x.shape[-1] * self.scale.largest**2 <= LARGEST_SUM
+        dtype = np.float32 if fits else np.float64
+        mean = whole.sum(-1, keepdims=True, dtype=dtype).astype(np.float64) / count
+        squares = np.square(whole, dtype=dtype).sum(-1, keepdims=True).astype(np.float64) / count
         unit = 2.0**-self.scale.exponent
         variance = np.maximum(squares - mean * mean, 0) * (unit * unit)
         divisor = np.sqrt(variance + self.eps).astype(np.float32)
@@ -75,6 +83,28 @@ class ScaledNorm:
         normal *= self.weight
         normal += self.bias
         return normal
+
+
+def exp(x: Floats) -> Floats:
+    """Return e^x by its table, with x held below 8."""
+    return _looked_up(x, math.exp, math.exp(_END))
+
+
+def tanh(x: Floats) -> Floats:
+    """Return the hyperbolic tangent by its table."""
+    return _looked_up(x, math.tanh, 1.0)
+
+
+def _looked_up(x: Floats, function: Callable[[float], float], above: float) -> Floats:
+    table = _table(function, above)
+    places = np.float32(_END * TABLE_STEPS + 0.5) + x * np.float32(TABLE_STEPS)
+    found: Floats = table[np.clip(places, 0, len(table) - 1).astype(np.int32)]
+    return found
+
+
+@cache
+def _table(function: Callable[[float], float], above: float) -> Floats:
+    return tabulated(function, _END, above)
 
 
 def whole_inputs(x: Floats, scale: Scale) -> Floats:

@@ -14,7 +14,6 @@ import numpy as np
 from pipeline.codec.architectures.small.config import SmallConfig
 from pipeline.codec.architectures.small.light.networks import Context, Floats, HyperSynthesis, Rate
 from pipeline.codec.hyper_tables import Density, hyper_tables
-from pipeline.codec.light import exact
 from pipeline.codec.light.form import Weights
 from pipeline.codec.scales import Scales
 from pipeline.codec.symbols import (
@@ -67,7 +66,7 @@ class LightCoder:
 
     def z_step(self, at: Rate) -> Floats:
         """Return the steps of z, (Z,)."""
-        return exact.exp(at.mixed(self._log_steps[1]))
+        return self._context.exp(at.mixed(self._log_steps[1]))
 
     def encode(self, y: Floats, z: Floats, rate: float | None) -> tuple[Words, int]:
         """Return the words of y and z, and the CRC-32 of their symbols."""

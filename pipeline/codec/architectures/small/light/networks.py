@@ -87,13 +87,19 @@ class Kind:
     taps: Callable[..., Callable[[Floats], Floats]]
     norm: Callable[..., Callable[[Floats], Floats]]
     dtype: type[np.floating[Any]]
+    # The functions by table.
+    exp: Callable[[Floats], Floats]
+    tanh: Callable[[Floats], Floats]
     # Layers take their scale, by its name.
     scaled: bool = False
 
 
-FLOAT = Kind(_Matrix, _Taps, _Norm, np.float32)
-EXACT = Kind(exact.ExactMatrix, exact.ExactTaps, exact.ExactNorm, np.float64)
-SCALED = Kind(scaled.ScaledMatrix, scaled.ScaledTaps, scaled.ScaledNorm, np.float32, True)
+FLOAT = Kind(_Matrix, _Taps, _Norm, np.float32, np.exp, np.tanh)
+EXACT = Kind(exact.ExactMatrix, exact.ExactTaps, exact.ExactNorm, np.float64, exact.exp, exact.tanh)
+SCALED = Kind(
+    scaled.ScaledMatrix, scaled.ScaledTaps, scaled.ScaledNorm, np.float32, scaled.exp, scaled.tanh,
+    scaled=True,
+)  # fmt: skip
 
 
 class _Named:
@@ -253,6 +259,7 @@ class _Slice:
             for part in ("enter", "mean", "log_scale", "correct", "correction")
         )
         self.blocks = named.blocks(f"{name}.blocks", config.context_blocks)
+        self.tanh = named.kind.tanh
 
     def support(self, x: Floats, at: Rate) -> Floats:
         h = self.enter(x)
@@ -262,7 +269,7 @@ class _Slice:
 
     def corrected(self, support: Floats, symbols: Floats) -> Floats:
         seen = np.concatenate([support, np.clip(symbols, -_SEEN, _SEEN)], axis=-1)
-        lost = 0.5 * exact.tanh(self.correction(_gated(self.correct(seen))))
+        lost = 0.5 * self.tanh(self.correction(_gated(self.correct(seen))))
         found: Floats = symbols + lost
         return found
 
@@ -272,6 +279,7 @@ class Context:
 
     def __init__(self, weights: Weights, config: SmallConfig, scales: Scales) -> None:
         named = _Named.exact(weights, scales)
+        self.exp = named.kind.exp
         self.ends = np.cumsum(config.slice_sizes)[:-1].tolist()
         self.slices = [
             _Slice(named, f"context.slices.{i}", config) for i in range(len(config.slice_sizes))
@@ -283,8 +291,8 @@ class Context:
         for i, log_step in enumerate(np.split(log_steps, self.ends)):
             model = self.slices[i]
             support = model.support(np.concatenate([features, *decoded], axis=-1), at)
-            mean, step = model.mean(support), exact.exp(log_step)
-            scale = exact.exp(model.log_scale(support) - log_step)
+            mean, step = model.mean(support), self.exp(log_step)
+            scale = self.exp(model.log_scale(support) - log_step)
             symbols = quantise(i, mean, step, scale)
             decoded.append(model.corrected(support, symbols) * step + mean)
         return np.concatenate(decoded, axis=-1)
