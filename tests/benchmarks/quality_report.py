@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 import matplotlib
+import torch
 
 from pipeline.common.atomic import write_json, write_text
 from pipeline.evaluation.bdrate import BDRateError, RDCurve, bd_rate
@@ -16,6 +17,8 @@ from pipeline.evaluation.bdrate import BDRateError, RDCurve, bd_rate
 matplotlib.use("Agg")
 
 AXES = {"samples": "samples", "cpu": "CPU seconds"}
+if torch.cuda.is_available():
+    AXES["seconds"] = "seconds"
 # A contender's evaluations, one a step; and what is known of it at each seed.
 Evaluations = Sequence[dict[str, Any]]
 
@@ -40,19 +43,19 @@ def compared(
 
     The baseline is the contender `against`; seeds that it has not been trained at are left out.
 
-    `cost` is the final held-out cost; `to_samples` and `to_cpu` are what it took to the baseline's
-    final cost, as shares of what that took (None: it did not get there); `cpu` is what all of it
-    took, as such a share; `bd_rate` compares the final models, in percent (None: no curve).
+    `cost` is the final held-out cost; `to_samples`, `to_cpu` and, on a GPU, `to_seconds` are what
+    it took to the baseline's final cost, as shares of what that took (None: it did not get there);
+    `cpu` is what all of it took, as such a share; `bd_rate` compares the final models, in percent
+    (None: no curve).
     """
     anchors = {row["seed"]: row["evaluations"] for row in rows if row["contender"] == against}
     found: dict[str, dict[str, list[float | None]]] = {}
     for row in (row for row in rows if row["seed"] in anchors):
         anchor, own = anchors[row["seed"]], row["evaluations"]
         last, goal = anchor[-1], anchor[-1]["held_out"]["cost"]
-        numbers = {
+        numbers: dict[str, float | None] = {
             "cost": own[-1]["held_out"]["cost"],
-            "to_samples": _share(reached(own, "samples", goal), last["samples"]),
-            "to_cpu": _share(reached(own, "cpu", goal), last["cpu"]),
+            **{f"to_{axis}": _share(reached(own, axis, goal), last[axis]) for axis in AXES},
             "cpu": own[-1]["cpu"] / last["cpu"],
             "bd_rate": _bd_rate(last["held_out"], own[-1]["held_out"]),
         }
@@ -96,13 +99,17 @@ def _bd_rate(anchor: dict[str, float], test: dict[str, float]) -> float | None:
 def table(numbers: dict[str, dict[str, list[float | None]]], against: str = "baseline") -> str:
     """Return the comparison as a table in Markdown: medians, with the range over the seeds."""
     whose = "the baseline's" if against == "baseline" else f"{against}'s"
-    lines = [
-        f"| contender | seeds | samples to {whose} cost | CPU seconds to it | all CPU seconds"
-        " | final cost | BD-rate |",
-        "|---|---|---|---|---|---|---|",
+    samples, *others = AXES.values()
+    heads = [
+        "contender",
+        "seeds",
+        f"{samples} to {whose} cost",
+        *(f"{one} to it" for one in others),
     ]
+    heads += ["all CPU seconds", "final cost", "BD-rate"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, own in numbers.items():
-        cells = [_spread(own[key], "x") for key in ("to_samples", "to_cpu", "cpu")]
+        cells = [_spread(own[key], "x") for key in (*(f"to_{axis}" for axis in AXES), "cpu")]
         cells += [_spread(own["cost"]), _spread(own["bd_rate"], " %")]
         lines.append(f"| {name} | {len(own['cost'])} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -126,17 +133,18 @@ def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
     figure, places = pyplot.subplots(1, len(AXES), figsize=(11, 4.5), sharey=True)
     names = list(dict.fromkeys(row["contender"] for row in rows))
+    colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"]
     for place, (axis, label) in zip(places, AXES.items(), strict=True):
         for row in rows:
             x = [one[axis] for one in row["evaluations"]]
             y = [one["held_out"]["cost"] for one in row["evaluations"]]
-            colour = f"C{names.index(row['contender']) % 10}"
+            colour = colours(names.index(row["contender"]) % colours.N)
             shown = row["contender"] if row["seed"] == 0 else None
             place.plot(x, y, color=colour, label=shown, linewidth=1.2, alpha=0.8)
         place.set(xlabel=label, yscale="log")
         place.grid(alpha=0.3)
     places[0].set_ylabel("held-out cost")
-    places[0].legend(fontsize=8)
+    places[0].legend(fontsize=7, ncols=2)
     figure.tight_layout()
     figure.savefig(path)
     pyplot.close(figure)
