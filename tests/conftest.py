@@ -39,6 +39,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=1,
         help="batches of five plans that tests/cluster/test_faults.py disturbs",
     )
+    parser.addoption(
+        "--fault-seed", type=int, default=0, help="what the first of these batches is drawn from"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

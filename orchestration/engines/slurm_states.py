@@ -182,7 +182,8 @@ def reason_of(word: str, why: str, code: str, number: str) -> str:
     if not words[0] and name not in ("PENDING", "FAILED", "CANCELLED"):
         words = [name]
     words += [_canceller(word)] if state == State.CANCELLED else []
-    words += [why] if why not in UNINTERESTING and why.upper() != name else []
+    said = {name.replace("_", ""), words[0].upper().replace(" ", "")}
+    words += [why] if why not in UNINTERESTING and why.upper() not in said else []
     if name == "FAILED" and code not in ("", "0"):
         words.append(f"exit code {code}")
     return ", ".join(part for part in words if part)

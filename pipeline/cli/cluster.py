@@ -27,7 +27,7 @@ PIPE_COLUMNS = 250
 # go first, and a reason that has less than so many characters goes below its job.
 COLUMNS = ("job", "state", "progress", "left", "elapsed", "nodes", "id")
 LEAST_WANTED = ("elapsed", "id", "nodes", "left", "progress")
-LEAST_REASON = 24
+LEAST_REASON = 20
 BELOW = 4
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 PlanId = Annotated[str, typer.Argument(metavar="PLAN", help="The id that `schedule` printed.")]
@@ -293,22 +293,31 @@ def status_lines(rows: Sequence[dict[str, Any]], width: int) -> Iterator[str]:
     """
     columns = [name for name in COLUMNS if any(row[name] for row in rows)]
     size = {name: max(len(name), *(len(str(row[name])) for row in rows)) for name in columns}
+    least = _least_reason(rows)
     for name in LEAST_WANTED:
         # What tells how far a job is stays as long as it fits without the reason.
-        room = width if name in ("left", "progress") else width - LEAST_REASON
+        room = width if name in ("left", "progress") else width - least
         if sum(size.values()) + 2 * len(size) > room:
             size.pop(name, None)
     used = sum(size.values()) + 2 * len(size)
-    beside = width - used >= LEAST_REASON
+    beside = width - used >= least
     said = any(row["reason"] for row in rows)
     header = [name.ljust(size[name]) for name in size] + (["reason"] if beside and said else [])
     yield "  ".join(header).rstrip()
     indent = used if beside else BELOW
     for row in rows:
         line = "  ".join(str(row[name]).ljust(size[name]) for name in size)
-        first, *rest = textwrap.wrap(row["reason"], max(width - indent, LEAST_REASON)) or [""]
+        room = max(width - indent, LEAST_REASON)
+        first, *rest = textwrap.wrap(row["reason"], room, break_on_hyphens=False) or [""]
         yield f"{line}  {first}".rstrip() if beside else line.rstrip()
         yield from (" " * indent + part for part in (rest if beside else [first, *rest]) if part)
+
+
+def _least_reason(rows: Sequence[dict[str, Any]]) -> int:
+    """Return the characters that a reason needs, so that no job's name in it is folded."""
+    names = {str(row["job"]) for row in rows}
+    words = [word for row in rows for word in str(row["reason"]).split()]
+    return max([LEAST_REASON, *(len(word) for word in words if word.strip(",") in names)])
 
 
 def _duration(seconds: float) -> str:

@@ -33,6 +33,11 @@ for words in json.load(sys.stdin):
 import pipeline, shards, recipes, orchestration
 print(*(room.__file__ for room in (pipeline, shards, recipes, orchestration)), sep="\\n")
 """
+COMMANDS = """
+import typer.main
+from pipeline.cli.main import build
+print(*typer.main.get_command(build()).commands)
+"""
 SHORT = [
     *("data.held_out=1", "evaluate_every=100", "stages.mse.rate_weight=[0.3,3.5,15]"),
     *("stages.base.steps=2", "stages.mse.steps=1", "stages.ms-ssim.steps=1"),
@@ -99,6 +104,48 @@ def _call(words: list[str], folder: Path, text: str = "") -> str:
     )
     assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def test_the_dockerfile_is_linted(root: Path) -> None:
+    hadolint = Path(sys.executable).parent / "hadolint"
+    if not hadolint.exists():
+        pytest.skip("hadolint has no wheel for this machine")
+    _call([str(hadolint), str(root / "Dockerfile")], root)
+
+
+# Of a picture, in the environment that the image would have.
+IMAGE = (
+    "doctor",
+    "compress photo.png photo.cca",
+    "decompress photo.cca decoded.png",
+    "schedule recipes/cca-paper.yaml --on orchestration/profiles/kubernetes.yaml --dry-run",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.timeout(patience(3600))
+def test_what_the_image_installs_runs_every_command(
+    python: Path, root: Path, tmp_path: Path, pictures: Path
+) -> None:
+    """The last stage of the Dockerfile, in an environment that has no package before."""
+    text = (root / "Dockerfile").read_text().split("\nFROM ")[2]
+    (extras,) = re.findall(r'"\$\(echo /wheels/\*\.whl\)(\[.+\])"', text)
+    (wheel,) = python.parents[2].glob("*.whl")
+    venv.create(tmp_path / "env", with_pip=True)
+    image = tmp_path / "env" / "bin" / "python"
+    constraints = [root / ".ci" / f"{name}constraints.txt" for name in ("", "cpu-")]
+    install = [str(image), "-m", "pip", "install", "--quiet"]
+    install += [word for path in constraints for word in ("--constraint", str(path))]
+    subprocess.run([*install, f"{wheel}{extras}"], cwd=tmp_path, check=True)
+    _call([str(image), "-m", "pip", "check"], tmp_path)
+    with Image.open(pictures / "kodak" / "kodim23.webp") as picture:
+        picture.crop((100, 100, 292, 292)).save(tmp_path / "photo.png")
+    listed = _call([str(image), "-c", COMMANDS], tmp_path).split()
+    typed = [*([name, "--help"] for name in listed), *(line.split() for line in IMAGE)]
+    _call([str(image), "-c", RUN_ALL], tmp_path, json.dumps(typed))
+    with Image.open(tmp_path / "decoded.png") as decoded:
+        assert decoded.size == (192, 192)
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 A batch of plans runs at once while nodes die, the controller restarts, jobs are preempted, plans
 are cancelled and retried, and sbatch fails one time in five. Everything random comes from the
-batch's seed. `pytest tests/cluster/test_faults.py --fault-batches 10` runs fifty plans.
+batch's seed. `pytest tests/cluster/test_faults.py --fault-batches 10` runs fifty plans, and
+`--fault-seed N` other ones.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ draw=$(( calls * 7 %% 10 ))
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seed" in metafunc.fixturenames:
-        metafunc.parametrize("seed", range(metafunc.config.getoption("--fault-batches")))
+        first = metafunc.config.getoption("--fault-seed")
+        batches = metafunc.config.getoption("--fault-batches")
+        metafunc.parametrize("seed", range(first, first + batches))
 
 
 @pytest.fixture

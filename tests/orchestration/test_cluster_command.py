@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from orchestration import store
 from orchestration.profile import LocalProfile
@@ -51,6 +53,18 @@ def test_status_of_short_names_is_a_line_for_each_job_at_80_columns() -> None:
     assert "reason" in header
     assert line.endswith("Resources")
     assert len(line) <= 80
+
+
+@given(
+    stages=st.lists(st.from_regex(r"[a-z]{1,9}(-[a-z]{1,9}){0,4}", fullmatch=True), max_size=4),
+    width=st.integers(80, 200),
+)
+@settings(max_examples=30, deadline=None)
+def test_names_in_reasons_are_never_folded(stages: list[str], width: int) -> None:
+    names = [f"train-{stage}" for stage in (*stages, "mse-of-the-last-stage")]
+    rows = [{**ROWS[0], "job": name, "reason": f"for {', '.join(names)}"} for name in names]
+    words = [word.strip(",") for line in status_lines(rows, width) for word in line.split()]
+    assert all(words.count(name) >= 1 + len(names) for name in names)
 
 
 LOCAL = "engine: local\nresources: {default: {cpus: 1}}\nregistry: {promote: false}\n"

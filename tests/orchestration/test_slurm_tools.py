@@ -258,8 +258,8 @@ def test_documentation_and_table_have_the_same_states() -> None:
     ("word", "why", "code", "reason"),
     [
         ("PREEMPTED", "None", "0", "preempted for good: the partition cancels what it preempts"),
-        ("OUT_OF_MEMORY", "OutOfMemory", "0", "out of memory, OutOfMemory"),
-        ("TIMEOUT", "TimeLimit", "0", "time limit, TimeLimit"),
+        ("OUT_OF_MEMORY", "OutOfMemory", "0", "out of memory"),
+        ("TIMEOUT", "TimeLimit", "0", "time limit"),
         ("FAILED", "NonZeroExitCode", "3", "exit code 3"),
         ("CANCELLED by 0", "None", "0", "cancelled by root"),
         ("CANCELLED by 4012345", "None", "0", "cancelled by user 4012345"),
