@@ -285,7 +285,7 @@ class Speed(Section):
     """Keep feature maps in NHWC order."""
     activation_checkpointing: bool = False
     """Recompute the transforms' activations in the backward pass: less memory, more time."""
-    threads: Positive | None = None
+    threads: Annotated[int, Field(gt=0, le=1024), Number] | None = None
     """Threads that a process computes with on a CPU. They decide in which order sums are added, so
     a run keeps to those it began with, and OMP_NUM_THREADS decides nothing. Default: the cores that
     there are, shared by the processes; 1 for a step of so little work that more would not pay."""

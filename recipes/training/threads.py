@@ -50,7 +50,9 @@ def settle(run: Run, session: Session, kept: Checkpoint | None) -> int | None:
 
 def _begun(run: Run, begun: int | None, cores: int) -> int | None:
     """Return the threads that a run began with, if this machine has as many cores."""
-    if begun is None or begun <= cores:
+    if begun is None or begun < 1:
+        return None
+    if begun <= cores:
         return begun
     log.warning(
         "%s: was begun with %d threads, and there are %d cores for it here: results are equal up to"

@@ -46,6 +46,7 @@ def alone(device: str = "cpu", kind: str = "NO") -> Any:
         (["speed.threads=3"], 2, [], 3),
         ([], 2, [], 2),
         ([], 64, [], 1),
+        ([], -3, [], 1),
         (["stages.0.crop=256"], None, [*LAUNCH, "--num_cpu_threads_per_process=2", "train.py"], 2),
     ],
 )
