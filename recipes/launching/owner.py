@@ -114,11 +114,19 @@ def _wait(process: subprocess.Popen[bytes], asked: _Asked) -> int:
             idle = 0 if send(process.pid, asked.next) else idle + 1
             if idle == IDLE_LOOKS:
                 # It still loads its libraries: there is no state to keep.
-                process.terminate()
-                code = process.wait()
+                code = _end_launcher(process)
                 if code < 0:
                     os.write(2, NOTHING)
                 return AGAIN if code < 0 else code
+
+
+def _end_launcher(process: subprocess.Popen[bytes]) -> int:
+    """End a launcher that has started nothing, also one that is held; return its exit code."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(SECONDS_BETWEEN_SIGNALS)
+    process.kill()
+    return process.wait()
 
 
 def send(launcher: int, number: signal.Signals) -> bool:

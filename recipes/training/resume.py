@@ -111,6 +111,8 @@ def _named(runs: Sequence[Run], given: str) -> Checkpoint:
             " checkpoint's folder, or --stage"
         )
     folder = Path(given).expanduser()
+    if folder.name in (checkpoint.STATE, checkpoint.ABOUT):
+        folder = folder.parent
     if (folder / checkpoint.ABOUT).exists() or folder.name.startswith(checkpoint.PREFIX):
         one = checkpoint.opened(folder)
         if isinstance(one, Unusable):
@@ -121,7 +123,8 @@ def _named(runs: Sequence[Run], given: str) -> Checkpoint:
         found = "; ".join(str(one) for one in bad) or "nothing"
         raise RecipeError(
             f"--from: {given} has no usable checkpoint (found: {found}): give a step, a run's"
-            " folder, or a folder checkpoints/step-... of one"
+            " folder, or a folder checkpoints/step-... of one (a model is started from by a stage's"
+            " init)"
         )
     return good[-1]
 

@@ -256,7 +256,8 @@ def test_origins_of_several_runs_are_told_apart(write_recipe, tmp_path: Path) ->
     for name, fits in {"a/w2": True, "b": False}.items():
         (folder / "checkpoint.json").write_text(json.dumps({**about, "run": {"name": name}}))
         if fits:
-            assert list(find_origins(recipe.runs(), str(folder), False)) == ["a/w2"]
+            for place in (folder, folder / "checkpoint.json", folder / "state.safetensors"):
+                assert list(find_origins(recipe.runs(), str(place), False)) == ["a/w2"]
         else:
             with pytest.raises(RecipeError, match="choose the one that goes on from it by --stage"):
                 find_origins(recipe.runs(), str(folder), False)

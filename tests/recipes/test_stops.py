@@ -161,12 +161,12 @@ while True:
 """
 # A launcher at its imports, which take long.
 LOADS = """
-import signal, time
+import os, signal, time
 for number in (signal.SIGUSR1, signal.SIGINT):
     signal.signal(number, signal.SIG_IGN)
 from recipes.launching.owner import end_with_owner
 end_with_owner()
-print('loads', flush=True)
+print(os.getpid(), flush=True)
 time.sleep(600)
 """
 EARLY = """
@@ -218,10 +218,16 @@ def test_nothing_trains_on_without_an_owner(
 
 
 @pytest.mark.parametrize(
-    ("how", "code"), [(signal.SIGTERM, AGAIN), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+    ("how", "code", "held"),
+    [
+        (signal.SIGTERM, AGAIN, False),
+        (signal.SIGTERM, AGAIN, True),
+        (signal.SIGINT, 130, False),
+        (signal.SIGKILL, -9, False),
+    ],
 )
 def test_a_launcher_that_still_loads_its_libraries_ends_with_its_owner(
-    tmp_path: Path, root: Path, how: signal.Signals, code: int
+    tmp_path: Path, root: Path, how: signal.Signals, code: int, held: bool
 ) -> None:
     """Nothing that it would start is ever started."""
     (tmp_path / "launcher.py").write_text(LOADS)
@@ -233,7 +239,9 @@ def test_a_launcher_that_still_loads_its_libraries_ends_with_its_owner(
         text=True,
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == "loads\n"
+    launcher = int(process.stdout.readline())
+    if held:
+        os.kill(launcher, signal.SIGSTOP)
     process.send_signal(how)
     assert process.stdout.read() == ""
     assert process.wait() == code
