@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from shards.streaming.augment import Augment
     from shards.streaming.order import SampleOrder
     from shards.streaming.source import Batch
-    from shards.streaming.stream import Stream, pictures, stream
+    from shards.streaming.stream import Stream, stream
+    from shards.streaming.whole import pictures
 
 __all__ = [
     "Augment",
@@ -38,7 +39,7 @@ _LATER = {
     "SampleOrder": "shards.streaming.order",
     "Stream": "shards.streaming.stream",
     "open_corpus": "shards.reading.opening",
-    "pictures": "shards.streaming.stream",
+    "pictures": "shards.streaming.whole",
     "stream": "shards.streaming.stream",
 }
 

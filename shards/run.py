@@ -15,7 +15,7 @@ from pipeline.common.machine import worker_count
 from pipeline.common.progress import Progress
 from shards.errors import ShardsError
 from shards.making.finish import finish, missing_shards
-from shards.making.listing import Corpus, list_corpus
+from shards.making.listing import ListedCorpus, list_corpus
 from shards.making.partial import failures_named, sweep
 from shards.making.plan import Plan, PlanRows, make_plans
 from shards.making.planning import Planner
@@ -162,7 +162,7 @@ class _Run:
     progress: Progress | None
     devices: Sequence[str]
 
-    def all(self, corpus: Corpus, fresh: bool) -> list[Summary]:
+    def all(self, corpus: ListedCorpus, fresh: bool) -> list[Summary]:
         """Plan and make every split."""
         for split in parse_split(self.options.split):
             sweep(self.store, split)
@@ -254,7 +254,7 @@ def _summary(plan: Plan, made: int, missing: int = 0, manifest: Manifest | None 
 
 
 def _planned(
-    corpus: Corpus, options: Options, run: _Run | None = None, sheet: Path | None = None
+    corpus: ListedCorpus, options: Options, run: _Run | None = None, sheet: Path | None = None
 ) -> list[Summary]:
     with contextlib.ExitStack() as stack:
         files: dict[str, IO[bytes]] = {
@@ -316,7 +316,7 @@ def _existing(store: Store) -> Path | None:
     return found
 
 
-def _no_pictures(sources: Sequence[str], corpus: Corpus) -> str:
+def _no_pictures(sources: Sequence[str], corpus: ListedCorpus) -> str:
     where = ", ".join(sources)
     others = f" among {corpus.ignored} files" if corpus.ignored else ""
     tars = [name for name in sources if "://" not in name and any(Path(name).glob("*.tar"))]

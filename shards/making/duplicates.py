@@ -24,7 +24,7 @@ from scipy.fft import dctn
 from pipeline.common.pictures import PictureError, thumbnail
 from pipeline.common.workers import Tell, work_in_processes
 from shards.arrays import array
-from shards.making.listing import Corpus
+from shards.making.listing import ListedCorpus
 from shards.making.plan import completed
 from shards.sources import Entry, Reader, Source, UnreadableError
 
@@ -38,7 +38,7 @@ Look = tuple[str, bytes, int | None, float]
 
 
 def find_duplicates(
-    corpus: Corpus,
+    corpus: ListedCorpus,
     sources: Sequence[Source],
     kind: str,
     workers: int,
@@ -86,7 +86,7 @@ def perceptual_hash(grey: npt.NDArray[np.float64]) -> int:
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def _candidates(corpus: Corpus, near: bool) -> Iterator[pa.Table]:
+def _candidates(corpus: ListedCorpus, near: bool) -> Iterator[pa.Table]:
     """Yield the rows that may have a duplicate: all, or those whose size occurs again."""
     counts: dict[int, int] = defaultdict(int)
     if not near:

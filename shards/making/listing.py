@@ -37,7 +37,7 @@ Hashes = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class Corpus:
+class ListedCorpus:
     """A listed corpus: `run`s hold its rows, `facts` what each source said of itself.
 
     Attributes:
@@ -97,7 +97,7 @@ def list_corpus(
     seed: int,
     scratch: Path | None,
     progress: Callable[[int, int | None, str], None] | None = None,
-) -> Corpus:
+) -> ListedCorpus:
     """Return the listing of `sources` in the order that `seed` gives.
 
     Runs go to files under `scratch` (default: the system's) that have no name. `progress` is
@@ -116,7 +116,7 @@ def list_corpus(
     if len(facts) > 1 and all(fact.one_class for fact in facts):
         facts = [replace(fact, labelled=True) for fact in facts]
     captions = _captions_digest(facts)
-    return Corpus(
+    return ListedCorpus(
         sorter.runs,
         facts,
         [source.name for source in sources],

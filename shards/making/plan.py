@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.common.documents import parse
 from shards.arrays import array, as_numpy
 from shards.errors import ShardsError
-from shards.making.listing import Corpus
+from shards.making.listing import ListedCorpus
 from shards.making.matches import Matches, names_of
 from shards.making.members import common_members
 from shards.options import Options, parse_split
@@ -168,7 +168,7 @@ class PlanRows:
 
 
 def make_plans(
-    corpus: Corpus,
+    corpus: ListedCorpus,
     options: Options,
     files: Mapping[str, IO[bytes]],
     duplicates: Mapping[str, str] | None = None,

@@ -16,7 +16,7 @@ from pipeline.common.atomic import PartialFile
 from pipeline.common.progress import Progress
 from shards.errors import ShardsError
 from shards.making.finish import missing_shards
-from shards.making.listing import Corpus
+from shards.making.listing import ListedCorpus
 from shards.making.members import LOOKED_AT, common_ending
 from shards.making.partial import partial_file, settle
 from shards.making.plan import Plan, PlanRows, make_plans, planned_anew
@@ -37,7 +37,7 @@ class Planner:
     part: tuple[int, int]
     progress: Progress | None
 
-    def plans(self, corpus: Corpus) -> list[Plan]:
+    def plans(self, corpus: ListedCorpus) -> list[Plan]:
         """Return every split's plan: those of before if they still hold, new ones otherwise.
 
         Raises:
@@ -54,7 +54,7 @@ class Planner:
         plans = [plan for plan in stored.values() if plan and plan.stamp == corpus.stamp]
         return plans if len(plans) == len(splits) else self._new_plans(corpus, stored)
 
-    def _new_plans(self, corpus: Corpus, stored: Mapping[str, Plan | None]) -> list[Plan]:
+    def _new_plans(self, corpus: ListedCorpus, stored: Mapping[str, Plan | None]) -> list[Plan]:
         """Plan anew, and keep that where it differs from what is stored in nothing but times."""
         with contextlib.ExitStack() as stack:
             files = {
@@ -91,7 +91,7 @@ class Planner:
         claimed.append(draft.plan)
         return None
 
-    def _going_on(self, before: Plan, draft: _Draft, corpus: Corpus) -> Plan:
+    def _going_on(self, before: Plan, draft: _Draft, corpus: ListedCorpus) -> Plan:
         """Return the plan of before, which takes over times of change from the draft.
 
         Raises:
@@ -114,7 +114,7 @@ class Planner:
         if draft.plan.rows not in self.store.names():
             settle(self.store, draft.partial, draft.plan.rows)
 
-    def _check_same(self, before: Plan, corpus: Corpus, rows: IO[bytes]) -> str:
+    def _check_same(self, before: Plan, corpus: ListedCorpus, rows: IO[bytes]) -> str:
         """Refuse to go on when what `rows` plan is not what `before` planned.
 
         Returns a sentence on pictures that are gone, where that is all that differs.
@@ -129,14 +129,14 @@ class Planner:
             check_contents(self.store, before.split, then, now, done, self.sources, crops)
         return ""
 
-    def _ending(self, corpus: Corpus, stored: Mapping[str, Plan | None]) -> str:
+    def _ending(self, corpus: ListedCorpus, stored: Mapping[str, Plan | None]) -> str:
         """Return the ending of all pictures: that of shards that are there already, if any."""
         before = next((plan for plan in stored.values() if plan), None)
         if before is not None:
             return before.ending
         return common_ending(corpus.tally, self.sources, corpus.first(LOOKED_AT))
 
-    def _duplicates(self, corpus: Corpus) -> dict[str, str]:
+    def _duplicates(self, corpus: ListedCorpus) -> dict[str, str]:
         """Return the pictures to leave out, if that is asked for."""
         kind = self.options.dedupe
         if kind == "none":

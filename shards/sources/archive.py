@@ -21,7 +21,7 @@ from shards.sources.base import (
     stem_and_ending,
 )
 from shards.sources.captions import read_descriptions
-from shards.sources.files import Found, PartReader, add_files, add_samples, read_parts
+from shards.sources.files import PartReader, SourceFile, add_files, add_samples, read_parts
 from shards.sources.gathering import Gathering, add_linked
 from shards.sources.places import Place, ReadAhead, Window, is_remote, open_place
 from shards.sources.tarwalk import DamagedTarError, Member, plain, target, walk
@@ -62,7 +62,9 @@ class TarSource:
         """Open the archive for reading."""
         return TarReader(self.place or self.path, self.path)
 
-    def _members(self, tar: Window, prefix: str, mtime: int, rows: Rows) -> Iterator[list[Found]]:
+    def _members(
+        self, tar: Window, prefix: str, mtime: int, rows: Rows
+    ) -> Iterator[list[SourceFile]]:
         """Yield the files of `tar`, and of each tar inside, those of a stem together."""
         links: dict[str, str] = {}
         with contextlib.closing(Gathering(rows.scratch, rows.tell)) as files:
@@ -77,7 +79,7 @@ class TarSource:
                         inner = tar.window(member.offset_data, member.size)
                         yield from self._members(inner, path[:-4] + "/", mtime, rows)
                     else:
-                        files.add(Found(path, _tar_part(path, member, tar.start), mtime))
+                        files.add(SourceFile(path, _tar_part(path, member, tar.start), mtime))
             except DamagedTarError as error:
                 inside = f" (in {prefix.rstrip('/')}.tar)" if prefix else ""
                 raise ShardsError(
@@ -129,7 +131,7 @@ def _tar_part(path: str, member: Member, start: int) -> Part:
     return Part(encode_path(path), offset, member.size)
 
 
-def listed(reader: PartReader, left: list[Found], classes: ClassFolders | None) -> Listed:
+def listed(reader: PartReader, left: list[SourceFile], classes: ClassFolders | None) -> Listed:
     """Return what is known of an archive once its pictures are listed; closes `reader`.
 
     Args:

@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.common.documents import parse
 from shards.errors import ShardsError
 from shards.sources.base import UnreadableError, clean_text
-from shards.sources.files import Found, left_out
+from shards.sources.files import SourceFile, left_out
 from shards.sources.tarwalk import plain
 from shards.sources.values import has_bytes, json_value
 
@@ -49,7 +49,7 @@ class Described:
 
     captions: Captions
     columns: Columns
-    left: list[Found]
+    left: list[SourceFile]
     notes: tuple[str, ...]
     named: dict[str, str]
 
@@ -60,7 +60,7 @@ def is_description(path: str) -> bool:
     return name in DESCRIPTIONS or name.endswith(".token")
 
 
-def read_descriptions(files: list[Found], read: Callable[[Found], bytes]) -> Described:
+def read_descriptions(files: list[SourceFile], read: Callable[[SourceFile], bytes]) -> Described:
     """Return what `files` say of pictures, and those that say nothing.
 
     A picture is named as its file names it, and by its path from the root of the source. A

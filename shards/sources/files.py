@@ -22,7 +22,7 @@ from shards.sources.base import (
 )
 
 
-class Found(NamedTuple):
+class SourceFile(NamedTuple):
     """A file: its path as a user sees it, where its bytes are, and its time of change (ns)."""
 
     path: str
@@ -56,7 +56,7 @@ def read_parts(reader: PartReader, entry: Entry) -> Sample:
     return Sample(reader.part(entry.picture), fields)
 
 
-def add_files(rows: Rows, files: Iterable[Found], classes: ClassFolders) -> list[Found]:
+def add_files(rows: Rows, files: Iterable[SourceFile], classes: ClassFolders) -> list[SourceFile]:
     """Add the pictures among `files` to `rows`; return the files that were left aside.
 
     Files of the same stem as a picture (.json, .txt, .cls) travel with it.
@@ -81,19 +81,19 @@ def add_files(rows: Rows, files: Iterable[Found], classes: ClassFolders) -> list
     return [file for file in left if not (travels(file.part) and _beside(file.path, taken))]
 
 
-def add_samples(rows: Rows, files: Iterable[Found]) -> list[Found]:
+def add_samples(rows: Rows, files: Iterable[SourceFile]) -> list[SourceFile]:
     """Add the samples of a WebDataset shard to `rows`; return the files that were left aside.
 
     A sample is all members whose paths agree up to the first dot of the name; its picture is the
     first member with a picture's ending, and all others travel with it.
     """
-    samples: dict[str, list[tuple[str, Found]]] = {}
+    samples: dict[str, list[tuple[str, SourceFile]]] = {}
     for file in files:
         folder, slash, name = file.path.rpartition("/")
         stem, dot, ending = name.partition(".")
         if dot and stem:
             samples.setdefault(folder + slash + stem, []).append((ending.lower(), file))
-    left: list[Found] = []
+    left: list[SourceFile] = []
     for stem, members in samples.items():
         pictures = [file for ending, file in members if ending.rpartition(".")[2] in ENDINGS]
         if not pictures:
@@ -114,7 +114,7 @@ def travels(part: Part) -> bool:
     return 0 <= part.size <= MAX_SIDECAR
 
 
-def left_out(files: Iterable[Found]) -> tuple[str, ...]:
+def left_out(files: Iterable[SourceFile]) -> tuple[str, ...]:
     """Return sentences on those of `files`, left aside, that were meant to describe pictures."""
     notes = []
     for file in files:

@@ -29,12 +29,12 @@ from shards.sources.base import (
     encode_path,
 )
 from shards.sources.captions import is_description, read_descriptions
-from shards.sources.files import Found, PartReader, add_files, left_out, read_parts
+from shards.sources.files import PartReader, SourceFile, add_files, left_out, read_parts
 
 THREADS = 8
 PLAN = re.compile(r"\.([^.]+)\.plan\.json")
 TOGETHER = 32  # folders that a thread lists in one go
-Scanned = tuple[list[Found], list[str]]  # files, and paths of folders
+Scanned = tuple[list[SourceFile], list[str]]  # files, and paths of folders
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,9 @@ class FolderReader:
         return data
 
 
-def collect_files(rows: Rows, scanned: Iterable[Sequence[Found]], reader: PartReader) -> Listed:
+def collect_files(
+    rows: Rows, scanned: Iterable[Sequence[SourceFile]], reader: PartReader
+) -> Listed:
     """Add the pictures among the files of a folder; return what is known of it then."""
     classes, left, ignored = ClassFolders(), [], 0
     notes: tuple[str, ...] = ()
@@ -118,7 +120,7 @@ def changed(path: str, how: str) -> str:
     return f"the source changed while it was read: {path} {how}"
 
 
-def scan(look: Callable[[Sequence[str]], Scanned]) -> Iterator[list[Found]]:
+def scan(look: Callable[[Sequence[str]], Scanned]) -> Iterator[list[SourceFile]]:
     """Yield the files under a root, those of some folders at a time, in any order.
 
     `look` returns what is in some folders, given by their paths from the root.
@@ -146,7 +148,7 @@ def _scan_some(root: Path, folders: Sequence[str]) -> Scanned:
     Raises:
         ShardsError: a folder cannot be read.
     """
-    files: list[Found] = []
+    files: list[SourceFile] = []
     below: list[str] = []
     for folder in folders:
         try:
@@ -162,7 +164,7 @@ def _scan_some(root: Path, folders: Sequence[str]) -> Scanned:
 
 
 def _sort_out(root: Path, prefix: str, entries: Iterable[os.DirEntry[str]]) -> Scanned:
-    files: list[Found] = []
+    files: list[SourceFile] = []
     folders: list[str] = []
     for entry in entries:
         path = prefix + entry.name
@@ -173,11 +175,11 @@ def _sort_out(root: Path, prefix: str, entries: Iterable[os.DirEntry[str]]) -> S
         try:
             status = entry.stat()
         except FileNotFoundError:  # a dangling link: named, but not there
-            files.append(Found(path, Part(encode_path(path), 0, -1), 0))
+            files.append(SourceFile(path, Part(encode_path(path), 0, -1), 0))
         else:
             # A pipe or a device has no contents to list; opening one would wait for ever.
             size = status.st_size if stat.S_ISREG(status.st_mode) else -1
-            files.append(Found(path, Part(encode_path(path), 0, size), status.st_mtime_ns))
+            files.append(SourceFile(path, Part(encode_path(path), 0, size), status.st_mtime_ns))
     return files, folders
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from shards.sources.base import Part, encode_path
-from shards.sources.files import Found
+from shards.sources.files import SourceFile
 from shards.sources.tarwalk import followed, parents
 
 IN_MEMORY = 20_000  # files, about 10 MB
@@ -35,17 +35,17 @@ class Gathering:
         in_memory: int | None = None,
     ) -> None:
         self._scratch, self._tell, self._in_memory = scratch, tell, in_memory or IN_MEMORY
-        self._waiting: list[Found] = []
+        self._waiting: list[SourceFile] = []
         self._file: IO[bytes] | None = None
         self._places: list[list[tuple[int, int]]] = [[] for _ in range(PARTS)]
 
-    def add(self, file: Found) -> None:
+    def add(self, file: SourceFile) -> None:
         """Take a file."""
         self._waiting.append(file)
         if len(self._waiting) >= self._in_memory:
             self._spill()
 
-    def groups(self) -> Iterator[list[Found]]:
+    def groups(self) -> Iterator[list[SourceFile]]:
         """Yield all files, group by group; may be called again."""
         if self._file is None:
             yield self._waiting
@@ -53,7 +53,7 @@ class Gathering:
         if self._waiting:
             self._spill()
         for places in self._places:
-            part: list[Found] = []
+            part: list[SourceFile] = []
             for place, size in places:
                 self._file.seek(place)
                 # Written by this process into a file that no other one can open.
@@ -69,7 +69,7 @@ class Gathering:
     def _spill(self) -> None:
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115 - closed by close()
-        parts: list[list[Found]] = [[] for _ in range(PARTS)]
+        parts: list[list[SourceFile]] = [[] for _ in range(PARTS)]
         for file in self._waiting:
             parts[zlib.crc32(_stem(file.path)) % PARTS].append(file)
         self._file.seek(0, 2)
@@ -94,7 +94,7 @@ def add_linked(files: Gathering, links: Mapping[str, str], mtime: int) -> None:
         leading.setdefault(followed(links, link), []).append(link)
     found: dict[str, Part] = {}
     folders: set[str] = set()
-    below: list[Found] = []
+    below: list[SourceFile] = []
     for group in files.groups():
         for file in group:
             for link in leading.get(file.path, ()):
@@ -108,7 +108,9 @@ def add_linked(files: Gathering, links: Mapping[str, str], mtime: int) -> None:
         files.add(file)
 
 
-def _below(file: Found, leading: Mapping[str, list[str]], folders: set[str]) -> Iterator[Found]:
+def _below(
+    file: SourceFile, leading: Mapping[str, list[str]], folders: set[str]
+) -> Iterator[SourceFile]:
     """Yield `file` under each link to a folder that it is in; `folders` takes those links."""
     for folder in parents(file.path):
         for link in leading.get(folder, ()):
@@ -117,8 +119,8 @@ def _below(file: Found, leading: Mapping[str, list[str]], folders: set[str]) -> 
                 yield _placed(link + file.path[len(folder) :], file.part, file.mtime)
 
 
-def _placed(path: str, part: Part, mtime: int) -> Found:
-    return Found(path, Part(encode_path(path), part.offset, part.size), mtime)
+def _placed(path: str, part: Part, mtime: int) -> SourceFile:
+    return SourceFile(path, Part(encode_path(path), part.offset, part.size), mtime)
 
 
 def _stem(path: str) -> bytes:

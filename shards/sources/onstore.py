@@ -19,7 +19,7 @@ from shards.sources.base import (
     decode_path,
     encode_path,
 )
-from shards.sources.files import Found, read_parts
+from shards.sources.files import SourceFile, read_parts
 from shards.sources.folder import Scanned, changed, collect_files, scan, without_shards
 from shards.sources.places import time_of
 from shards.store import remote, retried
@@ -46,7 +46,7 @@ class StoreFolder:
 
     def _look(self, folders: Sequence[str]) -> Scanned:
         fs = remote(self.root)
-        files: list[Found] = []
+        files: list[SourceFile] = []
         below: list[str] = []
         for folder in folders:
             url = f"{self.root.rstrip('/')}/{folder}".rstrip("/")
@@ -58,7 +58,7 @@ class StoreFolder:
                     below.append(prefix + name)
                 else:
                     place = Part(encode_path(prefix + name), 0, int(entry.get("size") or 0))
-                    files.append(Found(prefix + name, place, time_of(entry)))
+                    files.append(SourceFile(prefix + name, place, time_of(entry)))
         return files, below
 
 

@@ -20,7 +20,7 @@ from shards.sources.base import (
     clean_text,
     encode_path,
 )
-from shards.sources.files import Found, add_files, read_parts
+from shards.sources.files import SourceFile, add_files, read_parts
 from shards.sources.gathering import Gathering
 from shards.sources.places import Window, open_place
 from shards.sources.tarwalk import plain
@@ -148,6 +148,6 @@ class ZipReader:
         return start - len(inflate.unused_data) - len(inflate.unconsumed_tail)
 
 
-def _in_zip(member: zipdirectory.ZipMember, mtime: int) -> Found:
+def _in_zip(member: zipdirectory.ZipMember, mtime: int) -> SourceFile:
     path = plain(member.name.replace("\\", "/"))
-    return Found(path, Part(encode_path(path), member.header, member.size), mtime)
+    return SourceFile(path, Part(encode_path(path), member.header, member.size), mtime)

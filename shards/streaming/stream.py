@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from pipeline.common.printable import printable
 from shards.errors import ShardsError, ShardsRuntimeError
 from shards.reading.cache import Cache
-from shards.reading.corpus import Corpus
-from shards.reading.decode import BrokenPictureError, Pixels, decode
-from shards.reading.opening import Dest, open_corpora, open_corpus
+from shards.reading.opening import Dest, open_corpora
 from shards.reading.ranges import Traffic
 from shards.streaming.augment import Augment
 from shards.streaming.device import on_device
@@ -238,16 +235,16 @@ class Stream(IterableDataset[Batch]):
         """Yield batches, counting each as seen when it is handed over."""
         end = self._epoch + (self.epochs or 0)
         made = self._by_workers() if self.workers and get_worker_info() is None else self._made()
-        there: Iterator[Batch] = made
+        batches: Iterator[Batch] = made
         if self.device is not None:
             if get_worker_info() is not None:
                 raise ShardsError(
                     "a stream with a device or augmentation has no place in a DataLoader's "
                     "worker: iterate over the stream itself, with workers of its own"
                 )
-            there = on_device(made, self.device, self._augmented if self.augment else None)
+            batches = on_device(made, self.device, self._augmented if self.augment else None)
         try:
-            for batch in there:
+            for batch in batches:
                 self._note(batch)
                 self._epoch, self._seen = batch.state["epoch"], batch.state["samples_seen"]
                 yield batch
@@ -325,10 +322,10 @@ class Stream(IterableDataset[Batch]):
     def _note(self, batch: Batch) -> None:
         """Count and name broken samples; too many in a row end the run."""
         failed: dict[int, list[Skipped]] = {}
-        for one in batch.skipped:
-            failed.setdefault(one.position, []).append(one)
-            self.broken[one.key] = one.reason
-            told = f"skipped broken sample {one.key}: {one.reason}"
+        for skipped in batch.skipped:
+            failed.setdefault(skipped.position, []).append(skipped)
+            self.broken[skipped.key] = skipped.reason
+            told = f"skipped broken sample {skipped.key}: {skipped.reason}"
             log.warning("%s", printable(told))
         self.traffic += batch.traffic
         for position in batch.positions:
@@ -395,32 +392,3 @@ def stream(
     )
     batches.load_state_dict({"epoch": epoch, "samples_seen": start, "order": order})
     return iter(batches)
-
-
-def pictures(
-    dest: str | Path, split: str = "val", cache: Cache | None = None
-) -> Iterator[tuple[str, Pixels]]:
-    """Yield key and whole picture, uint8 (H, W, 3) RGB, of every sample in the stored order.
-
-    Raises:
-        ShardsError: no such split.
-        ShardsRuntimeError: a picture can't be read or decoded.
-    """
-    corpus = open_corpus(dest, split, cache)
-    return _pictures(corpus)
-
-
-def _pictures(corpus: Corpus) -> Iterator[tuple[str, Pixels]]:
-    try:
-        for shard, size in enumerate(corpus.sizes):
-            for index in range(size):
-                sample = corpus.sample(shard, index)
-                try:
-                    yield sample.key, decode(corpus.read(sample))
-                except BrokenPictureError as error:
-                    raise ShardsRuntimeError(
-                        f"{sample.key} in {sample.shard} of {corpus.name} is broken ({error}): "
-                        "run `pipeline verify`"
-                    ) from error
-    finally:
-        corpus.close()

@@ -28,7 +28,7 @@ from shards import Stream
 from shards.inspecting.verify import verify
 from shards.sources.base import Part
 from shards.sources.captions import read_descriptions
-from shards.sources.files import Found
+from shards.sources.files import SourceFile
 from tests.codec.test_hostile import CONFIG
 from tests.proof.hostile import Format
 from tests.shards.made import numbered, write_split
@@ -183,7 +183,7 @@ def _described(name: str, text: str) -> Callable[[Path], Path]:
 
 def _use_described(path: Path) -> None:
     data = path.read_bytes()
-    found = Found(path.name, Part(path.name.encode(), 0, len(data)), 0)
+    found = SourceFile(path.name, Part(path.name.encode(), 0, len(data)), 0)
     read_descriptions([found], lambda _: data)
 
 

@@ -11,7 +11,7 @@ import pytest
 from shards import ShardsError
 from shards.sources.base import Part, UnreadableError
 from shards.sources.captions import Described, read_descriptions
-from shards.sources.files import Found
+from shards.sources.files import SourceFile
 from tests.shards.making import jpeg, make
 
 WANTED = {f"{n}.jpg": [f"caption {n}"] for n in range(4)}
@@ -20,7 +20,7 @@ HEAD = "file_name,text"
 
 
 def described(name: str, data: bytes) -> Described:
-    file = Found(name, Part(b"", 0, len(data)), 0)
+    file = SourceFile(name, Part(b"", 0, len(data)), 0)
     return read_descriptions([file], lambda _: data)
 
 
@@ -81,10 +81,10 @@ def test_lone_surrogates_are_replaced(tmp_path: Path) -> None:
 
 
 def test_a_description_that_cannot_be_read_is_left_out_by_name() -> None:
-    def fail(_: Found) -> bytes:
+    def fail(_: SourceFile) -> bytes:
         raise UnreadableError("the member's checksum is wrong")
 
-    found = read_descriptions([Found("a/captions.csv", Part(b"", 0, 9), 0)], fail)
+    found = read_descriptions([SourceFile("a/captions.csv", Part(b"", 0, 9), 0)], fail)
     assert (found.captions, len(found.left)) == ({}, 1)
     assert found.notes == ("a/captions.csv was left out: the member's checksum is wrong",)
 

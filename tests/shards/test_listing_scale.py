@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from shards.sources.archive import TarSource
 from shards.sources.base import Part, Rows
-from shards.sources.files import Found
+from shards.sources.files import SourceFile
 from shards.sources.gathering import Gathering
 from shards.sources.pathlist import ListSource
 from shards.sources.tarwalk import followed, walk
@@ -51,7 +51,7 @@ def test_a_walk_finds_what_tarfile_finds(
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xyz")), max_size=40))
 def test_files_of_a_stem_stay_together_in_their_order(names: list[tuple[str, str]]) -> None:
     files = [
-        Found(f"{stem}.{ending}", Part(b"", number, 1), 0)
+        SourceFile(f"{stem}.{ending}", Part(b"", number, 1), 0)
         for number, (stem, ending) in enumerate(names)
     ]
     gathering = Gathering(in_memory=3)
@@ -67,7 +67,7 @@ def test_files_of_a_stem_stay_together_in_their_order(names: list[tuple[str, str
     gathering.close()
 
 
-def place(file: Found) -> int:
+def place(file: SourceFile) -> int:
     return file.part.offset
 
 
