@@ -8,7 +8,7 @@ from pathlib import Path
 from shards.errors import ShardsError
 from shards.manifest import Manifest
 from shards.reading.index import Span
-from shards.reading.ranges import PART
+from shards.reading.ranges import part_size
 from shards.streaming.groups import GROUPS, GroupedOrder
 
 
@@ -67,7 +67,7 @@ def stream_facts(
     mean = total / manifest.samples
     held = max(len(order.groups_of(node, nodes)) for node in range(nodes))
     # A window and the one after it, each up to twice as long as most are, and their edges.
-    window = order.window * mean + PART
+    window = order.window * mean + part_size(total)
     return StreamFacts(
         split=split,
         nodes=nodes,
@@ -84,9 +84,9 @@ def stream_facts(
 
 def _bytes(spans: list[Span], manifest: Manifest) -> int:
     """Return about how many bytes the parts have that hold `spans`."""
-    found = 0
+    found, part = 0, part_size(int(sum(manifest.byte_sizes)))
     for span in spans:
         info = manifest.shards[span.shard]
         begin, end = (info.bytes * one // info.samples for one in (span.first, span.end))
-        found += min(-(-end // PART) * PART, info.bytes) - begin // PART * PART
+        found += min(-(-end // part) * part, info.bytes) - begin // part * part
     return found

@@ -3,6 +3,7 @@
     FOLDER/.lock            held while room is made, never longer; says how much is taken at most
     FOLDER/<key>/NAME       a whole file, checked on arrival; readers hold a shared lock on it
     FOLDER/<key>/NAME@0012  part 12 of a file; what is read from it is checked by the reader
+    FOLDER/<key>/NAME@0012x262144  the same, where parts have another size than 2 MiB
     FOLDER/<key>/.NAME      one that is arriving; its writer holds an exclusive lock on it
     FOLDER/<key>/.NAME.room bytes promised to it and not yet written, as the size of an empty file
 
@@ -36,6 +37,9 @@ log = logging.getLogger(__name__)
 
 ROOM = ".room"
 
+# Bytes of a part whose name does not say how many they are.
+USUAL = 2 << 20
+
 # Told of a request's bytes, and when it began by `time.monotonic`.
 Arrived = Callable[[int, float], object]
 
@@ -66,6 +70,7 @@ class Wanted:
         sha256: the file's checksum (hex) where it is known.
         part: the part's number; None: the whole file is wanted.
         start: where the part begins in the file.
+        stride: bytes from the beginning of one part to that of the next.
     """
 
     name: str
@@ -73,11 +78,14 @@ class Wanted:
     sha256: str | None = None
     part: int | None = None
     start: int = 0
+    stride: int = USUAL
 
     def cut(self, part: int, size: int) -> Wanted:
         """Return part number `part` of this file, cut every `size` bytes."""
         start = part * size
-        return replace(self, bytes=min(size, self.bytes - start), part=part, start=start)
+        return replace(
+            self, bytes=min(size, self.bytes - start), part=part, start=start, stride=size
+        )
 
 
 class CacheFolder:
@@ -129,6 +137,8 @@ class CacheFolder:
         # Shards made anew under the same name have another checksum.
         tag = wanted.sha256[:12] if wanted.sha256 else str(wanted.bytes)
         part = "" if wanted.part is None else f"@{wanted.part:04d}"
+        if wanted.stride != USUAL:
+            part += f"x{wanted.stride}"
         return self._folder / f"{tag}-{wanted.name.replace('/', '%')}{part}"
 
     def drop(self, wanted: Wanted) -> None:

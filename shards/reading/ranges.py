@@ -1,9 +1,10 @@
 """Pictures of a remote store by ranges of bytes: those needed now exactly, the rest in parts.
 
-A file is cut into parts of 2 MiB. Those that will be read soon are fetched ahead into the cache,
-where all processes of a machine find them. A picture whose part is not there in time is asked for
-alone, beside all others that are missing. That costs its bytes twice, so only some may be: at the
-beginning, when nothing is there yet, and a fortieth of what comes.
+A file is cut into parts of 2 MiB, those of a small corpus into smaller ones. Those that will be
+read soon are fetched ahead into the cache, where all processes of a machine find them. A picture
+whose part is not there in time is asked for alone, beside all others that are missing. That costs
+its bytes twice, so only some may be: at the beginning, when nothing is there yet, and a fortieth of
+what comes.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from functools import partial
 from typing import Any
 
 from shards.errors import ShardsRuntimeError
-from shards.reading.cache import CacheFolder, Wanted
+from shards.reading.cache import USUAL, CacheFolder, Wanted
 from shards.reading.fetch import Fetcher
 from shards.reading.index import Sample
 from shards.reading.requests import requests
 
-PART = 2 << 20
+PART = USUAL
+# A corpus is cut into so many parts or more, as far as they stay larger than the least: a node
+# among many fetches whole parts of its share.
+PARTS, LEAST_PART = 512, 256 << 10
 
 # Bytes that may be asked for alone at the beginning, and which share of what a process reads in an
 # epoch they are at most. Of what comes later it is half of that.
@@ -67,7 +71,7 @@ class Ranges:
         """
         self.fetcher, self.cache = fetcher, cache
         self.files: dict[str, Wanted] = {}
-        self.at_first = ALONE
+        self.at_first, self.part = ALONE, PART
         self.traffic = Traffic()
         self._reset()
 
@@ -87,9 +91,10 @@ class Ranges:
         self._alone = 0
         self._generation = 0
 
-    def reads(self, size: int) -> None:
-        """Take down that this process reads about `size` bytes in an epoch."""
-        self.at_first = min(ALONE, size // SHARE)
+    def reads(self, share: float, total: int) -> None:
+        """Take down which share of a corpus of `total` bytes this process reads in an epoch."""
+        self.at_first = min(ALONE, int(share * total) // SHARE)
+        self.part = part_size(total)
 
     def begin(self, samples: Iterable[Sample]) -> None:
         """Ask for all of `samples` that are not here. Returns at once; `read` gives them."""
@@ -191,7 +196,7 @@ class Ranges:
     def _filled(self, count: int, begun: float) -> None:
         """Count a part that the window made room for."""
         self._count(count)
-        if count == PART:
+        if count == self.part:
             requests().arrived(begun)
 
     def _count(self, count: int) -> None:
@@ -243,4 +248,11 @@ class Ranges:
     def _parts_of(self, name: str, start: int, size: int) -> Sequence[Wanted]:
         whole = self.files[name]
         last = min(start + max(size, 1), whole.bytes) - 1
-        return [whole.cut(number, PART) for number in range(start // PART, last // PART + 1)]
+        numbers = range(start // self.part, last // self.part + 1)
+        return [whole.cut(number, self.part) for number in numbers]
+
+
+def part_size(total: int) -> int:
+    """Return the bytes of a part of a corpus of `total` bytes: a power of two, 2 MiB at most."""
+    smaller = 1 << max(total // PARTS, 1).bit_length() - 1
+    return min(max(smaller, LEAST_PART), PART)

@@ -43,7 +43,7 @@ class RangedCorpus(Corpus):
 
     def reads(self, share: float) -> None:
         """Take down which share of an epoch this process reads."""
-        self.ranges.reads(int(share * sum(self.manifest.byte_sizes)))
+        self.ranges.reads(share, int(sum(self.manifest.byte_sizes)))
 
     def read(self, sample: Sample) -> bytes:
         """Return the bytes of a sample's picture. Raises as `Corpus.read`."""

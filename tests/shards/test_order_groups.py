@@ -186,7 +186,7 @@ def test_bad_numbers_are_refused():
 def test_inspect_says_what_each_node_will_fetch(tmp_path, monkeypatch):
     from shards.inspecting import streaming
 
-    monkeypatch.setattr(streaming, "PART", 1000)
+    monkeypatch.setattr(streaming, "part_size", lambda total: 1000)
     write_split(tmp_path, [100] * 8, [(f"{i:03d}", bytes(2000)) for i in range(800)])
     alone = streaming.stream_facts(tmp_path, "train", 1)
     total = sum(path.stat().st_size for path in tmp_path.glob("*.tar"))

@@ -174,6 +174,22 @@ def test_the_first_batch_asks_for_its_pictures_and_no_more(store, tmp_path, monk
     assert sum(end - start for start, end in asked) <= 6 * pictures
 
 
+def test_a_cache_keeps_parts_of_several_sizes_apart(store, tmp_path, monkeypatch):
+    wanted = local_keys(tmp_path, batch_size=6)
+    monkeypatch.setattr(ranges, "ALONE", 0)
+    for size in (20_000, 7_000):
+        monkeypatch.setattr(ranges, "PART", size)
+        cache = Cache(tmp_path / "cache", patience=QUICK)
+        assert keys_of(stream(store, batch_size=6, crop=8, cache=cache)) == wanted
+    names = {path.name.rpartition("x")[2] for path in (tmp_path / "cache").glob("*/*@*")}
+    assert names == {"20000", "7000"}
+
+
+def test_parts_of_small_corpora_are_small():
+    sizes = [ranges.part_size(total) for total in (0, 97 << 20, 325 << 20, 1 << 30, 1 << 40)]
+    assert sizes == [256 << 10, 256 << 10, 512 << 10, 2 << 20, 2 << 20]
+
+
 def _read_for_ever(url: str, cache: Cache) -> None:
     for _ in Stream(url, batch_size=6, crop=8, cache=cache, workers=1):
         pass
