@@ -132,6 +132,12 @@ def _checked(found: Places) -> Places:
         raise UsageError(f"{folders[0]} is a folder: a folder is gone through alone")
     if folders and found.folder is None:
         raise UsageError(f"{folders[0]} is a folder: name the folder to write after it")
-    if found.folder is not None and any(is_special(source) for source in found.sources):
+    pipes = [source for source in found.sources if is_special(source)]
+    if pipes and found.folder is not None:
         raise UsageError("what comes from a pipe has no name in a folder: leave --out-dir out")
+    if pipes and len(found.sources) > 1:
+        raise UsageError(
+            f"{pipes[0]} is a pipe or a device, which is worked on alone: what is made of it goes "
+            "to standard output, or to a file that is named after it"
+        )
     return found

@@ -184,7 +184,12 @@ def read_file(path: Path, limit: int = MAX_FILE) -> bytes:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether the file at `path` begins as a stream does, which `compress` may replace."""
+    """Whether the file at `path` begins as a stream does, which `compress` may replace.
+
+    A pipe is none: reading from it would wait for a writer.
+    """
+    if is_special(path):
+        return False
     try:
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC

@@ -15,6 +15,7 @@ from PIL import Image, ImageCms
 
 from pipeline.cli.main import main
 from pipeline.codec import save_model
+from pipeline.codec.files import is_stream
 from tests.codec.conftest import SMALL, make_model
 
 
@@ -196,6 +197,17 @@ def test_pipes_on_both_sides(place: Path, capfdbinary, monkeypatch: pytest.Monke
         assert image.size == (50, 40)
     assert through("decompress /dev/stdin /dev/stdout --model model", stream) == picture
     assert sorted(path.name for path in place.iterdir()) == ["model", "photo.jpg"]
+
+
+def test_a_pipe_is_worked_on_alone(place: Path, capfd) -> None:
+    os.mkfifo("pipe")
+    os.mkfifo("photo.cca")
+    Path("old.cca").touch()
+    for line in ("compress pipe photo.jpg", "compress - photo.jpg", "decompress - old.cca"):
+        code, out, err = run(f"{line} --model model", capfd)
+        assert (code, out) == (2, ""), line
+        assert "worked on alone" in err
+    assert not is_stream(Path("photo.cca"))  # reading from it would wait for ever
 
 
 def _feed(descriptor: int, data: bytes) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.codec import CodecError
-from pipeline.codec.jobs import Job, Kind, check_jobs, go_through
+from pipeline.codec.jobs import Conversion, Kind, check_jobs, go_through
 
 
 def _kind(fails: set[str]) -> Kind:
     """Return work that copies, and fails as a system does for sources of the names `fails`."""
 
-    def work(job: Job) -> int:
+    def work(job: Conversion) -> int:
         if job.source.name in fails:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(job.target))
         return job.target.write_bytes(job.source.read_bytes())
@@ -23,10 +23,10 @@ def _kind(fails: set[str]) -> Kind:
     return Kind("copy", lambda job: True, lambda job: False, work)
 
 
-def _jobs(folder: Path, names: str) -> list[Job]:
+def _jobs(folder: Path, names: str) -> list[Conversion]:
     for name in names:
         (folder / name).write_text(name)
-    return [Job(folder / name, folder / "out" / f"{name}.cca") for name in names]
+    return [Conversion(folder / name, folder / "out" / f"{name}.cca") for name in names]
 
 
 def test_two_targets_that_links_lead_to_one_file_are_refused(tmp_path: Path) -> None:

@@ -40,11 +40,17 @@ class LightModel:
         return height * width <= MAX_PIXELS
 
     def with_torch(self) -> Model:
-        """Return the same model in its form with torch, which takes any picture."""
+        """Return the same model in its form with torch, which takes any picture.
+
+        Raises `CodecError` where its file holds another model by now.
+        """
         if self._with_torch is None:
             from pipeline.codec.storage import load_model
 
-            self._with_torch = load_model(self.file)
+            model = load_model(self.file)
+            if model.fingerprint != self.fingerprint:
+                raise CodecError(f"{self.file} was replaced by another model while it was in use")
+            self._with_torch = model
         return self._with_torch
 
     def compress(
