@@ -55,6 +55,8 @@ def check_target(
         make_folder: folders above that are missing will be made.
     """
     status = _status(path)
+    if status is None and descriptor_of(path) is not None:
+        raise TargetError(f"{path} is closed: open it, or name a file to write")
     if status is None:
         _check_free(path, make_folder)
         return

@@ -126,4 +126,6 @@ def test_an_open_file_of_this_process_is_written_through(tmp_path: Path) -> None
             assert descriptor_of(Path(name)) == file.fileno()
             write_bytes(Path(name), b"new ")
     assert (tmp_path / "log").read_bytes().startswith(b"before new ")
+    with pytest.raises(TargetError, match="is closed"):
+        check_target(Path("/dev/fd/999"), "write", _is_ours)
     assert list(tmp_path.iterdir()) == [tmp_path / "log"]
