@@ -1,6 +1,6 @@
 """Measures streaming, and prints the tables of `docs/streaming.md`.
 
-    python -m tests.benchmarks.stream [quality] [seek] [crops] [large] [wait] [--work FOLDER]
+    python -m tests.benchmarks.stream [quality|seek|crops|large|wait|scale ...] [--work FOLDER]
 
 `crops` and `large` need `../shared/data`; loaders that are not installed are named and left out.
 Contenders take turns in one run, so that what else the machine does meets all of them alike.
@@ -9,7 +9,9 @@ Contenders take turns in one run, so that what else the machine does meets all o
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -103,6 +105,37 @@ def seek(work: Path) -> None:
     for name, values in times.items():
         shown = spread([1000 * value for value in values])
         print(f"| {name} | {shown} | {statistics.median(values) / base:.2f} |")
+
+
+def scale(work: Path) -> None:
+    """Opening a million shards of 10,000 samples each, and a rank's next thousand positions."""
+    folder = work / "million"
+    if not (folder / "train.json").exists():
+        folder.mkdir(parents=True)
+        infos = tuple(
+            ShardInfo(f"train-{i:06d}", 10_000, 10**9, f"{i:064x}") for i in range(1_000_000)
+        )
+        Manifest("train", 0, {}, "", infos, 10**10, 10**10, 0).write(folder)
+    print("\n| rank of 1,000 | opened, s of the processor | positions, s | memory, MB |")
+    print("|---|---|---|---|", flush=True)
+    for rank in (0, 500, 999):
+        process = multiprocessing.get_context("spawn").Process(
+            target=_one_rank, args=(folder, rank)
+        )
+        process.start()
+        process.join()
+
+
+def _one_rank(folder: Path, rank: int) -> None:
+    begun = time.process_time()
+    opened = Stream(folder, batch_size=8, rank=rank, world_size=1000)
+    ready = time.process_time()
+    order = opened._source.order
+    for place in range(9 * 10**9, 9 * 10**9 + 125 * 8000, 8000):
+        order.at(3, order.dealt(3, place, 8000, rank, 1000))
+    done = time.process_time()
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"| {rank} | {ready - begun:.2f} | {done - ready:.2f} | {memory:.0f} |", flush=True)
 
 
 def rate(batches: Iterable[Tensor], limit: int) -> float:
@@ -201,6 +234,7 @@ def main() -> None:
         "crops": crops,
         "large": large,
         "wait": wait,
+        "scale": scale,
     }
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all when none is named")

@@ -172,6 +172,17 @@ def test_a_million_shards_of_ten_thousand_samples_are_dealt_to_a_thousand_ranks(
     assert (shards < 1_000_000).all()
 
 
+def test_a_thousand_ranks_have_equal_shares_and_nothing_twice():
+    order = MixedOrder([np.full(1_000_000, 10_000)], [1.0], 0, 8)
+    seen, count = 7 * 10**9, 2000
+    dealt = [order.dealt(3, seen, count, rank, 1000) for rank in range(1000)]
+    assert {len(one) for one in dealt} == {2}
+    positions = np.concatenate(dealt)
+    assert sorted(positions) == list(range(seen, seen + count))
+    _, shards, indices = order.at(3, positions)
+    assert len(set(zip(shards.tolist(), indices.tolist(), strict=True))) == count
+
+
 def test_bad_numbers_are_refused():
     with pytest.raises(ShardsError, match="block is 0"):
         GroupedOrder([1], block=0)
