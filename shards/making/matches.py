@@ -21,20 +21,23 @@ class Matches:
     def __init__(self, facts: Sequence[Listed]) -> None:
         self._facts = facts
         self._used: list[set[str]] = [set() for _ in facts]
+        self._names = [set(fact.named.values()) for fact in facts]
         self._pictures = self._matched = 0
 
     def take(self, rows: pa.Table) -> None:
         """Count the pictures of some rows of the plan."""
         if not any(fact.named for fact in self._facts):
             return
-        columns = (rows[name].to_pylist() for name in ("source", "location", "captions", "columns"))
-        for number, location, captions, others in zip(*columns, strict=True):
-            if not self._facts[number].named:
+        columns = (rows[name].to_pylist() for name in ("source", "location"))
+        for number, location in zip(*columns, strict=True):
+            named, names = self._facts[number].named, self._names[number]
+            if not named:
                 continue
             self._pictures += 1
-            if captions or others:
+            own = names_of(decode_path(location))
+            if any(name in named or name in names for name in own):
                 self._matched += 1
-                self._used[number].update(names_of(decode_path(location)))
+                self._used[number].update(own)
 
     def notes(self) -> list[str]:
         """Return a sentence on what matched; none where nothing is described."""

@@ -117,25 +117,31 @@ def _records(path: str, data: bytes) -> Iterator[tuple[str, str, dict[str, Any]]
             numbered, _, spoken = line.partition("\t")
             yield _name(numbered.partition("#")[0]), clean_text(spoken.strip()), {}
         return
+    found, lacking = False, False
     for row in rows:
         named = next((column for column in NAMES if row.get(column)), None)
-        if named is None and not any(column in row for column in NAMES):
-            raise ShardsError(
-                f"{path} describes pictures but has no column {' or '.join(NAMES)}: "
-                "name the column so, or move the file away"
-            )
+        has_column = any(column in row for column in NAMES)
+        found, lacking = found or has_column, lacking or not has_column
         column = next((column for column in CAPTIONS if column in row), None)
         caption = row.pop(column) if column else None
         name = _name(str(row.pop(named))) if named else ""
         others = {key: value for key, value in row.items() if key not in COUNTERS}
         yield name, clean_text(str(caption or "").strip()), json_value(others)
+    if lacking and not found:
+        raise ShardsError(
+            f"{path} describes pictures but has no column {' or '.join(NAMES)}: "
+            "name the column so, or move the file away"
+        )
 
 
 def _decoded(data: bytes) -> str:
-    """Return the text of a file: UTF-16 where its byte order mark says so, else UTF-8."""
+    """Return the text of a file: UTF-16 where its byte order mark says so, else UTF-8.
+
+    Bytes that are neither stay what they are, as in the paths of files.
+    """
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16", "replace")
-    return data.decode("utf-8-sig", "replace")
+    return data.decode("utf-8-sig", "surrogateescape")
 
 
 def _lines(text: str) -> list[str]:
@@ -191,11 +197,12 @@ def _cells(text: str, delimiter: str) -> Iterator[list[str]]:
     """Yield the cells of each row; where quotes do not fit, each line is a row of its own."""
     if delimiter == "|":
         # In Flickr30k's file quotes are part of the captions.
-        yield from csv.reader(_lines(text), delimiter="|", quoting=csv.QUOTE_NONE)
+        lines = (line.replace("\r", " ") for line in _lines(text))
+        yield from csv.reader(lines, delimiter="|", quoting=csv.QUOTE_NONE)
         return
     try:
-        lines = io.StringIO(text, newline="")
-        yield from list(csv.reader(lines, delimiter=delimiter, strict=True))
+        whole = io.StringIO(text, newline="")
+        yield from list(csv.reader(whole, delimiter=delimiter, strict=True))
     except csv.Error:
         for line in _lines(text):
-            yield from csv.reader([line], delimiter=delimiter)
+            yield from csv.reader([line.replace("\r", " ")], delimiter=delimiter)

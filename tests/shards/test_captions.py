@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tarfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shards import ShardsError
 from shards.sources.base import Part, UnreadableError
-from shards.sources.captions import Described, read_descriptions
+from shards.sources.captions import DESCRIPTIONS, Described, read_descriptions
 from shards.sources.files import SourceFile
 from tests.shards.making import jpeg, make
 
@@ -105,3 +108,31 @@ def test_a_run_says_what_its_descriptions_matched(tmp_path: Path) -> None:
     assert summary.notes == [
         "descriptions: 3 of 4 pictures matched, 2 names matched nothing (first: gone.jpg)"
     ]
+
+
+def test_a_name_without_a_caption_has_found_its_picture(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for number in range(2):
+        (tmp_path / "a" / f"{number}.jpg").write_bytes(jpeg(number))
+    (tmp_path / "a" / "metadata.csv").write_text("file_name,text\n0.jpg,zero\n1.jpg,\n")
+    summary = make(tmp_path / "a", tmp_path / "out")
+    assert summary.notes == ["descriptions: 2 of 2 pictures matched"]
+
+
+@given(st.binary(max_size=200), st.sampled_from(DESCRIPTIONS))
+def test_any_bytes_are_a_description_or_refused_in_a_sentence(data: bytes, name: str) -> None:
+    for content in (data, HEAD.encode() + b"\n" + data):
+        with contextlib.suppress(ShardsError):
+            described(name, content)
+
+
+def test_names_and_captions_may_be_no_utf_8() -> None:
+    found = described("captions.csv", b"image,caption\ncaf\xe9.jpg,th\xe9\n").captions
+    assert found == {"caf\udce9.jpg": ["th\\xe9"]}
+
+
+def test_a_line_that_names_no_picture_is_counted_in_json_too() -> None:
+    lines = ['{"file_name": "0.jpg", "text": "zero"}', '{"x": 1}', '{"file_name": null}', "[1]"]
+    found = described("metadata.jsonl", "\n".join(lines).encode())
+    assert found.captions == {"0.jpg": ["zero"]}
+    assert found.notes == ("metadata.jsonl: 2 rows name no picture",)
