@@ -208,7 +208,8 @@ def _told(one: Summary, out: str, dry_run: bool) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in one.reasons.items())
     return (
         f"{one.split}: {made}; {one.listed} pictures listed = {one.samples} written "
-        f"+ {one.rejected} rejected{f' ({reasons})' if reasons else ''}; "
+        f"+ {one.rejected} rejected{f' ({reasons})' if reasons else ''}"
+        f"{f'; {one.ignored} other files ignored' if one.ignored else ''}; "
         f"{_bytes(one.bytes)} in {out}"
     )
 

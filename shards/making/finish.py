@@ -84,8 +84,10 @@ def finish(store: Store, plan: Plan, created_with: dict[str, Any]) -> Manifest:
     manifest = _manifest(plan, infos, rejects, created_with)
     if plan.listed and not manifest.samples:
         reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.reasons.items())
+        first = min(rejects, key=lambda one: str(one["key"]))
         raise ShardsError(
-            f"not one of the {plan.listed} pictures could be used ({reasons}): "
+            f"not one of the {plan.listed} pictures could be used ({reasons}; the first, "
+            f"{first['key']}: {first['detail']}): "
             f"see {store.where(rejects_name(plan.split))}, change the options and add --fresh"
         )
     check_planned(store, plan.split, plan.identity)

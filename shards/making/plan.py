@@ -211,12 +211,17 @@ def make_plans(
             ignored=corpus.ignored,
             sources=corpus.names,
             classes=classes,
-            notes=[*corpus.notes[:NOTES], *matches.notes()],
+            notes=[*_few(corpus.notes), *matches.notes()],
             ending=ending,
             members=members,
         )
         for split, maker in makers.items()
     }
+
+
+def _few(notes: list[str]) -> list[str]:
+    more = len(notes) - NOTES
+    return notes if more <= 0 else [*notes[:NOTES], f"and so on: {more:,} more such lines"]
 
 
 class _Maker:

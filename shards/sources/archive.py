@@ -21,7 +21,14 @@ from shards.sources.base import (
     stem_and_ending,
 )
 from shards.sources.captions import read_descriptions
-from shards.sources.files import PartReader, SourceFile, add_files, add_samples, read_parts
+from shards.sources.files import (
+    Archives,
+    PartReader,
+    SourceFile,
+    add_files,
+    add_samples,
+    read_parts,
+)
 from shards.sources.gathering import Gathering, add_linked
 from shards.sources.places import Place, ReadAhead, Window, is_remote, open_place
 from shards.sources.tarwalk import DamagedTarError, Member, plain, target, walk
@@ -74,6 +81,8 @@ class TarSource:
                     if not member.is_file:
                         if member.is_link:
                             links[path] = prefix + target(member)
+                        elif not member.is_folder:  # a pipe or a device: named, but no file
+                            files.add(SourceFile(path, Part(encode_path(path), 0, -1), mtime))
                         continue
                     if is_tar(path) and not member.sparse:
                         inner = tar.window(member.offset_data, member.size)
@@ -143,13 +152,15 @@ def listed(reader: PartReader, left: list[SourceFile], classes: ClassFolders | N
         described = read_descriptions(left, lambda file: reader.part(file.part))
     finally:
         reader.close()
+    archives = Archives()
+    archives.take(described.left)
     plain_words = not (described.captions or described.columns)
     return Listed(
         len(described.left),
         bool(classes),
         captions=described.captions,
         columns=described.columns,
-        notes=described.notes,
+        notes=described.notes + archives.notes(),
         named=described.named,
         one_class=classes is not None and classes.one and plain_words,
     )

@@ -20,6 +20,10 @@ from shards.sources.base import (
     is_hidden,
     stem_and_ending,
 )
+from shards.sources.packed import ENDINGS as PACKED
+
+# Endings of archives, which hold pictures that nobody sees where they are not entered.
+ARCHIVES = (".tar", *PACKED, ".zip", ".7z", ".rar", ".parquet", ".arrow", ".tfrecord")
 
 
 class SourceFile(NamedTuple):
@@ -112,6 +116,29 @@ def add_samples(rows: Rows, files: Iterable[SourceFile]) -> list[SourceFile]:
 def travels(part: Part) -> bool:
     """Whether a file can go beside a picture: it is there, and no larger than a description."""
     return 0 <= part.size <= MAX_SIDECAR
+
+
+class Archives:
+    """Counts the archives among files that are left aside, which nobody enters."""
+
+    def __init__(self) -> None:
+        self._count, self._first = 0, ""
+
+    def take(self, files: Iterable[SourceFile]) -> None:
+        """Add those among `files`."""
+        for file in files:
+            if file.path.lower().endswith(ARCHIVES) and not is_hidden(file.path):
+                self._first = min(self._first, file.path) if self._count else file.path
+                self._count += 1
+
+    def notes(self) -> tuple[str, ...]:
+        """Return a sentence on them, if there are any."""
+        if not self._count:
+            return ()
+        one = self._count == 1
+        which = "an archive inside was" if one else f"{self._count:,} archives inside were"
+        names = clean_text(self._first) + ("" if one else ", ...")
+        return (f"{which} not entered ({names}): give each by itself, or unpack it first",)
 
 
 def left_out(files: Iterable[SourceFile]) -> tuple[str, ...]:

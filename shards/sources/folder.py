@@ -29,7 +29,7 @@ from shards.sources.base import (
     encode_path,
 )
 from shards.sources.captions import is_description, read_descriptions
-from shards.sources.files import PartReader, SourceFile, add_files, left_out, read_parts
+from shards.sources.files import Archives, PartReader, SourceFile, add_files, left_out, read_parts
 
 THREADS = 8
 PLAN = re.compile(r"\.([^.]+)\.plan\.json")
@@ -93,8 +93,10 @@ def collect_files(
     """Add the pictures among the files of a folder; return what is known of it then."""
     classes, left, ignored = ClassFolders(), [], 0
     notes: tuple[str, ...] = ()
+    archives = Archives()
     for files in scanned:
         others = add_files(rows, files, classes)
+        archives.take(file for file in others if not is_description(file.path))
         left += [file for file in others if is_description(file.path)]
         notes += left_out(file for file in others if not is_description(file.path))
         ignored += len(others)
@@ -104,7 +106,7 @@ def collect_files(
         bool(classes),
         captions=found.captions,
         columns=found.columns,
-        notes=notes + found.notes,
+        notes=notes + found.notes + archives.notes(),
         named=found.named,
     )
 

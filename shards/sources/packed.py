@@ -12,7 +12,8 @@ import lzma
 import os
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -25,20 +26,53 @@ from shards.sources.places import Place, ReadAhead, Window, open_place
 CHUNK = 1 << 20
 
 
-Kind = tuple[str, Callable[[Any], Any]]
+Kind = tuple[str, Callable[[Any], Iterator[bytes]]]
 
 
-def _zstd(file: IO[bytes]) -> IO[bytes]:
+def _read(opener: Callable[[Any], IO[bytes]], file: Any) -> Iterator[bytes]:
+    """Yield what a file object of `opener` reads from `file`."""
+    with contextlib.closing(opener(file)) as packed:
+        while chunk := packed.read(CHUNK):
+            yield chunk
+
+
+def _gzip(file: Any) -> IO[bytes]:
+    return cast(IO[bytes], gzip.GzipFile(fileobj=file))
+
+
+def _zstd(file: Any) -> IO[bytes]:
     return cast(IO[bytes], pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"))
 
 
-# Each compression by what its files start with: its name, and what opens them.
+def _streams(new: Callable[[], Any], file: Any) -> Iterator[bytes]:
+    """Yield what the streams in `file`, one behind the other, are unpacked to by `new()` each.
+
+    Zeros between them fill a file up. Python's own readers take whatever else follows a stream for
+    the file's end, and so lose a stream whose start is damaged.
+    """
+    unpacker, begun = new(), False
+    while data := file.read(CHUNK):
+        while data or not unpacker.needs_input:
+            if not begun:
+                data = data.lstrip(b"\0")
+                if not data:
+                    break
+                begun = True
+            yield unpacker.decompress(data, CHUNK)
+            data = b""
+            if unpacker.eof:
+                data, unpacker, begun = unpacker.unused_data, new(), False
+    if begun:
+        raise EOFError("it ends before its end mark")
+
+
+# Each compression by what its files start with: its name, and what unpacks them.
 KINDS: dict[bytes, Kind] = {
-    b"\x1f\x8b": ("gzip", lambda file: gzip.GzipFile(fileobj=file)),
-    b"\xfd7zXZ\0": ("xz", lzma.LZMAFile),
-    b"BZh": ("bzip2", bz2.BZ2File),
-    b"\x28\xb5\x2f\xfd": ("zstd", _zstd),
-    b"\x50\x2a\x4d\x18": ("zstd", _zstd),  # pzstd begins with a frame to skip
+    b"\x1f\x8b": ("gzip", partial(_read, _gzip)),
+    b"\xfd7zXZ\0": ("xz", partial(_streams, lzma.LZMADecompressor)),
+    b"BZh": ("bzip2", partial(_streams, bz2.BZ2Decompressor)),
+    b"\x28\xb5\x2f\xfd": ("zstd", partial(_read, _zstd)),
+    b"\x50\x2a\x4d\x18": ("zstd", partial(_read, _zstd)),  # pzstd begins with a frame to skip
 }
 ENDINGS = (
     *(".tar.gz", ".tgz", ".tar.xz", ".txz"),
@@ -92,19 +126,19 @@ def place_of(file: IO[bytes]) -> str:
 
 
 def _unpack(kind: Kind, place: Place, file: IO[bytes], name: str) -> None:
-    called, opener = kind
-    with contextlib.closing(opener(Window(ReadAhead(place)))) as packed:
-        while True:
-            try:
-                chunk = packed.read(CHUNK)
-            except DAMAGED as error:
-                words = first_line(error)
-                raise ShardsError(
-                    f"{name} is no {called}, or is cut off ({words}): fetch it again"
-                ) from error
-            if not chunk:
-                return
-            file.write(chunk)
+    called, unpack = kind
+    chunks = unpack(Window(ReadAhead(place)))
+    while True:
+        try:
+            chunk = next(chunks, None)
+        except DAMAGED as error:
+            words = first_line(error)
+            raise ShardsError(
+                f"{name} is no {called}, or is cut off or damaged ({words}): fetch it again"
+            ) from error
+        if chunk is None:
+            return
+        file.write(chunk)
 
 
 def _kind_of(name: str) -> Kind | None:

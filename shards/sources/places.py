@@ -32,6 +32,9 @@ class Place(Protocol):
     def at(self, offset: int, size: int) -> bytes:
         """Return up to `size` bytes from `offset` on: fewer at the end alone."""
 
+    def is_as_opened(self) -> bool:
+        """Whether size and time of change are those of when it was opened."""
+
     def close(self) -> None:
         """Give back what was opened."""
 
@@ -69,6 +72,11 @@ class LocalPlace:
             data += more
         return data
 
+    def is_as_opened(self) -> bool:
+        """Whether size and time of change are those of when it was opened."""
+        status = os.fstat(self._file.fileno())
+        return (status.st_size, status.st_mtime_ns) == (self.size, self.mtime)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -79,11 +87,7 @@ class RemotePlace:
 
     def __init__(self, url: str) -> None:
         self._url, self._fs = url, remote(url)
-        try:
-            info = retried(lambda: self._fs.info(url), url)
-        except FileNotFoundError:
-            raise ShardsError(f"source {url} is not there") from None
-        self.size, self.mtime = int(info.get("size") or 0), time_of(info)
+        self.size, self.mtime = self._status()
 
     def at(self, offset: int, size: int) -> bytes:
         """Return up to `size` bytes from `offset` on: fewer at the end alone."""
@@ -98,6 +102,17 @@ class RemotePlace:
             raise ShardsError(
                 f"the source changed while it was read: {self._url} is gone"
             ) from None
+
+    def is_as_opened(self) -> bool:
+        """Whether size and time of change are those of when it was opened."""
+        return self._status() == (self.size, self.mtime)
+
+    def _status(self) -> tuple[int, int]:
+        try:
+            info = retried(lambda: self._fs.info(self._url), self._url)
+        except FileNotFoundError:
+            raise ShardsError(f"source {self._url} is not there") from None
+        return int(info.get("size") or 0), time_of(info)
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -126,6 +141,10 @@ class ReadAhead:
             self._start = offset
             self._data = self._place.at(offset, max(size, self._ahead))
         return self._data[offset - self._start : offset - self._start + size]
+
+    def is_as_opened(self) -> bool:
+        """Whether size and time of change are those of when it was opened."""
+        return self._place.is_as_opened()
 
     def close(self) -> None:
         """Close the place."""

@@ -41,8 +41,13 @@ class Member(NamedTuple):
 
     @property
     def is_file(self) -> bool:
-        """Whether it holds bytes."""
-        return self.type in tarfile.REGULAR_TYPES
+        """Whether it holds bytes: POSIX takes a kind that it does not know for a file."""
+        return self.type in tarfile.REGULAR_TYPES or self.type not in tarfile.SUPPORTED_TYPES
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder."""
+        return self.type == tarfile.DIRTYPE
 
     @property
     def is_link(self) -> bool:
@@ -136,6 +141,8 @@ def _members(file: IO[bytes] | Window, start: int) -> Generator[Member, None, in
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # else all headers are kept
                 last = member.offset
+                if "\0" in member.name:
+                    raise tarfile.HeaderError("malformed extended header")
                 yield _told(member)
             return tar.offset
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import struct
 import zlib
 from dataclasses import dataclass
@@ -18,16 +19,18 @@ from shards.sources.base import (
     Sample,
     UnreadableError,
     clean_text,
+    decode_path,
     encode_path,
 )
-from shards.sources.files import SourceFile, add_files, read_parts
-from shards.sources.gathering import Gathering
+from shards.sources.files import PartReader, SourceFile, add_files, read_parts
+from shards.sources.gathering import Gathering, add_linked
 from shards.sources.places import Window, open_place
 from shards.sources.tarwalk import plain
 
 LOCAL_HEADER = struct.Struct("<4s5HIIIHH")  # of a zip's member
 STORED, DEFLATED = 0, 8
 DESCRIBED_LATER = 8  # flag: sizes and checksum stand behind the data
+LONGEST_LINK = 4096  # bytes of a path
 DESCRIPTOR = b"PK\7\10"
 
 
@@ -44,16 +47,23 @@ class ZipSource:
 
     def collect(self, rows: Rows) -> Listed:
         """Add the pictures that the zip's directory names; raises ShardsError if there is none."""
-        files = Gathering(rows.scratch, rows.tell)
+        files, links = Gathering(rows.scratch, rows.tell), dict[str, str]()
         place = place_for_listing(self.path)
+        reader = self.reader()
         try:
             for member in zipdirectory.members(Window(place)):
-                files.add(_in_zip(member, place.mtime))
+                file = _in_zip(member, place.mtime)
+                if member.link and 0 < member.size <= LONGEST_LINK:
+                    links[file.path] = _target(file, reader)
+                else:
+                    files.add(file)
+            add_linked(files, links, place.mtime)
         except zipdirectory.DamagedZipError as error:
             raise ShardsError(
                 f"{self.path} is no zip, or is cut off ({error}): fetch it again"
             ) from error
         finally:
+            reader.close()
             place.close()
         classes, left = ClassFolders(bare_name(self.name)), []
         for members in files.groups():
@@ -84,7 +94,9 @@ class ZipReader:
         """
         header = exactly(self._place, part.offset, LOCAL_HEADER.size, self._path)
         magic, _, flags, method, _, _, checksum, _, _, name, extra = LOCAL_HEADER.unpack(header)
-        if magic != b"PK\3\4":
+        if magic != zipdirectory.LOCAL_STARTS:
+            if self._place.is_as_opened():
+                raise UnreadableError("the member is not where the zip's directory says")
             raise ShardsError(f"{self._path} changed while it was read: run again with --fresh")
         if flags & 1 or method not in (STORED, DEFLATED):
             how = "is encrypted" if flags & 1 else f"is compressed by method {method}"
@@ -146,6 +158,15 @@ class ZipReader:
         if not inflate.eof and inflate.decompress(rest, 1):
             raise UnreadableError("the member is longer than the zip's directory says")
         return start - len(inflate.unused_data) - len(inflate.unconsumed_tail)
+
+
+def _target(link: SourceFile, reader: PartReader) -> str:
+    """Return the path that a symbolic link leads to; "": it cannot be read."""
+    try:
+        target = decode_path(reader.part(link.part))
+    except UnreadableError:
+        return ""
+    return plain(posixpath.join(posixpath.dirname(link.path), target))
 
 
 def _in_zip(member: zipdirectory.ZipMember, mtime: int) -> SourceFile:

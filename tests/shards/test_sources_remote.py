@@ -81,6 +81,23 @@ def test_compressed_tars_give_what_the_folder_gives(
 
 
 @pytest.mark.parametrize("kind", [kind for kind in PACKERS if kind != "tar"])
+def test_what_stands_behind_a_compressed_tar_is_read_or_refused(
+    kind: str, tmp_path: Path, tarred: bytes
+) -> None:
+    path = tmp_path / f"x.{kind}"
+    packed = PACKERS[kind](tarred)
+    path.write_bytes(packed + PACKERS[kind](tarred))
+    assert make(path, tmp_path / "joined").listed == 24
+    for more in (b"junk", packed[1:]):
+        path.write_bytes(packed + more)
+        with pytest.raises(ShardsError, match=rf"x\.{kind} is no .*, or is cut off or damaged"):
+            make(path, tmp_path / "d")
+    if kind != "tar.zst":  # its own program refuses such a file too
+        path.write_bytes(packed + bytes(512))
+        assert make(path, tmp_path / "padded").listed == 12
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PACKERS if kind != "tar"])
 @pytest.mark.parametrize("how", ["cut", "junk", "other"])
 def test_damaged_compressed_tars_are_refused(
     kind: str, how: str, tmp_path: Path, tarred: bytes
@@ -173,6 +190,9 @@ def test_reading_ahead_gives_the_same_bytes(data: bytes, asked: list[tuple[int, 
 
         def at(self, offset: int, size: int) -> bytes:
             return data[offset : offset + size]
+
+        def is_as_opened(self) -> bool:
+            return True
 
         def close(self) -> None:
             pass
