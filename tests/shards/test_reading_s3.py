@@ -66,6 +66,7 @@ def test_a_store_that_refuses_the_plain_client_is_read_by_s3fs(bucket, monkeypat
 
 
 def test_the_plain_client_is_taken_where_the_environment_says_all(bucket, monkeypatch, tmp_path):
+    pytest.importorskip("minio", reason="needs the extra s3")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert s3.serves(bucket)
     assert not s3.serves("gs://bucket/corpus")
