@@ -61,11 +61,16 @@ def _check_known(client: MlflowClient, state: State) -> None:
 
 def refuse_deleted(client: MlflowClient, run_id: str) -> None:
     """Raise DeletedRunError if somebody has deleted the run, in MLflow's pages say."""
-    if client.get_run(run_id).info.lifecycle_stage == "deleted":
+    info = client.get_run(run_id).info
+    if info.lifecycle_stage == "deleted":
+        restore = f"mlflow runs restore --run-id {run_id}"
+        if client.get_experiment(info.experiment_id).lifecycle_stage == "deleted":
+            # Its runs went with it, and come back with it.
+            restore = f"mlflow experiments restore --experiment-id {info.experiment_id}"
         raise DeletedRunError(
             f"the run {run_id} was deleted in {without_user(client.tracking_uri)}: restore it"
-            f" (`mlflow runs restore --run-id {run_id}`), or, to begin another one, delete"
-            " `tracking` and `run.json` in the run's folder"
+            f" (`{restore}`), or, to begin another one, delete `tracking` and `run.json` in the"
+            " run's folder"
         )
 
 

@@ -313,6 +313,12 @@ def test_a_deleted_run_is_not_resumed_and_loses_nothing(workdir: Path) -> None:
         start(workdir / "run")
 
     client().restore_run(tracker.run_id)
+    experiment = client().get_run(tracker.run_id).info.experiment_id
+    client().delete_experiment(experiment)
+    with pytest.raises(TrackingError, match=f"experiments restore --experiment-id {experiment}"):
+        start(workdir / "run")
+
+    client().restore_experiment(experiment)
     again = start(workdir / "run")
     client().delete_run(tracker.run_id)
     again.log({"loss": 2}, 2)
