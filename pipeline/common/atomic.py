@@ -316,7 +316,7 @@ def _remove_if_left(path: Path, ours: re.Match[str] | None) -> None:
     with contextlib.suppress(OSError):
         descriptor = os.open(path, (os.O_RDONLY if path.is_dir() else os.O_RDWR) | os.O_CLOEXEC)
         try:
-            if not _writer_is_gone(descriptor, ours):
+            if not _writer_is_gone(path, descriptor, ours):
                 return
             if ours and ours["kind"] == _OLD and not path.with_name(ours["name"]).exists():
                 path.rename(path.with_name(ours["name"]))
@@ -328,7 +328,17 @@ def _remove_if_left(path: Path, ours: re.Match[str] | None) -> None:
             os.close(descriptor)
 
 
-def _writer_is_gone(descriptor: int, ours: re.Match[str] | None) -> bool:
+def _last_written(path: Path, descriptor: int) -> float:
+    """Return when a file, or anything in a folder, was last written to, in seconds."""
+    last = os.fstat(descriptor).st_mtime
+    for root, _, files in os.walk(path):
+        for name in ("", *files):
+            with contextlib.suppress(OSError):
+                last = max(last, Path(root, name).lstat().st_mtime)
+    return last
+
+
+def _writer_is_gone(path: Path, descriptor: int, ours: re.Match[str] | None) -> bool:
     try:
         free, known = try_lock(descriptor), True
     except OSError:  # no locks here
@@ -336,7 +346,7 @@ def _writer_is_gone(descriptor: int, ours: re.Match[str] | None) -> bool:
     if not free or ours is None:
         return free and known
     if ours["host"] != _host():
-        return time.time() - os.fstat(descriptor).st_mtime > SECONDS_OF_TRUST
+        return time.time() - _last_written(path, descriptor) > SECONDS_OF_TRUST
     # What is on its way out has no lock.
     return (known and ours["kind"] == PARTIAL) or not _is_alive(int(ours["pid"]))
 

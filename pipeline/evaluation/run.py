@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pipeline.common.atomic import writing_folder
+from pipeline.common.atomic import sweep, writing_folder
 from pipeline.common.devices import pick_device
 from pipeline.common.machine import usable_cores
 from pipeline.common.printable import cell
@@ -75,6 +75,7 @@ def evaluate(
     meter = Meter(progress)
     # One step beyond the pictures: the report.
     meter.expect(len(specs) * len(sources) + 1)
+    sweep(out.resolve().parent)  # what killed evaluations left, whatever they were to be called
     with writing_folder(out) as folder:
         streams = folder / STREAMS
         measured = tell_curves_apart(

@@ -213,6 +213,15 @@ def test_sweep_trusts_another_machine_for_an_hour(tmp_path: Path) -> None:
     os.utime(path, (0, 0))
     sweep(tmp_path)
     assert not path.exists()
+    (path / "streams").mkdir(parents=True)
+    (path / "streams" / "new.cca").touch()
+    for old in (path / "streams", path):
+        os.utime(old, (0, 0))
+    sweep(tmp_path)
+    assert (path / "streams" / "new.cca").exists()
+    os.utime(path / "streams" / "new.cca", (0, 0))
+    sweep(tmp_path)
+    assert not path.exists()
 
 
 def test_a_removed_folder_is_gone(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -132,6 +133,9 @@ def test_the_command_gives_json_and_replaces_its_own_folder(
 ) -> None:
     words = ["evaluate", str(model_files[0]), "--data", str(data), "--out", str(tmp_path / "r")]
     words += ["--peers", "jpeg", "--cache", str(tmp_path / "cache"), "--device", "cpu"]
+    left = tmp_path / f".other.{'0' * 6}-1-00000000.partial"  # by an evaluation killed long ago
+    left.mkdir()
+    os.utime(left, (0, 0))
     for extra in ([], ["--json"]):
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
@@ -141,6 +145,7 @@ def test_the_command_gives_json_and_replaces_its_own_folder(
     assert summary["models"][0]["bpp"] == done[1]["models"][0]["bpp"]
     assert "pictures" not in summary["models"][0]
     assert Path(summary["report"]).is_file()
+    assert not left.exists()
 
 
 @pytest.mark.parametrize(
