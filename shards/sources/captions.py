@@ -11,11 +11,12 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.common.documents import parse
+from pipeline.common.pictures.errors import first_line
 from shards.errors import ShardsError
 from shards.sources.base import UnreadableError, clean_text
 from shards.sources.files import SourceFile, left_out
@@ -64,10 +65,10 @@ def read_descriptions(files: list[SourceFile], read: Callable[[SourceFile], byte
     """Return what `files` say of pictures, and those that say nothing.
 
     A picture is named as its file names it, and by its path from the root of the source. A
-    description that cannot be read is left out, with a note.
+    description that cannot be read, and a line of one that is not JSON, are left out, with a note.
 
     Raises:
-        ShardsError: a description cannot be understood.
+        ShardsError: a description does not say which column names the pictures.
     """
     captions: Captions = {}
     columns: Columns = {}
@@ -83,35 +84,48 @@ def read_descriptions(files: list[SourceFile], read: Callable[[SourceFile], byte
                 raise UnreadableError(
                     "it leads to no file" if file.part.size < 0 else "it is too large"
                 )
-            data = read(file)
+            wrong: list[int] = []
+            records = _records(file.path, read(file), wrong)
+            nameless = 0
+            for name, caption, others in records:
+                nameless += not name
+                if not name:
+                    continue
+                path = f"{folder}/{name}" if folder else name
+                named[path] = name
+                for known in {name, path}:
+                    if caption:
+                        captions.setdefault(known, []).append(caption)
+                    if others:
+                        columns.setdefault(known, {}).update(others)
         except UnreadableError as error:
             left.append(file)
             notes.append(f"{clean_text(file.path)} was left out: {error}")
             continue
-        nameless = 0
-        for name, caption, others in _records(file.path, data):
-            nameless += not name
-            if not name:
-                continue
-            path = f"{folder}/{name}" if folder else name
-            named[path] = name
-            for known in {name, path}:
-                if caption:
-                    captions.setdefault(known, []).append(caption)
-                if others:
-                    columns.setdefault(known, {}).update(others)
         if nameless:
             notes.append(f"{clean_text(file.path)}: {nameless} rows name no picture")
+        if wrong:
+            notes.append(
+                f"{clean_text(file.path)}: {len(wrong)} lines are not JSON and were left out "
+                f"(first: line {wrong[0]})"
+            )
     return Described(captions, columns, left, tuple(dict.fromkeys(notes)), named)
 
 
-def _records(path: str, data: bytes) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield (picture's name, caption or "", other columns) of each line of a description."""
+def _records(path: str, data: bytes, wrong: list[int]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (picture's name, caption or "", other columns) of each line of a description.
+
+    `wrong` takes the numbers of lines that can't be understood.
+
+    Raises:
+        UnreadableError: the whole file is damaged.
+    """
+    rows: Iterable[dict[str, Any]]
     if path.lower().endswith(".parquet"):
-        rows = _parquet(path, data)
+        rows = _parquet(data)
     else:
         text = _decoded(data)
-        rows = _objects(path, text) if path.lower().endswith(".jsonl") else _table(text)
+        rows = _objects(text, wrong) if path.lower().endswith(".jsonl") else _table(text)
     if path.endswith(".token"):
         for line in filter(None, _lines(text)):
             numbered, _, spoken = line.partition("\t")
@@ -154,30 +168,32 @@ def _name(text: str) -> str:
     return plain(text.strip().replace("\\", "/"))
 
 
-def _objects(path: str, text: str) -> Iterator[dict[str, Any]]:
+def _objects(text: str, wrong: list[int]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(_lines(text), 1):
         try:
             row = parse(line or "null")
-        except ValueError as error:
-            raise ShardsError(f"{path}, line {number}, is not JSON: mend or move it") from error
+        except ValueError:
+            wrong.append(number)
+            continue
         if isinstance(row, dict):
             yield row
 
 
-def _parquet(path: str, data: bytes) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a Parquet file, without the columns that hold bytes."""
+def _parquet(data: bytes) -> list[dict[str, Any]]:
+    """Return the rows of a Parquet file, all or none, without the columns that hold bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         columns = [one.name for one in file.schema_arrow if not has_bytes(one.type)]
-        for batch in file.iter_batches(columns=columns):
-            for row in batch.to_pylist():
-                yield {str(name).strip().lower(): value for name, value in row.items()}
+        return [
+            {str(name).strip().lower(): value for name, value in row.items()}
+            for batch in file.iter_batches(columns=columns)
+            for row in batch.to_pylist()
+        ]
     except (pa.ArrowException, OSError) as error:
-        words = str(error).partition("\n")[0]
-        raise ShardsError(f"{path} is no Parquet file ({words}): mend or move it") from error
+        raise UnreadableError(f"it is no Parquet file ({first_line(error)})") from error
 
 
 def _table(text: str) -> Iterator[dict[str, Any]]:

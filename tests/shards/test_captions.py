@@ -126,6 +126,15 @@ def test_any_bytes_are_a_description_or_refused_in_a_sentence(data: bytes, name:
             described(name, content)
 
 
+def test_a_line_that_is_not_json_takes_no_other_with_it() -> None:
+    lines = [b'{"file_name": "a.jpg", "text": "one"}', b'{"file_name": "b', b"}"]
+    found = described("metadata.jsonl", b"\n".join([*lines, lines[0].replace(b"a.jpg", b"c.jpg")]))
+    assert found.captions == {"a.jpg": ["one"], "c.jpg": ["one"]}
+    assert found.notes == (
+        "metadata.jsonl: 2 lines are not JSON and were left out (first: line 2)",
+    )
+
+
 def test_names_and_captions_may_be_no_utf_8() -> None:
     found = described("captions.csv", b"image,caption\ncaf\xe9.jpg,th\xe9\n").captions
     assert found == {"caf\udce9.jpg": ["th\\xe9"]}
