@@ -37,6 +37,7 @@ class Workers(Generic[T]):
             num_workers=count,
             prefetch_factor=AHEAD,
             pin_memory=pin,
+            worker_init_fn=_leave_signals,
             generator=Generator(),  # the process's own generator is left alone
         )
         with _signals_for_others():
@@ -82,6 +83,11 @@ class Workers(Generic[T]):
         for worker in workers:
             worker.kill()
             worker.join(_SECONDS_TO_GO)
+
+
+def _leave_signals(_: int) -> None:
+    """Block what is for others in a worker: a server that forks it may have begun without that."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_OTHERS)
 
 
 @contextlib.contextmanager

@@ -328,6 +328,10 @@ def test_pictures_are_loaded_however_processes_are_started(
     """As by default in newer Pythons; a signal to the whole job does not reach the loaders."""
     before = multiprocessing.get_start_method()
     multiprocessing.set_start_method(how, force=True)
+    # Whoever started the server that forks processes knew nothing of loaders.
+    first = multiprocessing.Process(target=int)
+    first.start()
+    first.join()
     try:
         for dest in (photo_shards, str(photo_shards / "train-*.tar")):
             alone = keys(dest, 0)
