@@ -26,7 +26,7 @@ from pipeline.codec.scales import LARGEST_SUM, Scale
 # Bits of inputs, sign included, by the inputs that a block adds up: with more of them, weights
 # become coarser. Measured in docs/codec.md.
 _BITS = ((32, 13), (128, 12), (1 << 30, 11))
-# Of a norm's inputs: at most, and as few as float32 is worth. With fewer it sums in float64.
+# Bits that a norm's inputs may have. Where float32 would leave fewer, the norm sums in float64.
 _NORM_BITS = range(8, 14)
 # How much larger than all that was seen an input may be.
 _ROOM = 2.0

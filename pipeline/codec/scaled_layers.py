@@ -73,7 +73,7 @@ class _Scaled(ExactLayer):
     bias: Tensor | None
 
     def __init__(self, layer: Any, by_output: Tensor, blocks: Sequence[Any]) -> None:
-        """`by_output` (O, K) are the weights, `blocks` what of K is added up exactly."""
+        """Take the weights `by_output` (O, K), and the `blocks` of K that are added up exactly."""
         super().__init__()
         scale = scale_of(layer)
         assert scale is not None

@@ -58,8 +58,8 @@ def kind_of(name: str) -> str:
 
 def _has_no_gpu() -> bool:
     """Return whether Linux shows no device of a GPU's driver: NVIDIA's, AMD's, or Windows'."""
-    files = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-    return sys.platform == "linux" and not any(Path(one).exists() for one in files)
+    names = ("nvidiactl", "nvhost-gpu", "nvgpu", "nvmap", "kfd", "dxg")
+    return sys.platform == "linux" and not any(Path("/dev", one).exists() for one in names)
 
 
 @contextmanager

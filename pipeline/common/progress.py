@@ -81,4 +81,11 @@ def _time_left(elapsed: float, made: int, done: int, total: int | None) -> str:
     """Return how long the rest takes at the pace of the `made` since the first report."""
     if not total or made <= 0 or done >= total:
         return ""
-    return f", {elapsed / made * (total - done):.0f} s left"
+    return f", {duration(elapsed / made * (total - done))} left"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as hours:minutes:seconds."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from pipeline.common.progress import duration
 from recipes.config.schema import Run
 from recipes.config.stage import Stage
 from recipes.training.checkpoint import FOLDER, PREFIX
-from recipes.training.throughput import duration
 
 
 def estimates(

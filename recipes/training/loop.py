@@ -285,7 +285,7 @@ class Trainer:
             self.state.spikes = [*self.state.spikes, step - 1][-KEPT:]
         if self.results is not None and (step % recipe.tracking.every_steps == 0 or last):
             self.results.log(step, metrics, self.meter)
-        self.session.report(step, self.run.stage.steps, self.meter.note(metrics, step, self.run))
+        self.session.report(step, self.run.stage.steps, self.meter.note(metrics))
         self._settle(
             evaluation=step % recipe.evaluate_every == 0 or last,
             save=step % recipe.checkpoint.every_steps == 0 or metrics["due"] > 0 or last,

@@ -1,4 +1,4 @@
-"""How fast training goes: samples a second, time spent waiting for data, memory, time left."""
+"""How fast training goes: samples a second, time spent waiting for data, memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 import torch
 
-from recipes.config.schema import Run
 from shards.reading.ranges import Traffic
 
 # Weight of the newest step in the moving averages.
@@ -66,15 +65,14 @@ class Meter:
         """The share of the time that goes into waiting for data."""
         return self.waited / self.seconds if self.seconds else 0.0
 
-    def note(self, found: Mapping[str, float], step: int, run: Run) -> str:
-        """Return the line that progress shows."""
-        left = self.seconds * (run.stage.steps - step)
+    def note(self, found: Mapping[str, float]) -> str:
+        """Return what progress shows beside the step and the time left."""
         store = self._from_store()
         reading = f" {store['store_mb_per_second']:.1f} MB/s from the store," if store else ""
         return (
             f"loss {found['loss']:.4g}, {found['bpp']:.3f} bpp, {psnr(found['mse']):.2f} dB,"
             f" {self.samples_per_second:.1f} samples/s, {self.waiting_share:.0%} waiting,{reading}"
-            f" {memory() / 2**30:.1f} GiB, {duration(left)} left"
+            f" {memory() / 2**30:.1f} GiB"
         )
 
     def metrics(self) -> dict[str, float]:
@@ -107,10 +105,3 @@ def memory() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def duration(seconds: float) -> str:
-    """Return a time as hours:minutes:seconds."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

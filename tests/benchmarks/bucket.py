@@ -7,53 +7,31 @@ behind a proxy (`throttle`), whose every byte passes through Python three times.
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import time
-from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 from aiohttp import web
 
-from tests.benchmarks.throttle import Line
+from tests.benchmarks.throttle import Counter, Line, Server
 
 CHUNK = 256 << 10
 
 
-class Bucket:
-    """Serves the files of a folder as `s3://bucket/`, from a process of its own."""
+class Bucket(Server):
+    """Serves the files of a folder as `s3://bucket/`."""
 
     def __init__(self, folder: Path, line: Line) -> None:
-        context = multiprocessing.get_context("fork")
-        self._bytes = context.Value("q", 0)
-        self._requests = context.Value("q", 0)
-        self._most = context.Value("q", 0)
-        self._port = context.Value("i", 0)
+        super().__init__()
+        self._most: Counter = self._context.Value("q", 0)
         served = _Served(folder, line, self._bytes, self._requests, self._most)
-        self._process = context.Process(target=_serve, args=(served, self._port), daemon=True)
-        self._process.start()
-        while not self._port.value:
-            time.sleep(0.01)
-
-    @property
-    def url(self) -> str:
-        """Where clients connect to: `AWS_ENDPOINT_URL`."""
-        return f"http://127.0.0.1:{self._port.value}"
-
-    def count(self) -> tuple[int, int]:
-        """Return the bytes that were answered so far, and the number of requests."""
-        return self._bytes.value, self._requests.value
+        self.start(_serve, served)
 
     def most(self) -> int:
         """Return the most requests that were under way at once."""
         return self._most.value
 
-    def stop(self) -> None:
-        """End the server."""
-        self._process.terminate()
-        self._process.join()
 
-
-def _serve(served: _Served, port: Synchronized) -> None:
+def _serve(served: _Served, port: Counter) -> None:
     asyncio.run(served.run(port))
 
 
@@ -62,16 +40,16 @@ class _Served:
         self,
         folder: Path,
         line: Line,
-        sent: Synchronized,
-        asked: Synchronized,
-        most: Synchronized,
+        sent: Counter,
+        asked: Counter,
+        most: Counter,
     ) -> None:
         self.folder, self.line = folder, line
         self.sent, self.asked, self.most = sent, asked, most
         self.free = 0.0  # when the line that all connections share has sent what it was given
         self.under_way = 0
 
-    async def run(self, port: Synchronized) -> None:
+    async def run(self, port: Counter) -> None:
         runner = web.ServerRunner(web.Server(self._answer), access_log=None)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)

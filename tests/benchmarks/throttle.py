@@ -6,10 +6,12 @@ import asyncio
 import multiprocessing
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
 
 CHUNK = 64 << 10
+Counter = Synchronized  # of ints
 
 
 @dataclass(frozen=True)
@@ -29,23 +31,26 @@ class Line:
     failures: float = 0.001
 
 
-class Throttle:
-    """A proxy in a process of its own before the server at `port` of this machine."""
+class Server:
+    """A process of its own that answers on a port of this machine, and counts what it answers."""
 
-    def __init__(self, port: int, line: Line) -> None:
-        context = multiprocessing.get_context("fork")
-        self._bytes = context.Value("q", 0)
-        self._requests = context.Value("q", 0)
-        self._port = context.Value("i", 0)
-        given = (port, line, self._bytes, self._requests, self._port)
-        self._process = context.Process(target=_serve, args=given, daemon=True)
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("fork")
+        self._bytes: Counter = self._context.Value("q", 0)
+        self._requests: Counter = self._context.Value("q", 0)
+        self._port: Counter = self._context.Value("i", 0)
+
+    def start(self, target: Callable[..., None], *given: object) -> None:
+        """Run `target`, which sets the port that it is last given, and wait for that."""
+        words = (*given, self._port)
+        self._process = self._context.Process(target=target, args=words, daemon=True)
         self._process.start()
         while not self._port.value:
             time.sleep(0.01)
 
     @property
     def url(self) -> str:
-        """Where clients connect to."""
+        """Where clients connect to: `AWS_ENDPOINT_URL`."""
         return f"http://127.0.0.1:{self._port.value}"
 
     def count(self) -> tuple[int, int]:
@@ -53,16 +58,21 @@ class Throttle:
         return self._bytes.value, self._requests.value
 
     def stop(self) -> None:
-        """End the proxy."""
+        """End the process."""
         self._process.terminate()
         self._process.join()
 
 
+class Throttle(Server):
+    """A proxy before the server at `port` of this machine."""
+
+    def __init__(self, port: int, line: Line) -> None:
+        super().__init__()
+        self.start(_serve, port, line, self._bytes, self._requests)
+
+
 def _serve(port: int, line: Line, sent: Counter, asked: Counter, own: Counter) -> None:
     asyncio.run(_Proxy(port, line, sent, asked).run(own))
-
-
-Counter = Synchronized  # of ints
 
 
 class _Proxy:

@@ -113,7 +113,7 @@ def test_the_dockerfile_is_linted(root: Path) -> None:
     _call([str(hadolint), str(root / "Dockerfile")], root)
 
 
-# Of a picture, in the environment that the image would have.
+# Commands that the image's environment must be able to run, on one picture.
 IMAGE = (
     "doctor",
     "compress photo.png photo.cca",
