@@ -118,6 +118,9 @@ def export(
     best: Annotated[
         bool, typer.Option("--best", help="Of a run: the lowest held-out cost, not the newest.")
     ] = False,
+    half: Annotated[
+        bool, typer.Option("--half", help="Round the weights to float16: a file of half the size.")
+    ] = False,
 ) -> None:
     """Turn a checkpoint into a model, while its run goes on or after it was cut.
 
@@ -127,7 +130,7 @@ def export(
     """
     from recipes.training.export import export_checkpoint
 
-    file, checkpoint = export_checkpoint(source, out, best=best, force=force)
+    file, checkpoint = export_checkpoint(source, out, best=best, force=force, half=half)
     echo(f"{file}: step {checkpoint.step} of {checkpoint.about['run'].get('name', source)}")
 
 

@@ -115,9 +115,16 @@ def load_auxiliary(path: str | Path, device: str = "cpu") -> AuxiliaryModel | No
 
 
 def round_to_half(module: nn.Module) -> None:
-    """Round the weights of `module` to the nearest float16, still held as float32."""
+    """Round the weights of `module` to the nearest float16, still held as float32.
+
+    Raises `CodecError`, and rounds none, when one is too large for float16 (above 65,504).
+    """
+    tensors = module.state_dict()
+    for name, tensor in tensors.items():
+        if not tensor.half().isfinite().all():
+            raise CodecError(f"{name} has a weight beyond the range of float16: keep float32")
     with torch.no_grad():
-        for tensor in module.state_dict().values():
+        for tensor in tensors.values():
             tensor.copy_(tensor.half())
 
 

@@ -16,7 +16,7 @@ from recipes.training.checkpoint import best as lowest
 
 
 def export_checkpoint(
-    source: Path, out: Path, *, best: bool = False, force: bool = False
+    source: Path, out: Path, *, best: bool = False, force: bool = False, half: bool = False
 ) -> tuple[Path, Checkpoint]:
     """Write the model of a checkpoint to `out`; return its file and the checkpoint.
 
@@ -24,8 +24,11 @@ def export_checkpoint(
     own model.
 
     `source` is a checkpoint's folder, or a run's, of which the newest is taken, or, if `best`, the
-    one with the lowest held-out cost. Raises `RecipeError` when there is no such checkpoint,
-    `TargetError` for a file that is not replaced, and `CheckpointError` for a damaged checkpoint.
+    one with the lowest held-out cost. `half` rounds the weights to float16.
+
+    Raises `RecipeError` when there is no such checkpoint, `TargetError` for a file that is not
+    replaced, `CheckpointError` for a damaged checkpoint, and `CodecError` for weights beyond
+    float16.
     """
     chosen = _choose(source, best)
     about = chosen.about
@@ -38,7 +41,7 @@ def export_checkpoint(
         target, "export", lambda file: _is_earlier(file, info), sources=[target] if own else [],
         force=force, make_folder=True,
     )  # fmt: skip
-    return results.export(config, chosen.tensors(), out, info), chosen
+    return results.export(config, chosen.tensors(), out, info, half=half), chosen
 
 
 def _is_earlier(file: Path, info: ModelInfo) -> bool:

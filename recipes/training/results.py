@@ -13,7 +13,15 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.codec import CodecError, Config, Model, ModelInfo, architectures, save_model
+from pipeline.codec import (
+    CodecError,
+    Config,
+    Model,
+    ModelInfo,
+    architectures,
+    round_to_half,
+    save_model,
+)
 from pipeline.codec.calibrating import calibrate
 from pipeline.common.atomic import write_json, write_text
 from pipeline.common.documents import parse
@@ -197,22 +205,29 @@ def export(
     out: Path,
     info: ModelInfo,
     crops: Sequence[Tensor] = (),
+    *,
+    half: bool = False,
 ) -> Path:
     """Write the model of a gathered state to `out`, averaged if the state is; return the file.
 
-    With `crops` (1, 3, S, S) it is calibrated on them.
+    With `crops` (1, 3, S, S) it is calibrated on them. With `half` the weights are rounded to
+    float16; raises `CodecError` if one is too large for that.
     """
     weights = part(tensors, "weights") | part(tensors, "ema")
     architecture = architectures.load(config.architecture)
     model = architecture.model(config)
     model.load_state_dict(part(weights, "model"))
+    if half:
+        round_to_half(model)
     if crops:
         _calibrate(model.eval(), crops)
     auxiliary = None
     if part(weights, "auxiliary") and architecture.auxiliary is not None:
         auxiliary = architecture.auxiliary(config)
         auxiliary.load_state_dict(part(weights, "auxiliary"))
-    return save_model(model, out, info, auxiliary)
+        if half:
+            round_to_half(auxiliary)
+    return save_model(model, out, info, auxiliary, half=half)
 
 
 def _calibrate(model: Model, crops: Sequence[Tensor]) -> None:

@@ -62,6 +62,16 @@ def test_half_precision_halves_a_file_and_keeps_every_number(
     assert all(tensor.dtype == torch.float32 for tensor in found.state_dict().values())
 
 
+def test_a_weight_beyond_half_precision_is_named_and_none_is_rounded(model: CCAModel) -> None:
+    model = deepcopy(model)
+    with torch.no_grad():
+        model.synthesis.last.bias[0] = 1e5
+    before = model.fingerprint
+    with pytest.raises(CodecError, match=r"synthesis\.last\.bias has a weight beyond"):
+        round_to_half(model)
+    assert model.fingerprint == before
+
+
 def test_opening_a_model_does_not_wait_for_torch_s_compiler(
     model: CCAModel, auxiliary: AuxiliaryEntropyModel, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.codec import load_auxiliary, load_model
+from pipeline.codec import load_auxiliary, load_model, round_to_half
 from pipeline.common.targets import TargetError
 from recipes.config.settings import RecipeError
 from recipes.train import main
@@ -208,6 +208,11 @@ def test_a_profile_leaves_a_trace_and_more_steps_go_on(write_recipe, monkeypatch
     exported, checkpoint = export_checkpoint(folder, path.parent / "exported")
     assert checkpoint.step == 5
     assert load_model(exported).fingerprint == load_model(folder).fingerprint
+    half, _ = export_checkpoint(folder, path.parent / "half", half=True)
+    rounded = load_model(folder)
+    round_to_half(rounded)
+    assert load_model(half).fingerprint == rounded.fingerprint
+    assert half.stat().st_size < 0.6 * exported.stat().st_size
     with pytest.raises(RecipeError, match="no complete checkpoint with a held-out cost"):
         export_checkpoint(folder, path.parent / "best", best=True)
     export_checkpoint(folder, path.parent / "exported")  # its own, again
