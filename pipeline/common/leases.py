@@ -5,6 +5,10 @@ wants the folder watches the file: what changes is alive, what stays the same fo
 dead. Both count seconds by their own monotonic clock, so a clock that is wrong or jumps decides
 nothing. A lease whose holder lived on this machine is not waited for: here locks can be trusted.
 
+Of several that want a folder in the same moment one gets it: each makes a new file, a claim, whose
+name follows from what the folder showed before, so only one can; it then looks again, and gives way
+if anything has changed. A claim that a dead process left is part of what the folder shows.
+
 A holder that was stopped for longer than `TERM` may find another's lease when it wakes: it has lost
 the folder, and is told so.
 """
@@ -12,6 +16,8 @@ the folder, and is told so.
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import logging
 import os
@@ -29,9 +35,10 @@ from pipeline.common.documents import parse
 log = logging.getLogger(__name__)
 
 LEASE_FILE = ".lease"
+_CLAIM = f"{LEASE_FILE}.claim-"
 # Seconds between two signs of life, and without one until a holder counts as dead.
 RENEWAL, TERM = 10.0, 90.0
-# Two that claimed a folder in the same moment find out after this many seconds.
+# Two that claim a folder in the same moment, where new files are no proof, find out after so many.
 FIRST_LOOK = 1.0
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -82,10 +89,9 @@ def read_lease(folder: Path) -> str | None:
         return ""
 
 
-def is_of_this_machine(lease: str) -> bool:
-    """Tell whether the holder that `lease` names ran on this machine since it was started."""
+def _is_of_this_machine(text: str) -> bool:
     try:
-        said = parse(lease)
+        said = parse(text)
         return bool(this_boot()) and (said["host"], said["boot"]) == (
             socket.gethostname(),
             this_boot(),
@@ -94,20 +100,66 @@ def is_of_this_machine(lease: str) -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class Signs:
+    """What a folder shows of who holds it: a lease, and claims by file name. Both are as written.
+
+    `lease` is None where there is none, "" if it can't be read.
+    """
+
+    lease: str | None
+    claims: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, folder: Path) -> Signs:
+        """Return what `folder` shows now."""
+        claims = []
+        for path in sorted(folder.glob(f"{_CLAIM}*")):
+            with contextlib.suppress(OSError):
+                claims.append((path.name, path.read_text(encoding="utf-8", errors="replace")))
+        return cls(read_lease(folder), tuple(claims))
+
+    def __bool__(self) -> bool:
+        return self.lease is not None or bool(self.claims)
+
+    @property
+    def owner(self) -> Owner | None:
+        """The holder that is named, if one is."""
+        texts = [self.lease or "", *(text for _, text in self.claims)]
+        return next((owner for text in texts if (owner := Owner.read(text))), None)
+
+    @property
+    def are_of_this_machine(self) -> bool:
+        """Whether all that they name ran on this machine since it was started."""
+        texts = [text for _, text in self.claims]
+        texts += [] if self.lease is None else [self.lease]
+        return all(_is_of_this_machine(text) for text in texts)
+
+    def without(self, claim: str) -> Signs:
+        """Return the signs without the claim in the file of that name."""
+        return Signs(self.lease, tuple(one for one in self.claims if one[0] != claim))
+
+    @property
+    def next_claim(self) -> str:
+        """The name of the file that claims a folder which shows these."""
+        digest = hashlib.sha256(repr((self.lease, self.claims)).encode())
+        return f"{_CLAIM}{digest.hexdigest()[:32]}"
+
+
 class Observed:
-    """What watching the lease of a folder has shown: how long it has stayed the same."""
+    """What watching a folder has shown: how long it has shown the same."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._lease = read_lease(folder)
+        self.signs = Signs.of(folder)
         self._since = time.monotonic()
 
-    def look(self) -> str | None:
-        """Return the lease as it is now."""
-        lease = read_lease(self.folder)
-        if lease != self._lease:
-            self._lease, self._since = lease, time.monotonic()
-        return lease
+    def look(self) -> Signs:
+        """Return what the folder shows now."""
+        signs = Signs.of(self.folder)
+        if signs != self.signs:
+            self.signs, self._since = signs, time.monotonic()
+        return signs
 
     @property
     def seconds(self) -> float:
@@ -122,19 +174,31 @@ class Lease:
     """
 
     def __init__(
-        self, folder: Path, owner: Owner, lost: Callable[[Owner | None], None] | None = None
+        self,
+        folder: Path,
+        owner: Owner,
+        seen: Signs,
+        lost: Callable[[Owner | None], None] | None = None,
     ) -> None:
-        """Claim `folder`, whose last holder is known to be gone."""
-        self.folder, self._lost = folder, lost
+        """Claim `folder`, whose last holder is known to be gone: it has shown what was `seen`.
+
+        Raises:
+            FileExistsError: another has claimed it in the same moment.
+        """
+        self.folder, self.owner, self._lost = folder, owner, lost
         self._token = secrets.token_hex(8)
         self._said = asdict(owner) | {"boot": this_boot(), "token": self._token}
         self._renewals = 0
         self._end = threading.Event()
-        for left in folder.glob(f"{LEASE_FILE}.*"):
-            left.unlink(missing_ok=True)
-        self._write()
+        self._claim(seen)
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another has taken the folder over. A lease that can't be read proves nothing."""
+        lease = read_lease(self.folder)
+        return bool(lease) and not self._is_mine(str(lease))
 
     def give_back(self) -> None:
         """End renewing, and remove the lease if it is still this process's."""
@@ -161,12 +225,34 @@ class Lease:
     def _is_mine(self, lease: str) -> bool:
         return self._token in lease
 
+    def _claim(self, seen: Signs) -> None:
+        """Put the lease in place if the folder still shows what was `seen`."""
+        claim = self.folder / seen.next_claim
+        claim.touch(exist_ok=False)
+        try:
+            claim.write_text(self._text(), encoding="utf-8")
+            if Signs.of(self.folder).without(claim.name) != seen:
+                raise FileExistsError(errno.EEXIST, "claimed by another", str(claim))
+            self._write()
+            for left in [*(name for name, _ in seen.claims), *self._partial()]:
+                (self.folder / left).unlink(missing_ok=True)
+        finally:
+            claim.unlink(missing_ok=True)
+
+    def _partial(self) -> list[str]:
+        """Return the names of leases that killed holders were writing."""
+        names = (path.name for path in self.folder.glob(f"{LEASE_FILE}.*"))
+        return [name for name in names if not name.startswith(_CLAIM)]
+
+    def _text(self) -> str:
+        self._renewals += 1
+        return json.dumps(self._said | {"renewals": self._renewals}) + "\n"
+
     def _write(self) -> None:
         """Put the lease in place with a new number, whole."""
-        self._renewals += 1
         new = self.folder / f"{LEASE_FILE}.{self._token}"
         try:
-            new.write_text(json.dumps(self._said | {"renewals": self._renewals}) + "\n")
+            new.write_text(self._text())
             new.replace(self.folder / LEASE_FILE)
         except OSError:
             with contextlib.suppress(OSError):

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TextIO
 
 from pipeline.common.errors import RunError
-from pipeline.common.leases import TERM, Lease, Observed, Owner, is_of_this_machine
+from pipeline.common.leases import TERM, Lease, Observed, Owner, Signs
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,8 @@ LOCK_FILE = ".lock"
 SECONDS_BETWEEN_TRIES = 10.0
 # Another process has the lock; the second is what System V says for the first.
 TAKEN = {errno.EAGAIN, errno.EACCES}
-_folders_of_this_process: set[Path] = set()
+# What this process holds: a lease each, or None while it is being asked for.
+_held: dict[Path, Lease | None] = {}
 _guard = threading.Lock()
 
 
@@ -44,11 +45,28 @@ class FolderInUseError(RunError):
     """Another process holds a folder; `owner` is None where the lock file does not name it."""
 
     def __init__(self, folder: Path, owner: Owner | None) -> None:
-        super().__init__(f"{folder} is being written by {owner or 'another process'}")
+        super().__init__(self.sentence(folder, owner or "another process"))
         self.folder, self.owner = folder, owner
 
+    @staticmethod
+    def sentence(folder: Path, owner: Owner | str) -> str:
+        """Return what a user is told."""
+        return f"{folder} is being written by {owner}"
+
     def __reduce__(self) -> tuple[type[FolderInUseError], tuple[Path, Owner | None]]:
-        return FolderInUseError, (self.folder, self.owner)
+        return type(self), (self.folder, self.owner)
+
+
+class FolderLostError(FolderInUseError):
+    """Another process has taken over a folder that this one held."""
+
+    @staticmethod
+    def sentence(folder: Path, owner: Owner | str) -> str:
+        """Return what a user is told."""
+        return (
+            f"{folder} was taken over by {owner}, since this process gave no sign of life: it ends"
+            " here, and writes nothing more"
+        )
 
 
 @contextlib.contextmanager
@@ -56,7 +74,7 @@ def folder_lock(
     folder: Path,
     patience: float = 0.0,
     job: str = "",
-    lost: Callable[[FolderInUseError], None] | None = None,
+    lost: Callable[[FolderLostError], None] | None = None,
 ) -> Iterator[Owner]:
     """Hold `folder` against other processes, of any machine, until the block ends or this one dies.
 
@@ -74,29 +92,50 @@ def folder_lock(
         FolderInUseError: another owner still holds it after `patience` seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _once_in_this_process(folder), (folder / LOCK_FILE).open("a+") as file:
-        _wait_for(file, folder, patience)
-        owner = Owner.this_process(job)
-        file.seek(0)
-        file.truncate()
-        file.write(json.dumps(asdict(owner)) + "\n")
-        file.flush()
+    owner = Owner.this_process(job)
 
-        def taken_over(by: Owner | None) -> None:
-            if lost is not None:
-                lost(FolderInUseError(folder, by))
+    def taken_over(by: Owner | None) -> None:
+        if lost is not None:
+            lost(FolderLostError(folder, by))
 
-        lease = Lease(folder, owner, taken_over)
+    with _once_in_this_process(folder) as place, (folder / LOCK_FILE).open("a+") as file:
+        lease = _wait_for(
+            file, folder, patience, lambda signs: Lease(folder, owner, signs, taken_over)
+        )
+        _held[place] = lease
         try:
+            file.seek(0)
+            file.truncate()
+            file.write(json.dumps(asdict(owner)) + "\n")
+            file.flush()
             yield owner
         finally:
             lease.give_back()
 
 
-def _wait_for(file: TextIO, folder: Path, patience: float) -> None:
+def check_held(folder: Path) -> None:
+    """Raise `FolderLostError` if another has taken over a `folder` that this process held.
+
+    Whoever writes to a folder asks this first: a machine that slept wakes up in the middle.
+    """
+    lease = _held.get(folder.resolve())
+    if lease is not None and lease.is_lost:
+        raise FolderLostError(folder, Signs.of(folder).owner)
+
+
+def _wait_for(
+    file: TextIO, folder: Path, patience: float, claim: Callable[[Signs], Lease]
+) -> Lease:
+    """Return the lease that `claim` makes, given what the folder shows, once its holder is gone."""
     end = time.monotonic() + patience
     seen = Observed(folder)
-    while (held := _held_by(file, folder, seen)) is not None:
+    while True:
+        held = _held_by(file, folder, seen)
+        if held is None:
+            try:
+                return claim(seen.signs)
+            except FileExistsError:
+                held = FolderInUseError(folder, Signs.of(folder).owner)
         left = end - time.monotonic()
         if left <= 0:
             raise held
@@ -113,10 +152,10 @@ def _held_by(file: TextIO, folder: Path, seen: Observed) -> FolderInUseError | N
     if locked is False:
         file.seek(0)
         return FolderInUseError(folder, Owner.read(file.read()))
-    lease = seen.look()
-    if lease is None or (locked and is_of_this_machine(lease)) or seen.seconds >= TERM:
+    signs = seen.look()
+    if not signs or (locked and signs.are_of_this_machine) or seen.seconds >= TERM:
         return None
-    return FolderInUseError(folder, Owner.read(lease))
+    return FolderInUseError(folder, signs.owner)
 
 
 def _take_record_lock(file: TextIO, folder: Path) -> bool | None:
@@ -132,18 +171,18 @@ def _take_record_lock(file: TextIO, folder: Path) -> bool | None:
 
 
 @contextlib.contextmanager
-def _once_in_this_process(folder: Path) -> Iterator[None]:
+def _once_in_this_process(folder: Path) -> Iterator[Path]:
     """Refuse a folder that this process holds already: record locks would let it in twice."""
     place = folder.resolve()
     with _guard:
-        if place in _folders_of_this_process:
+        if place in _held:
             raise FolderInUseError(folder, Owner.this_process())
-        _folders_of_this_process.add(place)
+        _held[place] = None
     try:
-        yield
+        yield place
     finally:
         with _guard:
-            _folders_of_this_process.discard(place)
+            del _held[place]
 
 
 @contextlib.contextmanager

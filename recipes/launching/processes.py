@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pipeline.common.errors import FAILURE
-from pipeline.common.locks import FolderInUseError, folder_lock
+from pipeline.common.locks import FolderInUseError, FolderLostError, folder_lock
 from recipes.config.bundled import shipped
 from recipes.config.schema import Recipe
 from recipes.config.settings import RecipeError
@@ -192,14 +192,10 @@ def _job() -> str:
     return next((f"{kind} {os.environ[name]}" for name, kind in names if os.environ.get(name)), "")
 
 
-def _end_at_once(taken: FolderInUseError) -> None:
+def _end_at_once(lost: FolderLostError) -> None:
     """End this process, which was taken for dead: what it writes would mix with another's."""
-    sentence = (
-        f"{taken}, which has taken it over, since this process gave no sign of life: it ends here,"
-        " and writes nothing more"
-    )
-    log.error("train: %s", sentence)
-    report_failure(f"train: {sentence}")
+    log.error("train: %s", lost)
+    report_failure(f"train: {lost}")
     os._exit(FAILURE)
 
 

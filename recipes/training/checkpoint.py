@@ -25,6 +25,7 @@ from pipeline.common.atomic import NoSpaceError, remove_folder, sweep, write_jso
 from pipeline.common.digests import file_sha256
 from pipeline.common.documents import parse
 from pipeline.common.errors import RunError
+from pipeline.common.locks import check_held
 from recipes.config.settings import RecipeError
 from recipes.training.tensor_file import write_tensors
 from recipes.training.trainer_state import TrainerState
@@ -238,11 +239,17 @@ def read(run_folder: Path, step: int) -> tuple[Checkpoint, dict[str, Tensor]]:
 
 
 def write(run_folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Path:
-    """Write a checkpoint of step `about["step"]`; it is there once it has its final name."""
+    """Write a checkpoint of step `about["step"]`; it is there once it has its final name.
+
+    Raises:
+        CheckpointError: the disk is full, or fails.
+        FolderLostError: another process has taken the run's folder over; nothing was written.
+    """
     folder = run_folder / FOLDER / f"step-{about['step']:08d}"
     try:
         with writing_folder(folder) as partial:
             _fill(partial, tensors, about)
+            check_held(run_folder)
     except NoSpaceError as error:
         raise CheckpointError(f"can't write a checkpoint: {error}") from error
     except OSError as error:
@@ -253,6 +260,7 @@ def write(run_folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, A
 def amend(run_folder: Path, about: Mapping[str, Any]) -> None:
     """Let the checkpoint of step `about["step"]`, which is there, say `about` from now on."""
     path = run_folder / FOLDER / f"{PREFIX}{about['step']:08d}" / ABOUT
+    check_held(run_folder)
     try:
         before = parse(path.read_bytes())
         write_json(path, {**before, **about})

@@ -26,7 +26,7 @@ from pipeline.codec.calibrating import calibrate
 from pipeline.common.atomic import write_json, write_text
 from pipeline.common.documents import parse
 from pipeline.common.leases import LEASE_FILE
-from pipeline.common.locks import LOCK_FILE
+from pipeline.common.locks import LOCK_FILE, check_held
 from pipeline.evaluation.metrics import Picture
 from pipeline.tracking import Tracker
 from recipes.config.schema import Run
@@ -180,6 +180,7 @@ class Results:
 
     def _write_run(self, *, done: bool, step: int, failed: Mapping[str, Any] | None = None) -> None:
         run = self.run
+        check_held(run.folder)
         content: dict[str, Any] = {
             "id": run.id,
             "run_id": self.tracker.run_id,
@@ -247,9 +248,9 @@ def keep_batch(path: Path, batch: Batch) -> None:
 
 def put_aside(folder: Path) -> None:
     """Move what a run left in its `folder`, its checkpoints aside, to a folder before-N in it."""
-    stays = (FOLDER, LOCK_FILE, LEASE_FILE)
-    left = [path for path in sorted(folder.iterdir()) if path.name not in stays]
-    left = [path for path in left if not path.name.startswith("before")]
+    stays = (LEASE_FILE, "before")
+    left = [path for path in sorted(folder.iterdir()) if path.name not in (FOLDER, LOCK_FILE)]
+    left = [path for path in left if not path.name.startswith(stays)]
     if left:
         aside = free_name(folder / "before")
         aside.mkdir()
