@@ -9,7 +9,7 @@ from pipeline.common.errors import UsageError
 from pipeline.common.sizes import in_mebibytes, parse_size
 
 # As Slurm writes times: 10:30, 24:00:00, 1-12, 1-00:00, 1-00:00:00.
-CLOCK = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
+CLOCK = re.compile(r"(?:(?P<days>[0-9]+)-)?(?P<rest>[0-9]+(?::[0-9]+){0,2})")
 MIB = 1 << 20
 UNITS = ("T", 1 << 40), ("G", 1 << 30), ("M", MIB)
 

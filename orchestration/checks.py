@@ -29,7 +29,7 @@ def check(recipe: Recipe, profile: Profile, name: str) -> None:
     if profile.shares_files:
         mistakes += _places(profile)
     if mistakes:
-        raise OrchestrationError(f"{name}: {'; '.join(mistakes)}")
+        raise OrchestrationError(" ".join(f"{name}: {'; '.join(mistakes)}".split()))
 
 
 def _stages(recipe: Recipe, profile: Profile) -> Iterator[str]:
@@ -44,12 +44,12 @@ def _stages(recipe: Recipe, profile: Profile) -> Iterator[str]:
 
 def _places(profile: Profile) -> Iterator[str]:
     workdir = Path(profile.workdir or ".")
-    if not workdir.is_dir():
+    if not _is_folder(workdir):
         yield f"workdir: there is no folder {workdir}"
     elif not os.access(workdir, os.W_OK):
         yield f"workdir: {workdir} can't be written to"
     inside = getattr(profile, "container", [])
-    if profile.environment and not inside and not Path(profile.environment, "bin").is_dir():
+    if profile.environment and not inside and not _is_folder(Path(profile.environment, "bin")):
         yield f"environment: there is no Python environment {profile.environment} (no bin in it)"
     data = profile.evaluation.data
     if data and not _there(workdir, data):
@@ -64,7 +64,17 @@ def _there(workdir: Path, path: str) -> bool:
     if "://" in path or path.startswith(ELSEWHERE):
         return True
     place = Path(path).expanduser()
-    if (workdir / place).exists() or Path(shipped(path)).exists():
-        return True
+    try:
+        if (workdir / place).exists() or Path(shipped(path)).exists():
+            return True
+    except OSError:
+        return False  # no file can have this name, or its folder can't be looked into
     # Names of data sets that are fetched, such as org/name, are no paths of this machine.
     return any(sign in path for sign in "*?[{")
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False

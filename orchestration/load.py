@@ -55,7 +55,22 @@ class ProfileLoader(yaml.SafeLoader):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+        """Return the text; raises `yaml.YAMLError` where no file, shell or server could have it."""
+        if NO_TEXT.search(str(node.value)) or len(str(node.value)) > LONGEST_VALUE:
+            raise yaml.constructor.ConstructorError(
+                None,
+                None,
+                "a value is too long, or has characters that are no text",
+                node.start_mark,
+            )
+        return super().construct_scalar(node)
 
+
+# NUL, and halves of characters that only escapes can write.
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
+# A line of set-up, or a registry's token, is shorter.
+LONGEST_VALUE = 4096
 MERGE = "tag:yaml.org,2002:merge"
 INT = "tag:yaml.org,2002:int"
 WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)$")

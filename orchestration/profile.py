@@ -360,8 +360,8 @@ class RayProfile(Profile):
     def _of_http(cls, address: str | None) -> str | None:
         if address is not None and not address.startswith(("http://", "https://")):
             raise ValueError(
-                f"{address} is not the address of a dashboard, such as http://head:8265 (that of"
-                " ray:// or of port 6379 is for other uses)"
+                f"{address.strip()} is not the address of a dashboard, such as http://head:8265"
+                " (that of ray:// or of port 6379 is for other uses)"
             )
         if address is not None and has_password(address):
             raise ValueError(f"a password is in the address: {ELSEWHERE}")

@@ -24,7 +24,7 @@ PACE_TAG = "progress.seconds_per_step"
 SECONDS_TO_ANSWER = 5.0
 SECONDS_TO_CONNECT = 2.0
 # How much of the end of a run's records its progress is read from.
-LAST_BYTES = 1 << 18
+LAST_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)

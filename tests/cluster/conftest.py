@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -26,6 +27,11 @@ class Cluster:
 
     root: Path
     environment: dict[str, str]
+
+    @property
+    def address(self) -> str:
+        """The address at which the nodes reach this machine."""
+        return f"{self.environment['SLURM_SUBNET']}.1"
 
     def kill_node(self, number: int) -> None:
         """Cut the power of a node: all its processes die at once, unasked."""
@@ -104,11 +110,9 @@ def free_number() -> Iterator[int]:
     pytest.fail(f"{MOST_CLUSTERS} clusters run on this machine already")
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """A Slurm cluster with two nodes of two cores, its commands pointed at it."""
-    if os.geteuid() != 0:
-        _without("Slurm nodes are network namespaces, which only root may make")
+@contextmanager
+def started() -> Iterator[Cluster | str]:
+    """Start a cluster and point this process's Slurm commands at it; yields why that fails."""
     with free_number() as number:
         root = Path(f"/tmp/cca-slurm-{number}")
         environment = {
@@ -119,19 +123,29 @@ def cluster() -> Iterator[Cluster]:
             "SLURM_NET": "netns",
         }
         made = Cluster(root, environment)
-        # Two test processes must not install packages at once.
-        with locked(Path("/tmp/cca-slurm-install.lock")):
-            wrong = made.up()
-        if wrong:
+        try:
+            # Two processes must not install packages at once.
+            with locked(Path("/tmp/cca-slurm-install.lock")):
+                wrong = made.up()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("SLURM_CONF", str(root / "etc" / "slurm.conf"))
+                yield wrong or made
+        finally:
             made.down()
-            _without(wrong)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("SLURM_CONF", str(root / "etc" / "slurm.conf"))
-            yield made
-        made.down()
 
 
-def _without(reason: str) -> None:
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A Slurm cluster with two nodes of two cores, its commands pointed at it."""
+    if os.geteuid() != 0:
+        _without("Slurm nodes are network namespaces, which only root may make")
+    with started() as made:
+        if isinstance(made, str):
+            _without(made)
+        yield made
+
+
+def _without(reason: str) -> NoReturn:
     """Skip for `reason`, or fail where the tests must not be left out."""
     if os.environ.get("CI"):
         pytest.fail(f"no Slurm cluster, and CI must have one: {reason}")

@@ -118,7 +118,7 @@ def test_plan_survives_the_death_of_a_node(
     assert found["train"].state == State.DONE, found
     assert found["train"].restarts == 1
     last, weights = map(int, (tmp_path / "train.out").read_text().split())
-    assert (last, weights) == (STEPS, expected_weights())
+    assert (last, weights) == (STEPS, expected_weights()[-1])
     assert found["part"].progress == "3 of 3 parts"
     assert "==> part.2.log <==\npart 2\n" in "".join(control.logs(plan, folder, "part"))
     log = "".join(control.logs(plan, folder, "both"))
@@ -149,4 +149,4 @@ def test_cancelled_training_keeps_its_state_and_retry_goes_on(
     assert control.retry(plan, folder) == ["train", "after"]
     assert {one.state for one in ended(plan, folder).values()} == {State.DONE}
     last, weights = map(int, (tmp_path / "train.out").read_text().split())
-    assert (last, weights) == (STEPS, expected_weights())
+    assert (last, weights) == (STEPS, expected_weights()[-1])

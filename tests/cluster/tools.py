@@ -19,6 +19,7 @@ STEPS = 80
 
 # Training in small: a state that is written whole after each step, a request to stop that is
 # obeyed after the step, weights that depend on every step. What stops it otherwise costs a step.
+# With the word `tracked` it logs the weights of each step, as training does.
 TRAINER = f"""
 import pathlib, signal, sys, time
 stop = []
@@ -26,23 +27,36 @@ for number in (signal.SIGUSR1, signal.SIGTERM):
     signal.signal(number, lambda *_: stop.append(1))
 state = pathlib.Path("state.txt")
 step, weights = map(int, state.read_text().split()) if state.exists() else (0, 1)
+tracker = None
+if "tracked" in sys.argv:
+    from pipeline.tracking import Tracker
+    where = pathlib.Path("run")
+    tracker = Tracker.start("faults", "train", params={{}}, tags={{}}, folder=where)
+def close(status):
+    if tracker is not None:
+        tracker.finish(status, seconds=1)
 while step < {STEPS}:
     step, weights = step + 1, weights * 31 % 1000003 + step
+    if tracker is not None:
+        tracker.log({{"weights": weights}}, step)
     partial = pathlib.Path("state.part")
     partial.write_text(f"{{step}} {{weights}}")
     partial.replace(state)
     if stop:
+        close("KILLED")
         sys.exit(75)
     time.sleep(0.1)
+close("FINISHED")
 pathlib.Path("train.out").write_text(f"{{step}} {{weights}}")
 """
 
 
-def expected_weights() -> int:
-    weights = 1
+def expected_weights() -> list[int]:
+    """Return the weights after each step of an undisturbed training."""
+    weights = [1]
     for step in range(STEPS):
-        weights = weights * 31 % 1000003 + step
-    return weights
+        weights.append(weights[-1] * 31 % 1000003 + step)
+    return weights[1:]
 
 
 def job(name: str, shell: str, needs: Sequence[str] = (), **more: Any) -> Job:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from orchestration.control import make_plan
@@ -251,6 +253,37 @@ def test_what_yaml_would_make_something_else_of_is_refused(
     path.write_text(f"engine: slurm\n{fields}\n")
     with pytest.raises(OrchestrationError, match=told):
         load_profile(path)
+
+
+FIELDS = sorted({name for kind, _ in ENGINES.values() for name in kind.model_fields})
+FIELDS += [f"resources: {{train: {{{name}" for name in Resources.model_fields]
+FIELDS += ["resources: {train.mse", "pictures: {source", "evaluation: {data", "env: {A"]
+SCALARS = st.one_of(
+    st.sampled_from(
+        ["٦٠", "1" * 5000, r'"\ud800"', r'"\0"', "a" * 300, "1-", "G", "&a [*a]", "<<"]
+    ),
+    st.from_regex(
+        r"[0-9]{0,3}[-:.]?[0-9]{0,2}[:.]?[0-9]{0,2} ?[kKmMgGtTbBiI]{0,3}", fullmatch=True
+    ),
+    st.text(max_size=12),
+)
+
+
+@given(engine=st.sampled_from([*ENGINES]), field=st.sampled_from(FIELDS), value=SCALARS)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+def test_any_value_is_understood_or_refused_in_one_line(
+    recipe: Path, engine: str, field: str, value: str
+) -> None:
+    needed = "{workdir: /w, image: i, claim: c, mount: /m}" if engine == "kubernetes" else "{}"
+    closing = "}" * field.count("{")
+    path = Path("any.yaml")
+    path.write_text(f"<<: {needed}\nengine: {engine}\n{field}: {value}{closing}\n")
+    said = ""
+    try:
+        make_plan(recipe, path)
+    except OrchestrationError as error:
+        said = str(error)
+    assert len(said.splitlines()) < 2
 
 
 @pytest.mark.parametrize(
