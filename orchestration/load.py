@@ -55,7 +55,7 @@ class ProfileLoader(yaml.SafeLoader):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         """Return the text; raises `yaml.YAMLError` where no file, shell or server could have it."""
         if NO_TEXT.search(str(node.value)) or len(str(node.value)) > LONGEST_VALUE:
             raise yaml.constructor.ConstructorError(
