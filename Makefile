@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
 CONSTRAINTS := .ci/constraints.txt $(if $(GPU),,.ci/cpu-constraints.txt)
 
+# Images of containers often set this; hundreds of processes would then compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo test test-fast lint docs coverage lowest highest clean
 
 help:
