@@ -91,9 +91,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    # Two pytest workers share two cores; more threads would only make them wait for each other.
+    # Workers share the cores, and threads would only wait for each other; a training in an earlier
+    # test's process takes as many as its recipe says.
     import torch
 
     torch.set_num_threads(1)
