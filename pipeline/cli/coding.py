@@ -26,6 +26,7 @@ from pipeline.codec.files import (
 )
 from pipeline.codec.finding import Models, load_any
 from pipeline.codec.folders import (
+    NAMED,
     Task,
     Wanted,
     compress_all,
@@ -33,6 +34,7 @@ from pipeline.codec.folders import (
     decompress_all,
     decompress_folder,
     is_stream_of,
+    passed_over,
 )
 from pipeline.codec.jobs import Conversion
 from pipeline.codec.picture import Picture, read_picture
@@ -53,8 +55,6 @@ if TYPE_CHECKING:
     from pipeline.codec.backends import AnyModel
     from pipeline.codec.config import Config
     from pipeline.codec.jobs import Folder
-
-NAMED = 10  # files that a sentence names
 
 
 @dataclass(frozen=True)
@@ -296,9 +296,8 @@ def _about(file: Path) -> Iterator[None]:
 
 def _shown_folder(target: Path, done: Folder, wanted: str) -> Shown:
     sentence = f"{target}: {done['written']} written, {done['kept']} already there"
-    if others := done["passed_over"]:
-        shown = ", ".join(others[:NAMED]) + (", ..." if len(others) > NAMED else "")
-        sentence += f"; skipped {len(others)} that are no {wanted}, or hidden: {shown}"
+    if others := passed_over(done["passed_over"], wanted):
+        sentence += f"; {others}"
     return Shown({"folder": str(target), **done}, sentence)
 
 

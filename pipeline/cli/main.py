@@ -73,7 +73,8 @@ class Commands(TyperGroup):
             )
             if self.debug:
                 traceback.print_exc()
-            echo(f"pipeline: {redacted(sentence)}", err=True)
+            for line in (f"pipeline: {sentence}", *getattr(error, "__notes__", ())):
+                echo(redacted(line), err=True)
             raise typer.Exit(code) from error
 
 

@@ -142,7 +142,10 @@ def _unpack_header(data: bytes, max_pixels: int) -> tuple[Header, int]:
     try:
         version = reader.take(1)[0]
         if version != VERSION:
-            raise CodecError(f"the file has version {version}, this program reads {VERSION}")
+            raise CodecError(
+                f"the file has format version {version}, and this program reads {VERSION}: it "
+                f"needs a program that reads version {version}"
+            )
         flags = reader.take(1)[0]
         fingerprint = reader.take(_FINGERPRINT_BYTES).hex()
         width, height = reader.varint(_LONGEST_SIDE), reader.varint(_LONGEST_SIDE)

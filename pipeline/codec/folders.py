@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from pipeline.codec.bitstream import Header, read_header, read_stream
-from pipeline.codec.errors import CodecError
+from pipeline.codec.errors import CodecError, MismatchError
 from pipeline.codec.files import (
     compress_file,
     decompress_file,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 STREAM = ".cca"
 HEAD = 4096  # bytes of a stream that hold its header
+NAMED = 10  # files that a sentence names
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,12 @@ def compress_folder(
         raise CodecError(f"there are no pictures in {source}{_instead(others, source)}")
     # The whole name stays, so that a.png and a.jpg don't meet in a.cca.
     jobs = [Conversion(file, _beside(file, source, task.target, STREAM)) for file in found]
-    done = compress_all(jobs, task, profile, verify, rate, progress, limit)
     # Streams of an earlier run, where they lie among the pictures, are no surprise.
     others = [file for file in others if file.suffix.lower() != STREAM]
-    return {**done, "passed_over": [str(file.relative_to(source)) for file in others]}
+    left = [str(file.relative_to(source)) for file in others]
+    with _noting(left, "pictures"):
+        done = compress_all(jobs, task, profile, verify, rate, progress, limit)
+    return {**done, "passed_over": left}
 
 
 def compress_all(
@@ -198,10 +202,12 @@ def decompress_folder(
         name = file.with_suffix("")
         plain = name.with_suffix("") if name.suffix.lower() == ".png" else name
         jobs.append(Conversion(file, _beside(plain, source, task.target, ".png")))
-    done = decompress_all(jobs, task, deep, progress)
     # The pictures, where streams lie among them, are no surprise.
     others = [file for file in others if not is_picture(file.name)]
-    return {**done, "passed_over": [str(file.relative_to(source)) for file in others]}
+    left = [str(file.relative_to(source)) for file in others]
+    with _noting(left, "streams"):
+        done = decompress_all(jobs, task, deep, progress)
+    return {**done, "passed_over": left}
 
 
 def decompress_all(
@@ -231,6 +237,25 @@ def decompress_all(
         work,
     )
     return go_through(jobs, kind, load, task.workers, progress, task.force)
+
+
+def passed_over(left: Sequence[str], wanted: str) -> str:
+    """Return which files of a folder were not taken, the first ones by name; "" for none."""
+    if not left:
+        return ""
+    shown = ", ".join(left[:NAMED]) + (", ..." if len(left) > NAMED else "")
+    return f"skipped {len(left)} that are no {wanted}, or hidden: {shown}"
+
+
+@contextmanager
+def _noting(left: Sequence[str], wanted: str) -> Iterator[None]:
+    """Say on an error, too, which files of the folder were not taken."""
+    try:
+        yield
+    except (CodecError, MismatchError, OSError) as error:
+        if left:
+            error.add_note(passed_over(left, wanted))
+        raise
 
 
 def _try_to_load(models: Models, stream: Path) -> None:

@@ -25,7 +25,7 @@ from pipeline.common.targets import check_target
 if TYPE_CHECKING:
     from pipeline.codec.model import Model
 
-SHOWN = 3  # failures that an error names
+SHOWN = 3  # failures in an error's sentence; its notes have the others
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def go_through(
     """Do all jobs that are not done; `models` returns the models that those take.
 
     All are tried. If some can't be done, the error raised then says how many and names the first
-    ones: a `CodecError` where all were bad input, else what went wrong at run time.
+    ones, its notes the others: a `CodecError` where all were bad input, else what went wrong at
+    run time.
     """
     check_jobs(jobs, kind, force)
     for folder in {job.target.parent for job in jobs}:
@@ -142,9 +143,13 @@ def _all_of(errors: list[Exception], count: int) -> Exception:
     # A whole file that decodes to something else, then what the system said, then bad input.
     errors = sorted(errors, key=lambda e: (not isinstance(e, MismatchError), _is_input(e)))
     kind = OSError if isinstance(errors[0], OSError) else type(errors[0])
-    said = "; ".join(map(str, errors[:SHOWN])) + ("; ..." if len(errors) > SHOWN else "")
+    said, more = "; ".join(map(str, errors[:SHOWN])), errors[SHOWN:]
+    said += f"; and {len(more)} more:" if more else ""
     others = ", the others are there" if len(errors) < count else ""
-    return kind(f"{len(errors)} of {count} failed{others}: {said}")
+    failed = kind(f"{len(errors)} of {count} failed{others}: {said}")
+    for error in more:
+        failed.add_note(f"  {error}")
+    return failed
 
 
 def _is_input(error: Exception) -> bool:

@@ -42,7 +42,8 @@ class Limit:
             raise CodecError("a limit is one of bytes and of bits a pixel")
         number = self.bytes if self.bits is None else self.bits
         if not (number is not None and math.isfinite(number) and number > 0):
-            raise CodecError(f"a limit must be a number above 0, not {number}")
+            unit = "bytes" if self.bits is None else "bits a pixel"
+            raise CodecError(f"a limit in {unit} must be a number above 0, not {number:g}")
 
     def of(self, height: int, width: int) -> int:
         """Return the most bytes that the file of a picture of this size may have."""

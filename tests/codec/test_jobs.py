@@ -47,4 +47,13 @@ def test_what_the_system_says_is_told_in_words(tmp_path: Path, fails: str, said:
         go_through(jobs, _kind(set(fails)), lambda _: [])
     assert f"{tmp_path / 'a'}: {jobs[0].target}: Input/output error" in str(failed.value)
     assert "Errno" not in str(failed.value)
+    assert not hasattr(failed.value, "__notes__")
     assert all(job.target.is_file() == (job.source.name not in fails) for job in jobs)
+
+
+def test_every_failure_is_named(tmp_path: Path) -> None:
+    jobs = _jobs(tmp_path, "abcdefgh")
+    with pytest.raises(OSError, match=r"7 of 8 failed, .*; and 4 more:") as e:
+        go_through(jobs, _kind(set("abcdefg")), lambda _: [])
+    said = "\n".join([str(e.value), *e.value.__notes__])
+    assert [said.count(f"{job.source}: ") for job in jobs] == [1] * 7 + [0]
