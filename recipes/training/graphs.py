@@ -22,7 +22,7 @@ from recipes.training.losses import Weights
 from recipes.training.module import METRICS, TrainingModule
 from recipes.training.noise import draw_noise, draw_rates
 from recipes.training.optim import GuardedAdam
-from recipes.training.steps import Metrics, Piece, Reduce, checked
+from recipes.training.steps import BeforeChange, Metrics, Piece, Reduce, checked, nothing
 
 # Passes before a capture: what is made at the first use (workspaces, compiled code) is then there.
 _WARM_UP = 3
@@ -72,13 +72,17 @@ class Replayed:
         if _together() > 1:
             _share(module)
 
-    def step(self, pieces: Iterable[Piece], reduce: Reduce) -> Metrics:
+    def step(
+        self, pieces: Iterable[Piece], reduce: Reduce, before_change: BeforeChange = nothing
+    ) -> Metrics:
         """Do a step over `pieces`; see `recipes.training.steps.Eager.step`."""
-        vector = self.launch(pieces, reduce)
+        vector = self.launch(pieces, reduce, before_change)
         self.optimizer.check()
         return checked(vector)
 
-    def launch(self, pieces: Iterable[Piece], reduce: Reduce) -> Tensor:
+    def launch(
+        self, pieces: Iterable[Piece], reduce: Reduce, before_change: BeforeChange = nothing
+    ) -> Tensor:
         """Launch a step over `pieces` and return what `reduce` made of its metrics.
 
         Nobody has looked then whether the step was taken: `GuardedAdam.check` does.
@@ -86,7 +90,9 @@ class Replayed:
         # All of them first: what is copied to the device waits for the work that it has.
         pieces = list(pieces)
         place = self._place(pieces[0])
-        place.replays = place.replays or self._record(place)
+        if not place.replays:
+            before_change()
+            place.replays = self._record(place)
         one_pass, step = place.replays
         self._gradient.zero_()
         self._totals.zero_()
@@ -98,6 +104,7 @@ class Replayed:
             dist.all_reduce(self._gradient)
             self._gradient /= _together()
         self.optimizer.loss.copy_(vector[METRICS.index("loss")])
+        before_change()
         step()
         return vector
 

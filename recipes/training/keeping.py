@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -47,6 +48,8 @@ class Keeper:
         self.results, self.facts = written, facts
         self.writer = checkpoint.Writer(run.recipe.checkpoint.background)
         self.copies = Copies()
+        self._copied = threading.Event()
+        self._copied.set()
         self.saved_at = time.monotonic()
 
     def restore(self, tensors: Mapping[str, Tensor], state: TrainerState) -> None:
@@ -74,19 +77,31 @@ class Keeper:
         return state | self.average.gather(copy)
 
     def save(self, state: TrainerState) -> None:
-        """Write a checkpoint, in the background if so wanted; all processes call this together."""
+        """Write a checkpoint, in the background if so wanted; all processes call this together.
+
+        The state may still be copied then: call `wait_for_copies` before anything changes it.
+        """
         self.writer.wait()  # for the copies that it writes, too: these take their place
-        tensors = self.gather(self.copies)
+        tensors = self.gather(self.copies.later if self.holding.lasting else self.copies)
         self.saved_at = time.monotonic()
         if self.results is None:
             return
         about = self.about(state)
+        copied = self._copied = threading.Event()
 
         def work() -> None:
+            try:
+                self.copies.make()
+            finally:
+                copied.set()
             checkpoint.write(self.run.folder, tensors, about)
             self._prune(about)
 
         self.writer.submit(work)
+
+    def wait_for_copies(self) -> None:
+        """Return when the state of the last checkpoint has been copied, and may change."""
+        self._copied.wait()
 
     def amend(self, state: TrainerState) -> None:
         """Let the checkpoint of this step say what an evaluation has found."""

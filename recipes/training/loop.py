@@ -253,7 +253,7 @@ class Trainer:
         self.watchdog.mark("computes", step)
         rate = set_learning_rate(self.optimizer, self.run.stage, step, self.state.reductions)
         given = pieces(self.run, self.config, batch.images, step, batch.slots)
-        metrics = self.stepper.step(given, self._reduce())
+        metrics = self.stepper.step(given, self._reduce(), self.keeper.wait_for_copies)
         self.keeper.holding.check()
         if self.average is not None:
             self.average.update(step + 1)
@@ -318,6 +318,7 @@ class Trainer:
         """
         model, accelerator = self.module.model, self.session.accelerator
         self.watchdog.mark("evaluates")
+        self.keeper.wait_for_copies()  # before the average takes the weights' place
         with self.average.in_place() if self.average is not None else nullcontext():
             means = evaluate(model, self.run, self.pictures, accelerator, self._asked)
             self.state.unevaluated = means is None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,7 @@ from recipes.training.clipping import Clipping
 
 # Returns a copy on the CPU of the tensor that has a name in the state.
 Copy = Callable[[str, Tensor], Tensor]
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def contiguous(name: str, tensor: Tensor) -> Tensor:
@@ -21,27 +24,72 @@ def contiguous(name: str, tensor: Tensor) -> Tensor:
 class Copies:
     """Makes copies on the CPU in memory that is kept for the next ones, whatever their layout.
 
-    Training waits for this alone, so it does the least: new memory, which the system clears page by
-    page, and another order of the values would each take longer than the copy. Each copy is valid
-    until the next of its name.
+    New memory, which the system clears page by page, and another order of the values would each
+    take longer than the copy. Each copy is valid until the next of its name.
     """
 
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
+        self._promised: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
         """Return the copy of `tensor`, the one called `name`."""
+        place = self._place(name, tensor)
+        _fill(place, tensor.detach())
+        return place
+
+    def later(self, name: str, tensor: Tensor) -> Tensor:
+        """Return where `make` will put the copy of `tensor`, which must not change until then.
+
+        What is not in the CPU's memory is copied at once.
+        """
+        if tensor.device.type != "cpu":
+            return self(name, tensor)
+        place = self._place(name, tensor)
+        self._promised.append((place, tensor.detach()))
+        return place
+
+    def make(self) -> None:
+        """Make the copies that were promised."""
+        promised, self._promised = self._promised, []
+        for place, tensor in promised:
+            _fill(place, tensor)
+
+    def _place(self, name: str, tensor: Tensor) -> Tensor:
         kept = self._kept.get(name)
         if kept is None or (kept.shape, kept.dtype) != (tensor.shape, tensor.dtype):
             kept = self._kept[name] = torch.empty_like(tensor, device="cpu", requires_grad=False)
-        return kept.copy_(tensor.detach())
+        return kept
+
+
+def _fill(place: Tensor, tensor: Tensor) -> None:
+    """Copy `tensor` to `place`, of its shape and type.
+
+    From memory to memory NumPy does: it copies what lies channels last as the one piece that it
+    is, where torch goes from number to number, on many threads, for which those that compute wait.
+    """
+    if tensor.device.type == "cpu":
+        np.copyto(_numbers(place), _numbers(tensor))
+    else:
+        place.copy_(tensor)
+
+
+def _numbers(tensor: Tensor) -> Any:
+    """Return a view of the memory of `tensor` as integers of its numbers' width."""
+    return tensor.view(_INTEGERS[tensor.element_size()]).numpy()
 
 
 def gather(module: nn.Module, optimizer: Clipping, copy: Copy = contiguous) -> dict[str, Tensor]:
-    """Return copies on the CPU of all weights and of the optimizer's state, made by `copy`."""
+    """Return copies on the CPU of all weights and of the optimizer's state, made by `copy`.
+
+    It makes those of what only the optimizer's step changes. Buffers, which a forward pass may
+    change, are copied at once.
+    """
     state = {}
+    stepped = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     for name, tensor in module.state_dict().items():
-        state[f"weights.{name}"] = copy(f"weights.{name}", tensor)
+        made_by = copy if name in stepped else contiguous
+        state[f"weights.{name}"] = made_by(f"weights.{name}", tensor)
     for name, parameter in module.named_parameters():
         for key, tensor in optimizer.kept(parameter).items():
             state[f"{key}.{name}"] = copy(f"{key}.{name}", tensor)

@@ -25,6 +25,12 @@ FLAGS = ("stop", "due")
 Metrics = dict[str, float]
 # Takes a process's `METRICS`; returns the means over processes of them and of the `FLAGS`.
 Reduce = Callable[[Tensor], Tensor]
+# Called by a stepper before it changes weights or the optimizer's state.
+BeforeChange = Callable[[], None]
+
+
+def nothing() -> None:
+    """Do nothing before a change."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +92,13 @@ class Eager:
         self.accelerator, self.parts = accelerator, parts
         self.wrapped, self.stepper = accelerator.prepare(module, optimizer)
 
-    def step(self, pieces: Iterable[Piece], reduce: Reduce) -> Metrics:
+    def step(
+        self, pieces: Iterable[Piece], reduce: Reduce, before_change: BeforeChange = nothing
+    ) -> Metrics:
         """Do a step over `pieces`, `parts` of equal size; return what was `reduce`d.
 
-        Raises `NonFiniteError`, on all processes, before anything is stepped.
+        Raises `NonFiniteError`, on all processes, before anything is stepped. `before_change` is
+        called between the last gradient and the optimizer's step; DeepSpeed steps before that.
         """
         metrics: Metrics = {}
         totals = torch.zeros(len(METRICS), device=self.accelerator.device)
@@ -101,6 +110,8 @@ class Eager:
                     # Before the backward pass, with which DeepSpeed steps.
                     metrics = checked(reduce(totals))
                 self.accelerator.backward(loss)
+                if number == self.parts:
+                    before_change()
                 self.stepper.step()
                 self.stepper.zero_grad()
         return metrics

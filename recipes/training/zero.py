@@ -22,6 +22,9 @@ from recipes.training.state import Copy, contiguous, gather, restore
 class Replicated:
     """How state is held when every process has all of it."""
 
+    # Whether what is gathered is the state itself, which stays as it is until the next step.
+    lasting = True
+
     def gather(
         self, module: nn.Module, optimizer: ClippedAdam, wanted: bool, copy: Copy = contiguous
     ) -> dict[str, Tensor]:
@@ -40,6 +43,9 @@ class Replicated:
 
 class Sharded(Replicated):
     """How state is held by a DeepSpeed engine; `engine` is what Accelerate prepared."""
+
+    # It is put together for the moment.
+    lasting = False
 
     def __init__(self, engine: Any, optimizer: ClippedAdam) -> None:
         self.zero = engine.optimizer
