@@ -39,8 +39,13 @@ def _no_url(place: str) -> str:
     return place
 
 
-def _from_home(place: str) -> str:
-    return str(Path(place).expanduser()) if place.startswith("~") else place
+def _place(place: str) -> str:
+    if not place.strip() or "\0" in place:
+        raise ValueError("must name a place")
+    try:
+        return str(Path(place).expanduser()) if place.startswith("~") else place
+    except RuntimeError:
+        raise ValueError(f"{place} is in the home of a user who is not known here") from None
 
 
 def _power_of_two(number: int) -> int:
@@ -59,7 +64,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 # An architecture, a preset of the default one, or ARCHITECTURE/PRESET.
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$")]
 # A path, or a URL where one is allowed; ~ is the user's home.
-Place = Annotated[str, AfterValidator(_from_home)]
+Place = Annotated[str, AfterValidator(_place)]
 # A folder that the processes see as such.
 Folder = Annotated[Place, AfterValidator(_no_url)]
 

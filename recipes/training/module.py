@@ -100,6 +100,18 @@ def can_start_from(config: Config, parent: Config) -> bool:
     return parent in (config, replace(config, rate_weights=()))
 
 
+def shares_tensors(config: Config, parent: Config) -> bool:
+    """Tell whether a model of `parent` has any tensor of a name and shape that `config` has."""
+    with torch.device("meta"):
+        own, given = (
+            {name: tensor.shape for name, tensor in model.state_dict().items()}
+            for model in (
+                architectures.load(one.architecture).model(one) for one in (config, parent)
+            )
+        )
+    return any(own.get(name) == shape for name, shape in given.items())
+
+
 class TrainingModule(nn.Module):
     """What is trained in a run: `model`, and beside it `auxiliary` unless the CCA term is off."""
 
@@ -236,13 +248,15 @@ def _inherit(run: Run, start: Path, model: Model, auxiliary: AuxiliaryModel | No
             " give both the same `model`, or take what fits by init_partial=true"
         )
     # A parent with a single rate has no gains: those stay as they start.
-    _take(model, trained.state_dict(), partial=not whole)
+    about = f"{run.id} takes from {origin}, the model"
+    _take(model, trained.state_dict(), about, partial=not whole)
     inherited = load_auxiliary(start)
     if auxiliary is not None and inherited is not None:
-        _take(auxiliary, inherited.state_dict(), partial=not whole)
+        about = f"{run.id} takes from {origin}, the auxiliary model"
+        _take(auxiliary, inherited.state_dict(), about, partial=not whole)
 
 
-def _take(module: nn.Module, given: Mapping[str, Tensor], *, partial: bool) -> None:
+def _take(module: nn.Module, given: Mapping[str, Tensor], about: str, *, partial: bool) -> None:
     """Give `module` the tensors of its names; if `partial`, those whose shapes are its own."""
     own = module.state_dict()
     taken = {
@@ -251,7 +265,7 @@ def _take(module: nn.Module, given: Mapping[str, Tensor], *, partial: bool) -> N
         if not partial or (name in own and own[name].shape == tensor.shape)
     }
     if partial:
-        log.warning("takes %d of %d tensors, which fit", len(taken), len(own))
+        log.warning("%s: %d of %d tensors, which fit", about, len(taken), len(own))
     module.load_state_dict(own | taken)
 
 

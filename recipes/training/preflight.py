@@ -21,7 +21,7 @@ from recipes.launching import processes as launch
 from recipes.training import checkpoint
 from recipes.training.data import check_batch, check_shards
 from recipes.training.held import HeldOut, held_out
-from recipes.training.module import can_start_from, frozen_names, run_config
+from recipes.training.module import can_start_from, frozen_names, run_config, shares_tensors
 from recipes.training.results import read_run
 from recipes.training.resume import check_same, check_steps_left
 from recipes.training.start import starting_fingerprint, starting_model
@@ -65,22 +65,27 @@ def before_work(runs: Sequence[Run], begun_elsewhere: Container[str] = ()) -> No
 
 
 def _check_start(run: Run, config: Config) -> None:
-    """Raise `RecipeError` for a run that starts from a model of another architecture."""
-    if run.stage.init_partial:
-        return
-    if run.parent is not None and not can_start_from(config, _config(run.parent)):
-        raise RecipeError(
-            f"{run.id} starts from {run.parent.id}, which has another architecture: give both"
-            " stages the same `model` (and `variable_rate`, if the parent has one), or take what"
-            " fits by init_partial=true"
+    """Raise `RecipeError` for a run that starts from a model whose weights don't fit."""
+    if run.parent is not None:
+        name, given = run.parent.id, _config(run.parent)
+        advice = (
+            "give both stages the same `model` (and `variable_rate`, if the parent has one), or"
+            " take what fits by init_partial=true"
         )
-    if run.init_model is not None:
-        place = starting_model(run)
-        if place is not None and not can_start_from(config, load_config(place)):
-            raise RecipeError(
-                f"{run.id} starts from {run.init_model}, which has another architecture: give the"
-                " recipe its `model`, or take what fits by init_partial=true"
-            )
+    elif run.init_model is not None and (place := starting_model(run)) is not None:
+        name, given = run.init_model, load_config(place)
+        advice = "give the recipe its `model`, or take what fits by init_partial=true"
+    else:
+        return
+    if can_start_from(config, given):
+        return
+    if not run.stage.init_partial:
+        raise RecipeError(f"{run.id} starts from {name}, which has another architecture: {advice}")
+    if not shares_tensors(config, given):
+        raise RecipeError(
+            f"{run.id} starts from what fits of {name}, and nothing does: leave init out, or give"
+            " the recipe a `model` that is more like it"
+        )
 
 
 @lru_cache(maxsize=4096)

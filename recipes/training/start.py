@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from pipeline.codec import CodecError, ModelInfo, load_model
-from pipeline.codec.stored import load_config, model_file, stored_fingerprint
+from torch import isfinite
+
+from pipeline.codec import CodecError, ModelInfo, load_auxiliary, load_model
+from pipeline.codec.stored import model_file, stored_fingerprint
 from pipeline.tracking import TrackingError, resolve_model
 from recipes.config.schema import Run
 from recipes.config.settings import RecipeError
@@ -15,7 +17,8 @@ from recipes.config.settings import RecipeError
 def starting_model(run: Run) -> Path | None:
     """Return the file or folder of the model that `run` starts from; None for random weights.
 
-    A MODEL that lies elsewhere is fetched. Raises `RecipeError` when there is none.
+    A MODEL that lies elsewhere is fetched. Raises `RecipeError` when there is none, or one that is
+    damaged.
     """
     if run.init_model is not None:
         return _resolved(run.stage.name, run.init_model)
@@ -26,10 +29,18 @@ def starting_model(run: Run) -> Path | None:
 def _resolved(stage: str, model: str) -> Path:
     try:
         place = resolve_model(model)
-        load_config(place)
+        _check_numbers(place)
     except (TrackingError, CodecError) as error:
         raise RecipeError(f"stage {stage}: init: {error}") from error
     return place
+
+
+def _check_numbers(place: Path) -> None:
+    """Raise `CodecError` for a model that is damaged, or from which no step can be taken."""
+    for module in (load_model(place), load_auxiliary(place)):
+        for name, tensor in module.state_dict().items() if module is not None else ():
+            if not bool(isfinite(tensor).all()):
+                raise CodecError(f"{place}: {name} has values that are not finite numbers")
 
 
 def starting_fingerprint(run: Run) -> str | None:
