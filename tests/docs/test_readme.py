@@ -16,8 +16,9 @@ from PIL import Image
 from tests.docs.commands import commands, run, shorten
 from tests.tracking.test_command import pipeline
 
-# The recipe's stages stay three, with one fine-tuned rate instead of many and few steps.
+# The recipe's stages stay three, with a small model, one fine-tuned rate and few steps.
 OVERRIDES = (
+    "model=tiny",
     *("stages.0.steps=4", "stages.0.warmup=0", "stages.1.steps=2", "stages.2.steps=1"),
     *("stages.1.rate_weight=[1.8]", "stages.2.rate_weight=[1.8]"),
     *(f"stages.{i}.batch=2" for i in range(3)),
