@@ -74,18 +74,33 @@ def to_picture(x: Tensor) -> Picture:
     return picture
 
 
+class ModelLoader:
+    """Loads models onto a device, and keeps the last one: several rates of a model load it once."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._last: tuple[Path, Model] | None = None
+
+    def load(self, path: Path) -> Model:
+        """Return the model of `path`. Raises what `load_model` does."""
+        if self._last is None or self._last[0] != path:
+            self._last = None  # or two models would be in memory at once
+            self._last = path, load_model(path, device=str(self.device))
+        return self._last[1]
+
+
 def measure_model(
     spec: ModelSpec,
     sources: Sequence[EvaluatedPicture],
     streams: Path,
-    device: torch.device,
+    loader: ModelLoader,
     meter: Meter,
 ) -> ModelResult:
     """Code every picture with the model into `streams`, decode the files, and measure.
 
     The first picture is coded once beforehand, unmeasured, so that nobody pays for warming up.
     """
-    model = load_model(spec.path, device=str(device))
+    model, device = loader.load(spec.path), loader.device
     streams.mkdir(parents=True)
     _round_trip(model, spec.rate, sources[0], streams / ".warm-up", device)
     (streams / ".warm-up").unlink()

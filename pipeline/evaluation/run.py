@@ -23,6 +23,7 @@ from pipeline.evaluation.classical import Cache, Runner, Span
 from pipeline.evaluation.compare import compare
 from pipeline.evaluation.errors import EvaluationError
 from pipeline.evaluation.learned import (
+    ModelLoader,
     ModelSpec,
     at_rates,
     folder_name,
@@ -77,17 +78,17 @@ def evaluate(
     meter.expect(len(specs) * len(sources) + 1)
     sweep(out.resolve().parent)  # what killed evaluations left, whatever they were to be called
     with writing_folder(out) as folder:
-        streams = folder / STREAMS
+        streams, loader = folder / STREAMS, ModelLoader(target)
         measured = tell_curves_apart(
             [
-                measure_model(spec, sources, streams / folder_name(spec.name), target, meter)
+                measure_model(spec, sources, streams / folder_name(spec.name), loader, meter)
                 for spec in specs
             ]
         )
         runner = Runner(Cache(cache), workers, meter)
         results = runner.run(here, sources, span_of(measured))
         report = _report(measured, results, absent | runner.failed, sources, target)
-        scenes = make_scenes(report, specs, sources, streams, here, target)
+        scenes = make_scenes(report, specs, sources, streams, here, loader)
         _write(report, scenes, folder)
     meter.step("report")
     return report

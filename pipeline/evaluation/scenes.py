@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.codec import Model, load_model
+from pipeline.codec import Model
 from pipeline.evaluation.classical import run_peer
 from pipeline.evaluation.learned import (
+    ModelLoader,
     ModelSpec,
     decode_file,
     folder_name,
@@ -67,7 +68,7 @@ def make_scenes(
     sources: Sequence[EvaluatedPicture],
     streams: Path,
     peers: Sequence[Peer],
-    device: torch.device,
+    loader: ModelLoader,
 ) -> list[Scene]:
     """Return the scenes to show: two crops, then the worst picture of the middle model."""
     shown = middle_model(report.models)
@@ -76,14 +77,14 @@ def make_scenes(
     drafts.append(_Draft("worst", worst, None))
     known = {spec.name: spec for spec in specs}
     for result in sorted(report.models, key=lambda model: model.point.mean("bpp") or 0.0):
-        model = load_model(known[result.name].path, device=str(device))
+        model = loader.load(known[result.name].path)
         folder = streams / folder_name(result.name)
         for draft in drafts:
             if draft.kind == "crop" or result is shown:
                 _add_model(draft, result, model, sources[draft.index], folder)
             if result is shown:
                 picture = read_picture(sources[draft.index].path)
-                draft.rates = rate_map(model, to_tensor(picture, device), result.rate)
+                draft.rates = rate_map(model, to_tensor(picture, loader.device), result.rate)
     for draft in drafts:
         target = shown.point.pictures[draft.index].bpp
         for peer in report.peers if draft.kind == "crop" else ():

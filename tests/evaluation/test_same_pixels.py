@@ -16,7 +16,7 @@ from pipeline.codec import load_model
 from pipeline.codec.files import compress_file, decompress_file
 from pipeline.codec.picture import read_picture as read_for_coding
 from pipeline.evaluation import ModelSpec
-from pipeline.evaluation.learned import measure_model
+from pipeline.evaluation.learned import ModelLoader, measure_model
 from pipeline.evaluation.metrics import psnr
 from pipeline.evaluation.pictures import read_picture, read_sources
 from pipeline.evaluation.progress import Meter
@@ -110,7 +110,9 @@ def test_evaluation_measures_what_is_coded(tmp_path: Path, model_files: list[Pat
     sources = read_sources(list(written(tmp_path / "pictures", some())))
     spec = ModelSpec("one", model_files[0])
     meter = Meter()
-    result = measure_model(spec, sources, tmp_path / "streams", torch.device("cpu"), meter)
+    result = measure_model(
+        spec, sources, tmp_path / "streams", ModelLoader(torch.device("cpu")), meter
+    )
     model = load_model(model_files[0])
     stream, back = tmp_path / "a.cca", tmp_path / "back.png"
     for source, measured in zip(sources, result.point.pictures, strict=True):
