@@ -38,6 +38,8 @@ Positive = Annotated[Number, Field(gt=0)]
 Count = Annotated[Number, Field(ge=0)]
 Text = Annotated[str, BeforeValidator(_text)]
 MaybeText = Annotated[str | None, BeforeValidator(_text)]
+# Slurm takes more minutes than it can count, and has another limit then.
+YEAR = 366 * 24 * 60
 KINDS = ("shard", "train", "evaluate", "register", "promote")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 OUR_POD = {
@@ -99,7 +101,7 @@ class Resources(Section):
     """GPUs."""
     memory: Annotated[str, BeforeValidator(memory_from)] | None = None
     """Main memory, such as 4000M, 64G, 128GB or 1T; default: what the scheduler gives."""
-    minutes: Annotated[Positive, BeforeValidator(minutes_from)] = 60
+    minutes: Annotated[Positive, Field(le=YEAR), BeforeValidator(minutes_from)] = 60
     """Time limit; training checkpoints before it and is queued again."""
 
     @property

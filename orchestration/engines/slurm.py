@@ -11,7 +11,7 @@ from pathlib import Path
 
 from orchestration.engines.slurm_script import batch_script, known_names, named_options
 from orchestration.engines.slurm_states import accounted, queued
-from orchestration.engines.slurm_tools import ask, submit
+from orchestration.engines.slurm_tools import NoNumberError, ask, submit
 from orchestration.errors import EngineError, HalfSubmittedError
 from orchestration.plan import Job, Plan
 from orchestration.profile import SlurmProfile
@@ -43,34 +43,53 @@ class Slurm:
     def submit(self, plan: Plan, folder: Path, names: Sequence[str]) -> None:
         """Submit the jobs, each after those it needs; when one is refused, none stays."""
         (folder / "logs").mkdir(parents=True, exist_ok=True)
-        known = {
-            name: status.engine_id
-            for name, status in self.statuses(plan, folder).items()
-            if status.state.active
-        }
+        before = self.statuses(plan, folder)
+        known = {name: status.engine_id for name, status in before.items() if status.state.active}
         taken: list[str] = []
         try:
             for job in plan.jobs:
                 if job.name in names:
-                    known[job.name] = self._sbatch(plan, folder, job, known)
+                    known[job.name] = self._sbatch(plan, folder, job, known, before.get(job.name))
                     taken.append(known[job.name])
         except BaseException as error:
             self._withdraw(plan, names, taken, error)
             raise
 
-    def _sbatch(self, plan: Plan, folder: Path, job: Job, known: Mapping[str, str]) -> str:
+    def _sbatch(
+        self,
+        plan: Plan,
+        folder: Path,
+        job: Job,
+        known: Mapping[str, str],
+        before: JobStatus | None,
+    ) -> str:
+        """Submit `job`, last seen as `before`, after those in `known`; return its number."""
         words = ["sbatch", "--parsable", "--export=ALL"]
         words += [f"--{name}={value}" for name, value in named_options(plan, job, folder).items()]
         needs = [known[need] for need in job.needs if need in known]
         if needs:
             words.append(f"--dependency=afterok:{':'.join(needs)}")
         words.append(str(folder / f"{job.name}.sh"))
-        numbers = submit(words, self.profile.cluster)
+        try:
+            numbers = submit(words, self.profile.cluster)
+        except NoNumberError:
+            # The site says it in words of its own, or on standard error.
+            there = self._submitted(plan, job, before)
+            if not there:
+                raise
+            return there[0]
         if len(numbers) > 1:
             # A banner has numbers, too: the queue knows which one is the job's.
-            there = [str(number) for number, _ in self._listed(plan, [job.name])]
-            numbers = [number for number in numbers if number in there] or numbers
+            there = self._submitted(plan, job, before)
+            numbers = [number for number in numbers if number in there] or there or numbers
         return numbers[0]
+
+    def _submitted(self, plan: Plan, job: Job, before: JobStatus | None) -> list[str]:
+        """Return the numbers that the queue has for `job` since `before`, the last one first."""
+        last = _number(before.engine_id) if before is not None and before.engine_id else 0
+        there = queued(dict.fromkeys(known_names(plan, job), job), self.profile.cluster)
+        numbers = {_number(status.engine_id) for status in there}
+        return [str(number) for number in sorted(numbers, reverse=True) if number > last]
 
     def _withdraw(
         self, plan: Plan, names: Sequence[str], taken: Sequence[str], error: BaseException

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 
 from orchestration.engines.commands import SECONDS, output_of, quoted
-from orchestration.errors import EngineError
+from orchestration.errors import EngineError, UnansweredError
 
 # Each tool reads the variables that begin with its own name, and many of them SLURM_*.
 TOOLS = (
@@ -20,6 +21,9 @@ TOOLS = (
     "SINFO", "SLURM", "SLURMD", "SPANK", "SPRIO", "SQUEUE", "SREPORT", "SRUN", "SSHARE", "SSTAT",
     "STRIGGER",
 )  # fmt: skip
+# Between two questions to a queue that fails, and how long it may take to say so.
+PAUSES = (0.5, 2.0)
+SECONDS_TO_ASK_AGAIN = 5.0
 # These say which cluster is meant and who is asking, not what a job is given.
 ABOUT_CLUSTER = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTER_CONF"}
 # `--parsable` prints the number alone, or with the name of the cluster; what a site's wrapper makes
@@ -28,6 +32,10 @@ NUMBER = re.compile(
     r"(?:Submitted batch job )?([1-9][0-9]*)(?:;[^\s;]+)?(?: on cluster \S+)?", re.IGNORECASE
 )
 COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+class NoNumberError(EngineError):
+    """A site's sbatch has said that it succeeded, in words of the site's own."""
 
 
 def environment(
@@ -47,9 +55,20 @@ def environment(
 
 
 def ask(words: Sequence[str], cluster: str | None = None, *, seconds: float = SECONDS) -> str:
-    """Return what one of the tools that look or cancel prints; raises as `output_of`."""
+    """Return what one of the tools that look or cancel prints; raises as `output_of`.
+
+    A queue that fails at once, as a controller does that has too much to do, is asked again.
+    """
     # Words that are parsed below are English ones.
     english = environment(cluster=cluster) | {"LC_ALL": "C", "LANGUAGE": "C"}
+    end = time.monotonic() + SECONDS_TO_ASK_AGAIN
+    for pause in PAUSES if words[0] == "squeue" else ():
+        try:
+            return output_of(words, environment=english, seconds=seconds)
+        except UnansweredError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(pause)
     return output_of(words, environment=english, seconds=seconds)
 
 
@@ -61,11 +80,12 @@ def submit(words: Sequence[str], cluster: str | None = None) -> list[str]:
 
     Raises:
         UnansweredError: it failed or gave no answer in time.
-        EngineError: it succeeded, and its answer holds no number.
+        NoNumberError: it succeeded, and no line of its answer is a number.
     """
     said = output_of(words, environment=environment(cluster=cluster))
     lines = [COLOUR.sub("", line).strip() for line in reversed(said.splitlines())]
     numbers = [found[1] for line in lines if (found := NUMBER.fullmatch(line))]
     if not numbers:
-        raise EngineError(f"{words[0]} succeeded, but its answer has no job number: {quoted(said)}")
+        answer = quoted(said) or "nothing"
+        raise NoNumberError(f"{words[0]} succeeded, but its answer has no job number: {answer}")
     return list(dict.fromkeys(numbers))

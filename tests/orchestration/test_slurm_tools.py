@@ -53,7 +53,7 @@ echo "$number"
 SQUEUE = """#!/bin/bash
 [ ! -e before-squeue ] || . ./before-squeue
 cat queue/* 2>/dev/null | {
-  case "$*" in *--Format*) cat;; *) awk -F'|' '$3 != "CANCELLED" {print $1, $3}';; esac
+  case "$*" in *--Format*) cat;; *) awk -F'|' '$3 ~ /ING$/ {print $1, $3}';; esac
 }
 """
 SCANCEL = """#!/bin/bash
@@ -81,6 +81,7 @@ def site(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     monkeypatch.setattr("orchestration.engines.slurm.SECONDS_BETWEEN_LOOKS", 0.0)
     monkeypatch.setattr("orchestration.engines.slurm.WITHDRAW_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("orchestration.engines.slurm_tools.PAUSES", (0.0, 0.0))
     (tmp_path / "p.yaml").write_text("engine: slurm\nregistry: {enabled: false}\n")
     return tmp_path
 
@@ -165,6 +166,8 @@ ANSWERS = [
     'echo 99; echo "$number;cluster"; printf "\\r\\n"',
     'echo "Submitted batch job $number on cluster b"',
     'printf "\\033[1;32m%s\\033[0m\\n" "$number"',
+    'echo "作业 $number 已提交"',
+    'echo "$number" >&2',
 ]
 
 
@@ -179,13 +182,32 @@ def test_the_number_is_found_whatever_stands_around_it(site: Path, answer: str) 
     assert [found(made)[name].engine_id for name in names] == ["101", "102", "103", "104"]
 
 
-def test_an_answer_without_a_number_is_told_and_nothing_stays(site: Path) -> None:
-    sbatch = (site / "site/sbatch").read_text().replace('echo "$number"', 'echo "Auftrag ok"')
-    (site / "site/sbatch").write_text(sbatch)
-    with pytest.raises(EngineError, match="its answer has no job number: Auftrag ok"):
+@pytest.mark.parametrize(
+    ("says", "told"), [("echo Auftrag abgelehnt", "Auftrag abgelehnt"), ("true", "nothing")]
+)
+def test_a_job_that_is_nowhere_is_told_and_nothing_stays(site: Path, says: str, told: str) -> None:
+    # The second one is lost by a wrapper that then ends as if nothing were wrong.
+    (site / "before-sbatch").write_text(
+        f'[ "$(ls queue | wc -l)" != 1 ] || {{ {says}; exit 0; }}\n'
+    )
+    with pytest.raises(EngineError, match=f"its answer has no job number: {told}$"):
         control.schedule(planned())
-    assert all("CANCELLED" in path.read_text() for path in (site / "queue").iterdir())
+    (queued,) = (site / "queue").iterdir()
+    assert "CANCELLED" in queued.read_text()
     assert not list((site / "plans").iterdir())
+
+
+def test_retry_does_not_take_an_earlier_job_for_the_one_it_submits(site: Path) -> None:
+    made = planned()
+    control.schedule(made)
+    set_queue(site, "FAILED")
+    (site / "before-sbatch").write_text("exit 0\n")
+    with pytest.raises(EngineError, match="its answer has no job number: nothing"):
+        control.retry(made.plan, made.folder)
+    (site / "before-sbatch").unlink()
+    (site / "answer-sbatch").write_text("echo job $number\n")
+    assert len(control.retry(made.plan, made.folder)) == 4
+    assert [one.engine_id for one in found(made).values()] == ["105", "106", "107", "108"]
 
 
 FAILS = '[ "$(ls queue 2>/dev/null | wc -l)" != {} ] || {{ echo "Socket timed out" >&2; exit 1; }}'
@@ -215,6 +237,16 @@ def test_a_tool_that_cannot_be_run_is_one_sentence(tmp_path: Path) -> None:
         (tmp_path / "sbatch").chmod(mode)
         with pytest.raises(EngineError, match=f"sbatch can't be run: {told}"):
             output_of([str(tmp_path / "sbatch")])
+
+
+def test_a_queue_that_fails_twice_is_asked_a_third_time(site: Path) -> None:
+    made = planned()
+    control.schedule(made)
+    (site / "before-squeue").write_text('echo >> calls; [ "$(wc -l < calls)" -gt 2 ] || exit 1\n')
+    assert {one.state for one in found(made).values()} == {State.QUEUED}
+    (site / "before-squeue").write_text("echo busy >&2; exit 1\n")
+    with pytest.raises(EngineError, match="squeue failed: busy"):
+        found(made)
 
 
 def test_where_taking_back_fails_the_plan_stays_for_cancel_and_retry(site: Path) -> None:
