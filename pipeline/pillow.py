@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from pipeline.codec.bitstream import MAGIC, MAX_PIXELS, Header, read_header, read_stream
 from pipeline.codec.errors import CodecError, MismatchError
@@ -84,11 +84,18 @@ class CcaImageFile(ImageFile.ImageFile):
     format_description = "CCA learned image codec"
 
     def _open(self) -> None:
-        """Read the header. Raises SyntaxError, as Pillow asks, for what is no such file."""
+        """Read the header.
+
+        Raises SyntaxError, as Pillow asks, for what is no such file, and UnidentifiedImageError
+        with the reason for one that can't be opened: no other plugin would.
+        """
+        head = self._file().read(HEAD)
+        if not _accept(head):
+            raise SyntaxError("no .cca file")
         try:
-            header = read_header(self._file().read(HEAD), _Options.max_pixels)
+            header = read_header(head, _Options.max_pixels)
         except CodecError as error:
-            raise SyntaxError(str(error)) from error
+            raise UnidentifiedImageError(self._named(error)) from error
         self._header: Header | None = header
         self._size = (header.width, header.height)
         self._mode = ("L" if header.grey else "RGB") + ("A" if header.alpha else "")
@@ -141,9 +148,11 @@ class CcaImageFile(ImageFile.ImageFile):
             model = _models(self.filename).of(data)
             image, _ = decoded(model, data, partial, max_pixels=_Options.max_pixels)
         except (CodecError, MismatchError) as error:
-            name = _text(self.filename) or "the .cca file"
-            raise OSError(f"{name}: {error}") from error
+            raise OSError(self._named(error)) from error
         return image if image.mode == self.mode else image.convert(self.mode)
+
+    def _named(self, error: Exception) -> str:
+        return f"{_text(self.filename) or 'the .cca file'}: {error}"
 
 
 def _accept(prefix: bytes) -> bool:

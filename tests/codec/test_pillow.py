@@ -116,8 +116,11 @@ def test_what_is_damaged_or_of_an_unknown_model_is_one_oserror(folder: Path) -> 
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = False
     register_cca_opener(max_pixels=64 * 64 - 1)
-    with pytest.raises(UnidentifiedImageError):
+    with pytest.raises(UnidentifiedImageError, match="64 x 64"):
         Image.open(io.BytesIO(data))
+    newer = MAGIC + b"\x09" + data[len(MAGIC) + 1 :]
+    with pytest.raises(UnidentifiedImageError, match="needs a program that reads version 9"):
+        Image.open(io.BytesIO(newer))
     register_cca_opener()
     fingerprint = make_model(SMALL).fingerprint[:16]
     with Image.open(io.BytesIO(data)) as unknown, pytest.raises(OSError, match=fingerprint):
