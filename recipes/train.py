@@ -90,7 +90,7 @@ def _origins(runs: Sequence[Run], origin: str | None, anew: bool) -> Mapping[str
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser("train.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("train.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("recipe", metavar="RECIPE.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--stage", help="only the runs of this stage")

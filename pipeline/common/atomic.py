@@ -105,7 +105,11 @@ class PartialFile:
     def put(self, target: Path, flush_folder: bool = True) -> None:
         """Flush the file and rename it to `target`, which it replaces."""
         self.flush()
-        self.path.replace(target)
+        try:
+            self.path.replace(target)
+        except OSError as error:
+            error.filename, error.filename2 = str(target), None  # what the user knows it by
+            raise
         if flush_folder:
             flush(target.parent)
 

@@ -5,6 +5,7 @@ No torch here: a scheduler plans from a recipe alone. Paths are relative to the 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -12,7 +13,6 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipeline.common.digests import json_sha256
-from pipeline.common.documents import parse
 from recipes.config.optimizing import Optimizer, named
 from recipes.config.settings import (
     BLOCK,
@@ -33,6 +33,7 @@ from recipes.config.settings import (
     fastest,
 )
 from recipes.config.stage import Stage
+from recipes.config.told import MODEL_FILE, told_by
 
 # Stands for any MODEL that a stage starts from.
 MODEL = "a model"
@@ -198,37 +199,13 @@ class Run:
     def complete(self) -> bool:
         """Whether the run has been trained to its end, in its folder: to as many steps as now.
 
-        Raises `RecipeError` when that can't be seen: not to be seen is not the same as not done.
+        One whose model was removed since goes on, to write it again. Raises `RecipeError` when that
+        can't be seen: not to be seen is not the same as not done.
         """
-        state = self.told()
-        if state.get("done") is not True:
+        state = told_by(self.folder)
+        if not state.get("done") or not os.path.lexists(self.folder / MODEL_FILE):
             return False
         return bool(state.get("steps", self.stage.steps) >= self.stage.steps)
-
-    def told(self) -> dict[str, Any]:
-        """Return what `run.json` in the run's folder says; {} where there is none.
-
-        Raises `RecipeError` when it can't be read.
-        """
-        path = self.folder / "run.json"
-        try:
-            state = parse(path.read_bytes())
-        except FileNotFoundError:
-            if not path.is_symlink():
-                return {}
-            raise RecipeError(f"{path} is a link to what is not there") from None
-        except NotADirectoryError:
-            return {}
-        except OSError as error:
-            raise RecipeError(
-                f"{path} can't be read ({error.strerror or error}): try again when it can, or give"
-                " another out"
-            ) from error
-        except ValueError as error:
-            raise RecipeError(
-                f"{path} is damaged: it is not JSON. Remove it to go on from the newest checkpoint"
-            ) from error
-        return state if isinstance(state, dict) else {}
 
     def decisive(self) -> dict[str, Any]:
         """Return what decides the numbers of the run: neither places, nor speed, nor logging.

@@ -193,7 +193,7 @@ def run(out: Path) -> list[Check]:
 
 def main() -> int:
     """Run the demo; return 0 when every promise was kept."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for all results")
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)

@@ -145,7 +145,8 @@ def opened(folder: Path) -> Checkpoint | Unusable:
         return Unusable(folder, f"is of format {number}, newer than this version's {FORMAT}", True)
     if number != FORMAT or not _says_enough(about):
         return Unusable(folder, f"is damaged: {ABOUT} lacks what it must say", False)
-    return Checkpoint(folder, about)
+    named = Unusable(folder, f"is damaged: {ABOUT} says step {about['step']}", False)
+    return Checkpoint(folder, about) if named.step in (-1, about["step"]) else named
 
 
 def _says_enough(about: Mapping[str, Any]) -> bool:

@@ -24,11 +24,11 @@ from pipeline.codec import (
 )
 from pipeline.codec.calibrating import calibrate
 from pipeline.common.atomic import write_json, write_text
-from pipeline.common.documents import parse
 from pipeline.common.leases import LEASE_FILE
 from pipeline.common.locks import LOCK_FILE, check_held
 from pipeline.evaluation.metrics import Picture
 from pipeline.tracking import Tracker
+from recipes.config import told
 from recipes.config.schema import Run
 from recipes.launching.environment import listed
 from recipes.training.checkpoint import FOLDER, free_name
@@ -197,7 +197,7 @@ class Results:
             content["from"] = self.origin
         if failed is not None:
             content["failed"] = dict(failed)
-        write_json(run.folder / "run.json", content)
+        write_json(run.folder / told.RUN_FILE, content)
 
 
 def export(
@@ -259,12 +259,11 @@ def put_aside(folder: Path) -> None:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Return what `run.json` says; {} where there is none."""
+    """Return what `run.json` says; {} where there is none that can be read."""
     try:
-        content = parse((folder / "run.json").read_bytes())
+        return told.read((folder / told.RUN_FILE).read_bytes())
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def git_commit() -> str:

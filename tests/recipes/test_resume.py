@@ -230,6 +230,7 @@ def test_a_folder_that_no_version_wrote_is_found_damaged(tmp_path: Path) -> None
         ("memory", {"of_later": [], "best": 2}, True),
         ("decisive", [], False),
         ("step", 4.5, False),
+        ("step", 2, False),  # in the folder of step 1
         ("origin", [], True),
         ("origin", {"step": 3}, True),
     ],
