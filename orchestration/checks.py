@@ -12,12 +12,14 @@ from orchestration.profile import Profile
 from recipes.config.bundled import shipped
 from recipes.config.schema import Recipe
 
+# Files of logs, whose names no file system takes beyond 255 characters, are called after stages.
+LONGEST_STAGE = 150
 # A source of pictures that is no path.
 ELSEWHERE = ("hf:", "shards:")
 
 
 def check(recipe: Recipe, profile: Profile, name: str) -> None:
-    """Refuse stages that the recipe does not have, and folders and files that are not there.
+    """Refuse stages that do not exist or have endless names, and places that are not there.
 
     `name` is what the profile is called in the message.
 
@@ -34,6 +36,12 @@ def check(recipe: Recipe, profile: Profile, name: str) -> None:
 
 def _stages(recipe: Recipe, profile: Profile) -> Iterator[str]:
     stages = [stage.name for stage in recipe.stages]
+    for name in stages:
+        if len(name) > LONGEST_STAGE:
+            yield (
+                f"the recipe's stage {name[:20]}... has a name of {len(name)} characters, and jobs"
+                f" can be called after {LONGEST_STAGE} at most"
+            )
     for name in profile.resources:
         stage = name.removeprefix("train.")
         if stage != name and stage not in stages:

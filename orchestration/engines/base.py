@@ -9,6 +9,9 @@ from typing import Protocol
 from orchestration.plan import Plan
 from orchestration.states import JobStatus
 
+# What `doctor` prints: state (ok, note, missing), what it is about, and the sentence.
+Finding = tuple[str, str, str]
+
 
 class Engine(Protocol):
     """Hands jobs to a scheduler and reads back what became of them; keeps nothing itself."""

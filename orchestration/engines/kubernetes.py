@@ -45,7 +45,7 @@ class Kubernetes:
         path = folder / FILE.format(turn=turn)
         write_text(path, _text(jobset(plan, self.profile, names, turn)))
         if self.profile.context:
-            self._kubectl("create", "--filename", str(path))
+            self.kubectl("create", "--filename", str(path))
 
     def statuses(self, plan: Plan, folder: Path) -> Mapping[str, JobStatus]:
         """Return what the cluster says of each job's newest object."""
@@ -72,7 +72,7 @@ class Kubernetes:
             pod_name = pod["metadata"]["name"]
             path = folder / "logs" / f"{pod_name}.log"
             try:
-                written = self._kubectl("logs", pod_name, "--container", CONTAINER)
+                written = self.kubectl("logs", pod_name, "--container", CONTAINER)
             except UnansweredError as error:
                 # A pod that waits for a node or its image has none.
                 log.info("no log of %s: %s", pod_name, error)
@@ -89,7 +89,7 @@ class Kubernetes:
         for found in self._objects("jobsets", plan):
             name = found["metadata"]["name"]
             patch = '{"spec":{"suspend":true}}'
-            self._kubectl("patch", "jobset", name, "--type", "merge", "--patch", patch)
+            self.kubectl("patch", "jobset", name, "--type", "merge", "--patch", patch)
         end = time.monotonic() + self.profile.grace_seconds + SECONDS_TO_END
         while left := [pod for pod in self._objects("pods", plan) if not _over(pod)]:
             if time.monotonic() > end:
@@ -103,11 +103,15 @@ class Kubernetes:
     def _objects(self, kind: str, plan: Plan, more: str = "") -> list[dict[str, Any]]:
         """Return the plan's objects of a kind, oldest first."""
         selector = f"{PLAN_LABEL}={label_of(plan.id)}{more}"
-        listed = self._kubectl("get", kind, "--selector", selector, "--output", "json")
+        listed = self.kubectl("get", kind, "--selector", selector, "--output", "json")
         items: list[dict[str, Any]] = parse(listed)["items"]
         return sorted(items, key=lambda item: str(item["metadata"].get("creationTimestamp", "")))
 
-    def _kubectl(self, *words: str) -> str:
+    def kubectl(self, *words: str) -> str:
+        """Return what kubectl says in the profile's context and namespace.
+
+        Raises EngineError when it fails, or the profile names no context.
+        """
         if self.profile.context is None:
             raise EngineError(
                 "the profile names no context of kubectl, so the manifest was written and not"

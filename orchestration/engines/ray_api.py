@@ -36,6 +36,15 @@ class JobsApi:
         """Return the version of Ray that the cluster runs."""
         return str(self._ask("GET", "/api/version")["ray_version"])
 
+    def nodes(self) -> list[dict[str, float]]:
+        """Return the resources of each node that is alive: CPU, GPU, memory in bytes, others."""
+        try:
+            found = self._ask("GET", "/api/v0/nodes?detail=1")["data"]["result"]["result"]
+            alive = [node for node in found if node.get("state") == "ALIVE"]
+            return [dict(node.get("resources_total") or {}) for node in alive]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise EngineError(f"Ray at {self.address} does not say what nodes it has") from error
+
     def jobs(self) -> list[dict[str, Any]]:
         """Return all jobs that the cluster remembers and that were submitted, oldest first."""
         found = [job for job in self._ask("GET", "/api/jobs/") if job.get("submission_id")]
@@ -123,4 +132,4 @@ def _token_file() -> str:
 def _cause(error: BaseException) -> str:
     """Return the innermost reason of an error of requests, which wraps it several times."""
     text = str(error)
-    return quoted(text.rpartition(": ")[2].strip("()' ") or type(error).__name__)
+    return quoted(text.rpartition(": ")[2].strip("()'\" ") or type(error).__name__)

@@ -61,7 +61,7 @@ class Ray:
 
     def submit(self, plan: Plan, folder: Path, names: Sequence[str]) -> None:
         """Hand over the supervisor, which submits the jobs called `names`."""
-        self._check_version()
+        self.check_version()
         before = self._known(plan)
         if before.at_work:
             raise EngineError(f"plan {plan.id} is at work already: wait for it, or cancel it")
@@ -92,8 +92,8 @@ class Ray:
             {"RAY_JOB_STOP_WAIT_TIME_S": str(self.profile.grace_seconds)},
         )
 
-    def _check_version(self) -> None:
-        """Refuse an environment whose Ray the cluster would refuse, once every job had failed."""
+    def check_version(self) -> None:
+        """Raise EngineError for an environment of the jobs that could not join the cluster."""
         cluster = self.api.version()
         if self.profile.environment not in (None, sys.prefix):
             return

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from orchestration.amounts import CLOCK
+from orchestration.engines.base import Finding
 from orchestration.engines.slurm_tools import ask
 from orchestration.errors import EngineError
 from orchestration.profile import Resources, SlurmProfile
@@ -19,8 +20,6 @@ PARTITION = re.compile(
 )
 GPUS = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
 UNITS = {"M": 1, "G": 1 << 10, "T": 1 << 20}
-# What `doctor` prints: state (ok, note, missing), what it is about, and the sentence.
-Finding = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -46,12 +45,6 @@ def findings(profile: SlurmProfile) -> Iterator[Finding]:
     yield from _partitions(profile, nodes)
     if os.environ.get("SBATCH_EXPORT", "ALL") != "ALL":
         yield "note", "SBATCH_EXPORT", "is set in this shell; plans pass what jobs need by name"
-    if not {"MLFLOW_TRACKING_URI"} & {*os.environ, *profile.env}:
-        yield (
-            "note",
-            "tracking",
-            "jobs on several nodes would share an SQLite file: set MLFLOW_TRACKING_URI to a server",
-        )
 
 
 def _settings(settings: Mapping[str, str]) -> Iterator[Finding]:

@@ -58,8 +58,8 @@ def add_to(app: typer.Typer) -> None:
     ) -> None:
         """Print versions, devices, what is missing, and the launches that go wrong here.
 
-        With --on also what a Slurm cluster has: partitions, limits and nodes, beside what the
-        profile asks for. Exits with 1 when something that is needed is missing.
+        With --on also what the profile's cluster has (on Slurm partitions, limits and nodes),
+        beside what the profile asks for. Exits with 1 when something that is needed is missing.
 
         Example:
             pipeline doctor
@@ -77,16 +77,11 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _cluster(path: Path) -> Iterator[Finding]:
-    from orchestration.engines import slurm_site
     from orchestration.load import load_profile
-    from orchestration.profile import SlurmProfile
+    from orchestration.sites import findings
     from recipes.config.bundled import shipped
 
-    profile = load_profile(shipped(path))
-    if not isinstance(profile, SlurmProfile):
-        yield Finding("note", str(path), f"engine {profile.engine} has no cluster to ask")
-        return
-    for state, what, detail in slurm_site.findings(profile):
+    for state, what, detail in findings(load_profile(shipped(path))):
         yield Finding(state, what, detail)
 
 

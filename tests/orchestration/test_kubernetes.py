@@ -23,9 +23,10 @@ from orchestration import control
 from orchestration.build import build_jobs
 from orchestration.engines.kubernetes import job_status
 from orchestration.engines.manifest import MOST_NEEDS, jobset
-from orchestration.load import profile_from
+from orchestration.load import load_profile, profile_from
 from orchestration.plan import Plan
 from orchestration.profile import KubernetesProfile
+from orchestration.sites import findings
 from orchestration.states import State
 from orchestration.store import new_id
 from recipes.config.schema import Recipe
@@ -352,3 +353,63 @@ def test_watching_goes_on_when_the_controller_was_away(
     seen: list[int] = []
     assert not control.wait(made.plan, made.folder, lambda found: seen.append(len(found)))
     assert seen == [len(made.plan.jobs)]
+
+
+# A cluster of two nodes: what is asked for comes last.
+SITE = """#!/bin/bash
+shift 4
+case "$*" in
+  api-resources*) echo "$JOBSETS";;
+  "auth can-i"*) echo "$RIGHTS"; [ "$RIGHTS" = yes ];;
+  "get pvc"*) echo '{"spec": {"accessModes": ["'$MODE'"]}}';;
+  "get secret"*) echo "Error from server (NotFound)" >&2; exit 1;;
+  "get nodes"*) echo '{"items": [
+    {"status": {"allocatable": {"cpu": "63500m", "memory": "256Gi", "nvidia.com/gpu": "8"}}},
+    {"status": {"allocatable": {"cpu": "4", "memory": "16000000Ki"}}}]}';;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "fields", "missing"),
+    [
+        ({}, "resources: {train: {cpus: 63, gpus: 8, memory: 256G}}", set()),
+        ({"JOBSETS": ""}, "", {"jobset"}),
+        (
+            {"RIGHTS": "no", "MODE": "ReadWriteOnce"},
+            "secret: tracking",
+            {"rights", "claim", "secret"},
+        ),
+        ({}, "resources: {train: {cpus: 64}, evaluate: {memory: 257G}}", {"train", "evaluate"}),
+    ],
+)
+def test_doctor_holds_the_cluster_against_the_profile(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    fields: str,
+    missing: set[str],
+) -> None:
+    stand_in(SITE, tmp_path, monkeypatch)
+    usual = {"JOBSETS": "jobsets.jobset.x-k8s.io", "RIGHTS": "yes", "MODE": "ReadWriteMany"}
+    for name, value in {**usual, **variables}.items():
+        monkeypatch.setenv(name, value)
+    needed = "workdir: /w\nimage: i\nclaim: c\nmount: /m\ncontext: lab\n"
+    (tmp_path / "k.yaml").write_text(f"engine: kubernetes\n{needed}{fields}\n")
+    found = [*findings(load_profile(tmp_path / "k.yaml"))]
+    said = {what.removeprefix("resources.") for state, what, _ in found if state == "missing"}
+    assert said == missing
+
+
+def test_doctor_without_kubectl_is_one_sentence(
+    profiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server")
+    assert [what for _, what, _ in findings(load_profile(profiles / "kubernetes.yaml"))] == [
+        "context"
+    ]
+    text = (profiles / "kubernetes.yaml").read_text() + "context: lab\n"
+    (tmp_path / "k.yaml").write_text(text)
+    (said,) = findings(load_profile(tmp_path / "k.yaml"))
+    assert said == ("missing", "kubernetes", "there is no command kubectl on this machine")

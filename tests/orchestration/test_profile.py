@@ -317,6 +317,13 @@ def test_all_that_is_not_there_is_named_at_once(recipe: Path, tmp_path: Path) ->
         assert part in str(caught.value)
 
 
+def test_stages_that_no_file_of_logs_can_be_called_after_are_refused(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text().replace("base", "b" * 151))
+    Path("p.yaml").write_text("engine: local\n")
+    with pytest.raises(OrchestrationError, match="a name of 151 characters"):
+        make_plan(recipe, Path("p.yaml"))
+
+
 def test_pictures_elsewhere_need_not_be_there(recipe: Path, tmp_path: Path) -> None:
     sources = "[s3://bucket/photos, hf:org/name, 'shards:old/{0..9}.tar', recipes/demo/pictures]"
     (tmp_path / "p.yaml").write_text(f"engine: slurm\npictures: {{source: {sources}}}\n")

@@ -20,8 +20,10 @@ from orchestration.engines import ray_api, ray_engine
 from orchestration.engines.ray_notes import Note, read_note, write_note
 from orchestration.engines.ray_states import Known, statuses
 from orchestration.errors import EngineError, OrchestrationError, UnansweredError
+from orchestration.load import profile_from
 from orchestration.plan import Plan
 from orchestration.profile import RayProfile
+from orchestration.sites import findings
 from orchestration.states import State
 from recipes.launching.command import RENDEZVOUS
 from tests.cluster.tools import SMALL, job, made_plan
@@ -40,8 +42,9 @@ class Head:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 head.headers = dict(self.headers)
-                version = {"ray_version": head.version}
-                self.answer(200, json.dumps(version if "version" in self.path else head.jobs))
+                answers = {"version": {"ray_version": head.version}, "nodes": head.nodes}
+                asked = self.path.partition("?")[0].rpartition("/")[2]
+                self.answer(200, json.dumps(answers.get(asked, head.jobs)))
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -63,6 +66,7 @@ class Head:
                 return
 
         self.version = "2.60.0"
+        self.nodes: dict[str, Any] = {}
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.address = f"http://127.0.0.1:{self.server.server_port}"
@@ -138,6 +142,23 @@ def test_another_version_of_ray_is_refused_at_once(head: Head, made: control.Sch
     with pytest.raises(EngineError, match=r"runs Ray 2\.44\.0.*has Ray 2\.60\.0"):
         control.schedule(made)
     assert head.jobs == []
+
+
+def test_doctor_holds_the_cluster_against_the_profile(head: Head) -> None:
+    has = {"CPU": 8.0, "memory": 16.0 * 2**30, "node:10.0.0.1": 1.0}
+    nodes = [{"state": "ALIVE", "resources_total": has}, {"state": "DEAD"}]
+    head.nodes = {"data": {"result": {"result": nodes}}}
+    asked = {"train": {"cpus": 8, "memory": "16G"}, "shard": {"cpus": 9}, "evaluate": {"gpus": 1}}
+    profile = profile_from({"engine": "ray", "address": head.address, "resources": asked}, "p")
+    found = {what: (state, detail) for state, what, detail in findings(profile)}
+    assert found["cluster"] == ("ok", f"Ray 2.60.0 at {head.address}")
+    assert found["nodes"][1].startswith("1 ")
+    assert {what for what in found if what.startswith("res")} == {
+        "resources.shard",
+        "resources.evaluate",
+    }
+    head.nodes = {"result": False}
+    assert ("missing", "cluster") in {(state, what) for state, what, _ in findings(profile)}
 
 
 def test_a_head_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
