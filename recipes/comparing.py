@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.common.documents import parse
+from pipeline.common.documents import DocumentError, parse_object
 from pipeline.tracking.errors import StoreError, TrackingError
 from pipeline.tracking.history import History, history
 from pipeline.tracking.tracker import flat
@@ -23,6 +23,7 @@ from recipes.config.bundled import shipped
 from recipes.config.load import load_recipe
 from recipes.config.schema import Recipe
 from recipes.config.settings import RecipeError
+from recipes.config.told import told_by
 
 RUN = "runs:/"
 # What is said of a run beside its settings, in the order in which it is shown.
@@ -154,17 +155,17 @@ def side(given: str) -> Side:
 
 
 def _of_folder(folder: Path) -> Side:
-    told = parse((folder / "run.json").read_bytes())
-    text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    told = told_by(folder)
+    file = folder / "recipe.yaml"
     try:
-        recipe = load_recipe(folder / "recipe.yaml")
+        recipe = load_recipe(file)
         runs = {run.id: flat(run.decisive()) for run in recipe.runs()}
         said = flat_recipe(recipe)
-    except RecipeError:
+    except RecipeError as error:
         # Of another version: as it stands there.
-        runs, said = {}, flat(_by_name(yaml.safe_load(text)))
+        runs, said = {}, flat(_by_name(_plain(file, error)))
     facts, decisive = _of_checkpoint(folder)
-    known = _known(str(told.get("run_id") or ""))
+    known = _known(told.get("run_id") or "")
     if known is not None:
         facts, decisive = facts | known.tags, decisive or _settings(known)
     return Side(
@@ -174,6 +175,17 @@ def _of_folder(folder: Path) -> Side:
         facts,
         {} if known is None else known.curves,
     )
+
+
+def _plain(file: Path, error: RecipeError) -> dict[str, Any]:
+    """Return what the YAML in `file` says, of whatever version; raises `error` if that is none."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        raise error from None
+    if not isinstance(content, dict):
+        raise error
+    return content
 
 
 def _known(run_id: str) -> History | None:
@@ -192,10 +204,16 @@ def _settings(known: History) -> dict[str, str]:
 def _of_checkpoint(folder: Path) -> tuple[dict[str, str], dict[str, str] | None]:
     """Return what the newest checkpoint says: facts, and settings that decided numbers."""
     for path in sorted((folder / "checkpoints").glob("step-*/checkpoint.json"), reverse=True):
-        about = parse(path.read_bytes())
-        run = about.get("run", {})
-        facts = {"data_digest": about.get("data_digest"), "git_commit": run.get("git_commit")}
-        return {k: str(v) for k, v in facts.items() if v}, flat(about.get("decisive", {})) or None
+        try:
+            about = parse_object(path.read_bytes())
+        except (OSError, DocumentError) as error:
+            log.warning("%s is passed over: %s", path, error)
+            continue
+        run, decisive = about.get("run"), about.get("decisive")
+        facts = {"data_digest": about.get("data_digest")}
+        facts |= {"git_commit": run.get("git_commit")} if isinstance(run, dict) else {}
+        settings = flat(decisive) if isinstance(decisive, dict) else None
+        return {k: str(v) for k, v in facts.items() if v}, settings or None
     return {}, None
 
 
@@ -205,6 +223,7 @@ def flat_recipe(recipe: Recipe) -> dict[str, str]:
 
 
 def _by_name(content: dict[str, Any]) -> dict[str, Any]:
-    stages = content.get("stages") or []
-    named = {str(stage.get("name", n)): stage for n, stage in enumerate(stages)}
-    return {**content, "stages": named}
+    stages = content.get("stages")
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        return content
+    return {**content, "stages": {str(one.get("name", n)): one for n, one in enumerate(stages)}}

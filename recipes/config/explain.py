@@ -43,7 +43,7 @@ def explain(key: str) -> list[Setting]:
     """
     every = list(settings())
     asked = ".".join(part for part in key.split(".") if not part.isdecimal())
-    found = [one for one in every if one.key == asked or one.key.startswith(f"{asked}.")]
+    found = _of(every, asked) or _of(every, _without_stage(asked))
     found = found or [one for one in every if one.key.endswith(f".{asked}")]
     if not found:
         names = {one.key.rpartition(".")[2] for one in every} | {one.key for one in every}
@@ -51,6 +51,16 @@ def explain(key: str) -> list[Setting]:
         hint = f"did you mean {', '.join(close)}?" if close else "`--explain all` lists them"
         raise RecipeError(f"no setting of a recipe is called {key}: {hint}")
     return found
+
+
+def _of(every: list[Setting], key: str) -> list[Setting]:
+    return [one for one in every if one.key == key or one.key.startswith(f"{key}.")]
+
+
+def _without_stage(key: str) -> str:
+    """Return the key without a stage's name, which stands where its number might."""
+    first, *rest = key.split(".")
+    return ".".join([first, *rest[1:]]) if first == "stages" and len(rest) > 1 else key
 
 
 def _default(field: FieldInfo) -> str:

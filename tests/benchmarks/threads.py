@@ -25,7 +25,7 @@ SIZES = {
     "tiny": "tiny",
 }
 # Crop and batch of a step.
-STEPS = ((64, 1), (64, 4), (128, 2), (128, 8), (256, 4), (256, 16))
+STEPS = ((64, 1), (64, 4), (128, 4), (128, 16), (256, 16))
 
 
 def seconds(step: Step, threads: int) -> float:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.comparing import Side, compare
+from recipes.comparing import Side, compare, side
+from recipes.config.settings import RecipeError
 from recipes.train import main
 from tests.typed import typed
 
@@ -65,6 +66,26 @@ def test_wrong_sides_are_one_sentence(write_recipe, tmp_path: Path) -> None:
     run = Side("runs:/1", decisive={"lr": "1"})
     with pytest.raises(ValueError, match="give its folder"):
         compare(run, Side("r.yaml", recipe={"lr": "1"}))
+
+
+def test_a_folder_that_no_version_left_so_is_compared_or_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (tmp_path / "run.json").write_text('{"id": "base"}')
+    with pytest.raises(RecipeError, match=r"recipe\.yaml"):
+        side(str(tmp_path))
+    for text in ("a: [", "- 1", "\0", ""):
+        (tmp_path / "recipe.yaml").write_text(text)
+        with pytest.raises(RecipeError, match=r"recipe\.yaml"):
+            side(str(tmp_path))
+    # Of a later version, and with a damaged checkpoint: what can be read is compared.
+    for text in ("stages: 7", "stages: [1]", "later: {a: 1}"):
+        (tmp_path / "recipe.yaml").write_text(text)
+        for about in ("[]", "{", '{"run": 1, "decisive": []}'):
+            (tmp_path / "checkpoints" / "step-00000001" / "checkpoint.json").write_text(about)
+            assert side(str(tmp_path)).recipe
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(RecipeError, match=r"run\.json is damaged"):
+        side(str(tmp_path))
 
 
 def test_what_one_side_does_not_know_is_no_difference() -> None:

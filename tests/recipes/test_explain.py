@@ -18,6 +18,7 @@ def test_every_setting_has_a_meaning() -> None:
 
 def test_a_setting_is_found_by_its_key_or_its_name() -> None:
     (lr,) = explain("stages.0.lr")
+    assert explain("stages.base.lr") == explain("stages.lr") == [lr]
     assert (lr.kind, lr.default) == ("number", "default 0.0001")
     assert lr.meaning.startswith("The optimizer")
     assert [one.key for one in explain("gigabytes")] == [
