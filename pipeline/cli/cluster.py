@@ -144,8 +144,10 @@ def cancel(plan: PlanId, as_json: AsJson = False) -> None:
     names = control.cancel(found, folder)
     if as_json:
         _print_json({"plan": found.id, "cancelled": names})
-    else:
+    elif names:
         echo(f"{len(names)} jobs cancelled; `pipeline retry {found.id}` continues the plan")
+    else:
+        echo("nothing to cancel: no job waits or runs")
 
 
 def retry(plan: PlanId, as_json: AsJson = False) -> None:
