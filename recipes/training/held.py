@@ -57,16 +57,32 @@ def held_out(run: Run) -> list[HeldOut]:
         return list(_of_shards(data.model_dump_json()))
     if data.validation is None:
         return []
+    place = shipped(Path(data.validation))
     try:
-        found = find_pictures(shipped(Path(data.validation)))
-    except EvaluationError as error:
+        found = find_pictures(place)
+        _check_others(place)
+    except (EvaluationError, OSError) as error:
         raise RecipeError(f"data.validation: {error}") from error
-    hidden = [path for path in found if path.name.startswith("._")]
-    if hidden:
-        # What macOS puts beside a file on other systems' disks; it is no picture.
-        log.warning("data.validation: left out %s: no pictures", ", ".join(map(str, hidden)))
-    kept = [path for path in found if path not in hidden][: data.validation_pictures]
-    return [HeldOut(path.stem, path) for path in kept]
+    return [HeldOut(path.stem, path) for path in found[: data.validation_pictures]]
+
+
+@lru_cache(maxsize=64)
+def _check_others(place: Path) -> None:
+    """Warn of hidden pictures below `place`; raise `EvaluationError` for what may be one later.
+
+    What macOS puts beside a file on other systems' disks (`._NAME`) is none. A link that leads
+    nowhere is a disk that is not there for the moment: costs without it would mean something else.
+    """
+    from pipeline.common import pictures
+
+    others = pictures.find_pictures(place)[1] if place.is_dir() else []
+    named = [path for path in others if pictures.is_picture(path.name.lstrip("._"))]
+    for path in named:
+        if not path.name.startswith("."):
+            what = "a link to what is not there" if path.is_symlink() else "no file"
+            raise EvaluationError(f"{path} is {what}: make it readable, or take it away")
+    if named:
+        log.warning("data.validation: left out %s: hidden", ", ".join(map(str, named)))
 
 
 def digest(pictures: Sequence[HeldOut]) -> str:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from pipeline.codec import CCAConfig, CCAModel
-from recipes.training import validate
+from recipes.config.load import load_recipe
+from recipes.config.settings import RecipeError
+from recipes.training import held, validate
 from tests.recipes.conftest import MICRO
 
 
@@ -26,3 +32,22 @@ def test_a_large_picture_goes_through_in_tiles(monkeypatch: pytest.MonkeyPatch) 
     assert bpp == pytest.approx(bits / (150 * 200), rel=1e-6)
     assert (validate.reconstruct(model, picture, whole=True)[0] == whole).all()
     assert validate.look(model, picture).shape == (128, 3 * 128, 3)
+
+
+def test_held_out_pictures_that_are_not_there_for_the_moment_are_no_fewer_pictures(
+    write_recipe, held_out: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "judges"
+    shutil.copytree(held_out, folder)
+    (folder / "._one.png").write_bytes(b"Mac OS X")
+    (folder / "notes.txt").symlink_to("nowhere")
+    run = load_recipe(write_recipe(), [f"data.validation={folder}"]).runs()[0]
+    assert [picture.name for picture in held.held_out(run)] == ["one"]
+    assert "left out" in caplog.text
+    assert "._one.png" in caplog.text
+    for name, make in {"two.png": lambda path: path.symlink_to("disk"), "p.png": os.mkfifo}.items():
+        held._check_others.cache_clear()
+        make(folder / name)
+        with pytest.raises(RecipeError, match=f"data.validation: .*{name} is"):
+            held.held_out(run)
+        (folder / name).unlink()
