@@ -25,6 +25,7 @@ from orchestration.profile import (
     Resources,
     SlurmProfile,
 )
+from pipeline.common.documents import DocumentError, reading_yaml
 from recipes.config.errors import sentence
 
 # By the name that profiles give: what such a profile may say, and the engine that is made of it.
@@ -95,13 +96,14 @@ def load_profile(path: str | Path) -> Profile:
     Raises `OrchestrationError` with every mistake of the file in one message.
     """
     try:
-        content = yaml.load(Path(path).read_text(), Loader=ProfileLoader)
+        with reading_yaml():
+            content = yaml.load(Path(path).read_text(), Loader=ProfileLoader)
     except FileNotFoundError:
         raise OrchestrationError(
             f"{path}: there is no such profile; orchestration/profiles has one for each engine"
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        why = " ".join(str(error).replace(' in "<unicode string>",', "").split())
+    except (OSError, DocumentError) as error:
+        why = str(error).replace(' in "<unicode string>",', "")
         raise OrchestrationError(f"{path}: can't be read as a profile: {why}") from error
     return profile_from(content, str(path))
 

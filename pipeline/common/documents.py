@@ -1,13 +1,15 @@
-"""JSON that comes from outside: read whole, or refused as one kind of error."""
+"""JSON and YAML that come from outside: read whole, or refused as one kind of error."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
 class DocumentError(ValueError):
-    """The bytes are no JSON, or not of the form that is needed."""
+    """The text is no JSON or YAML, or not of the form that is needed."""
 
 
 def parse(data: bytes | str) -> Any:
@@ -29,3 +31,20 @@ def parse_object(data: bytes | str) -> dict[str, Any]:
     if not isinstance(said, dict):
         raise DocumentError(f"it is no object but {type(said).__name__}")
     return said
+
+
+@contextmanager
+def reading_yaml() -> Iterator[None]:
+    """Turn what a YAML loader raises in here, of whatever kind, into `DocumentError`.
+
+    Text that is not UTF-8, values that there are none of (a month 13) and nesting without an end
+    are no YAML either.
+    """
+    import yaml
+
+    try:
+        yield
+    except RecursionError:
+        raise DocumentError("it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise DocumentError(" ".join(str(error).split())) from error

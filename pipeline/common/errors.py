@@ -8,6 +8,8 @@ from pipeline.common.printable import LAYOUT, printable
 
 # Exit codes of commands.
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+# Letters of the longest sentence that is said.
+LONGEST = 2000
 # What no file can be called, wherever it is.
 NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -26,7 +28,14 @@ def explained(error: BaseException) -> tuple[int, str] | None:
     The sentence may name what is from outside: nothing in it is obeyed by a terminal.
     """
     told = _told(error)
-    return None if told is None else (told[0], printable(told[1], LAYOUT))
+    return None if told is None else (told[0], _shortened(printable(told[1], LAYOUT)))
+
+
+def _shortened(words: str) -> str:
+    """Return `words`, or where they repeat something endless from outside, their two ends."""
+    if len(words) <= LONGEST:
+        return words
+    return f"{words[: LONGEST * 2 // 3]} ... {words[-LONGEST // 4 :]}"
 
 
 def _told(error: BaseException) -> tuple[int, str] | None:

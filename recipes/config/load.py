@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
+from pipeline.common.documents import DocumentError, reading_yaml
 from recipes.config.bundled import shipped
 from recipes.config.errors import sentence
 from recipes.config.optimizing import named
@@ -23,6 +24,8 @@ from recipes.config.settings import RecipeError, fastest
 Path_ = tuple[str | int, ...]
 # Settings that a word may stand for, and what says them one by one.
 WORDS: dict[str, Callable[[object], object]] = {"optimizer": named, "speed": fastest}
+# Letters of another library's error that one of ours repeats at most.
+LONGEST = 500
 # Pydantic's names of a union's simple branches; no field of a recipe is called so.
 _SIMPLE = re.compile(r"str|float|int|function-.*")
 
@@ -51,14 +54,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        with reading_yaml():
+            content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except FileNotFoundError:
         raise RecipeError(
             f"{path}: there is no such recipe (`pipeline recipes` lists those of the project)"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise RecipeError(f"{path}: can't be read as a recipe ({error})") from error
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (DocumentError, OmegaConfBaseException) as error:
         raise RecipeError(f"{path}: is not YAML: {_one_line(error)}") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values, this is a list")
@@ -106,8 +110,9 @@ def _value(override: str, text: str) -> Any:
         return text
     try:
         # OmegaConf's reading of YAML, in which 1e-4 is a number.
-        read = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        with reading_yaml():
+            read = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
+    except (DocumentError, OmegaConfBaseException) as error:
         raise RecipeError(f"{override!r}: the value is not YAML") from error
     if not isinstance(read, dict) or set(read) != {"value"}:
         raise RecipeError(f"{override!r}: the value is not YAML")
@@ -219,4 +224,6 @@ def _classes(annotation: Any) -> list[type]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    words = " ".join(str(error).split())
+    # The grammar of `${...}` repeats what it could not read, however long.
+    return words if len(words) <= LONGEST else f"{words[:LONGEST]}..."

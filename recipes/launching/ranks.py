@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from pipeline.common.documents import DocumentError, reading_yaml
 from recipes.config.settings import RecipeError
 
 # Rank, number of processes, and what else belongs to them, of each kind of launcher.
@@ -261,8 +262,9 @@ def _options(words: Sequence[str]) -> dict[str, str]:
 
 def _configured(path: Path) -> int | None:
     try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        with reading_yaml():
+            config = yaml.safe_load(path.read_text())
+    except (OSError, DocumentError):
         return None
     return number(config.get("num_processes")) if isinstance(config, dict) else None
 

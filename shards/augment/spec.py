@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.common.documents import DocumentError, reading_yaml
 from shards.augment.parameters import mistakes_in
 from shards.errors import ShardsError
 
@@ -166,9 +167,9 @@ def read_spec(path: str | Path) -> Spec:
 def read_dict(path: str | Path) -> Any:
     """Return what a YAML file says; raises ShardsError."""
     try:
-        return yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError) as error:
+        with reading_yaml():
+            return yaml.safe_load(Path(path).read_text())
+    except OSError as error:
         raise ShardsError(f"cannot read {path}: {error}") from error
-    except yaml.YAMLError as error:
-        words = " ".join(str(error).split())
-        raise ShardsError(f"{path} is not YAML: {words}") from error
+    except DocumentError as error:
+        raise ShardsError(f"{path} is not YAML: {error}") from error

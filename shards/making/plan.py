@@ -8,6 +8,7 @@ and has the split.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.common.documents import parse
+from pipeline.common.pictures.errors import first_line
 from shards.arrays import array, as_numpy
 from shards.errors import ShardsError
 from shards.making.listing import ListedCorpus
@@ -140,16 +142,17 @@ def planned_anew(store: Store, split: str) -> ShardsError:
 class PlanRows:
     """The rows of a stored plan, shard by shard; a context manager that closes the file."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._stream = file
-        self._file = pq.ParquetFile(file)
+    def __init__(self, file: IO[bytes], where: str = "the plan") -> None:
+        self._stream, self._where = file, where
+        with self._undamaged():
+            self._file = pq.ParquetFile(file)
         metadata = self._file.metadata
         self.counts = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
 
     @classmethod
     def of(cls, store: Store, plan: Plan) -> PlanRows:
-        """Open the stored rows of `plan`."""
-        return cls(store.open(plan.rows_file))
+        """Open the stored rows of `plan`; raises ShardsError where they are damaged."""
+        return cls(store.open(plan.rows_file), store.where(plan.rows_file))
 
     def __enter__(self) -> PlanRows:
         return self
@@ -158,13 +161,28 @@ class PlanRows:
         self._stream.close()
 
     def shard(self, number: int) -> pa.Table:
-        """Return the rows (columns of `ROWS`) of shard `number`."""
-        return self._file.read_row_group(number)
+        """Return the rows (columns of `ROWS`) of shard `number`; raises ShardsError."""
+        with self._undamaged():
+            return self._file.read_row_group(number)
 
     def columns(self, names: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
         """Yield the number of each shard with the columns `names` of its rows."""
         for number in range(len(self.counts)):
-            yield number, self._file.read_row_group(number, columns=list(names))
+            with self._undamaged():
+                found = self._file.read_row_group(number, columns=list(names))
+            yield number, found
+
+    @contextlib.contextmanager
+    def _undamaged(self) -> Iterator[None]:
+        """Raise ShardsError for what pyarrow makes of bytes that are no table of rows."""
+        try:
+            yield
+        except (pa.ArrowException, ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the file itself can't be read
+            raise ShardsError(
+                f"{self._where} is damaged ({first_line(error)}): start anew with --fresh"
+            ) from error
 
 
 def make_plans(

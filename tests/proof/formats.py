@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
 import torch
+import yaml
+from mlflow.exceptions import MlflowException
 
 from orchestration.build import build_jobs
 from orchestration.load import load_profile
@@ -17,21 +21,30 @@ from orchestration.plan import Plan
 from orchestration.store import FILE, read
 from pipeline.codec import ModelInfo, load_auxiliary, load_model, save_model
 from pipeline.codec.architectures.cca.model import CCAModel
+from pipeline.codec.light.codec import light_model
+from pipeline.common.errors import RunError
+from pipeline.common.leases import LEASE_FILE, Owner, Signs, read_lease
 from pipeline.tracking.measured import measured
 from pipeline.tracking.progress import spooled_progress
+from pipeline.tracking.served import check_body
 from pipeline.tracking.spool import Spool, State, last_steps
+from recipes.comparing import compare, side
 from recipes.config.load import load_recipe
+from recipes.launching.ranks import processes_asked
 from recipes.training import checkpoint
 from recipes.training.results import read_run
 from recipes.training.trainer_state import TrainerState
 from shards import Stream
+from shards.augment.spec import read_spec
 from shards.inspecting.verify import verify
+from shards.options import Options
+from shards.run import shard
 from shards.sources.base import Part
 from shards.sources.captions import read_descriptions
 from shards.sources.files import SourceFile
 from tests.codec.test_hostile import CONFIG
 from tests.proof.hostile import Format
-from tests.shards.made import numbered, write_split
+from tests.shards.made import encoded, numbered, photo, write_split
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -187,6 +200,92 @@ def _use_described(path: Path) -> None:
     read_descriptions([found], lambda _: data)
 
 
+def _compared(folder: Path) -> Path:
+    _run(folder)
+    (folder / "run.json").write_text(json.dumps({"id": "base", "steps": 6, "step": 6}))
+    shutil.copy(ROOT / "recipes" / "demo.yaml", folder / "recipe.yaml")
+    _checkpoint(folder)
+    return folder / "run.json"
+
+
+def _use_compared(path: Path) -> None:
+    one = side(str(path.parent))
+    compare(one, side("demo")).to_dict()
+
+
+def _augment(folder: Path) -> Path:
+    operation = {"name": "crop", "width": 32, "height": 32}
+    content = {"operations": [operation, {"name": "resize", "shortest": 64}], "format": "png"}
+    (folder / "augment.yaml").write_text(yaml.safe_dump(content))
+    return folder / "augment.yaml"
+
+
+def _launch_file(folder: Path) -> Path:
+    return _copied(ROOT / "recipes" / "accelerate" / "multi-gpu.yaml", folder)
+
+
+def _use_launch_file(path: Path) -> None:
+    processes_asked(["accelerate", "launch", "--config_file", str(path), "recipes/train.py"])
+
+
+def _lease(folder: Path) -> Path:
+    owner = {"host": "a", "pid": 7, "job": "1", "boot": "b", "time": 1.0}
+    (folder / LEASE_FILE).write_text(json.dumps(owner))
+    return folder / LEASE_FILE
+
+
+def _use_lease(path: Path) -> None:
+    Owner.read(read_lease(path.parent) or "")
+    assert Signs.of(path.parent)
+
+
+def _made_plan(folder: Path) -> Path:
+    shard([str(_pictures())], folder, SHARDED, workers=1)
+    (folder / "train.json").unlink()
+    return next(folder.glob(".train.plan.json"))
+
+
+SHARDED = Options(split="train", shard_size=4000, min_side=32)
+
+
+@cache
+def _pictures() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="formats-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for number in range(4):
+        (folder / f"{number}.png").write_bytes(encoded(photo(number, 40, 40)))
+    return folder
+
+
+def _use_made_plan(path: Path) -> None:
+    """Go on with the shards that are planned here."""
+    shard([str(_pictures())], path.parent, SHARDED, workers=1)
+
+
+def _plan_rows(folder: Path) -> Path:
+    _made_plan(folder)
+    (folder / "train-000000.tar").unlink()
+    return next(folder.glob(".train.plan*.parquet"))
+
+
+def _caption_table(folder: Path) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"file_name": [f"{n}.jpg" for n in range(5)], "text": ["a dog"] * 5}
+    pq.write_table(pa.table(columns), folder / "metadata.parquet")
+    return folder / "metadata.parquet"
+
+
+def _use_request(path: Path) -> None:
+    try:
+        check_body(path.read_bytes())
+    except MlflowException as error:
+        raise RunError(str(error)) from error
+
+
+REQUEST = json.dumps({"dataframe_split": {"columns": ["data"], "data": [["aGk="]]},
+                      "params": {"operation": "compress", "rate": 1.0}})  # fmt: skip
 JSON_LINES = "".join(
     json.dumps({"file_name": f"{n}.jpg", "text": "a dog", "when": n}) + "\n" for n in range(5)
 )
@@ -207,4 +306,19 @@ FORMATS = (
     Format("results", "json", _results, lambda path: measured(path, "ab" * 32)),
     Format("captions", "text", _described("results.csv", TABLE), _use_described),
     Format("metadata", "lines", _described("metadata.jsonl", JSON_LINES), _use_described),
+    Format("captions table", "bytes", _caption_table, _use_described),
+    Format("compared run", "json", _compared, _use_compared),
+    Format(
+        "compared recipe",
+        "yaml",
+        lambda folder: _compared(folder).with_name("recipe.yaml"),
+        lambda path: _use_compared(path.with_name("run.json")),
+    ),
+    Format("augment", "yaml", _augment, read_spec),
+    Format("launch file", "yaml", _launch_file, _use_launch_file),
+    Format("lease", "json", _lease, _use_lease),
+    Format("shard plan", "json", _made_plan, _use_made_plan),
+    Format("plan rows", "bytes", _plan_rows, _use_made_plan),
+    Format("light model", "bytes", _model_file, light_model.__wrapped__),
+    Format("request", "json", _described("request.json", REQUEST), _use_request),
 )

@@ -24,11 +24,10 @@ from typing import Any
 
 import yaml
 
-from pipeline.common.errors import explained
+from pipeline.common.errors import LONGEST, explained
 
 # A file outside of every format's folder: whoever opens it has followed a name out of there.
 CANARY = "canary-outside"
-LONGEST_SENTENCE = 2000
 
 
 @dataclass(frozen=True)
@@ -165,8 +164,8 @@ def judged(use: Callable[[Path], object], path: Path) -> str | None:
             if told is None or isinstance(error, MemoryError):
                 return "".join(traceback.format_exception(error)[-6:])
             sentence = told[1]
-            if not sentence.strip() or len(sentence) > LONGEST_SENTENCE or "\x1b" in sentence:
-                return f"no sentence: {sentence[:LONGEST_SENTENCE]!r}"
+            if not sentence.strip() or len(sentence) > LONGEST or "\x1b" in sentence:
+                return f"no sentence: {sentence[:LONGEST]!r}"
         return f"left its folder: {outside[0]}" if outside else None
 
 
