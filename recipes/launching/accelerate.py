@@ -12,11 +12,16 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import yaml
+
+from pipeline.common.errors import FAILURE, USAGE
 from recipes.launching import notice
 from recipes.launching.owner import end_with_owner
 
-FAILURE = 1
+# Keys of a launch file that are whole numbers, and the least of each.
+NUMBERS = {"num_processes": 1, "num_machines": 1, "machine_rank": 0, "main_process_port": 0}
 # Signals that ask the processes that train to stop, which their launcher must outlive.
 LEFT_TO_RANKS = (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 # Tells the processes that train which process has started them.
@@ -40,6 +45,7 @@ def launch() -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     arguments = launch_command_parser().parse_args()
     try:
+        check_file(arguments.config_file)
         launch_command(arguments)
     except subprocess.CalledProcessError as error:
         return _code(error.returncode)
@@ -52,8 +58,24 @@ def launch() -> int:
     except (ValueError, OSError) as error:
         # The launch file or the options are wrong: no process has been started.
         sys.stderr.write(f"train: can't launch: {' '.join(str(error).split())}\n")
-        return FAILURE
+        return USAGE if isinstance(error, ValueError) else FAILURE
     return 0
+
+
+def check_file(name: str | None) -> None:
+    """Raise `ValueError` for a launch file that Accelerate could make nothing of."""
+    if name is None:
+        return
+    try:
+        said = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{name} is not YAML: {error}") from error
+    if not isinstance(said, dict):
+        raise ValueError(f"{name} is no launch file: it has no keys with values")
+    for key, least in NUMBERS.items():
+        number = said.get(key)
+        if number is not None and not (type(number) is int and number >= least):
+            raise ValueError(f"{name}: {key} is {number!r}, and must be a number from {least} up")
 
 
 def _code(exitcode: int) -> int:

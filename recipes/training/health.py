@@ -48,8 +48,9 @@ class Watch:
         where = f"{self.run.id}: {share:.0%} of the auxiliary likelihoods are at the clamp"
         if cca.mode == "adversarial" and share >= cca.clamp_error:
             raise CollapseError(
-                f"{where} at step {step}, so the CCA term is a constant: lower lr or"
-                " cca.auxiliary_weight, or set cca.hyper=detached, and start again"
+                f"{where} at step {step}, so the CCA term is a constant: go on from a checkpoint"
+                f" before that by --from STEP, with a lower stages.{self.run.stage.name}.lr or"
+                " cca.auxiliary_weight, or with cca.hyper=detached"
             )
         if share >= cca.clamp_warning and step >= self._quiet_until:
             self._quiet_until = step + QUIET_STEPS

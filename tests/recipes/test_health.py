@@ -58,7 +58,7 @@ def test_watch_warns_with_the_cure_and_stops_a_collapse(write_recipe, caplog) ->
     assert "lower lr or cca.auxiliary_weight" in caplog.text
     for step in range(WINDOW // 2 - 3):
         watch.check(WINDOW + step, {"clamp_share": 1.0})
-    with pytest.raises(CollapseError, match="so the CCA term is a constant"):
+    with pytest.raises(CollapseError, match=r"by --from STEP, with a lower stages\.base\.lr"):
         collapse(watch)
 
 

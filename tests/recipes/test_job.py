@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.launching import job
+from recipes.launching import accelerate, job
 from recipes.launching.ranks import processes_asked, started_by
 
 LEFT = {
@@ -57,6 +57,31 @@ def test_a_job_reads_a_launch_file_of_ours_and_never_the_users(root: Path) -> No
     launcher = ["python", "-P", "-m", "recipes.launching.job", "--num_processes", "2", *script]
     assert started_by([launcher])
     assert processes_asked(launcher) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "piece"),
+    [
+        ("a: [", "is not YAML"),
+        ("\0", "is not YAML"),
+        ("- 1", "is no launch file"),
+        ("", "is no launch file"),
+        ("num_processes: many", "num_processes is 'many', and must be a number from 1 up"),
+        ("num_processes: 0", "num_processes is 0"),
+        ("machine_rank: -1", "machine_rank is -1"),
+        ("num_machines: true", "num_machines is True"),
+    ],
+)
+def test_a_launch_file_that_is_none_is_one_sentence(tmp_path: Path, text: str, piece: str) -> None:
+    file = tmp_path / "launch.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=piece):
+        accelerate.check_file(str(file))
+
+
+def test_launch_files_of_ours_are_launch_files(root: Path) -> None:
+    for file in (root / "recipes" / "accelerate").glob("*.yaml"):
+        accelerate.check_file(str(file))
 
 
 WRAPPER = """#!/bin/bash
