@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -35,25 +36,19 @@ from tests.benchmarks.throttle import Line, Throttle
 CROP, NODES = 256, (1, 2, 4, 8)
 # What a loader is imported as, where that is not its name.
 MODULES = {"ours": "shards", "mosaicml": "streaming"}
+CORPUS, OTHER = "corpus", "other"
 FIRST, STEADY, RESUME = "first batch, s", "images/s", "resume at 90 %, s"
+MIXED = ", 3 to 1 mixture"
+# After the first batch.
+STEADY_BATCHES = 30
 
 
 def prepare(
     given: argparse.Namespace, work: Path, names: Sequence[str]
 ) -> tuple[Throttle, str, int]:
-    """Start the server, make and upload the shards; return the throttle, their URL and bytes."""
+    """Start the server, make and upload two corpora; return the throttle, a URL and its bytes."""
     from moto.server import ThreadedMotoServer
 
-    shards = work / "shards"
-    source = work / "pictures"
-    source.mkdir()
-    for copy in range(given.copies):
-        found = sorted(given.pictures.rglob("*.[jJ][pP]*[gG]"))[: given.count]
-        for number, path in enumerate(found):
-            (source / f"{copy}-{number:05d}{path.suffix}").symlink_to(path)
-    command = [sys.executable, "-m", "pipeline.cli.main", "shard", str(source), "--workers", "2"]
-    command += ["--out", str(shards), "--shard-size", given.shard_size, "--check", "header"]
-    subprocess.run(command, check=True, cwd=ROOT)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -70,16 +65,32 @@ def prepare(
     public = {"ACL": "public-read"}
     direct = s3fs.S3FileSystem(skip_instance_cache=True, s3_additional_kwargs=public)
     direct.mkdir("bucket")
-    direct.put(f"{shards}/", "s3://bucket/corpus/", recursive=True)
-    for name in {"mosaicml", "litdata"}.intersection(names):
-        made = work / f"{name}-made"
-        CONVERTED[name](shards, made)
-        direct.put(f"{made}/", f"s3://bucket/corpus-{name}/", recursive=True)
+    found = sorted(given.pictures.rglob("*.[jJ][pP]*[gG]"))[: given.count]
+    for corpus, pictures in ((CORPUS, found), (OTHER, found[::3])):
+        shards = _shard(work / corpus, pictures, given)
+        direct.put(f"{shards}/", f"s3://bucket/{corpus}/", recursive=True)
+        for name in {"mosaicml", "litdata"}.intersection(names):
+            made = work / f"{corpus}-{name}"
+            CONVERTED[name](shards, made)
+            direct.put(f"{made}/", f"s3://bucket/{corpus}-{name}/", recursive=True)
     throttle = Throttle(port, Line())
     os.environ["AWS_ENDPOINT_URL"] = throttle.url
     s3fs.S3FileSystem.clear_instance_cache()
-    total = sum(path.stat().st_size for path in shards.glob("*.tar"))
-    return throttle, "s3://bucket/corpus", total
+    total = sum(path.stat().st_size for path in (work / CORPUS / "shards").glob("*.tar"))
+    return throttle, f"s3://bucket/{CORPUS}", total
+
+
+def _shard(work: Path, pictures: Sequence[Path], given: argparse.Namespace) -> Path:
+    """Pack the pictures `given.copies` times, and return the folder of the shards."""
+    (work / "pictures").mkdir(parents=True)
+    for copy in range(given.copies):
+        for number, path in enumerate(pictures):
+            (work / "pictures" / f"{copy}-{number:05d}{path.suffix}").symlink_to(path.resolve())
+    command = [sys.executable, "-m", "pipeline.cli.main", "shard", str(work / "pictures")]
+    command += ["--workers", "2", "--out", str(work / "shards")]
+    command += ["--shard-size", given.shard_size, "--check", "header"]
+    subprocess.run(command, check=True, cwd=ROOT)
+    return work / "shards"
 
 
 def _pictures(shards: Path) -> Iterator[bytes]:
@@ -116,22 +127,25 @@ def measure(name: str, url: str, told: Connection) -> None:
     for nodes in NODES:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
             told.send((share(nodes), None))
-            for _ in load(url, Path(work), 0, nodes, 0.0, 0):
+            for _ in load([url], Path(work), 0, nodes, 0.0, 0):
                 pass
             told.send((share(nodes), 0.0))
     # The last one of these goes on fetching after its first batch, so nothing is counted any more.
-    for column, start in ((FIRST, 0.0), (RESUME, 0.9)):
+    both = [url, url.replace(CORPUS, OTHER)]
+    for urls, start, more in (([url], 0.0, ""), (both, 0.0, MIXED), ([url], 0.9, "")):
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
+            column = (RESUME if start else FIRST) + more
             told.send((column, None))
             begun = time.perf_counter()
-            batches = iter(load(url, Path(work), 0, 1, start, CROP))
+            batches = iter(load(urls, Path(work), 0, 1, start, CROP))
             next(batches)
             told.send((column, time.perf_counter() - begun))
             if not start:
-                told.send((STEADY, None))
+                told.send((STEADY + more, None))
                 begun = time.perf_counter()
-                count = sum(len(images) for images in batches)
-                told.send((STEADY, count / (time.perf_counter() - begun)))
+                # A mixture has no end of its own with every loader.
+                count = sum(len(images) for images in islice(batches, STEADY_BATCHES))
+                told.send((STEADY + more, count / (time.perf_counter() - begun)))
 
 
 def share(nodes: int) -> str:
@@ -157,7 +171,7 @@ def row(name: str, url: str, total: int, throttle: Throttle, limit: float) -> di
             elif column.startswith("corpora"):
                 found[column] = f"{(throttle.count()[0] - before) / total:.2f}"
             else:
-                found[column] = f"{value:.0f}" if column == STEADY else f"{value:.2f}"
+                found[column] = f"{value:.0f}" if column.startswith(STEADY) else f"{value:.2f}"
             if value is not None:
                 print(f"# {name}: {column}: {found[column]}", flush=True)
         found[column] = f"over {limit:.0f} s"
@@ -205,7 +219,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     names = [name for name in given.loaders.split(",") if installed(name)]
-    columns = [FIRST, STEADY, *map(share, NODES), RESUME]
+    mixed = [FIRST + MIXED, STEADY + MIXED]
+    columns = [FIRST, STEADY, *mixed, *map(share, NODES), RESUME]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         throttle, url, total = prepare(given, Path(temporary), names)
         manifest = Manifest.read(url)
