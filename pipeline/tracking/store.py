@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,11 @@ SQLITE = "sqlite:///"
 LOCK_SECONDS = 20.0
 # Answers of a server that is there but can't serve now; anything else it says is its last word.
 PASSING = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "BAD_GATEWAY")
+# Tables that every version of MLflow has made.
+MLFLOWS = {"alembic_version", "experiments", "runs", "metrics", "params", "tags"}
 REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
+# How urllib3 and requests end what they say of a connection that could not be made.
+CAUSE = re.compile(r"Max retries exceeded .*: ([^:]*?)[\"')]*$", re.DOTALL)
 # What an upload is answered with that no repetition helps, such as 413 from a proxy with a limit.
 # Not 404: that is what some say for a server that restarts.
 NEVER = (400, 413, 414, 415, 422)
@@ -80,9 +85,14 @@ def reading_client(uri: str | None = None) -> MlflowClient | None:
     Looking makes no store. Raises as `client`.
     """
     where = tracking_uri(uri)
-    if where.startswith(SQLITE) and not Path(where.removeprefix(SQLITE)).exists():
+    if where.startswith(SQLITE) and not _holds_something(Path(where.removeprefix(SQLITE))):
         return None
     return client(uri)
+
+
+def _holds_something(path: Path) -> bool:
+    """Say whether an embedded store is there; an empty file is none yet."""
+    return path.exists() and (not path.is_file() or path.stat().st_size > 0)
 
 
 def require_store(what: str) -> MlflowClient:
@@ -118,6 +128,8 @@ def _look_into(path: Path) -> None:
     """Raise an error for a file that MLflow would fail on, or make its tables in."""
     import sqlite3
 
+    if path.is_dir():
+        raise TrackingError(f"{path} is a folder, no tracking store: set MLFLOW_TRACKING_URI")
     try:
         with contextlib.closing(
             sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=LOCK_SECONDS)
@@ -126,7 +138,7 @@ def _look_into(path: Path) -> None:
             tables = {str(name) for (name,) in rows}
     except sqlite3.DatabaseError as error:
         raise _of_database(f"{SQLITE}{path}", error) from error
-    if tables and not {"experiments", "alembic_version"} <= tables:
+    if tables and not tables >= MLFLOWS:
         raise TrackingError(
             f"{path} is the database of another program: move it, or set MLFLOW_TRACKING_URI"
         )
@@ -156,11 +168,11 @@ def _make_tables(path: Path) -> None:
     """
     import mlflow
 
-    if path.exists():
+    if _holds_something(path):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(path.with_name(f".{path.name}.lock")):
-        if path.exists():
+        if _holds_something(path):
             return
         for left in path.parent.glob(f".{path.name}.*.making*"):
             left.unlink()
@@ -225,13 +237,29 @@ def explained(uri: str) -> Iterator[None]:
             ) from error
         if is_passing(error):
             raise StoreError(
-                f"the tracking store {without_user(uri)} can't be used now: {sentence}"
+                f"the tracking store {without_user(uri)} can't be used now: {_cause(error)}"
+            ) from error
+        if "Response body: '<" in str(error):
+            raise TrackingError(
+                f"what answers at {without_user(uri)} is a page for people, no MLflow server:"
+                " look at MLFLOW_TRACKING_URI, and whether a proxy stands before the server"
             ) from error
         raise TrackingError(f"the tracking store {without_user(uri)} says: {sentence}") from error
+    except ModuleNotFoundError as error:
+        raise TrackingError(
+            f"the tracking store {without_user(uri)} needs the Python module {error.name}, which is"
+            " not installed here"
+        ) from error
     except (RequestException, OSError) as error:
         raise StoreError(
             f"the tracking store {without_user(uri)} can't be reached: {first_sentence(error)}"
         ) from error
+
+
+def _cause(error: BaseException) -> str:
+    """Return the sentence that matters: of a failed connection the innermost one."""
+    found = CAUSE.search(str(error))
+    return without_user(found[1])[:300] if found else first_sentence(error)
 
 
 def is_passing(error: BaseException) -> bool:

@@ -33,6 +33,35 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def test_an_empty_file_is_no_store_yet(nowhere: Path) -> None:
+    (nowhere / "mlflow.db").touch()
+    assert list_versions() == []
+    assert (nowhere / "mlflow.db").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind", "said"),
+    [
+        ("http://127.0.0.1:1", StoreError, r"can't be used now: \[Errno 111\] Connection refused$"),
+        (
+            "postgresql://me:secret@host/db",
+            TrackingError,
+            "//host/db needs the Python module psycopg",
+        ),
+        ("sqlite:///folder.db", TrackingError, "folder.db is a folder, no tracking store"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_one_sentence(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch, uri: str, kind: type[Exception], said: str
+) -> None:
+    (nowhere / "folder.db").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(kind, match=said) as caught:
+        list_versions("cca")
+    assert "secret" not in str(caught.value)
+
+
 def test_looking_makes_no_store(nowhere: Path, checkpoint: Callable[..., Path]) -> None:
     assert list_versions() == []
     assert run_progress("0" * 32) is None
@@ -65,15 +94,21 @@ def test_a_locked_store_is_one_sentence(
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "database of another program"), (b"notes, no database" * 99, "is no tracking store")],
+    [
+        ("recipes", "database of another program"),
+        ("experiments", "database of another program"),
+        (b"notes, no database" * 99, "is no tracking store"),
+    ],
 )
 def test_a_file_that_is_no_store_is_refused_and_left_as_it_is(
-    nowhere: Path, content: bytes | None, words: str
+    nowhere: Path, content: bytes | str, words: str
 ) -> None:
     path = nowhere / "mlflow.db"
-    if content is None:
+    if isinstance(content, str):
         with sqlite3.connect(path) as database:
-            database.execute("CREATE TABLE recipes (title TEXT)")
+            database.execute(f"CREATE TABLE {content} (title TEXT)")
+            # Alembic keeps the tables of many programs.
+            database.execute("CREATE TABLE alembic_version (version_num TEXT)")
         database.close()
     else:
         path.write_bytes(content)
