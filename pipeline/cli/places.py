@@ -50,7 +50,7 @@ def places(words: Sequence[str], out_dir: Path | None, is_source: Callable[[Path
     if last != STANDARD and is_source(Path(last)):
         return _checked(Places(tuple(map(_source, words))))
     sources = tuple(map(_source, first))
-    if last.endswith("/"):
+    if last.endswith("/") or (last != STANDARD and _is_folder(Path(last))):
         raise UsageError(f"{last} is a folder: name the file to write, or give it by --out-dir")
     if len(sources) > 1:
         raise UsageError(

@@ -59,9 +59,9 @@ def _choose(source: Path, best: bool) -> Checkpoint:
     checkpoints = found(source)
     chosen = lowest(checkpoints) if best else next(reversed(checkpoints), None)
     if chosen is None:
-        kind = "with a held-out cost " if best else ""
+        kind = " with a held-out cost" if best else ""
         raise RecipeError(
-            f"{source} has no complete checkpoint {kind}: give a run's folder, or one of its"
+            f"{source} has no complete checkpoint{kind}: give a run's folder, or one of its"
             " checkpoints/step-..."
         )
     return chosen
