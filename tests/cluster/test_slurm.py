@@ -144,14 +144,24 @@ def test_cancel_leaves_nothing_running_and_retry_goes_on_at_once(
     assert_every_step_was_made_once(place)
 
 
+# A minute is the shortest limit, and Slurm looks every 30 s whether the signal is due.
+AT_THE_LIMIT = pytest.param(True, marks=pytest.mark.nightly, id="at the limit")
+
+
+@pytest.mark.parametrize("at_the_limit", [pytest.param(False, id="at once"), AT_THE_LIMIT])
 def test_time_limit_leads_to_checkpoint_requeue_and_resume(
-    place: Path, profile: SlurmProfile
+    place: Path, profile: SlurmProfile, cluster: Cluster, at_the_limit: bool
 ) -> None:
-    # A minute is the shortest limit; Slurm looks every 30 s whether the signal is due.
     early = profile.model_copy(update={"signal_seconds": 55})
     minute = SMALL.model_copy(update={"minutes": 1})
     made = made_plan(place, early, [trainer(resources=minute), job("after", "true", ["train"])])
+    assert "#SBATCH --signal=B:USR1@55" in made.scripts["train.sh"]
     control.schedule(made)
+    if not at_the_limit:
+        # What Slurm does then.
+        wait_for((place / "state.txt").exists, "the first step")
+        number = control.status(made.plan, made.folder)[0].engine_id
+        cluster.command("scancel", "--batch", "--signal=USR1", number)
     found = ended(made.plan, made.folder)
 
     assert {one.state for one in found.values()} == {State.DONE}
