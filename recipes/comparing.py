@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.common.documents import DocumentError, parse_object
+from pipeline.common.documents import DocumentError, parse_object, reading_yaml
 from pipeline.tracking.errors import StoreError, TrackingError
 from pipeline.tracking.history import History, history
 from pipeline.tracking.tracker import flat
@@ -180,8 +180,9 @@ def _of_folder(folder: Path) -> Side:
 def _plain(file: Path, error: RecipeError) -> dict[str, Any]:
     """Return what the YAML in `file` says, of whatever version; raises `error` if that is none."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        with reading_yaml():
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, DocumentError):
         raise error from None
     if not isinstance(content, dict):
         raise error

@@ -70,9 +70,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _resolved(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """Fill in `${key}` references."""
+    """Fill in `${key}` references; a value `???` is one that is to be given."""
     try:
-        resolved = OmegaConf.to_container(OmegaConf.create(content), resolve=True)
+        made = OmegaConf.create(content)
+        resolved = OmegaConf.to_container(made, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise RecipeError(f"{path}: {_one_line(error)}") from error
     assert isinstance(resolved, dict)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from pipeline.common.documents import DocumentError, reading_yaml
 from pipeline.common.errors import FAILURE, USAGE
 from recipes.launching import notice
 from recipes.launching.owner import end_with_owner
@@ -67,8 +68,9 @@ def check_file(name: str | None) -> None:
     if name is None:
         return
     try:
-        said = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
+        with reading_yaml():
+            said = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+    except DocumentError as error:
         raise ValueError(f"{name} is not YAML: {error}") from error
     if not isinstance(said, dict):
         raise ValueError(f"{name} is no launch file: it has no keys with values")

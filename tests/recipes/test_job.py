@@ -64,6 +64,7 @@ def test_a_job_reads_a_launch_file_of_ours_and_never_the_users(root: Path) -> No
     [
         ("a: [", "is not YAML"),
         ("\0", "is not YAML"),
+        pytest.param("[" * 5000, "is not YAML", id="deep"),
         ("- 1", "is no launch file"),
         ("", "is no launch file"),
         ("num_processes: many", "num_processes is 'many', and must be a number from 1 up"),

@@ -88,6 +88,7 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_name(path: Path) -> 
         ("stages=[]", "at least 1 item"),
         ("data.train=", "data.train"),
         ("out=${nowhere}", "nowhere"),
+        ("out=???", "Missing mandatory value: out"),
     ],
 )
 def test_one_sentence_for_each_mistake(path: Path, override: str, piece: str) -> None:
