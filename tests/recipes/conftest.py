@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -118,28 +119,43 @@ def launch(root: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     return start
 
 
-def _train(arguments: Sequence[str], environment: dict[str, str], folder: Path) -> None:
+# What a training imports, mostly when it gets there: many times longer than the steps of a test.
+PRELOADED = [
+    *("accelerate", "recipes.train", "recipes.training.loop", "recipes.training.preflight"),
+    *("torch._dynamo", "pipeline.codec.architectures.cca.model"),
+    *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "pipeline.tracking.delivery"),
+]
+
+
+def _train(
+    arguments: Sequence[str], environment: dict[str, str], folder: Path, output: Path | None
+) -> None:
     from recipes.train import main
 
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    if output is not None:
+        log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
     sys.exit(main(arguments))
 
 
 @pytest.fixture
 def start_training(tmp_path: Path) -> Iterator[Callable[..., BaseProcess]]:
-    """Start training in a process of its own, forked from one that has imported torch.
+    """Start training in a process of its own, forked from one that has imported what it needs.
 
-    An import of all that training needs takes many times longer than the steps of a test.
+    With `output`, what it says goes to that file; other keywords are variables of its environment.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["accelerate", "recipes.train", "recipes.training.loop"])
+    context.set_forkserver_preload(PRELOADED)
     started: list[BaseProcess] = []
 
-    def start(*arguments: str | Path) -> BaseProcess:
+    def start(*arguments: str | Path, output: Path | None = None, **variables: str) -> BaseProcess:
         words = [str(word) for word in arguments]
-        process = context.Process(target=_train, args=(words, {**os.environ}, tmp_path))
+        given = (words, os.environ | variables, tmp_path, output)
+        process = context.Process(target=_train, args=given)
         process.start()
         started.append(process)
         return process
@@ -148,6 +164,29 @@ def start_training(tmp_path: Path) -> Iterator[Callable[..., BaseProcess]]:
     for process in started:
         process.kill()
         process.join()
+
+
+@pytest.fixture
+def start_ranks(
+    start_training: Callable[..., BaseProcess], tmp_path: Path
+) -> Callable[..., list[tuple[BaseProcess, Path]]]:
+    """Start training as two ranks, as a launcher would; return each with the file of its output."""
+
+    def start(*arguments: str | Path) -> list[tuple[BaseProcess, Path]]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        common |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        started = []
+        for rank in ("0", "1"):
+            output = tmp_path / f"rank-{rank}.log"
+            own = {"RANK": rank, "LOCAL_RANK": rank}
+            process = start_training(*arguments, output=output, **common, **own)
+            started.append((process, output))
+        return started
+
+    return start
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ from recipes.training.checkpoint import found
 from recipes.training.results import read_run
 from recipes.training.signals import AGAIN
 from tests.patience import patience, wait_for
+from tests.proof.forking import typed
 
-TWO = ("--multi_gpu", "--num_processes", "2")
 Process = subprocess.Popen[str] | BaseProcess
 
 
@@ -57,19 +57,17 @@ def differences(a: Path, b: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_same_models(write_recipe, launch, store: str) -> None:
-    common = {"steps": 6, "batch": 4, "crop": 64, "lr": 1e-3}
+def test_two_processes_train_the_same_models(write_recipe, start_ranks, store: str) -> None:
+    common = {"steps": 4, "batch": 4, "crop": 64, "lr": 1e-3}
     one_rate = {"name": "base", "rate_weight": 0.3, **common}
     several = {"name": "several", "variable_rate": [3.5, 1.0, 0.3], **common}
     path = write_recipe(stages=[one_rate, several], ema=0.5)
     alone, together = path.parent / "alone", path.parent / "together"
     assert main([str(path), f"out={alone}"]) == 0
-    process = launch([path, f"out={together}", "processes=2"], *TWO, ACCELERATE_USE_CPU="true")
-    output, _ = process.communicate(timeout=patience(300))
-    assert process.returncode == 0, output
+    assert ends(start_ranks(path, f"out={together}", "processes=2"))[0] == [0, 0]
     for stage in ("base", "several"):
         one, two = losses(store, alone / stage), losses(store, together / stage)
-        assert len(one) == len(two) == 6
+        assert len(one) == len(two) == 4
         assert two == pytest.approx(one, rel=1e-3)
         # Before anything was stepped, only the order of additions differs.
         assert two[0] == pytest.approx(one[0], rel=1e-5)
@@ -102,17 +100,17 @@ def test_deepspeed_trains_the_same_model_and_resumes_anywhere(
 
 
 @pytest.mark.slow
-def test_a_process_that_sees_another_folder_is_told_so(write_recipe, launch) -> None:
+def test_a_process_that_sees_another_folder_is_told_so(write_recipe, start_ranks) -> None:
     path = write_recipe()
     assert main([str(path), "out=runs-0", "stages.0.steps=2"]) == 0
     (path.parent / "runs-0" / "base" / "run.json").unlink()
-    process = launch([path, "out=runs-${oc.env:RANK}"], *TWO, ACCELERATE_USE_CPU="true")
-    output, _ = process.communicate(timeout=patience(300))
-    assert process.returncode != 0
+    codes, output = ends(start_ranks(path, "out=runs-${oc.env:RANK}"))
+    assert codes == [1, 1], output
     assert "has no complete checkpoint of step 2, which the first process goes on from" in output
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # what counts the processes has quick tests
 def test_a_launch_of_two_apart_is_refused(write_recipe, launch) -> None:
     process = launch([write_recipe()], "--cpu", "--num_processes", "2")
     output, _ = process.communicate(timeout=patience(300))
@@ -163,28 +161,22 @@ def test_asked_to_stop_it_keeps_its_state_and_says_again(
 
 
 @pytest.mark.slow
-def test_all_ranks_end_together_when_one_is_asked_to_stop(write_recipe, launch) -> None:
-    import psutil
-
+def test_all_ranks_end_together_when_one_is_asked_to_stop(write_recipe, start_ranks) -> None:
     path = write_recipe()
-    saves = "checkpoint.every_steps=1"
-    process = launch([path, "stages.0.steps=5000", saves], *TWO, ACCELERATE_USE_CPU="true")
+    ranks = start_ranks(path, "stages.0.steps=5000", "checkpoint.every_steps=1")
     folder = path.parent / "runs" / "base"
-    wait_for(stepped(folder, process), "the first step")
-    ranks = [one for one in psutil.Process(process.pid).children() if "RANK" in one.environ()]
-    (other,) = [one for one in ranks if one.environ()["RANK"] == "1"]
-    other.send_signal(signal.SIGUSR1)
-    output, _ = process.communicate(timeout=patience(300))
-    assert len(ranks) == 2
-    assert not any(one.is_running() for one in ranks)
+    (first, _), (other, _) = ranks
+    wait_for(stepped(folder, first), "the first step")
+    os.kill(other.pid, signal.SIGUSR1)
+    codes, output = ends(ranks)
+    assert codes == [AGAIN, AGAIN], output
     # Each rank says at which step it left, and that step's state is the newest.
     left = re.findall(r"stopped at step (\d+) as asked, state kept", output)
     assert left == [str(newest_step(folder))] * 2, output
-    assert set(re.findall(r"exitcode +: (\S+)", output)) == {str(AGAIN)}, output
 
 
 @pytest.mark.slow
-def test_pipeline_train_passes_signals_and_codes_on(write_recipe) -> None:
+def test_pipeline_train_passes_signals_and_codes_on(write_recipe, capfd) -> None:
     path = write_recipe()
     pipeline = [str(Path(sys.executable).parent / "pipeline"), "train", str(path)]
     command = [*pipeline, "stages.0.steps=5000", "processes=2"]
@@ -196,9 +188,8 @@ def test_pipeline_train_passes_signals_and_codes_on(write_recipe) -> None:
     assert process.returncode == AGAIN, errors
     assert "Traceback" not in errors
     assert found(folder)
-    refused = subprocess.run([*pipeline, "stages.0.batch=99"], capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert refused.stderr.strip().endswith("make batch smaller or shard more pictures")
+    assert typed(["train", str(path), "stages.0.batch=99"]) == 2
+    assert capfd.readouterr().err.strip().endswith("make batch smaller or shard more pictures")
 
 
 def test_who_asked_for_how_many(tmp_path: Path) -> None:
@@ -224,6 +215,13 @@ def test_fsdp_is_refused_with_what_to_use(write_recipe, monkeypatch, caplog) -> 
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert main([str(write_recipe())]) == 2
     assert "FSDP is not supported: use recipes/accelerate/multi-gpu.yaml" in caplog.text
+
+
+def ends(ranks: list[tuple[BaseProcess, Path]]) -> tuple[list[int | None], str]:
+    """Wait until all ranks have ended; return their exit codes, and what they said."""
+    for process, _ in ranks:
+        process.join(patience(300))
+    return [process.exitcode for process, _ in ranks], "".join(log.read_text() for _, log in ranks)
 
 
 def further(folder: Path, process: Process) -> Callable[[], bool]:
