@@ -90,8 +90,10 @@ class StoredShards(Sequence[ShardInfo]):
     def _read(self, group: int | None = None, columns: list[str] | None = None) -> Any:
         import pyarrow.parquet as pq
 
+        from shards.tables import reading_table
+
         # Opened anew each time: descriptors and connections don't travel to other processes.
-        with self._opened() as stream:
+        with self._opened() as stream, reading_table():
             file = pq.ParquetFile(stream, pre_buffer=False)
             if group is None:
                 return file.read(columns=columns, use_threads=False)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
@@ -31,6 +32,7 @@ from shards.making.members import common_members
 from shards.options import Options, parse_split
 from shards.sources.base import LISTING, Listed, decode_path
 from shards.store import Store
+from shards.tables import reading_table
 
 NOTES = 20  # sentences on what was left out that a plan keeps
 REPEATED = ["source", "label"]  # columns whose values come again and again
@@ -39,6 +41,7 @@ IDENTIFYING = (
     *("seed", "shard_size", "min_side", "max_area", "max_aspect"),
     *("check", "dedupe", "labels"),
 )
+MOST_SHARDS = 1_000_000  # names have six digits
 BLOCK = 512  # a tar's unit: a header takes one, contents are filled up to one
 ROWS = (
     LISTING.append(pa.field("captions", pa.list_(pa.string())))
@@ -97,12 +100,32 @@ class Plan:
     def read(cls, store: Store, split: str) -> Plan | None:
         """Return the plan of `split` in `store`, or None when there is none."""
         try:
-            return cls(**parse(store.read(cls.file_name(split))))
+            plan = cls(**parse(store.read(cls.file_name(split))))
+            plan.check(split)
+            return plan
         except FileNotFoundError:
             return None
         except (TypeError, ValueError) as error:
             where = store.where(cls.file_name(split))
             raise ShardsError(f"{where} is not a plan: start anew with --fresh") from error
+
+    def check(self, split: str) -> None:
+        """Raise ValueError where this is no plan of `split`: its values come from a file."""
+        texts = (self.split, self.source_digest, self.stamp, self.ending, self.rows)
+        numbers = (self.listed, self.shards, self.bytes, self.ignored)
+        lists = (self.sources, self.classes, self.notes, self.members)
+        own = re.compile(rf"(\.{re.escape(split)}\.plan(\.[0-9a-f]+)?\.parquet)?")
+        if not (
+            all(isinstance(one, str) for one in texts)
+            and all(type(one) is int and one >= 0 for one in numbers)
+            and all(isinstance(one, list) for one in lists)
+            and all(isinstance(one, str) for known in lists for one in known)
+            and isinstance(self.options, dict)
+            and self.split == split
+            and self.shards <= MOST_SHARDS
+            and own.fullmatch(self.rows)
+        ):
+            raise ValueError("a value is none that a plan has")
 
     def part(self, part: tuple[int, int]) -> range:
         """Return the numbers of the shards that part I of N, `part`, makes."""
@@ -174,12 +197,11 @@ class PlanRows:
 
     @contextlib.contextmanager
     def _undamaged(self) -> Iterator[None]:
-        """Raise ShardsError for what pyarrow makes of bytes that are no table of rows."""
+        """Raise ShardsError for bytes that are no table of rows."""
         try:
-            yield
-        except (pa.ArrowException, ValueError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # the file itself can't be read
+            with reading_table():
+                yield
+        except pa.ArrowException as error:
             raise ShardsError(
                 f"{self._where} is damaged ({first_line(error)}): start anew with --fresh"
             ) from error

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import IO, Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards.errors import ShardsError
@@ -145,7 +146,13 @@ def _rows(rows: PlanRows, number: int) -> Iterator[dict[str, Any]]:
 def _hashes(store: Store, name: str) -> dict[str, str]:
     file: IO[bytes]
     with store.open(f"{name}.parquet") as file:
-        table = read_rows(file, ["key", "sha256", "origin_sha256"])
+        try:
+            table = read_rows(file, ["key", "sha256", "origin_sha256"])
+        except pa.ArrowException as error:
+            raise ShardsError(
+                f"{store.where(f'{name}.parquet')} is damaged: delete it and run the same command"
+                " again"
+            ) from error
     hashes = pc.coalesce(table["origin_sha256"], table["sha256"])
     return dict(zip(table["key"].to_pylist(), hashes.to_pylist(), strict=True))
 

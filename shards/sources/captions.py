@@ -184,15 +184,18 @@ def _parquet(data: bytes) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from shards.tables import reading_table
+
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        columns = [one.name for one in file.schema_arrow if not has_bytes(one.type)]
-        return [
-            {str(name).strip().lower(): value for name, value in row.items()}
-            for batch in file.iter_batches(columns=columns)
-            for row in batch.to_pylist()
-        ]
-    except (pa.ArrowException, OSError) as error:
+        with reading_table():
+            file = pq.ParquetFile(pa.BufferReader(data))
+            columns = [one.name for one in file.schema_arrow if not has_bytes(one.type)]
+            return [
+                {str(name).strip().lower(): value for name, value in row.items()}
+                for batch in file.iter_batches(columns=columns)
+                for row in batch.to_pylist()
+            ]
+    except pa.ArrowException as error:
         raise UnreadableError(f"it is no Parquet file ({first_line(error)})") from error
 
 
