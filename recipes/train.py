@@ -26,7 +26,7 @@ from pipeline.common.secrets import redacted
 from recipes.config.load import load_recipe
 from recipes.config.schema import Run
 from recipes.config.settings import RecipeError
-from recipes.launching import notice, processes
+from recipes.launching import notice, peers, processes
 from recipes.training.signals import StopNow, StopRequest
 
 log = logging.getLogger("recipes")
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("train: ended by Ctrl-C; the steps since the last checkpoint are not kept")
         return INTERRUPTED
     except Exception as error:
-        known = explained(error)
+        known = explained(error) or peers.lost(error)
         _tell_of_failure(given, type(error).__name__ if known is None else known[1])
         if given.debug or known is None:
             raise
