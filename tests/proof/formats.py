@@ -210,12 +210,13 @@ def _compared(folder: Path) -> Path:
 
 def _use_compared(path: Path) -> None:
     one = side(str(path.parent))
-    compare(one, side("demo")).to_dict()
+    compare(one, side(str(ROOT / "recipes" / "demo.yaml"))).to_dict()
 
 
 def _augment(folder: Path) -> Path:
-    operation = {"name": "crop", "width": 32, "height": 32}
-    content = {"operations": [operation, {"name": "resize", "shortest": 64}], "format": "png"}
+    scale = {"RandomDownscale": {"scale": [0.6, 0.9], "min_side": 64}}
+    crop = {"RandomCrop": {"size": 64, "count": 2}}
+    content = {"operations": [scale, crop, {"RandomHorizontalFlip": {"p": 0.5}}], "format": "png"}
     (folder / "augment.yaml").write_text(yaml.safe_dump(content))
     return folder / "augment.yaml"
 
