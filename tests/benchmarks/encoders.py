@@ -3,7 +3,7 @@
     python -m tests.benchmarks.encoders PICTURES [--count 12] [--repeats 5] [--sides 256,1024,...]
 
 Squares of each side are cut from the largest pictures (mirrored where one is too small). Every
-encoder takes its turn on each square, on one thread; the table shows milliseconds of CPU, median of
+encoder takes its turn on each square; the table shows milliseconds of CPU of all threads, median of
 squares and repeats, and the bytes of all squares together beside those of the first row. `zstd` is
 an array that went through PNG's filter, then zstd at level 1, where `zstandard` is installed. A
 JPEG of the same square, quality 90, is what a training that does not augment beforehand reads.
@@ -115,9 +115,9 @@ def _row(
 
 
 def _timed(work: Callable[[], object]) -> float:
-    start = time.thread_time()
+    start = time.process_time()
     work()
-    return 1000 * (time.thread_time() - start)
+    return 1000 * (time.process_time() - start)
 
 
 def main() -> None:
