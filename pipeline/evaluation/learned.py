@@ -80,12 +80,15 @@ class ModelLoader:
     def __init__(self, device: torch.device):
         self.device = device
         self._last: tuple[Path, Model] | None = None
+        # Whether the last one has coded a picture.
+        self.warm = False
 
     def load(self, path: Path) -> Model:
         """Return the model of `path`. Raises what `load_model` does."""
         if self._last is None or self._last[0] != path:
             self._last = None  # or two models would be in memory at once
             self._last = path, load_model(path, device=str(self.device))
+            self.warm = False
         return self._last[1]
 
 
@@ -98,12 +101,15 @@ def measure_model(
 ) -> ModelResult:
     """Code every picture with the model into `streams`, decode the files, and measure.
 
-    The first picture is coded once beforehand, unmeasured, so that nobody pays for warming up.
+    A model that was just loaded codes the first picture once beforehand, unmeasured, so that no
+    picture pays for warming up.
     """
     model, device = loader.load(spec.path), loader.device
     streams.mkdir(parents=True)
-    _round_trip(model, spec.rate, sources[0], streams / ".warm-up", device)
-    (streams / ".warm-up").unlink()
+    if not loader.warm:
+        _round_trip(model, spec.rate, sources[0], streams / ".warm-up", device)
+        (streams / ".warm-up").unlink()
+        loader.warm = True
     memory.reset_peak(device)
     found = []
     for source in sources:

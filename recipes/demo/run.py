@@ -1,7 +1,7 @@
 """The demo: the main job from photographs to a codec's files, with the commands a user would type.
 
 Run it with `make demo`. It fits the model that comes with the package to the sample photographs,
-stage by stage, and trains the same architecture from its start for as long, to compare. It prints
+stage by stage, and trains the same architecture from its start for minutes, to compare. It prints
 every command before running it, and at the end what was reached, measured on eight Kodak pictures.
 It fails when a promise about quality or files is missed; the time that it took is shown beside the
 goal, and a slow machine is no failure.
@@ -29,10 +29,12 @@ FINE_TUNE, FROM_START = HERE.parent / "fine-tune.yaml", HERE.parent / "box.yaml"
 NAME, UNTRAINED, MINUTES_OLD, SHIPPED = "demo", "untrained", "base", "box"
 # The recipe of days made one of minutes.
 SHORT = (
-    *("stages.base.steps=120", "stages.base.batch=8", "stages.base.schedule=cosine"),
+    *("stages.base.steps=100", "stages.base.batch=8", "stages.base.schedule=cosine"),
     *("stages.base.warmup=10", "stages.finish.steps=1", "ema=null", "evaluate_every=1000"),
     *("data.workers=0", "data.held_out=2"),
 )
+# What suffices for photographs so few.
+FEW = ("stages.mse.steps=50", "stages.ms-ssim.steps=30")
 # Rates that are measured of the models' range.
 RATES = "2,4,6,8"
 # The classical codecs that take seconds; HEIC and VVC take minutes.
@@ -173,7 +175,7 @@ def run(out: Path) -> list[Check]:
         out / name for name in ("shards", "runs", "from-start", "report")
     )
     pipeline("shard", TRAIN, "--out", shards)
-    pipeline("train", FINE_TUNE, f"data.train={shards}", f"out={fitted}")
+    pipeline("train", FINE_TUNE, f"data.train={shards}", f"out={fitted}", *FEW)
     said = (f"data.train={shards}", f"out={young}", *SHORT)
     pipeline("train", FROM_START, "--stage", MINUTES_OLD, *said)
     untrained = out / f"{UNTRAINED}.safetensors"
@@ -205,7 +207,7 @@ def main() -> int:
     for check in checks:
         say(f"  [{'ok' if check.kept else 'MISSED'}] {check.promise}: {check.outcome}")
     minutes = (time.monotonic() - start) / 60
-    say(f"  [time] {minutes:.1f} minutes; two idle cores need less than {MINUTES:.0f}")
+    say(f"  [time] {minutes:.1f} minutes; the goal is {MINUTES:.0f} on two idle cores")
     return 0 if all(check.kept for check in checks) else 1
 
 
