@@ -131,17 +131,31 @@ def _look_into(path: Path) -> None:
     if path.is_dir():
         raise TrackingError(f"{path} is a folder, no tracking store: set MLFLOW_TRACKING_URI")
     try:
-        with contextlib.closing(
-            sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=LOCK_SECONDS)
-        ) as database:
-            rows = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            tables = {str(name) for (name,) in rows}
+        tables = _tables(path, "ro")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
+            raise _of_database(f"{SQLITE}{path}", error) from error
+        # What a killed process had begun is taken back first, and a reader may not do that.
+        try:
+            tables = _tables(path, "rw")
+        except sqlite3.DatabaseError as again:
+            raise _of_database(f"{SQLITE}{path}", again) from again
     except sqlite3.DatabaseError as error:
         raise _of_database(f"{SQLITE}{path}", error) from error
     if tables and not tables >= MLFLOWS:
         raise TrackingError(
             f"{path} is the database of another program: move it, or set MLFLOW_TRACKING_URI"
         )
+
+
+def _tables(path: Path, mode: str) -> set[str]:
+    """Return the names of the tables of an SQLite file, opened for reading or for both."""
+    import sqlite3
+
+    uri = f"{path.as_uri()}?mode={mode}"
+    with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS)) as database:
+        rows = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        return {str(name) for (name,) in rows}
 
 
 def _of_database(uri: str, error: BaseException) -> TrackingError | StoreError:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +22,20 @@ from pipeline.tracking import (
 )
 from pipeline.tracking import store as store_module
 from pipeline.tracking.store import client
+
+# Writes so much in one transaction that some of it is in the file, and dies.
+KILLED = """
+import os, sqlite3
+database = sqlite3.connect("mlflow.db", isolation_level=None)
+database.execute("PRAGMA cache_size = 2")
+database.execute("BEGIN IMMEDIATE")
+for number in range(200):
+    database.execute(
+        "INSERT INTO experiment_tags (key, value, experiment_id) VALUES (?, ?, 0)",
+        (str(number), "x" * 4000),
+    )
+os.kill(os.getpid(), 9)
+"""
 
 
 @pytest.fixture
@@ -37,6 +54,14 @@ def test_an_empty_file_is_no_store_yet(nowhere: Path) -> None:
     (nowhere / "mlflow.db").touch()
     assert list_versions() == []
     assert (nowhere / "mlflow.db").read_bytes() == b""
+
+
+def test_what_a_killed_process_had_begun_is_taken_back(nowhere: Path, empty_store: Path) -> None:
+    shutil.copy(empty_store, nowhere / "mlflow.db")
+    subprocess.run([sys.executable, "-c", KILLED], check=False)
+    assert (nowhere / "mlflow.db-journal").stat().st_size > 0
+    assert list_versions() == []
+    assert client().get_experiment("0").tags == {}
 
 
 @pytest.mark.parametrize(
