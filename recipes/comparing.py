@@ -162,7 +162,7 @@ def _of_folder(folder: Path) -> Side:
         runs = {run.id: flat(run.decisive()) for run in recipe.runs()}
         said = flat_recipe(recipe)
     except RecipeError as error:
-        # Of another version: as it stands there.
+        # Another version wrote it: it is compared as it stands there.
         runs, said = {}, flat(_by_name(_plain(file, error)))
     facts, decisive = _of_checkpoint(folder)
     known = _known(told.get("run_id") or "")

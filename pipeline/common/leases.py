@@ -5,7 +5,7 @@ wants the folder watches the file: what changes is alive, what stays the same fo
 dead. Both count seconds by their own monotonic clock, so a clock that is wrong or jumps decides
 nothing. A lease whose holder lived on this machine is not waited for: here locks can be trusted.
 
-Of several that want a folder in the same moment one gets it: each makes a new file, a claim, whose
+One of several that want a folder in the same moment gets it: each makes a new file, a claim, whose
 name follows from what the folder showed before, so only one can; it then looks again, and gives way
 if anything has changed. A claim that a dead process left is part of what the folder shows.
 

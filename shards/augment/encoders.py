@@ -58,11 +58,11 @@ def png(pixels: Pixels, deflate: Callable[[bytes], bytes], profile: bytes | None
     height, width = pixels.shape[:2]
     header = struct.pack(">IIBBBBB", width, height, 8, RGB, 0, 0, 0)
     colours = b"" if profile is None else _chunk(b"iCCP", b"icc\0\0" + zlib.compress(profile))
-    data = _chunk(b"IDAT", deflate(_filtered(pixels).tobytes()))
+    data = _chunk(b"IDAT", deflate(filter_rows(pixels).tobytes()))
     return SIGNATURE + _chunk(b"IHDR", header) + colours + data + _chunk(b"IEND", b"")
 
 
-def _filtered(pixels: Pixels) -> Pixels:
+def filter_rows(pixels: Pixels) -> Pixels:
     """Return rows of bytes (H, 1 + 3 W): the filter, then differences from neighbours' means."""
     height, width = pixels.shape[:2]
     rows = pixels.reshape(height, 3 * width)

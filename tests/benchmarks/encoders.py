@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.common.pictures import PictureError, read
-from shards.augment.encoders import Encoder, _filtered, encoder_for
+from shards.augment.encoders import Encoder, encoder_for, filter_rows
 from shards.augment.resampling import Pixels
 from shards.augment.spec import Spec
 from shards.errors import ShardsError
@@ -58,7 +58,7 @@ def contenders() -> dict[str, tuple[Encode, Decode]]:
     else:
         to, back = zstandard.ZstdCompressor(level=1), zstandard.ZstdDecompressor()
         found["zstd 1, filtered"] = (
-            lambda pixels: to.compress(_filtered(pixels).tobytes()),
+            lambda pixels: to.compress(filter_rows(pixels).tobytes()),
             lambda data: np.frombuffer(back.decompress(data), np.uint8),  # not yet unfiltered
         )
     found[f"JPEG {QUALITY}, with loss"] = (_jpeg, decode)

@@ -77,7 +77,7 @@ def test_a_folder_that_no_version_left_so_is_compared_or_one_sentence(tmp_path: 
         (tmp_path / "recipe.yaml").write_text(text)
         with pytest.raises(RecipeError, match=r"recipe\.yaml"):
             side(str(tmp_path))
-    # Of a later version, and with a damaged checkpoint: what can be read is compared.
+    # A later version wrote it, and a checkpoint is damaged: what can be read is compared.
     for text in ("stages: 7", "stages: [1]", "later: {a: 1}"):
         (tmp_path / "recipe.yaml").write_text(text)
         for about in ("[]", "{", '{"run": 1, "decisive": []}'):
