@@ -183,7 +183,14 @@ class Run:
     @property
     def ema(self) -> float | None:
         """The decay of its average of the weights; None: it has none."""
+        if self.stage.swa is not None:
+            return None
         return (self.recipe.ema if self.stage.ema is None else self.stage.ema) or None
+
+    @property
+    def averages(self) -> bool:
+        """Whether it has an average of the weights, of either kind."""
+        return self.ema is not None or self.stage.swa is not None
 
     @property
     def model(self) -> str | dict[str, Any]:
@@ -213,13 +220,14 @@ class Run:
         What is left out and what is said as it would be by default are the same.
         """
         stage = self.stage.model_dump(mode="json", exclude=_NOT_DECISIVE)
-        constant = self.stage.schedule == "constant"
+        # What happens depends on how many steps are still to come.
+        constant = self.stage.schedule == "constant" and self.stage.swa is None
         data, cca = self.data, self.cca
         return {
             **stage,
             # A MODEL counts by its fingerprint, wherever it lies.
             "init": self.stage.init if self.init_model is None else MODEL,
-            "final_lr": None if constant else self.stage.final_lr,
+            "final_lr": None if self.stage.schedule == "constant" else self.stage.final_lr,
             "rate_weight": self.rate_weight,
             "seed": self.recipe.seed,
             "model": self.model,

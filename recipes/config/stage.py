@@ -94,6 +94,8 @@ class Stage(Section):
     """The share of lr that a falling schedule ends with."""
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient; main and auxiliary model are clipped apart."""
+    rate_warmup: Annotated[int, Field(ge=0), Number] = 0
+    """Steps over which the rate's weight grows from 0, so that distortion is learned first."""
     skip: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
     """Steps whose batches are left out, such as one that a loss was no number on. They count."""
     frozen: list[str] = Field(default_factory=list)
@@ -108,6 +110,9 @@ class Stage(Section):
     """In place of the recipe's `data`, all of it."""
     ema: Annotated[float, Field(ge=0, lt=1), Number] | None = None
     """In place of the recipe's `ema`; 0: none."""
+    swa: Rate | None = None
+    """In place of `ema`, the plain mean of the weights over this last share of the steps
+    (stochastic weight averaging); before it, the weights themselves."""
     model: Word | dict[str, Any] | None = None
     """In place of the recipe's `model`."""
     calibrate: Annotated[int, Field(ge=0, le=4096), Number] = 0

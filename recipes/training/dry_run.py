@@ -73,7 +73,7 @@ def _state_bytes(trainer: Trainer) -> int:
     """Return the bytes of what is there between two steps, over all processes if sharded."""
     parameters = list(trainer.module.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    copies = BESIDE + (trainer.run.ema is not None)
+    copies = BESIDE + trainer.run.averages
     return BYTES * (sum(p.numel() for p in parameters) + copies * trained)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -37,7 +38,7 @@ class _Place:
         layout = torch.channels_last if run.speed.channels_last else torch.contiguous_format
         self.x = torch.zeros(like.x.shape, device=device).contiguous(memory_format=layout)
         self.noise: Noise = draw_noise(config, crop, range(pictures), device)
-        self.weights = Weights(*(torch.ones(pictures, device=device) for _ in range(3)))
+        self.weights = Weights(*(torch.ones(pictures, device=device) for _ in fields(Weights)))
         self.rates = draw_rates(config, range(pictures), device)
         self.replays: tuple[Callable[[], None], ...] = ()
 

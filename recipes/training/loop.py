@@ -25,7 +25,7 @@ from recipes.training import checkpoint, results, speed, threads
 from recipes.training.clipping import NonFiniteError
 from recipes.training.data import Feed
 from recipes.training.deciding import decided
-from recipes.training.ema import Average
+from recipes.training.ema import Average, decay_of
 from recipes.training.graphs import Replayed
 from recipes.training.health import KEPT, SpikeWatch, Watch
 from recipes.training.held import held_out
@@ -70,7 +70,7 @@ class Trainer:
         local = run.stage.batch // accelerator.num_processes
         launch.prepare_for(accelerator, local // run.speed.accumulate)
         self.stepper = self._stepper()
-        self.average = Average(self.module, run.ema) if run.ema else None
+        self.average = Average(self.module, decay_of(run)) if run.averages else None
         self.results = (
             results.Results(run, self.feed.corpora, session.overrides, session.ignored)
             if session.main

@@ -59,18 +59,27 @@ def reverse_gradient(x: Tensor, weight: Weight) -> Tensor:
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights that hold at a step: of the rate, and of the two halves of the CCA term."""
+    """The weights that hold at a step: of the rate, and of the two halves of the CCA term.
+
+    Of `rate`, which is what it is at the end of a warm-up, the share `grown` is in force.
+    """
 
     rate: Weight
     main: Weight
     auxiliary: Weight
+    grown: Weight = 1.0
 
     @classmethod
-    def at(cls, step: int, rate_weight: Weight, cca: Cca) -> Weights:
+    def at(cls, step: int, rate_weight: Weight, cca: Cca, rate_warmup: int = 0) -> Weights:
         """Return the weights of step `step`, the first being 0."""
-        grown = min(1.0, (step + 1) / cca.warmup) if cca.warmup else 1.0
-        scale = grown * (rate_weight if cca.proportional else 1.0)
-        return cls(rate_weight, cca.weight * scale, cca.half * scale)
+        scale = _grown(step, cca.warmup) * (rate_weight if cca.proportional else 1.0)
+        grown = _grown(step, rate_warmup)
+        return cls(rate_weight, cca.weight * scale, cca.half * scale, grown)
+
+
+def _grown(step: int, steps: int) -> float:
+    """Return the share of a weight that is in force at `step` of a warm-up of `steps`."""
+    return min(1.0, (step + 1) / steps) if steps else 1.0
 
 
 def weights_at(step: int, run: Run, rates: Tensor | None) -> Weights:
@@ -80,11 +89,11 @@ def weights_at(step: int, run: Run, rates: Tensor | None) -> Weights:
     """
     if rates is None:
         assert run.rate_weight is not None
-        return Weights.at(step, run.rate_weight, run.cca)
+        return Weights.at(step, run.rate_weight, run.cca, run.stage.rate_warmup)
     known = torch.tensor(run.variable_rate, device=rates.device)
-    if run.stage.rates == "each":
-        return Weights.at(step, known[rates.long()], run.cca)
-    return Weights.at(step, between(known, rates), run.cca)
+    each = run.stage.rates == "each"
+    weights = known[rates.long()] if each else between(known, rates)
+    return Weights.at(step, weights, run.cca, run.stage.rate_warmup)
 
 
 def between(known: Tensor, rates: Tensor) -> Tensor:

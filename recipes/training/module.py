@@ -136,10 +136,11 @@ class TrainingModule(nn.Module):
         distorted = distortion(x, output.x_hat, run.stage.distortion, run.loss)
         r_main = sample_bits(output.likelihoods["y"]) / pixels
         r_z = self._side_bits(output) / pixels
-        cost = distorted + weights.rate * (r_main + r_z)
+        rated = weights.rate * (r_main + r_z)
+        cost = distorted + rated
         groups = self.model.group_bits(-output.likelihoods["y"].log2())
         share = early_share(groups, self.early_groups)
-        loss = cost + early_term(share, r_main, run.cca)
+        loss = distorted + weights.grown * rated + early_term(share, r_main, run.cca)
         quantiles = self.model.quantile_loss()
         found = {
             "distortion": distorted,

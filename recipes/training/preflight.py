@@ -136,10 +136,10 @@ def for_processes(runs: Sequence[Run], accelerator: Any) -> None:
     """Raise `RecipeError` when the processes can't share a batch, or hold what the recipe asks."""
     for run in runs:
         check_batch(run, accelerator.num_processes)
-        if run.ema and launch.zero_stage(accelerator) == 3:
+        if run.averages and launch.zero_stage(accelerator) == 3:
             raise RecipeError(
-                "ema needs whole weights on each process, and ZeRO-3 has parts: use ZeRO-2, or"
-                " leave ema out"
+                f"{'swa' if run.ema is None else 'ema'} needs whole weights on each process, and"
+                " ZeRO-3 has parts: use ZeRO-2, or leave it out"
             )
         if run.speed.cuda_graphs is True and (
             launch.sharded(accelerator) or accelerator.device.type != "cuda"

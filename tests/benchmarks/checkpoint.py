@@ -25,7 +25,7 @@ import torch
 from accelerate import Accelerator
 
 from recipes.config.load import load_recipe
-from recipes.training.ema import Average
+from recipes.training.ema import Average, moving
 from recipes.training.keeping import Keeper
 from recipes.training.module import build
 from recipes.training.optim import make_optimizer
@@ -47,7 +47,7 @@ class Training:
         self.module = build(self.run).train()
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = make_optimizer(self.module.groups(), self.run)
-        self.average = Average(self.module, 0.999)
+        self.average = Average(self.module, moving(0.999))
         self.images = torch.randint(0, 256, (batch, 3, crop, crop), dtype=torch.uint8)
         self.stepper = Eager(Accelerator(cpu=True), self.module, optimizer, 1)
         said: Any = SimpleNamespace(info=lambda step: SimpleNamespace(to_dict=dict))

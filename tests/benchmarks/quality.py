@@ -4,13 +4,14 @@
         --contenders tests/benchmarks/contenders.yaml --seeds 3 --out quality-out
 
 The recipe is the baseline. A contender is the recipe with the changes that CONTENDERS.yaml gives
-under its name, `stages.base.lr=2e-3` say; with `share: 0.5`, in half of the steps. Each is trained
-by training's own loop, once a seed, on the same pictures, crops and noise; `data.workers` is 0, so
-that a process's CPU time is that of one run. All are judged alike, whatever they are trained for:
-by the baseline's last stage, on pictures held out of the shards. Contenders take turns, seed after
-seed. Run it again to go on; with `--only`, what other contenders have ended stays in the results.
-OUT gets a folder a run, results.json, a table in Markdown and a plot; `--against NAME` compares
-with another contender than the recipe.
+under its name, `stages.base.lr=2e-3` say; with `share: 0.5`, in half of the steps; with `like:
+NAME`, on top of another contender's changes and in its share. Each is trained by training's own
+loop, once a seed, on the same pictures, crops and noise. `data.workers` is 0 and `speed.threads` 1,
+so that a process's CPU time is that of one run's work: threads that wait for each other use it too.
+All are judged alike, whatever they are trained for: by the baseline's last stage, on pictures held
+out of the shards. Contenders take turns, seed after seed. Run it again to go on; with `--only`,
+what other contenders have ended stays in the results. OUT gets a folder a run, results.json, a
+table in Markdown and a plot; `--against NAME` compares with another contender than the recipe.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from tests.benchmarks import quality_report
 BASELINE = "baseline"
 LOG = "quality.jsonl"
 # What no contender may change: it would be judged, fed or timed otherwise.
-FIXED = ("data.workers=0", "tracking.pictures=0", "checkpoint.spike=null")
+FIXED = ("data.workers=0", "speed.threads=1", "tracking.pictures=0", "checkpoint.spike=null")
 
 
 class Measured(Trainer):
@@ -119,7 +120,15 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def contenders(path: Path | None, named: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return the contenders of a file by name, the baseline first; exit if a `named` one lacks."""
     told = {} if path is None else yaml.safe_load(path.read_text(encoding="utf-8"))
-    given = {BASELINE: {}} | {name: one or {} for name, one in told.items()}
+    given: dict[str, dict[str, Any]] = {BASELINE: {}}
+    for name, one in told.items():
+        own = one or {}
+        above = _known(given, [own["like"]])[own["like"]] if "like" in own else {}
+        given[name] = {**above, **own, "set": [*above.get("set", []), *own.get("set", [])]}
+    return _known(given, named)
+
+
+def _known(given: dict[str, dict[str, Any]], named: Sequence[str]) -> dict[str, dict[str, Any]]:
     unknown = set(named) - given.keys()
     if unknown:
         raise SystemExit(f"no contender is called {', '.join(unknown)}: there are {[*given]}")

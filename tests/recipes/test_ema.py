@@ -16,7 +16,7 @@ from recipes.config.settings import RecipeError
 from recipes.train import main
 from recipes.training import preflight as check
 from recipes.training.checkpoint import found
-from recipes.training.ema import Average
+from recipes.training.ema import Average, decay_of, moving
 from tests.recipes.test_training import assert_same
 
 
@@ -25,7 +25,7 @@ def test_the_average_follows_the_weights_and_gives_them_back() -> None:
     module.bias.requires_grad_(False)
     with torch.no_grad():
         module.weight.fill_(0.0)
-    average = Average(module, 0.9)
+    average = Average(module, moving(0.9))
     expected, decays = 0.0, []
     for step in range(1, 121):
         with torch.no_grad():
@@ -38,6 +38,28 @@ def test_the_average_follows_the_weights_and_gives_them_back() -> None:
         assert module.weight.item() == pytest.approx(expected, rel=1e-5)
     assert module.weight.item() == 120
     assert average.gather().keys() == {"ema.weight"}
+
+
+def test_the_mean_of_the_last_steps_is_that_of_the_weights_they_left(write_recipe) -> None:
+    recipe = write_recipe(ema=0.99)
+    run = load_recipe(recipe, ["stages.0.steps=20", "stages.0.swa=0.25"]).runs()[0]
+    module = nn.Linear(1, 1)
+    average = Average(module, decay_of(run))
+    for step in range(1, 21):
+        with torch.no_grad():
+            module.weight.fill_(float(step**2))
+        average.update(step)
+        if step == 18:
+            # Nothing else is needed to go on.
+            kept, average = average.gather(), Average(module, decay_of(run))
+            average.restore(kept)
+        last = range(min(step, 16), step + 1)
+        with average.in_place():
+            expected = sum(one**2 for one in last) / len(last)
+            assert module.weight.item() == pytest.approx(expected, rel=1e-6)
+    # It depends on the number of steps, which a constant rate alone does not.
+    assert run.decisive()["steps"] == 20
+    assert (run.ema, run.averages) == (None, True)
 
 
 @pytest.mark.slow

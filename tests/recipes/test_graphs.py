@@ -86,8 +86,9 @@ def distance(one: torch.nn.Module, other: torch.nn.Module) -> float:
 @pytest.fixture
 def run_of(write_recipe) -> Callable[..., Run]:
     def make(*changes: str) -> Run:
-        warm = ["stages.0.warmup=3", "cca.warmup=3", "stages.0.schedule=cosine"]
-        return load_recipe(write_recipe(), [*warm, *changes]).runs()[0]
+        warm = [f"{key}=3" for key in ("stages.0.warmup", "stages.0.rate_warmup", "cca.warmup")]
+        changed = [*warm, "stages.0.schedule=cosine", *changes]
+        return load_recipe(write_recipe(), changed).runs()[0]
 
     return make
 

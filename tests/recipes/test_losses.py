@@ -11,7 +11,7 @@ import torch
 from pipeline.common.addresses import text_seed
 from recipes.config.load import load_recipe
 from recipes.config.settings import Cca
-from recipes.training.losses import Weights, reverse_gradient
+from recipes.training.losses import Weights, reverse_gradient, weights_at
 from recipes.training.module import METRICS, TrainingModule, build
 from recipes.training.noise import draw_noise
 
@@ -160,6 +160,17 @@ def test_weights_warm_up_and_follow_the_rate() -> None:
     assert Weights.at(9, 0.5, cca) == Weights.at(99, 0.5, cca) == Weights(0.5, 2.0, 1.0)
     proportional = Cca(weight=2, proportional=True)
     assert Weights.at(0, 0.5, proportional) == Weights(0.5, 1.0, 1.0)
+
+
+def test_the_weight_of_the_rate_grows_where_a_stage_says_so(write_recipe) -> None:
+    run = load_recipe(write_recipe(), ["stages.0.rate_warmup=4", "cca.mode=off"]).runs()[0]
+    shares = [weights_at(step, run, None).grown for step in (0, 2, 3, 9)]
+    assert shares == [0.25, 0.75, 1.0, 1.0]
+    found = one_pass(build(run), weights_at(0, run, None))
+    # What is reported, and what others' weights are shares of, is the whole cost.
+    assert found["cost"] == pytest.approx(found["distortion"] + 0.3 * found["bpp"], rel=1e-5)
+    expected = found["distortion"] + 0.25 * 0.3 * found["bpp"]
+    assert found["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_noise_of_a_sample_does_not_depend_on_its_batch(write_recipe) -> None:

@@ -11,12 +11,14 @@ import yaml
 
 from recipes.config.stage import Stage
 from recipes.train import main as train
+from recipes.training.validate import rate_points
 from tests.benchmarks import quality, quality_report
 
 CONTENDERS = {
     "faster": {"set": ["stages.base.lr=2e-3", "optimizer.betas=[0.9, 0.99]"]},
     "half": {"share": 0.5, "set": ["ema=0.9"]},
 }
+ROOT = Path(quality.__file__).parent
 
 
 def held_out_costs(folder: Path) -> list[float]:
@@ -58,6 +60,27 @@ def test_contenders_are_trained_by_training_itself_and_compared(
     assert train([*plain, "checkpoint.every_steps=2"]) == 0
     (about,) = sorted(Path("plain").glob("base/checkpoints/step-*4/checkpoint.json"))
     assert json.loads(about.read_text())["cost"] == held_out_costs(runs["baseline"])[-1]
+
+
+def test_a_contender_builds_on_another(tmp_path: Path) -> None:
+    path = tmp_path / "ways.yaml"
+    path.write_text("a: {share: 0.5, set: [x=1]}\nb: {like: a, set: [y=2]}\nc: {like: b, share: 1}")
+    told = quality.contenders(path, [])
+    assert told["b"] == {"like": "a", "share": 0.5, "set": ["x=1", "y=2"]}
+    assert (told["c"]["share"], told["c"]["set"]) == (1, ["x=1", "y=2"])
+    path.write_text("b: {like: a}\na: {}")
+    with pytest.raises(SystemExit, match="no contender is called a"):
+        quality.contenders(path, [])
+
+
+def test_the_contenders_that_come_with_the_project_are_recipes() -> None:
+    baseline = quality.prepared(str(ROOT / "quality.yaml"), [], {})
+    points = rate_points(quality.judge_of(baseline))
+    for name, way in quality.contenders(ROOT / "contenders.yaml", []).items():
+        recipe = quality.prepared(str(ROOT / "quality.yaml"), [], way)
+        assert rate_points(recipe.runs()[-1]) == points, name
+        expected = round(320 * way.get("share", 1))
+        assert sum(stage.steps for stage in recipe.stages) == expected, name
 
 
 def evaluations(*costs: float) -> list[dict[str, Any]]:
