@@ -91,9 +91,7 @@ class HyperpriorCoder(ABC):
         if not (y.isfinite().all() and z.isfinite().all()):
             raise CodecError("the model makes numbers of this picture that are not finite")
         coder = _Encoder(check)
-        y_hat = self._run(
-            coder, rate, z.to(self.dtype) - self._medians, y.to(self.dtype), z.shape[2:]
-        )
+        y_hat = self._run(coder, rate, z, y, z.shape[2:])
         return CodedTile(coder.symbols.words, y_hat, coder.check)
 
     @torch.no_grad()
@@ -124,7 +122,24 @@ class HyperpriorCoder(ABC):
         y: Tensor | None,
         size: tuple[int, ...],
     ) -> Tensor:
-        """Code z and the parts of y; return the decoded latent."""
+        """Code z and the parts of y; return the decoded latent.
+
+        Inference mode saves a tenth of a small picture's time; the result is free of it.
+        """
+        with torch.inference_mode():
+            found = self._coded(coder, rate, z, y, size)
+        return found.clone(memory_format=torch.preserve_format)
+
+    def _coded(
+        self,
+        coder: _SymbolCoder,
+        rate: float | None,
+        z: Tensor | None,
+        y: Tensor | None,
+        size: tuple[int, ...],
+    ) -> Tensor:
+        if z is not None and y is not None:
+            z, y = z.to(self.dtype) - self._medians, y.to(self.dtype)
         channel = np.repeat(np.arange(self.hyper_channels, dtype=np.uint16), math.prod(size))
         symbols = coder.code(z, channel, self._hyper_tables)
         z_hat = self._tensor(symbols, (1, self.hyper_channels, *size)) + self._medians
@@ -138,7 +153,7 @@ class HyperpriorCoder(ABC):
 
     def _levels(self, scale: Tensor) -> Index:
         steps = (scale.flatten() * SCALE_STEPS).clamp_(0, len(self._level_of) - 1)
-        index: Index = self._level_of[steps.to(torch.int32)].cpu().numpy()
+        index: Index = self._level_of.index_select(0, steps.to(torch.int32)).cpu().numpy()
         return index
 
     def _tensor(self, symbols: Ints, shape: torch.Size | tuple[int, ...]) -> Tensor:

@@ -45,10 +45,6 @@ class Table:
     count: int
     model: Any
 
-    def ends(self, inside: Ints) -> npt.NDArray[np.intp]:
-        """Return where `inside`, symbols less `first`, are at the table's first or last place."""
-        return np.flatnonzero((inside == 0) | (inside == self.count - 1))
-
     @classmethod
     def of(cls, first: int, masses: Reals) -> Table:
         """Make a table of the probability masses, which need not add up to one."""
@@ -71,17 +67,15 @@ class SymbolEncoder:
 
     def encode(self, symbols: Ints, index: Index, tables: Sequence[Table]) -> None:
         """Append `symbols` (n), each under the table that `index` (n) names."""
-        groups = _Groups(index, len(tables))
-        ordered = symbols[groups.order]
-        excess = []
-        for which, part in groups.parts:
-            table = tables[which]
-            place = ordered[part] - table.first
-            inside = np.clip(place, 0, table.count - 1)
-            self._coder.encode(inside, table.model)
-            ends = table.ends(inside)
-            excess.append(np.abs(place[ends] - inside[ends]))
-        self._encode_excess(np.concatenate(excess) if excess else np.empty(0, np.int32))
+        groups = _Groups(index, tables)
+        place = symbols[groups.order]
+        place -= groups.first
+        inside = np.minimum(place, groups.last)
+        np.maximum(inside, 0, out=inside)
+        for table, part in groups.parts:
+            self._coder.encode(inside[part], table.model)
+        ends = groups.ends(inside)
+        self._encode_excess(np.abs(place[ends] - inside[ends]))
 
     def _encode_excess(self, excess: Ints) -> None:
         """Append how far symbols at a table's ends lie beyond them, 0 for the ends themselves."""
@@ -109,24 +103,19 @@ class SymbolDecoder:
 
     def decode(self, index: Index, tables: Sequence[Table]) -> Ints:
         """Return the next len(index) symbols; a broken stream raises `CodecError`."""
-        groups = _Groups(index, len(tables))
-        ordered = np.empty(len(index), np.int32)
-        positions, signs = [], []
+        groups = _Groups(index, tables)
+        inside = np.empty(len(index), np.int32)
         try:
-            for which, part in groups.parts:
-                table = tables[which]
-                inside = self._coder.decode(table.model, part.stop - part.start)
-                ordered[part] = inside + table.first
-                ends = table.ends(inside)
-                positions.append(ends + part.start)
-                signs.append(np.where(inside[ends] == 0, -1, 1))
-            if positions:
-                excess = self._decode_excess(sum(map(len, positions)))
-                ordered[np.concatenate(positions)] += np.concatenate(signs) * excess
+            for table, part in groups.parts:
+                inside[part] = self._coder.decode(table.model, part.stop - part.start)
+            ends = groups.ends(inside)
+            signs = np.where(inside[ends] == 0, -1, 1)
+            inside[ends] += signs * self._decode_excess(len(ends))
         except (AssertionError, ValueError) as error:
             raise CodecError("the stream is damaged: its code words mean nothing") from error
-        symbols = np.empty_like(ordered)
-        symbols[groups.order] = ordered
+        inside += groups.first
+        symbols = np.empty_like(inside)
+        symbols[groups.order] = inside
         return symbols
 
     @property
@@ -147,15 +136,23 @@ class SymbolDecoder:
 class _Groups:
     """The stable order that sorts symbols by table, and each table's part of it."""
 
-    def __init__(self, index: Index, tables: int) -> None:
+    def __init__(self, index: Index, tables: Sequence[Table]) -> None:
         self.order = np.argsort(index, kind="stable")
-        ends = np.cumsum(np.bincount(index, minlength=tables)).tolist()
+        counts = np.bincount(index, minlength=len(tables))
+        ends = np.cumsum(counts).tolist()
         starts = [0, *ends[:-1]]
         self.parts = [
-            (which, slice(start, end))
-            for which, (start, end) in enumerate(zip(starts, ends, strict=True))
+            (table, slice(start, end))
+            for table, start, end in zip(tables, starts, ends, strict=True)
             if end > start
         ]
+        # The first symbol of the table of each, in this order, and the last place in that table.
+        self.first = np.repeat(np.array([table.first for table in tables], np.int32), counts)
+        self.last = np.repeat(np.array([table.count - 1 for table in tables], np.int32), counts)
+
+    def ends(self, inside: Ints) -> npt.NDArray[np.intp]:
+        """Return where `inside`, symbols less `first`, are at their table's first or last place."""
+        return np.flatnonzero((inside == 0) | (inside == self.last))
 
 
 # Scales are coded at the nearest of these levels, evenly spaced in the log.
