@@ -55,4 +55,6 @@ class CCACoder(HyperpriorCoder):
 
 
 def _gained(gains: Gains | None, device: torch.device, rate: float | None) -> Gained:
-    return Gained.none(device) if gains is None or rate is None else gains.exact(rate)
+    # Kept from one pass to the next, so free of the mode of the one that asks first.
+    with torch.inference_mode(False):
+        return Gained.none(device) if gains is None or rate is None else gains.exact(rate)

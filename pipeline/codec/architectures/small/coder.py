@@ -51,8 +51,10 @@ class SmallCoder(HyperpriorCoder):
 
     def _place(self, rate: float | None) -> tuple[Rate, Tensor, Tensor]:
         """Return where `rate` lies, y's log steps and z's steps there, exact."""
-        number = torch.tensor([rate or 0.0], dtype=torch.float64, device=self.device)
-        at = Rate.of(number, self._vectors)
-        at = at._replace(share=at.share.to(self.dtype))
-        y_logs, z_logs = (mixed(at, logs) for logs in self._log_steps)
-        return at, y_logs, self._context.exp(z_logs)
+        # Kept from one pass to the next, so free of the mode of the one that asks first.
+        with torch.inference_mode(False):
+            number = torch.tensor([rate or 0.0], dtype=torch.float64, device=self.device)
+            at = Rate.of(number, self._vectors)
+            at = at._replace(share=at.share.to(self.dtype))
+            y_logs, z_logs = (mixed(at, logs) for logs in self._log_steps)
+            return at, y_logs, self._context.exp(z_logs)
