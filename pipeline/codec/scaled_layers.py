@@ -11,18 +11,15 @@ Shapes: N batch, C channels, O outputs, H x W positions.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.codec.exact_layers import ExactLayer, Lookup, local, number_like, padding_of
+from pipeline.codec.arithmetic import direct_convolutions, in_float32
+from pipeline.codec.exact_layers import ExactLayer, Lookup, number_like, padding_of
 from pipeline.codec.scales import (
     BLOCK,
     LARGEST_SUM,
@@ -31,18 +28,11 @@ from pipeline.codec.scales import (
     blocks_of,
     scaled_weights,
     tabulated,
-    whole_weights,
 )
+from pipeline.codec.whole import NO_PADDING, Unit, scratch, whole_inputs, whole_picture
 
-# Bytes that a thread keeps of what a layer needs while it runs.
-_KEPT = 2**26
-# Views of that memory that a thread keeps.
-_VIEWS = 1024
 # A block of products: inputs (P, K) and weights (K, O), one pair a tap.
 Block = Sequence[tuple[Tensor, Tensor]]
-# What is added around a picture: left, right, above and below.
-Padding = tuple[int, int, int, int]
-_NO_PADDING: Padding = (0, 0, 0, 0)
 
 
 def scale_of(layer: nn.Module) -> Scale | None:
@@ -60,17 +50,6 @@ def give_scale(layer: nn.Module, scale: Scale | None) -> None:
         del layer.exact_scale
 
 
-@contextmanager
-def in_float64() -> Iterator[None]:
-    """Let this thread add up whole numbers in float64 while this lasts: the same bits, slower."""
-    before = getattr(local, "double", False)
-    local.double = True
-    try:
-        yield
-    finally:
-        local.double = before
-
-
 class _Scaled(ExactLayer):
     """A layer of products: a matrix (K, O) of weights, and a bias (O,)."""
 
@@ -86,7 +65,7 @@ class _Scaled(ExactLayer):
         super().__init__()
         scale = scale_of(layer)
         assert scale is not None
-        self.scale, self.products = scale, products
+        self.unit, self.largest, self.products = scale.unit, scale.largest, products
         blocks = [slice(block[0].start, block[-1].stop) for block in products]
         found = torch.from_numpy(scaled_weights(by_output.numpy(), blocks, scale))
         self.register_buffer("weight", found.t().contiguous())
@@ -106,14 +85,6 @@ class _Scaled(ExactLayer):
         rest = iter(inputs)
         added([[(next(rest), weight) for weight in block] for block in self.weights()], out)
 
-    def finished(self, sums: Tensor, in_place: bool = True) -> Tensor:
-        """Return sums (N, H, W, O) as outputs (N, O, H, W); without `in_place` in new memory."""
-        if self.bias is not None:
-            sums = sums.add_(self.bias) if in_place else sums + self.bias
-        elif not in_place:
-            sums = sums.clone(memory_format=torch.contiguous_format)
-        return sums.permute(0, 3, 1, 2)
-
 
 class ScaledConv(_Scaled):
     """A convolution of all channels: a product for each tap, of the picture shifted."""
@@ -123,7 +94,9 @@ class ScaledConv(_Scaled):
         weight = layer.weight if weight is None else weight
         channels, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
         self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
-        self.channels, self.outputs = channels, len(weight)
+        self.outputs = len(weight)
+        (kh, kw), (dh, dw) = self.kernel, self.dilation
+        self.taps = [(i * dh, j * dw) for i in range(kh) for j in range(kw)]
         # Blocks of (tap, channels): several taps where they fit into one.
         step = max(1, BLOCK // channels)
         blocks = [
@@ -145,38 +118,55 @@ class ScaledConv(_Scaled):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, O, H', W'), float32."""
-        x = whole_picture(x, self.scale, self.padding, self.mode)
+        x = whole_picture(x, self.unit, self.largest, self.padding, self.mode)
+        sums = self.room(x)
+        self.add_up(x, sums)
+        return self.outputs_of(x, sums, self.bias)
+
+    def room(self, x: Tensor) -> Tensor:
+        """Return memory for what `add_up` makes of whole pictures x, (N, H', W', O).
+
+        H' and W' are those of the outputs, or of x where rows stay as long as the padded
+        picture's; the ends of such rows are left out at last.
+        """
+        n, above, across, _ = x.shape
+        h, w = self.size_of(x)
+        if self.stride == (1, 1) and (h, w) != (above, across):
+            return scratch("sums", (n, above, across, self.outputs), x)
+        return x.new_empty((n, h, w, self.outputs))
+
+    def outputs_of(self, x: Tensor, sums: Tensor, bias: Tensor | None) -> Tensor:
+        """Return outputs (N, O, H', W'), given the sums of whole pictures x."""
+        h, w = self.size_of(x)
+        whole = sums.shape[1:3] == (h, w)
+        return finished(sums if whole else sums[:, :h, :w], bias, in_place=whole)
+
+    def size_of(self, x: Tensor) -> tuple[int, int]:
+        """Return H and W of the outputs for whole pictures x (N, H, W, C)."""
+        return size_of(x, self.kernel, self.stride, self.dilation)
+
+    def add_up(self, x: Tensor, out: Tensor) -> None:
+        """Write the sums for whole pictures x (N, H, W, C) into `out`, which `room` gives."""
         n, above, across, channels = x.shape
-        h, w = outputs_of(x, self.kernel, self.stride, self.dilation)
+        h, w = self.size_of(x)
         if self.stride == (1, 1):
-            # Rows are as long as those of the padded picture; their ends are left out.
-            length, size = ((n - 1) * above + h - 1) * across + w, (n, above, across)
-            starts = [(i * across + j) * channels for i, j in self._taps()]
+            length = ((n - 1) * above + h - 1) * across + w
+            start, strides = x.storage_offset(), (channels, 1)
+            starts = [start + (i * across + j) * channels for i, j in self.taps]
             inputs = [
-                x.as_strided((length, count), (channels, 1), starts[tap] + first)
+                x.as_strided((length, count), strides, starts[tap] + first)
                 for tap, first, count in self.inputs
             ]
         else:
-            (sh, sw), length, size = self.stride, n * h * w, (n, h, w)
-            taps = [
+            (sh, sw), length = self.stride, n * h * w
+            shifted = [
                 x[:, i : i + (h - 1) * sh + 1 : sh, j : j + (w - 1) * sw + 1 : sw].reshape(
                     -1, channels
                 )
-                for i, j in self._taps()
+                for i, j in self.taps
             ]
-            inputs = [taps[tap][:, first : first + count] for tap, first, count in self.inputs]
-        shape = (math.prod(size), self.outputs)
-        if size == (n, h, w):
-            sums = x.new_empty(shape)
-            self.added(inputs, sums)
-            return self.finished(sums.view(n, h, w, -1))
-        sums = scratch("sums", shape, x)
-        self.added(inputs, sums[:length])
-        return self.finished(sums.view(*size, -1)[:, :h, :w], in_place=False)
-
-    def _taps(self) -> list[tuple[int, int]]:
-        (kh, kw), (dh, dw) = self.kernel, self.dilation
-        return [(i * dh, j * dw) for i in range(kh) for j in range(kw)]
+            inputs = [shifted[tap][:, first : first + count] for tap, first, count in self.inputs]
+        self.added(inputs, out.view(-1, self.outputs)[:length])
 
 
 class ScaledTaps(_Scaled):
@@ -193,16 +183,18 @@ class ScaledTaps(_Scaled):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same number of channels, float32."""
-        if x.is_cpu and in_float32(x) and _direct():
-            sums = self._by_onednn(x)
-        else:
-            x = whole_picture(x, self.scale, self.padding, self.mode)
-            sums = self._by_taps(x if in_float32(x) else x.double()).float()
-        return self.finished(sums)
+        return finished(self.add_up(self.whole(x, self.unit)), self.bias)
 
-    def _by_onednn(self, x: Tensor) -> Tensor:
+    def whole(self, x: Tensor, unit: Unit) -> Tensor:
+        """Return x (N, C, H, W) as whole pictures (N, H, W, C), padded if `add_up` wants that."""
+        padding = NO_PADDING if self.even and _by_onednn(x) else self.padding
+        return whole_picture(x, unit, self.largest, padding, self.mode)
+
+    def add_up(self, x: Tensor) -> Tensor:
+        """Return the sums (N, H', W', C) for what `whole` gives."""
+        if not _by_onednn(x):
+            return self._by_taps(x if in_float32(x) else x.double()).float()
         padding = (self.padding[2], self.padding[0]) if self.even else (0, 0)
-        x = whole_picture(x, self.scale, _NO_PADDING if self.even else self.padding, self.mode)
         first, groups = x.permute(0, 3, 1, 2), self.weight.shape[1]
         taps = self.weights()[0][0].t().reshape(groups, 1, *self.kernel)
         sums = F.conv2d(first, taps, None, self.stride, padding, self.dilation, groups)
@@ -211,7 +203,7 @@ class ScaledTaps(_Scaled):
     def _by_taps(self, x: Tensor) -> Tensor:
         """Add up products of single numbers."""
         kw, (sh, sw), (dh, dw) = self.kernel[1], self.stride, self.dilation
-        h, w = outputs_of(x, self.kernel, self.stride, self.dilation)
+        h, w = size_of(x, self.kernel, self.stride, self.dilation)
         out = x.new_zeros(len(x), h, w, x.shape[3])
         for number, weight in enumerate(self.weight.to(x.dtype)):
             i, j = number // kw * dh, number % kw * dw
@@ -236,7 +228,7 @@ class ScaledDeconv(_Scaled):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, O, H', W'), float32."""
-        x = whole_picture(x, self.scale)
+        x = whole_picture(x, self.unit, self.largest)
         n, h, w, inputs = x.shape
         (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
         # Without padding, and with the rows and columns at the end that are asked for beside.
@@ -258,7 +250,7 @@ class ScaledDeconv(_Scaled):
                 _spread(out[:, i * dh :, j * dw :], part.shape, self.stride).add_(part)
         top, left = self.pads
         out = out[:, top : size[0] - top, left : size[1] - left]
-        return self.finished(out, in_place=not any(self.pads))
+        return finished(out, self.bias, in_place=not any(self.pads))
 
 
 class ScaledLinear(_Scaled):
@@ -270,7 +262,7 @@ class ScaledLinear(_Scaled):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., C) to (..., O), float32."""
-        rows = whole_inputs(x, self.scale).view(-1, x.shape[-1])
+        rows = whole_inputs(x, self.unit, self.largest).view(-1, x.shape[-1])
         sums = x.new_empty(len(rows), self.weight.shape[1], dtype=torch.float32)
         self.added([rows[:, some] for some in self.places], sums)
         return (sums if self.bias is None else sums.add_(self.bias)).view(*x.shape[:-1], -1)
@@ -279,31 +271,36 @@ class ScaledLinear(_Scaled):
 class ScaledNorm(ExactLayer):
     """Layer normalisation over channels, its two sums those of whole numbers."""
 
+    # (C,), or one for each of a batch (N, 1, 1, C).
     weight: Tensor
     bias: Tensor
+    # The largest input, 2^exponent, and 2^-exponent.
+    largest: int
+    unit: Unit
+    step: Unit
 
     def __init__(self, layer: Any) -> None:
         scale = scale_of(layer)
         assert scale is not None
         super().__init__()
-        self.scale, self.eps = scale, layer.eps
+        self.unit, self.step, self.largest = scale.unit, 1 / scale.unit, scale.largest
+        self.eps = layer.eps
         self.register_buffer("weight", layer.weight.float())
         self.register_buffer("bias", layer.bias.float())
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C, H, W); float32."""
         last = x.float().permute(0, 2, 3, 1)
-        whole, channels = whole_inputs(last, self.scale), last.shape[3]
+        whole, channels = whole_inputs(last, self.unit, self.largest), last.shape[3]
         # Exact in float32 where even the largest numbers keep the bound.
-        fits = channels * self.scale.largest**2 <= LARGEST_SUM
+        fits = channels * self.largest**2 <= LARGEST_SUM
         dtype = torch.float32 if fits else torch.float64
-        sums = whole.sum(3, keepdim=True, dtype=dtype).double()
+        count = number_like(channels, whole).double()
+        mean = whole.sum(3, keepdim=True, dtype=dtype).double().div_(count)
         squares = (whole.square_() if fits else whole.double().square_()).sum(3, keepdim=True)
-        count, unit = number_like(channels, sums), 2.0**-self.scale.exponent
-        mean = sums / count
-        variance = (squares.double() / count - mean * mean).clamp_(min=0) * (unit * unit)
-        divisor = (variance + self.eps).sqrt().float()
-        normal = last.sub((mean * unit).float()).div_(divisor)
+        variance = squares.double().div_(count).sub_(mean.square()).clamp_(min=0)
+        divisor = variance.mul_(self.step).mul_(self.step).add_(self.eps).sqrt_().float()
+        normal = last.sub(mean.mul_(self.step).float()).div_(divisor)
         return normal.mul_(self.weight).add_(self.bias).permute(0, 3, 1, 2)
 
 
@@ -364,32 +361,20 @@ def _spread(out: Tensor, shape: Sequence[int], stride: tuple[int, ...]) -> Tenso
     return out.as_strided(tuple(shape), strides, out.storage_offset())
 
 
-def whole_picture(
-    x: Tensor, scale: Scale, padding: Padding = _NO_PADDING, mode: str = "zeros"
-) -> Tensor:
-    """Return (N, C, H, W) as whole numbers (N, H', W', C), padded left, right, above and below.
-
-    They are the thread's until its next call.
-    """
-    if mode != "zeros" and any(padding):
-        x, padding = F.pad(x, padding, mode), _NO_PADDING
-    return whole_inputs(x.permute(0, 2, 3, 1), scale, padding)
+def finished(sums: Tensor, bias: Tensor | None, in_place: bool = True) -> Tensor:
+    """Return sums (N, H, W, O) as outputs (N, O, H, W); without `in_place` in new memory."""
+    if bias is not None:
+        sums = sums.add_(bias) if in_place else sums + bias
+    elif not in_place:
+        sums = sums.clone(memory_format=torch.contiguous_format)
+    return sums.permute(0, 3, 1, 2)
 
 
-def whole_inputs(x: Tensor, scale: Scale, padding: Padding = _NO_PADDING) -> Tensor:
-    """Return x in units of 2^-exponent, rounded and held within the scale's bits; float32.
-
-    `padding` is what zeros (N, H, W, C) get around H and W. See `whole_picture`.
-    """
-    x = x.float()
-    out, inside, *borders = _views("inputs", _around(x.shape, padding), padding, x)
-    for border in borders:
-        border.zero_()
-    torch.mul(x, 2.0**scale.exponent, out=inside)
-    return out.round_().clamp_(-scale.largest, scale.largest)
+def _by_onednn(x: Tensor) -> bool:
+    return x.is_cpu and in_float32(x) and direct_convolutions()
 
 
-def outputs_of(
+def size_of(
     x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
 ) -> tuple[int, int]:
     """Return H and W of what a convolution makes of a padded picture (N, H, W, C)."""
@@ -417,107 +402,3 @@ def added(blocks: Sequence[Block], out: Tensor) -> None:
             part.copy_(torch.stack(products).sum(0))
         if number:
             out.add_(part)
-
-
-def scratch(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Return numbers of `shape` to be written, float32, where `like` is.
-
-    On the CPU they are this thread's, the same memory for each call with a name: pages that a
-    process gets anew cost as much as what is written to them.
-    """
-    return _views(name, shape, _NO_PADDING, like)[0]
-
-
-def _views(name: str, shape: tuple[int, ...], padding: Padding, like: Tensor) -> list[Tensor]:
-    """Return `scratch`, what lies inside of its padding, and the parts of the padding.
-
-    A thread keeps the views, too: to make them takes longer than a small product.
-    """
-    count = math.prod(shape)
-    if not like.is_cpu or 4 * count > _KEPT:
-        return _padded(like.new_empty(shape, dtype=torch.float32), padding)
-    views: dict[Any, list[Tensor]] = local.__dict__.setdefault("views", {})
-    key = name, shape, padding
-    if key not in views:
-        # What is made in inference mode could not be written outside of it.
-        with torch.inference_mode(False):
-            memory = _memory(name, count, views)
-            views[key] = _padded(memory[:count].view(shape), padding)
-    return views[key]
-
-
-def _memory(name: str, count: int, views: dict[Any, list[Tensor]]) -> Tensor:
-    """Return this thread's memory with a name, at least `count` numbers.
-
-    Drops the `views` of memory that is replaced, and all of them when they are many.
-    """
-    kept: dict[str, Tensor] = local.__dict__.setdefault("scratch", {})
-    small = name not in kept or kept[name].numel() < count
-    if small or len(views) >= _VIEWS:
-        views.clear()
-    if small:
-        kept[name] = torch.empty(count)
-    return kept[name]
-
-
-def _around(shape: tuple[int, ...], padding: Padding) -> tuple[int, ...]:
-    """Return the shape of numbers (N, H, W, C) once they are padded; without padding, any shape."""
-    if padding == _NO_PADDING:
-        return shape
-    (n, h, w, c), (left, right, above, below) = shape, padding
-    return n, h + above + below, w + left + right, c
-
-
-def _padded(out: Tensor, padding: Padding) -> list[Tensor]:
-    """Return `out`, what lies inside of its padding, and the parts of the padding."""
-    if padding == _NO_PADDING:
-        return [out, out]
-    (left, right, above, below), (_, h, w, _) = padding, out.shape
-    inside = out[:, above : h - below, left : w - right]
-    around = [out[:, :above], out[:, h - below :], out[:, :, :left], out[:, :, w - right :]]
-    return [out, inside, *around]
-
-
-def in_float32(x: Tensor) -> bool:
-    """Tell whether float32 is to be used where x is, and its products are what IEEE 754 says."""
-    if getattr(local, "double", False) or torch.is_autocast_enabled(x.device.type):
-        return False
-    try:
-        precise = torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # torch's older and newer settings were mixed
-        return False
-    return precise and _adds_up(x.device)
-
-
-@cache
-def _direct() -> bool:
-    """Tell whether this torch's depthwise convolutions on the CPU are sums of plain products.
-
-    torch asks oneDNN for its direct algorithm, whose order of summation does not matter. One that
-    transforms its inputs (Winograd) would round, and not give back the sums that this looks at.
-    """
-    # torch gives this function no types.
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    rng, scale = np.random.default_rng(0), Scale(0, 13)
-    weights, _ = whole_weights(rng.standard_normal((32, 9)), [slice(None)], scale)
-    signs = np.sign(weights).reshape(1, 32, 3, 3)
-    inputs = np.tile(signs * scale.largest, (1, 1, 4, 6))
-    found, taps = torch.from_numpy(inputs), torch.from_numpy(weights).view(32, 1, 3, 3)
-    wanted = F.conv2d(found, taps, groups=32, padding=1)
-    last = found.float().contiguous(memory_format=torch.channels_last)
-    return torch.equal(F.conv2d(last, taps.float(), groups=32, padding=1).double(), wanted)
-
-
-@cache
-def _adds_up(device: torch.device) -> bool:
-    """Tell whether products of whole numbers at their bounds are right on this device."""
-    rng = np.random.default_rng(0)
-    scale = Scale(0, 11)
-    weights, _ = whole_weights(rng.standard_normal((64, BLOCK)), [slice(None)], scale)
-    inputs = np.where(rng.random((BLOCK, 64)) < 0.5, -1.0, 1.0) * scale.largest
-    inputs[:, :32] = np.sign(weights[:32].T) * scale.largest
-    wanted = torch.from_numpy(weights @ inputs)
-    found = [torch.from_numpy(part).float().to(device) for part in (weights, inputs)]
-    assert wanted.abs().max() <= LARGEST_SUM
-    return torch.equal((found[0] @ found[1]).cpu().double(), wanted)

@@ -47,6 +47,11 @@ class Scale:
     bits: int
 
     @property
+    def unit(self) -> float:
+        """What inputs are multiplied by to be whole numbers: 2^exponent."""
+        return 2.0**self.exponent
+
+    @property
     def largest(self) -> int:
         """The largest input, in units of 2^-exponent."""
         return int(2 ** (self.bits - 1) - 1)

@@ -23,14 +23,16 @@ from pipeline.cli.main import main
 from pipeline.codec import CCAModel, CodecError, load_model, save_model
 from pipeline.codec.architectures.small import SmallConfig, SmallModel
 from pipeline.codec.architectures.small.light import LightSmall
+from pipeline.codec.arithmetic import in_float64
 from pipeline.codec.calibrating import calibrate, compare
 from pipeline.codec.exact import exact_copy
-from pipeline.codec.layers import ChannelNorm, GlobalMean
+from pipeline.codec.layers import ChannelNorm, GlobalMean, NAFBlock, head
 from pipeline.codec.light import light_model
 from pipeline.codec.light import scaled as light
 from pipeline.codec.model import Model
+from pipeline.codec.paired_layers import paired
 from pipeline.codec.picture import read_picture
-from pipeline.codec.scaled_layers import give_scale, in_float64
+from pipeline.codec.scaled_layers import give_scale
 from pipeline.codec.scales import LARGEST_SUM, Scale, blocks_of, largest_sums, whole_weights
 from tests.codec.test_light import last, make
 
@@ -142,6 +144,42 @@ def test_a_batch_is_its_pictures_one_by_one(case: tuple[nn.Module, Scale], count
     assert torch.equal(exact(x), torch.cat([exact(one) for one in x.split(1)]))
 
 
+class Chain(nn.Module):
+    """Every layer that networks of means and scales have, and what multiplies its result."""
+
+    def __init__(self, exponent: int) -> None:
+        super().__init__()
+        self.block = NAFBlock(40)
+        self.head = head(40, (24, 260), 3)
+        self.gain = nn.Parameter(torch.randn(1, 3, 1, 1))
+        for layer in [*self.block.modules(), *self.head.modules()]:
+            if hasattr(layer, "weight"):
+                give_scale(layer, Scale(exponent, 9 if isinstance(layer, ChannelNorm) else 12))
+                nn.init.normal_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.block(x)) * self.gain
+        return out
+
+
+def test_two_networks_as_one_give_the_bits_of_each() -> None:
+    torch.manual_seed(3)
+    first, second, third = (exact_copy(Chain(exponent)) for exponent in (4, 6, 6))
+    both = paired(first, second)
+    assert both is not None
+    x = torch.randn(2, 40, 5, 6) * 10
+    wanted = torch.cat([first(x[:1]), second(x[1:])])
+    assert torch.equal(both(x), wanted)
+    with in_float64():
+        assert torch.equal(both(x), wanted)
+    # Of other bits, settings or structure: no pair.
+    third.block.expand.largest //= 2
+    assert paired(first, third) is None
+    assert paired(first.head, nn.Sequential(*list(second.head)[:3])) is None
+    assert paired(nn.LeakyReLU(0.1), nn.LeakyReLU(0.2)) is None
+    assert paired(nn.Conv2d(1, 1, 1, bias=False), nn.Conv2d(1, 1, 1, bias=False)) is None
+
+
 @pytest.mark.parametrize("channels", [3, 224])
 @pytest.mark.parametrize("bits", [8, 13])
 def test_a_norm_and_a_mean_at_their_bounds_have_no_order(channels: int, bits: int) -> None:
@@ -236,7 +274,14 @@ def test_the_published_architecture_codes_the_same_in_any_arithmetic(model: CCAM
     calibrated(model)
     assert model.fingerprint != plain
     x = torch.rand(1, 3, 64, 64)
-    same_words(model, model.analyse(x).detach(), None, None, [(1, True), (2, False)])
+    y = model.analyse(x).detach()
+    same_words(model, y, None, None, [(1, True), (2, False)])
+    # The networks of means and scales run as one; each by itself gives the same.
+    coder: Any = model.coder()
+    assert coder._context.pairs is not None
+    words = coder.encode(y).words
+    coder._context.pairs = None
+    assert np.array_equal(coder.encode(y).words, words)
     model.set_scales({})
     assert model.fingerprint == plain
 

@@ -13,6 +13,7 @@ from pipeline.codec.exact import exact_copy, exact_dtype
 from pipeline.codec.gains import Gained, Gains
 from pipeline.codec.latents import Code, HyperpriorCoder
 from pipeline.codec.model import HyperOutput
+from pipeline.codec.paired_layers import paired
 
 
 class CCACoder(HyperpriorCoder):
@@ -31,6 +32,7 @@ class CCACoder(HyperpriorCoder):
         self._hyper_analysis = hyper_analysis
         self._hyper_mean, self._hyper_scale = map(exact_copy, hyper)
         self._context = exact_copy(context)
+        self._context.pair(paired)
         # The exact gains at a rate of the model (None: it has but one); the last few are kept.
         self._gained = lru_cache(maxsize=16)(partial(_gained, gains, self.device))
 

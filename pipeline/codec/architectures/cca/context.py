@@ -90,6 +90,18 @@ class ContextModel(nn.Module):
         self.residual_heads = nn.ModuleList(
             ResidualHead(inputs[i] + sizes[i], sizes[i], config) for i in range(refined)
         )
+        # Of each slice the supports of mean and scale as one, and their heads; see `pair`.
+        self.pairs: list[tuple[nn.Module, nn.Module]] | None = None
+
+    def pair(self, make: Callable[[nn.Module, nn.Module], nn.Module | None]) -> None:
+        """Run the networks of means together with those of scales, if `make` can pair them all.
+
+        `make` gets two modules and returns one that maps a batch of two, or None.
+        """
+        supports = map(make, self.mean_supports, self.scale_supports)
+        heads = map(make, self.mean_heads, self.scale_heads)
+        found = [(s, h) for s, h in zip(supports, heads, strict=True) if s and h]
+        self.pairs = found if len(found) == len(self.sizes) else None
 
     def _seen(self, slice_index: int) -> int:
         return max(0, slice_index - self.withheld)
@@ -113,10 +125,9 @@ class ContextModel(nn.Module):
         output = ContextOutput([], [], [])
         for i in range(len(self.sizes)):
             seen = output.decoded[: self._seen(i)]
-            mean_support = self.mean_supports[i](_join(hyper.mean, seen))
-            scale_support = self.scale_supports[i](_join(hyper.scale, seen))
-            mean = self.mean_heads[i](mean_support)
-            scale = self.scale_heads[i](scale_support)
+            mean_support, mean, scale = self._predict(
+                i, _join(hyper.mean, seen), _join(hyper.scale, seen)
+            )
             quantised = quantise(i, mean, scale)
             output.means.append(mean)
             output.scales.append(scale)
@@ -124,6 +135,17 @@ class ContextModel(nn.Module):
                 correction = self.residual_heads[i](mean_support, quantised)
                 output.decoded.append(quantised + correction)
         return output
+
+    def _predict(self, i: int, means: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the support of the mean of slice i, its mean and its scale."""
+        if self.pairs is not None and len(means) == 1:
+            support, head_ = self.pairs[i]
+            both = support(torch.cat([means, scales]))
+            mean, scale = head_(both).chunk(2)
+            return both[:1], mean, scale
+        mean_support = self.mean_supports[i](means)
+        scale_support = self.scale_supports[i](scales)
+        return mean_support, self.mean_heads[i](mean_support), self.scale_heads[i](scale_support)
 
 
 def _join(first: Tensor, others: Sequence[Tensor]) -> Tensor:
