@@ -152,6 +152,7 @@ class Chain(nn.Module):
         self.block = NAFBlock(40)
         self.head = head(40, (24, 260), 3)
         self.gain = nn.Parameter(torch.randn(1, 3, 1, 1))
+        layer: Any
         for layer in [*self.block.modules(), *self.head.modules()]:
             if hasattr(layer, "weight"):
                 give_scale(layer, Scale(exponent, 9 if isinstance(layer, ChannelNorm) else 12))
