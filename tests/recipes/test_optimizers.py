@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from recipes.config.load import load_recipe
 from recipes.config.schema import Run
 from recipes.config.settings import RecipeError
+from recipes.training import speed
 from recipes.training.clipping import Clipping
 from recipes.training.module import METRICS, TrainingModule, build, model_config
 from recipes.training.optim import ClippedAdam, GuardedAdam, make_optimizer
@@ -57,6 +58,7 @@ class Trained:
         self.run, self.step = run, step
         self.module: TrainingModule = build(run).train()
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        speed.apply(self.module, run.speed)
         self.optimizer: Clipping = make_optimizer(self.module.groups(), run)
         if state is not None:
             weights = {
@@ -85,7 +87,19 @@ class Trained:
 
 @pytest.mark.parametrize("optimizer", SETTINGS)
 def test_a_run_goes_on_to_the_last_bit(run_of: RunOf, optimizer: str) -> None:
-    run = run_of(f"optimizer={optimizer}", "cca.mode=off")
+    assert_goes_on(run_of(f"optimizer={optimizer}", "cca.mode=off"))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    ["adamw", pytest.param("soap", marks=OF_MATRICES), pytest.param("muon", marks=OF_MATRICES)],
+)
+def test_a_run_in_bf16_goes_on_to_the_last_bit(run_of: RunOf, optimizer: str) -> None:
+    changes = ["cca.mode=off", "speed.precision=bf16", f"optimizer={optimizer}"]
+    assert_goes_on(run_of(*changes))
+
+
+def assert_goes_on(run: Run) -> None:
     begun = Trained(run).train(2)
     kept = begun.state()
     through = begun.train(3).state()

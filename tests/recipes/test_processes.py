@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
@@ -61,11 +62,13 @@ def test_two_processes_train_the_same_models(write_recipe, start_ranks, store: s
     common = {"steps": 4, "batch": 4, "crop": 64, "lr": 1e-3}
     one_rate = {"name": "base", "rate_weight": 0.3, **common}
     several = {"name": "several", "variable_rate": [3.5, 1.0, 0.3], **common}
-    path = write_recipe(stages=[one_rate, several], ema=0.5)
+    kinds = ("soap", "muon") if importlib.util.find_spec("pytorch_optimizer") else ("adamw",)
+    others = [{**one_rate, "name": kind, "optimizer": kind} for kind in kinds]
+    path = write_recipe(stages=[one_rate, several, *others], ema=0.5)
     alone, together = path.parent / "alone", path.parent / "together"
     assert main([str(path), f"out={alone}"]) == 0
     assert ends(start_ranks(path, f"out={together}", "processes=2"))[0] == [0, 0]
-    for stage in ("base", "several"):
+    for stage in ("base", "several", *kinds):
         one, two = losses(store, alone / stage), losses(store, together / stage)
         assert len(one) == len(two) == 4
         assert two == pytest.approx(one, rel=1e-3)
