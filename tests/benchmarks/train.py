@@ -58,12 +58,15 @@ GRAPHED: dict[str, dict[str, Any]] = {
 }
 BEST = {"bf16, compile, cuda_graphs": {"precision": "bf16", "compile": True, "cuda_graphs": True}}
 
+PLAIN = "plain float32"
+
 Step = Callable[[], object]
 
 
 def run_of(size: str, crop: int, batch: int, settings: dict[str, Any] | None = None) -> Run:
     """Return a run like the published ones, at another size and under `settings` of `speed`."""
-    changes = [f"model={size}", f"stages.0.crop={crop}", f"stages.0.batch={batch}"]
+    # Nothing is left to the machine: what a way does is what its name says.
+    changes = [f"model={size}", f"stages.0.crop={crop}", f"stages.0.batch={batch}", "speed={}"]
     changes += [f"speed.{key}={value}" for key, value in (settings or {}).items()]
     return load_recipe("recipes/cca-paper.yaml", changes).runs()[0]
 
@@ -165,41 +168,50 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=("tiny", "paper"), default="tiny")
     parser.add_argument("--crop", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, nargs="+", default=[8], help="one or several")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="compile too (minutes on a CPU)")
     parser.add_argument("--way", action="append", help="measure these ways only (repeat it)")
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
-    run = run_of(given.size, given.crop, given.batch)
-    shape = (given.batch, 3, given.crop, given.crop)
+    for batch in given.batch:
+        measure(given, batch, device)
+
+
+def measure(given: argparse.Namespace, batch: int, device: torch.device) -> None:
+    """Measure and print the ways at one batch, without those that the device has no memory for."""
+    run = run_of(given.size, given.crop, batch)
+    shape = (batch, 3, given.crop, given.crop)
     images = torch.randint(256, shape, dtype=torch.uint8, device=device)
     on_gpu = device.type == "cuda"
     settings = SETTINGS | (COMPILED if given.compile else {}) | (GRAPHED if on_gpu else {})
     settings |= BEST if on_gpu and given.compile else {}
-    makers: dict[str, Callable[[], Step]] = {"plain float32": lambda: plain_step(run, images)}
+    makers: dict[str, Callable[[], Step]] = {PLAIN: lambda: plain_step(run, images)}
     makers |= {
-        name: partial(recipe_step, run_of(given.size, given.crop, given.batch, keys), images)
+        name: partial(recipe_step, run_of(given.size, given.crop, batch, keys), images)
         for name, keys in settings.items()
         if given.way is None or name in given.way
     }
     ways: dict[str, Step] = {}
     kept = {}
     for name, make in makers.items():
-        ways[name], kept[name] = made(name, make, on_gpu)
+        try:
+            ways[name], kept[name] = made(name, make, on_gpu)
+        except torch.OutOfMemoryError:
+            print(f"{name}: {batch} crops of {given.crop} need more memory than there is")
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(given.runs):
         for name, step in ways.items():
             taken[name].append(seconds(step, device))
-    report(taken, kept, given.batch, given.size, given.crop)
+    report(taken, kept, batch, given.size, given.crop)
 
 
 def report(
     taken: dict[str, list[float]], kept: dict[str, str], batch: int, size: str, crop: int
 ) -> None:
-    """Print a line for each way of doing a step."""
-    plain = taken["plain float32"]
+    """Print a line for each way of doing a step; ratios are to the first of them."""
+    plain = next(iter(taken.values()), [])
     print(f"{size}, {batch} crops of {crop}; torch {torch.__version__}")
     for name, times in taken.items():
         ratios = sorted(a / b for a, b in zip(plain, times, strict=True))
