@@ -1,6 +1,6 @@
 """The main job, disturbed at random instants, ends as if nothing had been.
 
-    python -m tests.proof.kills [--minutes 60 | --rounds N] [--seed 0] [--local]
+    python -m tests.proof.kills [--minutes 60 | --rounds N] [--seed 0] [--often 1] [--local]
 
 shards, trains, fine-tunes, evaluates, registers and compresses tiny things over and over. Meanwhile
 it kills any process of the tree, or all, stops and continues them, fills the disk, lets the object
@@ -58,8 +58,10 @@ STILL_THERE = re.compile(r"being written by|another process|is in use|locked by"
 class Rounds:
     """Does rounds of the main job in a world, and counts what was done to them."""
 
-    def __init__(self, world: World, store: str, seed: int, chosen: list[str]) -> None:
-        self.world, self.store, self.chosen = world, store, chosen
+    def __init__(
+        self, world: World, store: str, seed: int, chosen: list[str], often: int = 1
+    ) -> None:
+        self.world, self.store, self.chosen, self.often = world, store, chosen, often
         self.dice = random.Random(seed)
         self.done: Counter[str] = Counter()
         self.codes: Counter[str] = Counter()
@@ -79,7 +81,8 @@ class Rounds:
         chosen = [stage for stage in every if stage.name in self.chosen]
         # After a stage that did not end well, the others and a comparison would say nothing.
         if all(
-            self._stage(one, self.dice.randint(1, one.most) if disturbed else 0) for one in chosen
+            self._stage(one, self.dice.randint(1, self.often * one.most) if disturbed else 0)
+            for one in chosen
         ):
             self._compare(f"round {self.number}")
         self.world.heal()
@@ -291,6 +294,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--rounds", type=int, help="so many rounds, however long they take")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--often", type=int, default=1, help="so many times the disturbances")
     parser.add_argument("--local", action="store_true", help="without servers")
     names = [stage.name for stage in main_job.stages("")]
     parser.add_argument("--stages", default=",".join(names), help="only these, with commas")
@@ -305,7 +309,7 @@ def main() -> int:
             os.execv(sys.executable, [sys.executable, "-m", "tests.proof.kills", *sys.argv[1:]])
     import_all(given.stages.split(","))
     with world(place, local=given.local) as (made, store):
-        rounds = Rounds(made, store, given.seed, given.stages.split(","))
+        rounds = Rounds(made, store, given.seed, given.stages.split(","), given.often)
         _make_bucket(rounds)
         end = time.monotonic() + 60 * given.minutes
         for _ in range(2):
