@@ -19,7 +19,7 @@ import yaml
 from pipeline.common.documents import DocumentError, reading_yaml
 from pipeline.common.errors import FAILURE, USAGE
 from recipes.launching import notice
-from recipes.launching.owner import end_with_owner
+from recipes.launching.owner import died, end_with_owner
 
 # Keys of a launch file that are whole numbers, and the least of each.
 NUMBERS = {"num_processes": 1, "num_machines": 1, "machine_rank": 0, "main_process_port": 0}
@@ -83,9 +83,7 @@ def check_file(name: str | None) -> None:
 def _code(exitcode: int) -> int:
     """Return an exit code that a process may have; one that died of a signal has failed."""
     if exitcode < 0:
-        name = signal.Signals(-exitcode).name
-        memory = ", perhaps for want of memory" if name == "SIGKILL" else ""
-        sentence = f"a training process died of {name}{memory}; start again to go on"
+        sentence = died("a training process", -exitcode)
         sys.stderr.write(f"train: {sentence}\n")
         notice.send(sentence, status="failed")
         return FAILURE

@@ -80,7 +80,7 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run the launcher `command`, pass signals on to what it starts, return its exit code.
 
     SIGTERM, SIGUSR1, SIGHUP (unless ignored, as under `nohup`) and Ctrl-C make training keep its
-    state and end; after Ctrl-C the code is 130.
+    state and end; after Ctrl-C the code is 130. A launcher that dies of a signal has failed.
     """
     asked = _Asked()
     process = subprocess.Popen(
@@ -92,7 +92,22 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return INTERRUPTED if asked.ctrl_c else code
+    if asked.ctrl_c:
+        return INTERRUPTED
+    if code < 0:
+        sys.stderr.write(f"train: {died('the launcher', -code)}\n")
+        return FAILURE
+    return code
+
+
+def died(who: str, number: int) -> str:
+    """Return the sentence for a process that died of the signal `number`."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:  # one of the real-time signals, which have no names
+        name = f"signal {number}"
+    memory = ", perhaps for want of memory" if number == signal.SIGKILL else ""
+    return f"{who} died of {name}{memory}; start again to go on"
 
 
 def heeded() -> list[signal.Signals]:

@@ -121,7 +121,7 @@ class Rounds:
         span = self.seconds.get(stage.name, 5.0)
         used, end = 0, time.monotonic() + patience(SECONDS_AT_MOST)
         while True:
-            pause = self.dice.random() * span if used < times else end - time.monotonic()
+            pause = around(self.dice, span) if used < times else end - time.monotonic()
             status = waited(process, pause)
             if status is not None:
                 break

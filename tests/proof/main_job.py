@@ -119,12 +119,20 @@ def files(folder: Path) -> Iterator[tuple[str, str]]:
     for place in (RUNS, REPORT, FILES):
         for path in sorted((folder / place).rglob("*")):
             known = str(path.relative_to(folder))
-            if path.is_file() and "/tracking/" not in known and path.name[0] != ".":
+            seen = "/tracking/" not in known and path.name[0] != "."
+            if path.is_file() and seen and not _of_an_earlier_step(path):
                 yield known, _without_this_run(path)
     for path in sorted((folder / RUNS).rglob("*")):
         waits = "tracking" in path.parts and path.name not in KEPT_BY_TRACKING
         if waits and path.is_file():
             yield str(path.relative_to(folder)), "waits to be delivered"
+
+
+def _of_an_earlier_step(path: Path) -> bool:
+    """Whether a file is of a checkpoint with a later one: a run that was asked to stop keeps one
+    more, of the step that it was at, and the oldest goes."""
+    place = path.parent
+    return place.parent.name == "checkpoints" and place != max(place.parent.iterdir())
 
 
 def _without_this_run(path: Path) -> str:

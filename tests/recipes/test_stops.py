@@ -185,6 +185,14 @@ sys.exit(run([sys.executable, *sys.argv[1:]], dict(os.environ)))
 """
 
 
+def test_a_launcher_that_dies_is_told_with_what_to_do(capfd: pytest.CaptureFixture[str]) -> None:
+    for number, told in {9: "SIGKILL, perhaps for want of memory", 40: "signal 40"}.items():
+        words = [sys.executable, "-c", f"import os; os.kill(os.getpid(), {number})"]
+        assert owner.run(words, dict(os.environ)) == 1
+        said = capfd.readouterr().err
+        assert said == f"train: the launcher died of {told}; start again to go on\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "code"),
