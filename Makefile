@@ -10,7 +10,7 @@ CONSTRAINTS := .ci/constraints.txt $(if $(GPU),,.ci/cpu-constraints.txt)
 # Images of containers often set this; hundreds of processes would then compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-fast lint docs coverage lowest highest clean
+.PHONY: help setup demo test tests test-fast lint docs coverage lowest highest clean
 
 help:
 	@echo 'make setup      the environment, in .venv'
@@ -36,9 +36,13 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/vulture
 
+# Linters run beside the tests, which leave a part of two cores idle.
+test: setup
+	@$(MAKE) --no-print-directory --jobs 2 lint tests
+
 # Threads on top of the workers would only wait for each other. Two cores are kept busy by three
 # workers: tests of Slurm, servers and kills wait for a good part of their time.
-test: lint
+tests: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile
 
 test-fast: setup

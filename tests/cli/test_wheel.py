@@ -154,7 +154,7 @@ def test_the_quick_start_without_a_checkout(
 ) -> None:
     (tmp_path / "one").mkdir()
     with Image.open(pictures / "kodak" / "kodim23.webp") as picture:
-        picture.crop((100, 100, 292, 292)).save(tmp_path / "one" / "photo.png")
+        picture.crop((100, 100, 276, 276)).save(tmp_path / "one" / "photo.png")
     shown = [command.words for command in commands(root / "docs" / "quickstart.md")]
     typed = [_smaller(words[1:]) for words in shown if words[0] == "pipeline" and ">" not in words]
     training = next(i for i, words in enumerate(typed) if words[0] == "train")
@@ -166,7 +166,7 @@ def test_the_quick_start_without_a_checkout(
     places = [Path(line) for line in said.splitlines()[-len(ROOMS) :]]
     assert all(place.is_relative_to(python.parents[1]) for place in places)
     with Image.open(tmp_path / "photo.png") as decoded:
-        assert decoded.size == (192, 192)
+        assert decoded.size == (176, 176)
 
 
 def _smaller(words: tuple[str, ...]) -> list[str]:

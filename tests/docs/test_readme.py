@@ -42,7 +42,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory, root: Path, pictures: Path)
         archive.writestr("results.csv", f"image_name| comment_number| comment\n{rows}")
     (folder / "kodak").mkdir()
     with Image.open(pictures / "kodak" / "kodim23.webp") as image:
-        small = image.convert("RGB").crop((100, 100, 356, 356))
+        small = image.convert("RGB").crop((100, 100, 276, 276))
     small.save(folder / "kodak" / "kodim23.png")
     small.save(folder / "photo.jpg")
     small.save(folder / "other.jpg")
