@@ -220,7 +220,7 @@ class _Run:
         form = Form({name: number for number, name in enumerate(plan.classes)})
         maker = ShardMaker(Context(plan.split, self.store, self.sources, self.options, form))
         rows.seek(0)
-        with contextlib.closing(maker), PlanRows(rows) as planned:
+        with contextlib.closing(maker), PlanRows(rows, plan) as planned:
             few = planned.shard(0).slice(0, SHOWN).to_pylist() if planned.counts else []
             write_sheet(sheet, self.options, few, maker.prepare)
 

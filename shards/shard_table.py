@@ -90,14 +90,14 @@ class StoredShards(Sequence[ShardInfo]):
     def _read(self, group: int | None = None, columns: list[str] | None = None) -> Any:
         import pyarrow.parquet as pq
 
-        from shards.tables import reading_table
+        from shards.tables import checked, reading_table
 
         # Opened anew each time: descriptors and connections don't travel to other processes.
         with self._opened() as stream, reading_table():
             file = pq.ParquetFile(stream, pre_buffer=False)
             if group is None:
-                return file.read(columns=columns, use_threads=False)
-            return file.read_row_group(group, use_threads=False)
+                return checked(file.read(columns=columns, use_threads=False))
+            return checked(file.read_row_group(group, use_threads=False))
 
 
 def shards_file(split: str) -> str:

@@ -28,6 +28,12 @@ def reading_table() -> Iterator[None]:
         raise pa.ArrowInvalid(first_line(error)) from error
 
 
+def checked(table: pa.Table) -> pa.Table:
+    """Return `table`; raises `pa.ArrowInvalid` where lengths don't fit, or a text is no UTF-8."""
+    table.validate(full=True)
+    return table
+
+
 def read_rows(stream: IO[bytes], columns: Sequence[str] | None = None) -> pa.Table:
     """Return the Parquet table in `stream`, or its `columns` alone.
 
@@ -37,4 +43,5 @@ def read_rows(stream: IO[bytes], columns: Sequence[str] | None = None) -> pa.Tab
     # of Python's as it exits.
     with reading_table():
         file = pq.ParquetFile(stream, pre_buffer=False)
-        return file.read(columns=None if columns is None else list(columns), use_threads=False)
+        wanted = None if columns is None else list(columns)
+        return checked(file.read(columns=wanted, use_threads=False))

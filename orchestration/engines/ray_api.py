@@ -5,7 +5,6 @@ https://docs.ray.io/en/latest/cluster/running-applications/job-submission/rest.h
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from urllib.parse import quote
 
 from orchestration.engines.commands import quoted
 from orchestration.errors import EngineError, UnansweredError
+from pipeline.common.documents import parse
 
 SECONDS = 60
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -115,7 +115,7 @@ def _headers() -> dict[str, str]:
     if token:
         headers["Authorization"] = f"Bearer {token}"
     try:
-        more = json.loads(os.environ.get("RAY_JOB_HEADERS") or "{}")
+        more = parse(os.environ.get("RAY_JOB_HEADERS") or "{}")
         return headers | {str(name): str(value) for name, value in more.items()}
     except (ValueError, AttributeError) as error:
         raise EngineError("RAY_JOB_HEADERS is no JSON object of headers") from error

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestration.states import State
 from pipeline.common.atomic import write_json
+from pipeline.common.documents import parse
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def write_note(spool: Path, label: str, note: Note) -> None:
 def read_note(spool: Path, label: str) -> Note | None:
     """Return the note, or None where there is none that can be read."""
     try:
-        content = json.loads((spool / f"{label}.json").read_text())
+        content = parse((spool / f"{label}.json").read_text())
         return Note(**{**content, "state": State(content["state"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None

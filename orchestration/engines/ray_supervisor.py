@@ -6,7 +6,6 @@ nothing is left to do. What it knows is asked of Ray and read from the plan's fo
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
@@ -22,6 +21,7 @@ from orchestration.plan import Job, Plan, is_done
 from orchestration.profile import RayProfile
 from orchestration.states import JobStatus, State
 from orchestration.store import read
+from pipeline.common.documents import parse
 from pipeline.common.printable import log_to
 
 POLL_SECONDS = 1.0
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
     # Inside the cluster its dashboard may have another address than outside.
     inside = ray.init(log_to_driver=False).dashboard_url
     engine = Ray(profile.model_copy(update={"address": f"http://{inside}"}))
-    names = json.loads((folder / SPOOL / f"{SUPERVISOR}.json").read_text())["jobs"]
+    names = parse((folder / SPOOL / f"{SUPERVISOR}.json").read_text())["jobs"]
     try:
         return 0 if Supervisor(plan, folder, engine, names).run() else 1
     except EngineError as error:

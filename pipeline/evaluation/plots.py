@@ -8,7 +8,6 @@ draws them again from the numbers of an evaluation.
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pipeline.common.atomic import write_bytes
+from pipeline.common.documents import parse
 from pipeline.common.printable import printable
 from pipeline.evaluation.bdrate import RDCurve
 from pipeline.evaluation.results import QUALITIES, Report, curve, curves_of
@@ -80,7 +80,7 @@ def _sorted(points: RDCurve) -> tuple[Sequence[float], Sequence[float]]:
 def main(words: Sequence[str]) -> None:
     """Draw the curves of a results.json to a .svg or .png file."""
     results, picture = map(Path, words)
-    report = curves_of(json.loads(results.read_text()))
+    report = curves_of(parse(results.read_text()))
     write_bytes(picture, draw_curves(report, picture.suffix[1:]))
 
 

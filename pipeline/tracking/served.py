@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import json
 import logging
 import os
 import threading
@@ -179,9 +178,11 @@ def guarded(invocations: Callable[..., Any]) -> Callable[..., Any]:
 
 def check_body(data: bytes) -> None:
     """Raise MlflowException unless `data` is a JSON object of known keys and parameters."""
+    from pipeline.common.documents import DocumentError, parse
+
     try:
-        body = json.loads(data)
-    except ValueError as error:
+        body = parse(data)
+    except DocumentError as error:
         raise Refused(f"the body is not JSON: {error}", _BAD) from error
     forms = sorted(scoring_server.SUPPORTED_FORMATS)
     if not isinstance(body, dict) or len(set(body) & set(forms)) != 1:

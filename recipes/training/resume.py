@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.documents import parse
 from recipes.config.optimizing import Optimizer
 from recipes.config.schema import Run
 from recipes.config.settings import AUTO, Augmentation, Cca, Loss, Plateau, RecipeError, Section
@@ -189,7 +190,7 @@ def differences(run: Run, about: Mapping[str, Any]) -> dict[str, tuple[Any, Any]
 
     What an older version did not know yet had its default then.
     """
-    now, then = json.loads(json.dumps(run.decisive())), about["decisive"]
+    now, then = parse(json.dumps(run.decisive())), about["decisive"]
     then = {**_defaults(now), **then}
     for key, kind in _PARTS.items():
         if isinstance(then.get(key), dict):
@@ -210,7 +211,7 @@ def _defaults(now: Mapping[str, Any]) -> dict[str, Any]:
     fields |= dict(Stage.model_fields)
     given = {key: fields[key] for key in now if key in fields and not fields[key].is_required()}
     defaults = {key: field.get_default(call_default_factory=True) for key, field in given.items()}
-    plain: dict[str, Any] = json.loads(json.dumps(defaults, default=str))
+    plain: dict[str, Any] = parse(json.dumps(defaults, default=str))
     return plain | {"optimizer": _plain(Optimizer), "held_out": 0}
 
 
@@ -218,7 +219,7 @@ def _plain(kind: type[Section]) -> dict[str, Any]:
     """Return the defaults of a part of a recipe, of the fields that have one."""
     fields = kind.model_fields.items()
     made = {name: one.get_default(call_default_factory=True) for name, one in fields}
-    known: dict[str, Any] = json.loads(json.dumps(made, default=lambda _: None))
+    known: dict[str, Any] = parse(json.dumps(made, default=lambda _: None))
     return {
         name: value for name, value in known.items() if not kind.model_fields[name].is_required()
     }

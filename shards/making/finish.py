@@ -113,7 +113,11 @@ def _manifest(
     reasons = Counter(one["reason"] for one in rejects)
     samples = sum(info.samples for info in infos)
     if samples != crops_of(plan.options.get("augment")) * (plan.listed - len(rejects)):
-        raise AssertionError("every listed picture is written or rejected")
+        raise ShardsError(
+            f"the plan of split {plan.split!r} lists {plan.listed} pictures, of which its shards "
+            f"have {samples} samples and {len(rejects)} rejects: it was changed, or they were; "
+            "start anew with --fresh"
+        )
     return Manifest(
         split=plan.split,
         seed=plan.options["seed"],

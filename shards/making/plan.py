@@ -32,7 +32,7 @@ from shards.making.members import common_members
 from shards.options import Options, parse_split
 from shards.sources.base import LISTING, Listed, decode_path
 from shards.store import Store
-from shards.tables import reading_table
+from shards.tables import checked, reading_table
 
 NOTES = 20  # sentences on what was left out that a plan keeps
 REPEATED = ["source", "label"]  # columns whose values come again and again
@@ -165,17 +165,21 @@ def planned_anew(store: Store, split: str) -> ShardsError:
 class PlanRows:
     """The rows of a stored plan, shard by shard; a context manager that closes the file."""
 
-    def __init__(self, file: IO[bytes], where: str = "the plan") -> None:
+    def __init__(self, file: IO[bytes], plan: Plan, where: str = "the plan") -> None:
         self._stream, self._where = file, where
+        self._sources = len(plan.sources)
         with self._undamaged():
             self._file = pq.ParquetFile(file)
         metadata = self._file.metadata
         self.counts = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
+        missing = {*ROWS.names} - {*self._file.schema_arrow.names}
+        if missing or (len(self.counts), metadata.num_rows) != (plan.shards, plan.listed):
+            raise self._damaged("it is not of this plan")
 
     @classmethod
     def of(cls, store: Store, plan: Plan) -> PlanRows:
         """Open the stored rows of `plan`; raises ShardsError where they are damaged."""
-        return cls(store.open(plan.rows_file), store.where(plan.rows_file))
+        return cls(store.open(plan.rows_file), plan, store.where(plan.rows_file))
 
     def __enter__(self) -> PlanRows:
         return self
@@ -186,13 +190,17 @@ class PlanRows:
     def shard(self, number: int) -> pa.Table:
         """Return the rows (columns of `ROWS`) of shard `number`; raises ShardsError."""
         with self._undamaged():
-            return self._file.read_row_group(number)
+            rows = checked(self._file.read_row_group(number).cast(ROWS))
+        sources = as_numpy(rows["source"])
+        if len(sources) and not 0 <= sources.min() <= sources.max() < self._sources:
+            raise self._damaged("a row is of no source")
+        return rows
 
     def columns(self, names: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
         """Yield the number of each shard with the columns `names` of its rows."""
         for number in range(len(self.counts)):
             with self._undamaged():
-                found = self._file.read_row_group(number, columns=list(names))
+                found = checked(self._file.read_row_group(number, columns=list(names)))
             yield number, found
 
     @contextlib.contextmanager
@@ -202,9 +210,10 @@ class PlanRows:
             with reading_table():
                 yield
         except pa.ArrowException as error:
-            raise ShardsError(
-                f"{self._where} is damaged ({first_line(error)}): start anew with --fresh"
-            ) from error
+            raise self._damaged(first_line(error)) from error
+
+    def _damaged(self, why: str) -> ShardsError:
+        return ShardsError(f"{self._where} is damaged ({why}): start anew with --fresh")
 
 
 def make_plans(

@@ -99,7 +99,7 @@ class Planner:
         """
         if before.stamp == corpus.stamp:
             return before
-        gone = self._check_same(before, corpus, draft.rows)
+        gone = self._check_same(before, corpus, draft)
         if gone:
             return replace(before, notes=[*before.notes, gone])
         if self.part != (0, 1):
@@ -114,13 +114,16 @@ class Planner:
         if draft.plan.rows not in self.store.names():
             settle(self.store, draft.partial, draft.plan.rows)
 
-    def _check_same(self, before: Plan, corpus: ListedCorpus, rows: IO[bytes]) -> str:
-        """Refuse to go on when what `rows` plan is not what `before` planned.
+    def _check_same(self, before: Plan, corpus: ListedCorpus, draft: _Draft) -> str:
+        """Refuse to go on when what `draft` plans is not what `before` planned.
 
         Returns a sentence on pictures that are gone, where that is all that differs.
         """
         missing = set(missing_shards(self.store.names(), before))
-        with PlanRows(rows) as now, PlanRows.of(self.store, before) as then:
+        with (
+            PlanRows(draft.rows, draft.plan) as now,
+            PlanRows.of(self.store, before) as then,
+        ):
             if before.source_digest != corpus.digest:
                 both = (then, now)
                 return check_source(self.store, before, corpus.digest, both, bool(missing))

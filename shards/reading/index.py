@@ -152,12 +152,14 @@ def read_table(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from shards.tables import checked
+
     try:
         # No threads: a worker that was forked has none of its parent's.
         file = pq.ParquetFile(io.BytesIO(data), pre_buffer=False)
         with_digests = digests and "sha256" in file.schema_arrow.names
         columns = [*SAMPLE_COLUMNS, "sha256"] if with_digests else list(SAMPLE_COLUMNS)
-        table = file.read(columns=columns, use_threads=False)
+        table = checked(file.read(columns=columns, use_threads=False))
         keys = table["key"].combine_chunks()
         if keys.type != pa.string():  # casting imports all of Arrow's functions
             keys = keys.cast(pa.string())

@@ -54,6 +54,10 @@ class NotLetInError(OSError):
     """The store refuses this client."""
 
 
+class _NothingThereError(OSError):
+    """The object has no bytes where some were asked for."""
+
+
 class PlainS3:
     """Reads objects under one URL of S3. Of one process; its threads may share it."""
 
@@ -88,7 +92,20 @@ class PlainS3:
             NotLetInError: the store refuses this client, or sends it elsewhere.
             OSError: it does not answer, or not now.
         """
-        return cast(int, self._asked(self._client.stat_object, name).size)
+        # An answer that is cut within its headers looks whole, with a wrong size or none. One that
+        # has a byte of the object behind its headers has all of them.
+        try:
+            answer = self._asked(self._client.get_object, name, offset=0, length=1)
+        except _NothingThereError:
+            return 0
+        try:
+            if len(answer.read(1)) != 1:
+                raise OSError("the answer was cut")
+            said = answer.headers.get("content-range") or answer.headers["content-length"]
+            return int(said.rpartition("/")[2])
+        finally:
+            answer.close()
+            answer.release_conn()
 
     def part(self, name: str, start: int, end: int) -> bytes:
         """Return the bytes `start` to `end` of an object, or fewer. Raises as `size`."""
@@ -110,6 +127,8 @@ class PlainS3:
         except S3Error as error:
             if error.code in ("NoSuchKey", "NoSuchObject"):
                 raise FileNotFoundError(name) from error
+            if error.code == "InvalidRange":
+                raise _NothingThereError(f"{error.code}: {error.message}") from error
             if error.code in REFUSED:
                 raise NotLetInError(f"{error.code}: {error.message}") from error
             raise OSError(f"{error.code}: {error.message}") from error

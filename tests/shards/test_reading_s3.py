@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import threading
 import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import fsspec
 import pytest
 
 from shards import Cache, Stream, stream
+from shards.errors import ShardsRuntimeError
 from shards.reading import ranges, s3
-from shards.reading.fetch import Fetcher
+from shards.reading.fetch import Fetcher, Patience
 from tests.shards.made import numbered, write_split
 
 moto = pytest.importorskip("moto.server", reason="needs moto[server] and s3fs")
@@ -36,6 +40,64 @@ def bucket(monkeypatch):
     yield "s3://bucket/corpus"
     server.stop()
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+CONTENT = bytes(range(60, 130))
+
+
+@pytest.fixture
+def cut_at(monkeypatch):
+    """A store of one object, whose answers are cut at a byte; what sets that byte."""
+    cut = [0]
+
+    class Cut(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            first, last = map(int, re.findall(r"\d+", self.headers["Range"]))
+            part = CONTENT[first : last + 1]
+            head = "HTTP/1.1 206 Partial Content\r\nServer: store\r\n"
+            head += f"Content-Length: {len(part)}\r\nETag: abc\r\n"
+            head += f"Content-Range: bytes {first}-{last}/{len(CONTENT)}\r\n\r\n"
+            self.wfile.write((head.encode() + part)[: cut[0]])
+            self.close_connection = True
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Cut)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+        ("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}"),
+    ):
+        monkeypatch.setenv(name, value)
+    yield lambda byte: cut.__setitem__(0, byte)
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_answer_that_is_cut_anywhere_is_none(cut_at):
+    came, fetcher = 0, Fetcher("s3://bucket", Patience(attempts=1))
+    for byte in range(220):
+        cut_at(byte)
+        for ask in (
+            lambda: fetcher.size("file") == len(CONTENT),
+            lambda: fetcher.part("file", 3, 9) == CONTENT[3:9],
+            lambda: fetcher.whole("file") == CONTENT,
+        ):
+            try:
+                assert ask()
+            except ShardsRuntimeError:
+                continue
+            came += 1
+    assert 3 <= came < 3 * 220 / 2
+
+
+def test_the_size_of_an_empty_object(bucket):
+    fsspec.filesystem("s3").pipe(f"{bucket}/file", b"")
+    assert Fetcher(bucket).size("file") == 0
+    assert Fetcher(bucket).whole("file") == b""
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from pipeline.codec.errors import CodecError
 from pipeline.codec.light.form import LightForm
 from pipeline.codec.scales import Scale, Scales, digested
 from pipeline.codec.stored import FORMAT, VERSIONS, parse_scales
+from pipeline.common.documents import parse
 
 _PREFIX = "model."
 
@@ -77,7 +78,7 @@ def _holds(tensors: Any, expected: Mapping[str, tuple[int, ...]]) -> bool:
 def _config(metadata: Mapping[str, str]) -> Config:
     if metadata.get("format") != FORMAT or metadata.get("version") not in VERSIONS:
         raise CodecError("another format")
-    said = json.loads(metadata.get("config", "{}"))
+    said = parse(metadata.get("config", "{}"))
     if not isinstance(said, dict):
         raise CodecError("no config")
     return architectures.config_of(said)
