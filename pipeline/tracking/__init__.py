@@ -1,5 +1,11 @@
 """All that knows MLflow: runs, artifacts, lineage, the registry and the served model."""
 
+import os
+
+# Before MLflow is imported, which else tells its makers how it is used. The thread that does so
+# changes the environment while requests read it, and one in thousands of them fails.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
 from pipeline.tracking.delivery import deliver
 from pipeline.tracking.errors import StoreError, TrackingError
 from pipeline.tracking.lineage import Lineage, lineage

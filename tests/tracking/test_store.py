@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -22,6 +23,10 @@ from pipeline.tracking import (
 )
 from pipeline.tracking import store as store_module
 from pipeline.tracking.store import client
+
+def test_mlflow_s_makers_are_told_nothing() -> None:
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
 
 # Writes so much in one transaction that some of it is in the file, and dies.
 KILLED = """
