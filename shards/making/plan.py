@@ -190,7 +190,8 @@ class PlanRows:
     def shard(self, number: int) -> pa.Table:
         """Return the rows (columns of `ROWS`) of shard `number`; raises ShardsError."""
         with self._undamaged():
-            rows = checked(self._file.read_row_group(number).cast(ROWS))
+            rows = self._file.read_row_group(number).select(ROWS.names)
+            rows = checked(rows.cast(ROWS))
         sources = as_numpy(rows["source"])
         if len(sources) and not 0 <= sources.min() <= sources.max() < self._sources:
             raise self._damaged("a row is of no source")
