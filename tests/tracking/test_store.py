@@ -24,6 +24,7 @@ from pipeline.tracking import (
 from pipeline.tracking import store as store_module
 from pipeline.tracking.store import client
 
+
 def test_mlflow_s_makers_are_told_nothing() -> None:
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
