@@ -16,7 +16,6 @@ from pipeline.common.digests import json_sha256
 from pipeline.common.documents import parse
 from shards import shard_table
 from shards.errors import ShardsError
-from shards.manifest_form import mistake
 from shards.shard_table import ShardInfo, StoredShards, shards_digest, shards_file, table_of
 from shards.store import Store
 
@@ -120,6 +119,8 @@ class Manifest:
 
         `store` has the table of its shards, where there is one.
         """
+        from shards.manifest_form import mistake  # which takes a third of a second to import
+
         try:
             given = parse(text)
             version = given["format"]

@@ -11,7 +11,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -53,49 +53,63 @@ def encoder_for(spec: Spec) -> Encoder:
     return lambda pixels, profile: _by_pillow(pixels, form, options, profile)
 
 
-def png(pixels: Pixels, deflate: Callable[[bytes], bytes], profile: bytes | None = None) -> bytes:
+def png(pixels: Pixels, deflater: Deflater, profile: bytes | None = None) -> bytes:
     """Return a PNG of uint8 (H, W, 3), all of whose rows have the filter "average"."""
     height, width = pixels.shape[:2]
     header = struct.pack(">IIBBBBB", width, height, 8, RGB, 0, 0, 0)
-    colours = b"" if profile is None else _chunk(b"iCCP", b"icc\0\0" + zlib.compress(profile))
-    data = _chunk(b"IDAT", deflate(filter_rows(pixels).tobytes()))
-    return SIGNATURE + _chunk(b"IHDR", header) + colours + data + _chunk(b"IEND", b"")
+    chunks: list[tuple[bytes, bytes | bytearray]] = [(b"IHDR", header)]
+    if profile is not None:
+        chunks.append((b"iCCP", b"icc\0\0" + zlib.compress(profile)))
+    chunks += [(b"IDAT", deflater.deflate(filter_rows(pixels).data)), (b"IEND", b"")]
+    pieces: list[bytes | bytearray] = [SIGNATURE]
+    for kind, data in chunks:
+        check = deflater.crc32(data, zlib.crc32(kind))
+        pieces += [struct.pack(">I", len(data)), kind, data, struct.pack(">I", check)]
+    return b"".join(pieces)
 
 
 def filter_rows(pixels: Pixels) -> Pixels:
     """Return rows of bytes (H, 1 + 3 W): the filter, then differences from neighbours' means."""
     height, width = pixels.shape[:2]
-    rows = pixels.reshape(height, 3 * width)
-    left, above = np.zeros_like(rows), np.zeros_like(rows)
-    left[:, 3:], above[1:] = rows[:, :-3], rows[:-1]
-    mean = (left & above) + ((left ^ above) >> 1)  # rounded down, in 8 bits
+    # With a black pixel before each row and a black row above.
+    padded = np.zeros((height + 1, 3 + 3 * width), np.uint8)
+    rows, left, above = padded[1:, 3:], padded[1:, :-3], padded[:-1, 3:]
+    rows[:] = pixels.reshape(height, 3 * width)
+    mean, differing = left & above, left ^ above
+    mean += np.right_shift(differing, 1, out=differing)  # rounded down, in 8 bits
     filtered = np.empty((height, 1 + 3 * width), np.uint8)
     filtered[:, 0] = AVERAGE
     np.subtract(rows, mean, out=filtered[:, 1:])
     return filtered
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+class Deflater(NamedTuple):
+    """What makes a PNG's data of its filtered rows, and sums it up.
+
+    `crc32` takes data, and the sum of what comes before it.
+    """
+
+    deflate: Callable[[memoryview], bytes | bytearray]
+    crc32: Callable[[bytes | bytearray, int], int]
 
 
-def _libdeflate() -> Callable[[bytes], bytes]:
+def _libdeflate() -> Deflater:
     try:
-        from deflate import zlib_compress
+        from deflate import crc32, zlib_compress
     except ImportError as error:
         raise ShardsError(
             "encode libdeflate needs its package: pip install 'cca-pipeline[turbo]', "
             "or give `encode: zlib` for new shards"
         ) from error
-    return lambda data: bytes(zlib_compress(data, 1))
+    return Deflater(lambda rows: zlib_compress(rows, 1), crc32)
 
 
-def _zlib() -> Callable[[bytes], bytes]:
-    def deflate(data: bytes) -> bytes:
+def _zlib() -> Deflater:
+    def deflate(rows: memoryview) -> bytes:
         work = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
-        return work.compress(data) + work.flush()
+        return work.compress(rows) + work.flush()
 
-    return deflate
+    return Deflater(deflate, zlib.crc32)
 
 
 DEFLATERS = {"libdeflate": _libdeflate, "zlib": _zlib}

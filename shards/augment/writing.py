@@ -11,7 +11,8 @@ from PIL import Image
 
 from pipeline.common.pictures import PictureError, opened
 from pipeline.common.pictures import read as read_picture
-from pipeline.common.pictures.colour import to_srgb, usable_profile
+from pipeline.common.pictures.colour import same_in_srgb, to_srgb, usable_profile
+from pipeline.common.pictures.orientation import turned
 from shards.augment.encoders import encoder_for
 from shards.augment.operations import Refused
 from shards.augment.resampling import Pixels
@@ -40,10 +41,11 @@ class Writer:
     def decoded(self, one: Ready) -> Decoded | dict[str, Any]:
         """Return the pixels of a picture, or the row of its reject."""
         try:
-            if is_plain(one.picture):
+            if is_plain(one.row["format"], one.row["mode"], one.picture):
                 pixels = plain_pixels(one.picture, self._full)
                 if pixels is not None:
-                    return self._coloured(pixels, _profile_of(one.picture))
+                    upright = np.ascontiguousarray(turned(pixels, one.row["orientation"]))
+                    return self._coloured(upright, _profile_of(one.picture))
             picture = read_picture(one.picture)
             if self.spec.colours == "kept":
                 return Decoded(picture.coded(), picture.profile)
@@ -57,6 +59,8 @@ class Writer:
         """Return decoded RGB as `colours` wants it."""
         if profile is None or self.spec.colours == "kept":
             return Decoded(pixels, profile)
+        if same_in_srgb(pixels, profile):
+            return Decoded(pixels)
         return Decoded(np.asarray(to_srgb(Image.fromarray(pixels), profile)))
 
     def refusal(self, made: list[Pixels] | Refused) -> str:

@@ -24,8 +24,7 @@ from shards.options import MAX_AREA, Options
 
 # What libjpeg says of files that are odd but whole, or of kinds it was not built for.
 HARMLESS = ("extraneous bytes", "Invalid SOS parameters", "nsupported")
-# Where an ICC profile stands in a JPEG: among its first segments, of 64 KiB at most each.
-PROFILE, HEAD = b"ICC_PROFILE\0", 1 << 17
+PROFILE = b"ICC_PROFILE\0"  # how a JPEG's segments with a colour profile start
 # Reasons for a reject.
 DAMAGED = str(Refusal.DAMAGED)
 TOO_SMALL = "too small"
@@ -73,7 +72,7 @@ class Facts:
 def examine(data: bytes, options: Options, ending: str = "", decoded: bool = False) -> Facts:
     """Return what the picture `data` is; `ending` is its file name's, for check "none".
 
-    An ordinary JPEG that is `decoded` by `plain_pixels` anyway is not decoded here.
+    What is `decoded` by `plain_pixels` anyway is not decoded here.
 
     Raises:
         RejectedError: it is not a picture, is damaged, or is outside the limits of `options`.
@@ -81,12 +80,12 @@ def examine(data: bytes, options: Options, ending: str = "", decoded: bool = Fal
     facts = _quick_facts(data)
     if facts is not None:
         _within(facts, options)
-        if options.check != "full" or (decoded and is_plain(data)):
+        if options.check != "full" or (decoded and is_plain(facts.format, facts.mode, data)):
             return facts
         if _jpeg_is_sound(data, facts.mode):
             return facts
     try:
-        return _examine_by_pillow(data, options)
+        return _examine_by_pillow(data, options, decoded)
     except PictureError as error:
         if options.check == "none" and error.refusal in KEPT_UNCHECKED:
             return Facts(ending or "bin")
@@ -101,7 +100,7 @@ def _quick_facts(data: bytes) -> Facts | None:
     return Facts("jpeg", *header)
 
 
-def _examine_by_pillow(data: bytes, options: Options) -> Facts:
+def _examine_by_pillow(data: bytes, options: Options, decoded: bool) -> Facts:
     """Return what the picture `data` is; raises PictureError too."""
     with opened(data) as image:
         facts = _facts(image)
@@ -109,7 +108,7 @@ def _examine_by_pillow(data: bytes, options: Options) -> Facts:
         if options.check == "none":
             return facts
         check_mode(image.mode)
-        if options.check == "header":
+        if options.check == "header" or (decoded and is_plain(facts.format, facts.mode, data)):
             return facts
         if facts.format != "jpeg" or not _jpeg_is_sound(data, facts.mode):
             load(image)
@@ -135,21 +134,23 @@ def _within(facts: Facts, options: Options) -> None:
         raise RejectedError(TOO_LONG, f"{size}, over {options.max_aspect:g} to 1")
 
 
-def is_plain(data: bytes) -> bool:
-    """Return whether `data` is an upright JPEG of RGB, or of grey without a colour profile."""
-    header = jpeg_header(data)
-    if header is None:
-        return False
-    return header[2] == "RGB" or (header[2] == "L" and not has_profile(data))
+def is_plain(form: str, mode: str, data: bytes) -> bool:
+    """Return whether `data` is a JPEG of RGB, or of grey without a colour profile.
+
+    `form` and `mode` are its `Facts`.
+    """
+    return form == "jpeg" and (mode == "RGB" or (mode == "L" and not has_profile(data)))
 
 
 def has_profile(data: bytes) -> bool:
     """Return whether the JPEG `data` may have a colour profile."""
-    return PROFILE in data[:HEAD]
+    return PROFILE in data
 
 
 def plain_pixels(data: bytes, full: bool) -> npt.NDArray[np.uint8] | None:
-    """Return the pixels, uint8 (H, W, 3), of a JPEG that `is_plain`; None: ask another decoder.
+    """Return the pixels, uint8 (H, W, 3), of a JPEG that `is_plain`, as they are stored.
+
+    None: ask another decoder.
 
     Raises:
         RejectedError: the data is damaged, and the check is `full`; otherwise Pillow may take it.

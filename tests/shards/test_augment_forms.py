@@ -14,6 +14,7 @@ import webdataset
 from PIL import Image, ImageCms
 
 from pipeline.common.errors import UsageError
+from pipeline.common.pictures import read
 from shards import Manifest, ShardsError, stream
 from shards.augment.encoders import encoder_for
 from shards.augment.measures import blocking, detail
@@ -206,6 +207,38 @@ def test_colours_are_converted_or_kept(tmp_path: Path) -> None:
             assert np.abs(np.asarray(image).astype(int) - np.asarray(srgb)).max() > 10
             if name.startswith("a."):
                 assert np.array_equal(np.asarray(image), np.asarray(picture))
+
+
+def _jpegs(mode: str) -> list[bytes]:
+    """Return JPEGs with all that may say how they are to be shown."""
+    image = Image.open(io.BytesIO(jpeg(3, 67, 45))).convert(mode)
+    exif, profile = Image.Exif(), _swapped_profile()
+    found = [encoded(image, "JPEG", exif=b"Exif\0\0nothing", icc_profile=profile)]
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        found.append(encoded(image, "JPEG", exif=exif, progressive=orientation % 2 == 0))
+        found.append(encoded(image, "JPEG", exif=exif, icc_profile=profile, subsampling=0))
+    found.append(encoded(image, "JPEG", xmp=b'<x tiff:Orientation="6"/>'))
+    far = b"\xff\xed\xff\xff" + bytes(65_533)  # what an editor leaves, before the profile
+    found.append(found[0][:2] + 4 * far + found[0][2:])
+    return found
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpegs_with_metadata_become_what_a_viewer_shows(tmp_path: Path, mode: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    files = _jpegs(mode)
+    for number, data in enumerate([*files, files[5][: len(files[5]) * 3 // 4]]):
+        (folder / f"{number}.jpg").write_bytes(data)
+    options = replace(SMALL, augment=asked(tmp_path, "operations: []"))
+    summary = make(folder, tmp_path / "d", options)
+    assert summary.reasons == {"damaged": 1}
+    written = members(tmp_path / "d")
+    assert len(written) == len(files)
+    for name, data in written.items():
+        shown = read(folder / f"{name.partition('.')[0]}.jpg").shown()
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), shown)
 
 
 def _swapped_profile() -> bytes:
