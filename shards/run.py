@@ -200,7 +200,7 @@ class _Run:
             total = sum(rows.counts[number] for number in numbers)
             jobs = (ShardJob(number, rows.shard(number)) for number in numbers)
             workers = self.workers if read_anywhere(self.sources) else 1
-            told = _Told(plan.split, crops_of(self.options.augment), workers if servers else 0)
+            told = _Told(plan.split, crops_of(self.options.augment), len(servers))
             report = _reporter(self.progress, total, told)
             run_jobs(context, jobs, len(numbers), workers, report)
 
@@ -277,11 +277,11 @@ def _check_sheet(sheet: Path, options: Options, dry_run: bool) -> None:
 
 @dataclass(frozen=True)
 class _Told:
-    """What the progress line says beside counts: `waiting` workers may wait for a device."""
+    """What the progress line says beside counts: `devices` augment for the workers."""
 
     split: str
     crops: int = 1
-    waiting: int = 0
+    devices: int = 0
 
 
 def _reporter(progress: Progress | None, total: int, told: _Told) -> Callable[[Done], None]:
@@ -295,12 +295,9 @@ def _reporter(progress: Progress | None, total: int, told: _Told) -> Callable[[D
         if told.crops > 1:
             words.append(f"{done.samples / seconds:.0f} crops/s")
         words.append(f"{done.bytes / seconds / 1e6:.0f} MB/s")
-        if told.waiting:
-            share = min(done.waited / (seconds * told.waiting), 1)
-            words.append(f"workers wait for the device {share:.0%} of the time")
-        progress(
-            done.pictures, total, f"{', '.join(words)}, {done.rejects} rejected ({told.split})"
-        )
+        words.append(f"{done.rejects} rejected ({told.split})")
+        more = done.spent.words(seconds, told.devices)
+        progress(done.pictures, total, "; ".join([", ".join(words), *more]))
 
     return report
 

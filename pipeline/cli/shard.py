@@ -86,6 +86,8 @@ def shard(
             echo(note, err=True)
         for one in summaries:
             echo(_told(one, out, dry_run))
+        if html:
+            echo(f"pictures before and after augmentation: {html}")
 
 
 def _finished(source: list[str] | None, out: str) -> list[Summary]:

@@ -16,10 +16,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.common.devices import is_out_of_memory
 from shards.augment.operations import FAILED, Augmenter, Refused
@@ -37,6 +38,14 @@ LONGEST = 60  # characters of a folder that a socket's path, of 107 at most, fit
 AGAIN = "run the same command again; it goes on where it stopped"
 Batch = list[tuple[str, Pixels]]
 Results = dict[str, list[Pixels] | Refused]
+
+
+class Answer(NamedTuple):
+    """What became of a batch, and the seconds that the device worked on it and it lay waiting."""
+
+    results: Results
+    working: float
+    queueing: float
 
 
 @contextlib.contextmanager
@@ -102,18 +111,17 @@ class Remote:
         with _told_of_loss():
             self._line.send(batch)
 
-    def receive(self) -> Results:
+    def receive(self) -> Answer:
         """Return what became of the batch that was sent first of those on the way.
 
         Raises:
             ShardsRuntimeError: the server or its device was lost.
         """
         with _told_of_loss():
-            results = self._line.recv()
-        if isinstance(results, str):
-            raise ShardsRuntimeError(results)
-        found: Results = results
-        return found
+            answer = self._line.recv()
+        if isinstance(answer, str):
+            raise ShardsRuntimeError(answer)
+        return Answer(*answer)
 
     def close(self) -> None:
         """End the line."""
@@ -135,15 +143,17 @@ def serve() -> None:
     threading.Thread(target=_end_with_input, daemon=True).start()
     surface = Floats(device) if spec.version == 1 else Device(device)
     augmenter = Augmenter(spec, seed, surface=surface)
-    work: queue.Queue[tuple[Batch, queue.Queue[Any]]] = queue.Queue()
+    work: queue.Queue[tuple[Batch, queue.Queue[Any], float]] = queue.Queue()
     with Listener(address, backlog=1024) as listener:
         threading.Thread(target=_accept, args=(listener, work), daemon=True).start()
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         while True:
-            batch, outbox = work.get()
+            batch, outbox, came = work.get()
+            start = time.monotonic()
             try:
-                outbox.put(halved(augmenter, batch))
+                results = halved(augmenter, batch)
+                outbox.put(Answer(results, time.monotonic() - start, start - came))
             except LostError as error:
                 outbox.put(f"{device} was lost ({error}): {AGAIN}")
 
@@ -201,7 +211,8 @@ def _accept(listener: Listener, work: queue.Queue[Any]) -> None:
 def _read(line: Connection, work: queue.Queue[Any], outbox: queue.Queue[Any]) -> None:
     with contextlib.suppress(EOFError, OSError):
         while True:
-            work.put((line.recv(), outbox))
+            batch = line.recv()
+            work.put((batch, outbox, time.monotonic()))
 
 
 def _write(line: Connection, work: queue.Queue[Any], outbox: queue.Queue[Any]) -> None:

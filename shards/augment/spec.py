@@ -170,6 +170,6 @@ def read_dict(path: str | Path) -> Any:
         with reading_yaml():
             return yaml.safe_load(Path(path).read_text())
     except OSError as error:
-        raise ShardsError(f"cannot read {path}: {error}") from error
+        raise ShardsError(f"cannot read {path}: {error.strerror or error}") from error
     except DocumentError as error:
         raise ShardsError(f"{path} is not YAML: {error}") from error

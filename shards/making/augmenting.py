@@ -7,7 +7,6 @@ and the last ones encoded meanwhile.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from shards.augment.writing import Decoded, Result, Writer
 from shards.errors import ShardsError
 from shards.making.inorder import in_order
 from shards.making.sample import Ready
+from shards.making.spent import Clock, Spent
 from shards.options import Options
 
 Prepare = Callable[[dict[str, Any]], Result]
@@ -33,16 +33,13 @@ class Opened(NamedTuple):
 
 
 class Augmenting:
-    """Augments the samples of shards, one shard after the other.
-
-    `waited` are the seconds that servers were waited for.
-    """
+    """Augments the samples of shards, one shard after the other; `clock` says what takes long."""
 
     def __init__(self, options: Options, addresses: Sequence[str] = ()) -> None:
         spec = options.spec
         if spec is None or options.augment is None:
             raise ShardsError("these options ask for no augmentation")
-        self.waited = 0.0
+        self.clock = Clock()
         self._writer = Writer(spec, options.check)
         self._addresses = addresses
         self._lines: dict[str, Remote] = {}
@@ -57,11 +54,11 @@ class Augmenting:
         `number` is the shard's: it chooses the server.
         """
         if not self._addresses:
-            return in_order(lambda row: self._made(self._opened(prepare(row))), rows, threads)
+            return in_order(lambda row: self._made(self._opened(prepare, row)), rows, threads)
         address = self._addresses[number % len(self._addresses)]
         if address not in self._lines:
             self._lines[address] = Remote(address)
-        opened = in_order(lambda row: self._opened(prepare(row)), rows, threads)
+        opened = in_order(lambda row: self._opened(prepare, row), rows, threads)
         return self._through(self._lines[address], opened)
 
     def close(self) -> None:
@@ -69,18 +66,22 @@ class Augmenting:
         while self._lines:
             self._lines.popitem()[1].close()
 
-    def _opened(self, result: Result) -> Opened:
-        if not isinstance(result, Ready):
-            return Opened(result)
-        decoded = self._writer.decoded(result)
-        return Opened(decoded) if isinstance(decoded, dict) else Opened(result, decoded)
+    def _opened(self, prepare: Prepare, row: dict[str, Any]) -> Opened:
+        with self.clock.times("decoding"):
+            result = prepare(row)
+            if not isinstance(result, Ready):
+                return Opened(result)
+            decoded = self._writer.decoded(result)
+            return Opened(decoded) if isinstance(decoded, dict) else Opened(result, decoded)
 
     def _made(self, one: Opened) -> list[Result]:
         if one.decoded is None or not isinstance(one.result, Ready):
             return [one.result]
         key = one.result.row["key"]
-        made = self._augmenter.each([(key, one.decoded.pixels)])[key]
-        return self._writer.results(one.result, made, one.decoded.profile)
+        with self.clock.times("operating"):
+            made = self._augmenter.each([(key, one.decoded.pixels)])[key]
+        with self.clock.times("encoding"):
+            return self._writer.results(one.result, made, one.decoded.profile)
 
     def _through(self, line: Remote, opened: Iterable[Opened]) -> Iterator[list[Result]]:
         """Yield what comes of pictures that go through a server, a few batches ahead."""
@@ -100,15 +101,17 @@ class Augmenting:
             yield from self._received(line, waiting.popleft())
 
     def _received(self, line: Remote, batch: list[Opened]) -> Iterator[list[Result]]:
-        start = time.monotonic()
-        made = line.receive()
-        self.waited += time.monotonic() - start
+        with self.clock.times("waiting"):
+            made, working, queueing = line.receive()
+        self.clock.add(Spent(working=working, queueing=queueing))
         for one in batch:
             if one.decoded is None or not isinstance(one.result, Ready):
                 yield [one.result]
                 continue
             found = made.pop(one.result.row["key"])
-            yield self._writer.results(one.result, found, one.decoded.profile)
+            with self.clock.times("encoding"):
+                results = self._writer.results(one.result, found, one.decoded.profile)
+            yield results
 
 
 def _without_pixels(one: Opened) -> Opened:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import pyarrow as pa
 
 from pipeline.common.workers import Tell, work_in_processes
+from shards.making.spent import Spent
 from shards.making.write import Context, ShardMaker
 from shards.manifest import ShardInfo
 
@@ -29,14 +30,14 @@ class ShardJob:
 class Done:
     """How far a run is: pictures looked at, bytes, pictures rejected, and samples written.
 
-    `waited` are seconds that workers waited for a device.
+    `spent` is the time that augmenting took.
     """
 
     pictures: int = 0
     bytes: int = 0
     rejects: int = 0
     samples: int = 0
-    waited: float = 0.0
+    spent: Spent = field(default_factory=Spent)
 
     def __add__(self, more: Done) -> Done:
         """Return both together."""
@@ -45,7 +46,7 @@ class Done:
             self.bytes + more.bytes,
             self.rejects + more.rejects,
             self.samples + more.samples,
-            self.waited + more.waited,
+            self.spent + more.spent,
         )
 
 
@@ -90,7 +91,6 @@ class _Worker:
         self.tell = tell
         self.since = Done()
         self.told = time.monotonic()
-        self.waited = 0.0
         self.maker = ShardMaker(context, self.count)
 
     def __call__(self, job: ShardJob) -> ShardInfo:
@@ -107,9 +107,8 @@ class _Worker:
 
     def report(self) -> None:
         """Tell what has come since the last time."""
-        waited = self.maker.waited
-        self.tell(self.since + Done(waited=waited - self.waited))
-        self.since, self.told, self.waited = Done(), time.monotonic(), waited
+        self.tell(self.since + Done(spent=self.maker.spent()))
+        self.since, self.told = Done(), time.monotonic()
 
     def close(self) -> None:
         """Close the sources."""

@@ -23,6 +23,7 @@ from shards.making.members import BLANK
 from shards.making.partial import partial_file, settle
 from shards.making.plan import check_planned
 from shards.making.sample import SIDECAR, Ready, reject_row
+from shards.making.spent import Spent
 from shards.making.tar import TarFile
 from shards.manifest import ShardInfo, shard_name
 from shards.options import Options
@@ -106,10 +107,9 @@ class ShardMaker:
         if self._augmenting is not None:
             self._augmenting.close()
 
-    @property
-    def waited(self) -> float:
-        """Seconds that the servers that augment were waited for."""
-        return self._augmenting.waited if self._augmenting is not None else 0.0
+    def spent(self) -> Spent:
+        """Return what augmenting took since the last time."""
+        return self._augmenting.clock.taken() if self._augmenting is not None else Spent()
 
     def _write_sidecar(
         self, info: ShardInfo, table: list[dict[str, Any]], rejects: list[dict[str, Any]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -41,16 +43,20 @@ def test_servers_give_the_workers_own_shards_also_after_one_was_killed(
     before = set(psutil.Process().children())
     source = corpus(tmp_path / "corpus", count=40)
     (source / "class0" / "bad.jpg").write_bytes(b"nothing")
-    summary = make(source, tmp_path / "alone", options)
+    notes: list[str] = []
+    summary = make(
+        source, tmp_path / "alone", options, progress=lambda *told: notes.append(told[2])
+    )
+    assert re.search(r"; workers: decoding \d+%, operations \d+%, encoding \d+%$", notes[-1])
     assert summary.shards > 2
     assert summary.reasons["not a picture"] == 1
-    notes: list[str] = []
 
     def kill(done: int, total: int | None, note: str) -> None:
         notes.append(note)
         for child in psutil.Process().children():
-            if "shards.augment.server" in " ".join(child.cmdline()):
-                child.send_signal(signal.SIGKILL)
+            with contextlib.suppress(psutil.Error):  # it was killed at an earlier report
+                if "shards.augment.server" in " ".join(child.cmdline()):
+                    child.send_signal(signal.SIGKILL)
 
     dest = tmp_path / "served"
     with pytest.raises(ShardsRuntimeError, match="augments was killed: run the same command again"):
@@ -58,7 +64,9 @@ def test_servers_give_the_workers_own_shards_also_after_one_was_killed(
     assert not [path for path in dest.iterdir() if path.name.endswith(".partial")]
     make(source, dest, options, devices=("cpu",), progress=lambda *told: notes.append(told[2]))
     assert checksums(dest) == checksums(tmp_path / "alone")
-    assert any("workers wait for the device" in note and "crops/s" in note for note in notes)
+    said = r"crops/s, .*; workers: decoding \d+%, waiting for a device \d+%, encoding \d+%; "
+    said += r"devices: busy \d+%, \d+\.\d batches in their queue"
+    assert any(re.search(said, note) for note in notes)
     assert not set(psutil.Process().children()) - before
 
 

@@ -100,6 +100,11 @@ def test_a_dry_run_tells_the_plan(
 ) -> None:
     assert run("shard", source, "--out", tmp_path / "dest", *SMALL, "--dry-run") == 0
     assert "20 pictures would make" in capsys.readouterr().out
+    page = tmp_path / "sheet.html"
+    more = ("--augment", "shards/augment/lic.yaml", "--device", "cpu", "--html", page)
+    assert run("shard", source, "--out", tmp_path / "dest", *SMALL, "--dry-run", *more) == 0
+    assert f"before and after augmentation: {page}\n" in capsys.readouterr().out
+    assert page.stat().st_size > 1000
     assert not (tmp_path / "dest").exists()
 
 
