@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from pipeline.cli import is_program
 from pipeline.cli import shard_options as given
 from pipeline.cli.output import echo
 
@@ -55,6 +58,9 @@ def shard(
     from recipes.config.bundled import shipped
     from shards.options import Options, augment_options, parse_devices, parse_part
 
+    if is_program():
+        # What ends with the process need not be looked for: that takes a tenth of a second.
+        atexit.register(gc.freeze)
     options = Options(
         split=split,
         seed=seed,
