@@ -10,13 +10,14 @@ CONSTRAINTS := .ci/constraints.txt $(if $(GPU),,.ci/cpu-constraints.txt)
 # Images of containers often set this; hundreds of processes would then compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test tests test-fast lint docs coverage lowest highest clean
+.PHONY: help setup demo test tests test-fast test-gpu lint docs coverage lowest highest clean
 
 help:
 	@echo 'make setup      the environment, in .venv'
 	@echo 'make demo       shard -> train stage by stage -> evaluate -> register -> compress one picture'
 	@echo 'make test       linters, types, import contract, every test'
 	@echo 'make test-fast  the tests that take seconds'
+	@echo 'make test-gpu   the tests that need a CUDA device'
 	@echo 'make docs       the site, in site/: every page, and a reference made of docstrings'
 	@echo 'make coverage   the quick tests, with the lines that they run'
 	@echo 'make lowest     the quick tests with the lowest versions of all dependencies; make highest'
@@ -44,6 +45,10 @@ test: setup
 # workers: tests of Slurm, servers and kills wait for a good part of their time.
 tests: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile
+
+# Where there is a CUDA device; anywhere else these tests are skipped.
+test-gpu: setup
+	$(BIN)/pytest -m gpu
 
 test-fast: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not slurm and not browser and not gpu'

@@ -6,6 +6,9 @@ Contenders take turns in one process on the same pictures, on one thread each, a
 the CPU time of that thread for a picture: median, least and greatest of the repeats. Ratios are of
 pairs that ran one after the other. What else the machine does changes CPU times less than rates,
 but not by nothing: read the ratios. img2dataset's resizer takes part with `--img2dataset PYTHON`.
+
+With `--device cuda` (or `cuda:0,2`) and `--workers 16` the command alone is measured, with GPUs:
+pictures and crops a second, starting included, and the share of the time in which GPUs work.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from shards.augment.operations import Augmenter
 from shards.augment.spec import Spec, read_dict
 from shards.options import Options, augment_options
 from shards.run import shard
+from tests.benchmarks.augment_served import measure as served
 
 # Runs once over the pictures; one that runs in another process returns its CPU seconds.
 Contender = Callable[[], float | None]
@@ -41,8 +45,7 @@ SIDE = 256
 
 def ours(paths: list[Path], spec: Path, scratch: Path) -> Contender:
     """Return the whole command as it is now, in one process."""
-    listed = scratch / "list.txt"
-    listed.write_text("".join(f"{path}\n" for path in paths))
+    listed = listed_in(scratch, paths)
     options = Options(min_side=0, labels=False, augment=augment_options(str(spec), "cpu"))
 
     def run() -> None:
@@ -50,6 +53,13 @@ def ours(paths: list[Path], spec: Path, scratch: Path) -> Contender:
         shard([str(listed)], scratch / "dest", options, workers=1)
 
     return run
+
+
+def listed_in(folder: Path, paths: list[Path]) -> Path:
+    """Return a new file in `folder` that lists `paths`."""
+    listed = folder / "list.txt"
+    listed.write_text("".join(f"{path.resolve()}\n" for path in paths))
+    return listed
 
 
 def before(paths: list[Path], spec: Path) -> Contender:
@@ -163,12 +173,19 @@ def main() -> None:
     parser.add_argument(
         "--img2dataset", metavar="PYTHON", help="the Python of an environment that has img2dataset"
     )
+    parser.add_argument("--device", help="measure with devices that augment: cuda, cuda:0,2, cpu")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     asked = parser.parse_args()
     paths = sorted(
         path for path in asked.pictures.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg")
     )
     paths = paths[:: max(len(paths) // asked.count, 1)][: asked.count]
     with tempfile.TemporaryDirectory() as folder:
+        if asked.device:
+            listed = listed_in(Path(folder), paths)
+            dest = Path(folder, "dest")
+            served(listed, dest, asked.spec, asked.device, asked.workers, asked.repeats)
+            return
         contenders = {
             "pipeline shard --augment": ours(paths, asked.spec, Path(folder)),
             "the way of version 1": before(paths, asked.spec),
