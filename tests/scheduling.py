@@ -14,19 +14,18 @@ TOGETHER = ("tests/cluster",)
 # From the longest to the shortest, all of half a minute or more; nothing depends on it but the
 # time of a whole run. Anew: add up `pytest --durations=0` by file.
 LONGEST = (
-    *("tests/tracking/test_server.py", "tests/recipes/test_processes.py"),
-    *("tests/cluster/test_training.py", "tests/cluster/test_slurm.py"),
-    *("tests/cluster/test_faults.py", "tests/recipes/test_training.py"),
-    *("tests/docs/test_readme.py", "tests/recipes/test_faults.py"),
-    *("tests/cli/test_wheel.py", "tests/tracking/test_served.py"),
-    *("tests/recipes/test_watchdog.py", "tests/codec/test_cli.py"),
-    *("tests/recipes/test_resume.py", "tests/shards/test_stream_exact.py"),
-    *("tests/tracking/test_tracker.py", "tests/tracking/test_promotion.py"),
-    *("tests/recipes/test_health.py", "tests/recipes/test_graphs.py"),
-    *("tests/recipes/test_environment.py", "tests/proof/test_kills.py"),
-    *("tests/recipes/test_stops.py", "tests/codec/test_tiles.py"),
-    *("tests/shards/test_reading_ranges.py", "tests/docs/test_tracking.py"),
-    *("tests/recipes/test_optimizers.py", "tests/shards/test_exactly_once.py"),
+    *("tests/recipes/test_processes.py", "tests/cluster/test_slurm.py"),
+    *("tests/cluster/test_training.py", "tests/cluster/test_faults.py"),
+    *("tests/recipes/test_training.py", "tests/tracking/test_server.py"),
+    *("tests/docs/test_readme.py", "tests/cli/test_wheel.py"),
+    *("tests/recipes/test_faults.py", "tests/tracking/test_promotion.py"),
+    *("tests/tracking/test_served.py", "tests/tracking/test_tracker.py"),
+    *("tests/shards/test_stream_exact.py", "tests/recipes/test_watchdog.py"),
+    *("tests/recipes/test_stops.py", "tests/recipes/test_graphs.py"),
+    *("tests/codec/test_cli.py", "tests/cli/test_bad_input.py"),
+    *("tests/recipes/test_health.py", "tests/shards/test_reading_ranges.py"),
+    *("tests/codec/test_tiles.py", "tests/architectures/test_second.py"),
+    *("tests/recipes/test_resume.py",),
 )
 
 

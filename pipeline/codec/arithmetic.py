@@ -48,7 +48,7 @@ def direct_convolutions() -> bool:
     transforms its inputs (Winograd) would round, and not give back the sums that this looks at.
     """
     # torch gives this function no types.
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not torch.backends.mkldnn.is_available():
         return False
     rng, scale = np.random.default_rng(0), Scale(0, 13)
     weights, _ = whole_weights(rng.standard_normal((32, 9)), [slice(None)], scale)

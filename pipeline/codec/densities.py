@@ -36,6 +36,7 @@ class _LowerBound(torch.autograd.Function):
 def lower_bound(x: Tensor, bound: float) -> Tensor:
     """Return max(x, bound); below it only gradients that would raise x pass."""
     # Function.apply has no types.
+    # torch gives apply no types.
     bounded: Tensor = _LowerBound.apply(x, bound)  # type: ignore[no-untyped-call]
     return bounded
 

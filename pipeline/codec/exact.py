@@ -138,7 +138,7 @@ def _to_float32(copied: nn.Module) -> None:
     for module in copied.modules():
         if not isinstance(module, ExactLayer):
             # torch gives Module._apply no types.
-            module._apply(_single, recurse=False)  # type: ignore[no-untyped-call]
+            module._apply(_single, recurse=False)
 
 
 def _single(x: torch.Tensor) -> torch.Tensor:

@@ -58,9 +58,10 @@ def only_exact(what: str) -> Iterator[None]:
 
 
 # torch gives the methods of TorchDispatchMode no types.
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watch(TorchDispatchMode):
     def __init__(self, what: str) -> None:
         # As the class, its initialiser has no types.
+        # torch gives it no types.
         super().__init__()  # type: ignore[no-untyped-call]
         self.what = what
 

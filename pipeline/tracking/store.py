@@ -46,7 +46,7 @@ def tracking_uri(uri: str | None = None) -> str:
     import mlflow
 
     # MLflow leaves this function without types.
-    if uri is None and mlflow.tracking.is_tracking_uri_set():  # type: ignore[no-untyped-call]
+    if uri is None and mlflow.tracking.is_tracking_uri_set():
         uri = str(mlflow.get_tracking_uri())
     uri = _without_credentials(uri or f"{SQLITE}mlflow.db")
     if uri.startswith(SQLITE):

@@ -139,7 +139,7 @@ class Replayed:
             return works
         # One for warming up and recording: workspaces belong to a stream, and none may be shared
         # with graphs that are replayed at the same time. torch has no types for it.
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream()
         with self.optimizer.closed():
             _warm_up(works, stream)
             pool = torch.cuda.graph_pool_handle()

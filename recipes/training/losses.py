@@ -53,6 +53,7 @@ def reverse_gradient(x: Tensor, weight: Weight) -> Tensor:
     if isinstance(weight, Tensor):
         weight = weight.view(-1, *[1] * (x.ndim - 1))
     # Function.apply has no types.
+    # torch gives apply no types.
     reversed_: Tensor = _Reverse.apply(x, weight)  # type: ignore[no-untyped-call]
     return reversed_
 

@@ -31,6 +31,7 @@ except ImportError as missing:
 _SIDES = ("GG", "Q")
 
 
+# mypy knows no type of a class of an extra.
 class ClippedSoap(Clipping, SOAP):  # type: ignore[misc]
     """SOAP that clips. Its first step learns the basis alone and changes no weight."""
 
@@ -91,6 +92,7 @@ class ClippedSoap(Clipping, SOAP):  # type: ignore[misc]
             ]
 
 
+# As above.
 class ClippedMuon(Clipping, Muon):  # type: ignore[misc]
     """Muon for the groups with `use_muon`, Adam for the others, that clips."""
 

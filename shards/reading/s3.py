@@ -146,7 +146,7 @@ def serves(url: str) -> bool:
     if _said(ELSEWHERE) or getproxies() or any(map(Path.is_file, _settings())):
         return False
     try:
-        import minio  # noqa: F401
+        import minio  # noqa: F401 - whether it is there
         from fsspec.config import conf
     except ImportError:
         return False

@@ -27,7 +27,7 @@ def on_device(
     side: torch.cuda.Stream | None = None
     if device.type == "cuda":
         # torch gives Stream no types.
-        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        side = torch.cuda.Stream(device)
     sent: deque[tuple[Batch, torch.cuda.Event | None]] = deque()
     for batch in batches:
         sent.append(_send(batch, device, side, change))
