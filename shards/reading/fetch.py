@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from pipeline.common.retries import Retries
 from shards.errors import ShardsError, ShardsRuntimeError
@@ -173,15 +173,8 @@ def _options(url: str) -> dict[str, Any]:
 
 def _in_time(ask: Callable[[], T], seconds: float) -> T:
     """Return `ask()`, or raise TimeoutError when it takes longer; the call then goes on unheard."""
-    answer: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            answer.put((ask(), None))
-        except BaseException as error:  # handed to the caller
-            answer.put((None, error))
-
-    threading.Thread(target=run, daemon=True, name="fetch").start()
+    answer: _Answers = queue.SimpleQueue()
+    _Asking.idle().put((ask, answer))
     try:
         value, error = answer.get(timeout=seconds)
     except queue.Empty:
@@ -189,3 +182,44 @@ def _in_time(ask: Callable[[], T], seconds: float) -> T:
     if error is not None:
         raise error
     return cast(T, value)
+
+
+_Answers = queue.SimpleQueue[tuple[Any, BaseException | None]]
+_Calls = queue.SimpleQueue[tuple[Callable[[], Any], _Answers]]
+
+
+class _Asking:
+    """Threads that make calls for others, kept for the next call: making one costs time."""
+
+    _idle: ClassVar[list[_Calls]] = []
+
+    @classmethod
+    def idle(cls) -> _Calls:
+        """Return what calls are given through to a thread that has nothing to do."""
+        try:
+            return cls._idle.pop()
+        except IndexError:
+            calls: _Calls = queue.SimpleQueue()
+            threading.Thread(target=cls._run, args=(calls,), daemon=True, name="fetch").start()
+            return calls
+
+    @classmethod
+    def after_fork(cls) -> None:
+        """Forget the threads in a child process: they are not there."""
+        cls._idle = []
+
+    @classmethod
+    def _run(cls, calls: _Calls) -> None:
+        while True:
+            ask, answer = calls.get()
+            try:
+                told: tuple[Any, BaseException | None] = ask(), None
+            except BaseException as error:  # handed to the caller
+                told = None, error
+            cls._idle.append(calls)
+            answer.put(told)
+            del ask, answer, told  # nothing is kept of a call while no other comes
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Asking.after_fork)
