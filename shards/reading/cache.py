@@ -6,6 +6,7 @@
     FOLDER/<key>/NAME@0012x262144  the same, where parts have another size than 2 MiB
     FOLDER/<key>/.NAME      one that is arriving; its writer holds an exclusive lock on it
     FOLDER/<key>/.NAME.room bytes promised to it and not yet written, as the size of an empty file
+                            (a part is written at once: it has its size from before that)
 
 All locks are `flock`s on open files, so the kernel takes them back from a process that is killed.
 What such a process had fetched is continued by the next one that wants the file; so an arriving
@@ -114,14 +115,15 @@ class CacheFolder:
         """
         path = self.path(wanted)
         while True:
-            found = _open_shared(path)
-            if found is not None:
-                with contextlib.suppress(PermissionError):  # another user's file
-                    os.utime(found)  # used now: the last to make room
-                return found
+            with contextlib.suppress(FileNotFoundError):
+                return _open_used(path)
             with _writing(path) as partial:
                 if partial is not None:
                     self._fetch(wanted, partial, path, arrived)
+
+    def open_present(self, wanted: Wanted) -> int:
+        """Return a descriptor of a file that is here; raises FileNotFoundError if it is not."""
+        return _open_used(self.path(wanted))
 
     def has(self, wanted: Wanted) -> bool:
         """Whether the file is here, or on its way by another process."""
@@ -148,12 +150,15 @@ class CacheFolder:
     def _fetch(self, wanted: Wanted, partial: int, path: Path, arrived: Arrived | None) -> None:
         """Complete the arriving file, check it and give it its name."""
         try:
+            if wanted.part is not None:
+                self._bring_part(wanted, partial, arrived)
+                # What is read from a part is checked then, so it need not outlast a power cut.
+                _partial(path).rename(path)
+                return
             for _ in range(self.cache.patience.attempts):
                 self._complete(wanted, partial, path, arrived)
-                # What is read from a part is checked then, so it need not outlast a power cut.
-                if wanted.part is not None or wanted.sha256 in (None, file_sha256(partial)):
-                    if wanted.part is None:
-                        os.fsync(partial)
+                if wanted.sha256 in (None, file_sha256(partial)):
+                    os.fsync(partial)
                     _partial(path).rename(path)
                     return
                 log.warning("%s arrived damaged", wanted.name)
@@ -176,15 +181,27 @@ class CacheFolder:
             begun = time.monotonic()
             data = self.fetcher.part(wanted.name, wanted.start + have, wanted.start + end)
             with self.room(len(data), path):
-                try:
-                    write_at(partial, data, have)
-                except OSError as error:
-                    raise ShardsRuntimeError(
-                        f"the cache {self.root} cannot be written: {error.strerror}"
-                    ) from error
+                self._write(partial, data, have)
             have += len(data)
             if arrived is not None:
                 arrived(len(data), begun)
+
+    def _bring_part(self, wanted: Wanted, partial: int, arrived: Arrived | None) -> None:
+        """Fetch a part; what another process may have left of it is overwritten."""
+        begun = time.monotonic()
+        data = self.fetcher.part(wanted.name, wanted.start, wanted.start + wanted.bytes)
+        self._promise(len(data), partial)
+        self._write(partial, data, 0)
+        if arrived is not None:
+            arrived(len(data), begun)
+
+    def _write(self, partial: int, data: bytes, offset: int) -> None:
+        try:
+            write_at(partial, data, offset)
+        except OSError as error:
+            raise ShardsRuntimeError(
+                f"the cache {self.root} cannot be written: {error.strerror}"
+            ) from error
 
     @contextlib.contextmanager
     def room(self, needed: int, path: Path) -> Iterator[None]:
@@ -194,17 +211,21 @@ class CacheFolder:
         """
         room = path.with_name(f".{path.name}{ROOM}")
         with file_lock(room) as promised:
-            with file_lock(self.root / ".lock") as taken:
-                total = _number(taken) + needed
-                if total > self.cache.limit:
-                    total = self._make_room(needed)
-                os.ftruncate(promised, needed)
-                os.ftruncate(taken, 0)
-                os.pwrite(taken, str(total).encode(), 0)
+            self._promise(needed, promised)
             try:
                 yield
             finally:
                 room.unlink(missing_ok=True)
+
+    def _promise(self, needed: int, promised: int) -> None:
+        """Make room for `needed` bytes, and give an open file that size: it counts from then on."""
+        with file_lock(self.root / ".lock") as taken:
+            total = _number(taken) + needed
+            if total > self.cache.limit:
+                total = self._make_room(needed)
+            os.ftruncate(promised, needed)
+            os.ftruncate(taken, 0)
+            os.pwrite(taken, str(total).encode(), 0)
 
     def _make_room(self, needed: int) -> int:
         """Remove the files longest unused until `needed` bytes fit; leave those in use.
@@ -268,30 +289,46 @@ def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}")
 
 
-def _open_shared(path: Path) -> int | None:
-    """Open a whole file and hold on to it; None when it is not there, or was just removed."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
+def _open_used(path: Path) -> int:
+    """Open a whole file, hold on to it, and have it be the last one to make room.
+
+    Raises:
+        FileNotFoundError: it is not there, or was just removed.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     # Others hold a whole file alone for an instant only: to remove it, or on finding it arrived.
     fcntl.flock(descriptor, fcntl.LOCK_SH)
-    if os.fstat(descriptor).st_nlink:
-        return descriptor
-    os.close(descriptor)
-    return None
+    if not os.fstat(descriptor).st_nlink:
+        os.close(descriptor)
+        raise FileNotFoundError(path)
+    with contextlib.suppress(PermissionError):  # another user's file
+        os.utime(descriptor)
+    return descriptor
 
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[int | None]:
-    """Hold the arriving file alone; give None when it arrived while waiting for that."""
+    """Hold the arriving file alone; give None when it arrived while waiting for that.
+
+    Whoever waits asks for a shared lock: once the file has its name, readers hold it with such for
+    as long as they like, and nobody could have it alone.
+    """
     partial = _partial(path)
-    with file_lock(partial) as descriptor:
-        mine = _same_file(descriptor, partial)
-        if mine and path.exists():  # it had arrived: this one was made needlessly
-            partial.unlink()
-            mine = False
-        yield descriptor if mine else None
+    while not path.exists():
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            if not try_lock(descriptor):
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                continue
+            if not _same_file(descriptor, partial):
+                continue
+            if not path.exists():
+                yield descriptor
+                return
+            partial.unlink()  # it had arrived: this one was made needlessly
+        finally:
+            os.close(descriptor)
+    yield None
 
 
 def _same_file(descriptor: int, path: Path) -> bool:

@@ -12,6 +12,7 @@ import random
 import signal
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -180,6 +181,23 @@ def test_the_limit_is_kept(store, tmp_path):
     assert got == wanted
     with pytest.raises(ShardsError, match=r"limit is 1000 bytes, a block of 2 shards"):
         Stream(store, batch_size=1, block=2, cache=Cache(tmp_path / "cache", limit=1000))
+
+
+def test_who_waits_for_a_file_gets_it_though_readers_hold_it(store, tmp_path):
+    folder = CacheFolder(Cache(tmp_path / "cache", patience=QUICK), Fetcher(store, QUICK))
+    path = folder.path(tar(tmp_path, 0))
+    partial = path.with_name(f".{path.name}")
+    arriving = os.open(partial, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(arriving, fcntl.LOCK_EX)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(folder.open, tar(tmp_path, 0))
+        time.sleep(0.1)  # longer on a busy machine, or it does not wait yet: it gets the file still
+        partial.rename(path)
+        fcntl.flock(arriving, fcntl.LOCK_SH)  # arrived, and read from now on
+        try:
+            os.close(waiting.result(timeout=patience(20)))
+        finally:
+            os.close(arriving)
 
 
 def test_a_file_in_use_is_never_removed(store, tmp_path, caplog):
