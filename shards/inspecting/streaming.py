@@ -62,12 +62,15 @@ def stream_facts(
         raise ShardsError(f"{dest} has no samples of split {split}: there is nothing to stream")
     order = GroupedOrder(manifest.sizes, 0, block, groups)
     total = int(sum(manifest.byte_sizes))
-    shares = [_bytes(order.share(order.groups_of(node, nodes)), manifest) for node in range(nodes)]
+    part = part_size(total, nodes)
+    shares = [
+        _bytes(order.share(order.groups_of(node, nodes)), manifest, part) for node in range(nodes)
+    ]
     fetched = max(shares)
     mean = total / manifest.samples
     held = max(len(order.groups_of(node, nodes)) for node in range(nodes))
     # A window and the one after it, each up to twice as long as most are, and their edges.
-    window = order.window * mean + part_size(total)
+    window = order.window * mean + part
     return StreamFacts(
         split=split,
         nodes=nodes,
@@ -82,9 +85,9 @@ def stream_facts(
     )
 
 
-def _bytes(spans: list[Span], manifest: Manifest) -> int:
+def _bytes(spans: list[Span], manifest: Manifest, part: int) -> int:
     """Return about how many bytes the parts have that hold `spans`."""
-    found, part = 0, part_size(int(sum(manifest.byte_sizes)))
+    found = 0
     for span in spans:
         info = manifest.shards[span.shard]
         begin, end = (info.bytes * one // info.samples for one in (span.first, span.end))

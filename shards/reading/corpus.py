@@ -24,9 +24,11 @@ class Corpus(ABC):
 
     Attributes:
         remote: whether reading waits for a network, so that it helps to say what comes.
+        whole: whether a shard is fetched whole before a sample of it is read.
     """
 
     remote = True
+    whole = False
 
     def __init__(
         self,
@@ -62,7 +64,7 @@ class Corpus(ABC):
             ShardsRuntimeError: the shard is not there or can't be read.
         """
 
-    def reads(self, share: float) -> None:
+    def reads(self, share: float, ranks: int) -> None:
         """Take down which share of an epoch this process reads: it may fetch no more than that."""
         return
 
@@ -71,8 +73,11 @@ class Corpus(ABC):
         return
 
     @abstractmethod
-    def expect(self, spans: Sequence[Span]) -> None:
-        """Make ready samples that will be read soon, in this order. Returns at once."""
+    def expect(self, spans: Sequence[Span], over: Sequence[Span] = ()) -> None:
+        """Make ready more samples, in this order; those that are `over` are read no more for now.
+
+        Returns at once.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -92,7 +97,9 @@ class FileCorpus(Corpus):
     ) -> None:
         """Take the shards, their files, and what reads a shard's table."""
         super().__init__(name, manifest, tables, block)
-        self.files, self.remote = files, isinstance(files, CachedFiles)
+        self.files = files
+        self.remote = self.whole = isinstance(files, CachedFiles)
+        self._expected: dict[Span, None] = {}
 
     def read(self, sample: Sample) -> bytes:
         """Return the bytes of a sample's picture. Raises as `Corpus.read`."""
@@ -101,13 +108,17 @@ class FileCorpus(Corpus):
             raise BrokenPictureError(f"shard {sample.shard} ends inside this picture")
         return data
 
-    def expect(self, spans: Sequence[Span]) -> None:
+    def expect(self, spans: Sequence[Span], over: Sequence[Span] = ()) -> None:
         """Have the shards of these samples fetched, where they are not here."""
-        shards = dict.fromkeys(span.shard for span in spans)
+        self._expected |= dict.fromkeys(spans)
+        for span in over:
+            self._expected.pop(span, None)
+        shards = dict.fromkeys(span.shard for span in self._expected)
         self.files.expect([self.manifest.shards[shard].tar for shard in shards])
 
     def close(self) -> None:
         """Close files; reading opens them again."""
+        self._expected = {}
         self.files.close()
 
 

@@ -7,16 +7,18 @@ import errno
 import itertools
 import os
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 # Open files that the pool never exceeds, and its share of those that the process may open.
 MOST, SHARE = 512, 4
 LEAST = 4
 FULL = (errno.EMFILE, errno.ENFILE)
 
-Key = tuple[int, str]  # the owner's number, and the file's name
+Key = tuple[int, Hashable]  # the owner's number, and the file's name
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Descriptors:
         """Keep `limit` files open (default: a quarter of what the process may open)."""
         self.limit = _allowed() if limit is None else limit
         self._held: OrderedDict[Key, _Held] = OrderedDict()
+        self._counts: Counter[int] = Counter()  # by owner
         self._lock = threading.RLock()  # a collected owner may come in between
         self._owners = itertools.count()
 
@@ -70,13 +73,15 @@ class Descriptors:
             if error.errno not in FULL:
                 raise
         with self._lock:
-            self._close(list(self._held), 0)
+            self._close(list(self._held))
         return opened()
 
     def keep(self, owner: int, most: int) -> None:
         """Close the oldest files of one owner beyond `most`."""
         with self._lock:
-            self._close([key for key in self._held if key[0] == owner], most)
+            if self._counts[owner] > most:
+                own = (key for key in list(self._held) if key[0] == owner)
+                self._close(islice(own, self._counts[owner] - most))
 
     def after_fork(self) -> None:
         """Take a new lock in a child process: the thread that held the old one is not there."""
@@ -102,15 +107,21 @@ class Descriptors:
             if held is not None:  # another thread was quicker
                 os.close(descriptor)
                 return held
-            self._close(list(self._held), self.limit - 1)
+            self._close(list(self._held)[: max(len(self._held) - self.limit + 1, 0)])
             held = self._held[key] = _Held(descriptor, readers=1)
+            self._counts[key[0]] += 1
             return held
 
-    def _close(self, keys: Sequence[Key], most: int) -> None:
-        """Close the first files of `keys`, so that `most` are left; readers go on with theirs."""
-        for key in keys[: max(len(keys) - most, 0)]:
+    def _close(self, keys: Iterable[Key]) -> None:
+        """Close files; readers go on with theirs."""
+        for key in keys:
             held = self._held.pop(key, None)
-            if held is not None and not held.readers:
+            if held is None:  # closed in between, for an owner that is gone
+                continue
+            self._counts[key[0]] -= 1
+            if not self._counts[key[0]]:
+                del self._counts[key[0]]
+            if not held.readers:
                 os.close(held.descriptor)
 
 
@@ -128,3 +139,23 @@ def _allowed() -> int:
 POOL = Descriptors()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=POOL.after_fork)
+
+
+class HeldFiles:
+    """Files of one owner in the pool of this process, closed when it is gone."""
+
+    def __init__(self, most: int | None = None) -> None:
+        """Keep `most` files open at most (None: what the pool has room for)."""
+        self.most = most
+        self._owner = POOL.owner()
+        self._closing = weakref.finalize(self, POOL.keep, self._owner, 0)
+
+    def using(
+        self, name: Hashable, opened: Callable[[], int]
+    ) -> contextlib.AbstractContextManager[int]:
+        """Hold the descriptor of file `name`, which `opened` opens; raises its OSError."""
+        return POOL.using((self._owner, name), opened, self.most)
+
+    def close(self) -> None:
+        """Close all files; using them opens them again."""
+        POOL.keep(self._owner, 0)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from shards.errors import ShardsRuntimeError
-from shards.reading.descriptors import POOL
+from shards.reading.descriptors import POOL, HeldFiles
 
 if TYPE_CHECKING:
     from shards.reading.cache import CacheFolder, Wanted
@@ -23,7 +22,7 @@ FETCHERS = 2
 # much memory as is asked for, whatever the file has.
 CHECKED = 1 << 24
 # What of `Files` is of one process.
-OF_PROCESS = ("_owner", "_closing")
+OF_PROCESS = ("_held",)
 
 
 class Files(ABC):
@@ -33,7 +32,7 @@ class Files(ABC):
     kept: int | None = None
 
     def __init__(self) -> None:
-        self._own()
+        self._held = HeldFiles(self.kept)
 
     def __getstate__(self) -> dict[str, Any]:
         # Descriptors don't travel to another process.
@@ -41,11 +40,7 @@ class Files(ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._own()
-
-    def _own(self) -> None:
-        self._owner = POOL.owner()
-        self._closing = weakref.finalize(self, POOL.keep, self._owner, 0)
+        self._held = HeldFiles(self.kept)
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Return up to `size` bytes at `offset` of file `name`: fewer where the file ends.
@@ -54,8 +49,7 @@ class Files(ABC):
             ShardsRuntimeError: the file is not there or can't be read.
         """
         try:
-            key = self._owner, name
-            with POOL.using(key, lambda: self._opened(name), self.kept) as descriptor:
+            with self._held.using(name, lambda: self._opened(name)) as descriptor:
                 if size > CHECKED:
                     size = min(size, max(0, os.fstat(descriptor).st_size - offset))
                 return os.pread(descriptor, size, offset)
@@ -75,7 +69,7 @@ class Files(ABC):
 
     def close(self) -> None:
         """Close all files; reading opens them again."""
-        POOL.keep(self._owner, 0)
+        self._held.close()
 
     @abstractmethod
     def where(self, name: str) -> str:
@@ -116,8 +110,9 @@ class CachedFiles(Files):
 
     def __init__(self, cache: CacheFolder, wanted: dict[str, Wanted], kept: int) -> None:
         """Take what is known of the files by name."""
+        self.kept = kept
         super().__init__()
-        self.cache, self.wanted, self.kept = cache, wanted, kept
+        self.cache, self.wanted = cache, wanted
         self._ahead: tuple[int, _Ahead] | None = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -9,29 +9,41 @@ what comes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
 from shards.errors import ShardsRuntimeError
 from shards.reading.cache import USUAL, CacheFolder, Wanted
+from shards.reading.descriptors import HeldFiles
 from shards.reading.fetch import Fetcher
 from shards.reading.index import Sample
 from shards.reading.requests import requests
 
 PART = USUAL
-# A corpus is cut into so many parts or more, as far as they stay larger than the least: a node
-# among many fetches whole parts of its share.
-PARTS, LEAST_PART = 512, 256 << 10
+# What one of `ranks` reads is cut into so many parts or more, and a corpus into so many at most, as
+# far as they stay larger than the least: a node fetches whole parts, one more than its share.
+PARTS_OF_SHARE, PARTS, LEAST_PART = 64, 512, 256 << 10
 
 # Bytes that may be asked for alone at the beginning, and which share of what a process reads in an
 # epoch they are at most. Of what comes later it is half of that.
 ALONE, SHARE = 64 << 20, 20
+
+# Parts that a process holds open, which nobody removes then: so many at most, and no more than one
+# in so many of the bytes that the cache may have.
+MOST_HELD, HELD = 192, 8
+
+# Parts that a process remembers to be in the cache.
+MOST_KNOWN = 1 << 16
+
+# A part of a file: the file's name and the part's number.
+Part = tuple[str, int]
 
 
 @dataclass
@@ -61,6 +73,19 @@ class Traffic:
         return Traffic(*(getattr(self, name) - getattr(other, name) for name in names))
 
 
+@dataclass
+class _Coming:
+    """A part that was asked for: at once, or for as long as it is expected."""
+
+    urgent: bool
+    expected: Callable[[], bool] | None
+    asked: Future[None] = field(default_factory=Future)
+
+    def is_expected(self) -> bool:
+        """Whether it is to come though nobody waits for it yet."""
+        return self.expected is not None and self.expected()
+
+
 class Ranges:
     """Reads samples of remote files; all processes of a machine share the parts in the cache."""
 
@@ -76,8 +101,8 @@ class Ranges:
         self._reset()
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is under way stays with the process that asked for it.
-        own = {"_asked", "_parts", "_lock"}
+        # What is under way or open stays with the process that asked for it.
+        own = {"_asked", "_parts", "_lock", "_held", "_present"}
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -86,15 +111,20 @@ class Ranges:
 
     def _reset(self) -> None:
         self._asked: dict[tuple[str, int], Future[bytes]] = {}
-        self._parts: dict[Wanted, Future[None]] = {}
+        self._parts: dict[Part, _Coming] = {}
         self._lock = threading.Lock()
-        self._alone = 0
-        self._generation = 0
+        self._alone = self._missed = 0
+        self._held = HeldFiles()
+        # Parts that were in the cache when this process last looked. Others may have removed one
+        # since: whoever opens it finds that out.
+        self._present: set[Part] = set()
 
-    def reads(self, share: float, total: int) -> None:
-        """Take down which share of a corpus of `total` bytes this process reads in an epoch."""
+    def reads(self, share: float, total: int, ranks: int) -> None:
+        """Take down which share of a corpus of `total` bytes this process, one of a rank, reads."""
         self.at_first = min(ALONE, int(share * total) // SHARE)
-        self.part = part_size(total)
+        self.part = part_size(total, ranks)
+        if self.cache is not None:
+            self._held.most = min(max(self.cache.cache.limit // HELD // self.part, 1), MOST_HELD)
 
     def begin(self, samples: Iterable[Sample]) -> None:
         """Ask for all of `samples` that are not here. Returns at once; `read` gives them."""
@@ -108,7 +138,7 @@ class Ranges:
                 self._asked[key] = requests().urgent(call)
             else:
                 for part in self._parts_of(sample.shard, sample.offset, sample.size):
-                    self._fetch(part, urgent=True)
+                    self._fetch(part)
 
     def read(self, sample: Sample) -> bytes:
         """Return the bytes of a sample's picture, as the store has them or had them.
@@ -123,16 +153,14 @@ class Ranges:
             return self._waited(asked)
         if self.cache is None:
             return self.exactly(sample)
-        here = self._here(sample)
-        self.traffic.hits += here
-        begun = time.monotonic()
-        data = b"".join(
-            self._cut(part, sample)
-            for part in self._parts_of(sample.shard, sample.offset, sample.size)
-        )
-        if not here:
+        begun, missed = time.monotonic(), self._missed
+        parts = self._parts_of(sample.shard, sample.offset, sample.size)
+        cut = [self._cut(part, sample) for part in parts]
+        if self._missed == missed:
+            self.traffic.hits += 1
+        else:
             self.traffic.waited += time.monotonic() - begun
-        return data
+        return cut[0] if len(cut) == 1 else b"".join(cut)
 
     def exactly(self, sample: Sample) -> bytes:
         """Return the bytes of a sample's picture from the store itself. Raises as `read`."""
@@ -146,49 +174,50 @@ class Ranges:
     def drop(self, sample: Sample) -> None:
         """Remove from the cache what a sample was read from: it is not what it must be."""
         if self.cache is not None:
+            self._held.close()
             for part in self._parts_of(sample.shard, sample.offset, sample.size):
-                self.cache.drop(part)
+                self._present.discard(part)
+                self.cache.drop(self._wanted(part))
 
-    def expect(self, name: str, start: int, end: int, generation: int) -> None:
-        """Fetch the parts of a file that hold these bytes, unless others are expected by now."""
+    def expect(self, name: str, start: int, end: int, expected: Callable[[], bool]) -> None:
+        """Fetch the parts of a file that hold these bytes, each if it is `expected` by then."""
         for part in self._parts_of(name, start, end - start):
-            if generation == self._generation:
-                self._fetch(part, urgent=False)
-
-    def anew(self) -> int:
-        """Let go of what was expected and has not begun; return what new expectations must say."""
-        with self._lock:
-            self._generation += 1
-            self._parts = {part: asked for part, asked in self._parts.items() if asked.running()}
-        return self._generation
+            self._fetch(part, expected)
 
     def close(self) -> None:
-        """Ask for no more."""
-        generation = self.anew()
+        """Ask for no more, and close files."""
+        self._held.close()
+        most = self._held.most
         self._reset()
-        self._generation = generation
+        self._held.most = most
 
-    def _fetch(self, part: Wanted, urgent: bool) -> None:
-        """Have a part fetched into the cache, unless it is here or on its way."""
-        assert self.cache is not None
+    def _fetch(self, part: Part, expected: Callable[[], bool] | None = None) -> None:
+        """Have a part fetched into the cache, unless it is on its way; None: at once."""
+        urgent = expected is None
         with self._lock:
             known = self._parts.get(part)
-            if known is not None and (not urgent or known.running() or known.done()):
+            if known is not None and (not urgent or known.urgent or known.asked.running()):
+                known.expected = expected or known.expected
                 return
             ask = requests().urgent if urgent else requests().later
-            self._parts[part] = ask(
-                partial(self._bring, part, None if urgent else self._generation)
-            )
+            coming = self._parts[part] = _Coming(urgent, expected)
+            coming.asked = ask(partial(self._bring, part, coming))
 
-    def _bring(self, part: Wanted, generation: int | None) -> None:
+    def _bring(self, part: Part, coming: _Coming) -> None:
         """Fetch a part, unless it is here, on its way, or no longer expected."""
         assert self.cache is not None
-        if generation not in (None, self._generation) or self.cache.has(part):
-            return
+        wanted = self._wanted(part)
         try:
-            os.close(self.cache.open(part, self._arrived if generation is None else self._filled))
+            if (coming.urgent or coming.is_expected()) and not self.cache.has(wanted):
+                arrived = self._arrived if coming.urgent else self._filled
+                os.close(self.cache.open(wanted, arrived))
+                self._know(part)
         except Exception:  # whoever reads the part meets the error and reports it
             requests().failed()
+        finally:
+            with self._lock:
+                if self._parts.get(part) is coming:
+                    del self._parts[part]
 
     def _arrived(self, count: int, begun: float) -> None:
         self._count(count)
@@ -211,27 +240,48 @@ class Ranges:
         finally:
             self.traffic.waited += time.monotonic() - begun
 
-    def _cut(self, part: Wanted, sample: Sample) -> bytes:
+    def _cut(self, part: Part, sample: Sample) -> bytes:
         """Return what a part has of a sample."""
         assert self.cache is not None
-        first = max(sample.offset, part.start)
-        end = min(sample.offset + sample.size, part.start + part.bytes)
-        descriptor = self.cache.open(part, self._arrived)
+        begin = part[1] * self.part
+        first = max(sample.offset, begin)
+        end = min(sample.offset + sample.size, begin + self.part)
         try:
-            return os.pread(descriptor, max(end - first, 0), first - part.start)
+            with self._held.using(part, partial(self._opened, part)) as descriptor:
+                return os.pread(descriptor, max(end - first, 0), first - begin)
         except OSError as error:
             raise ShardsRuntimeError(
                 f"the cache {self.cache.root} cannot be read: {error.strerror}"
             ) from error
-        finally:
-            os.close(descriptor)
+
+    def _opened(self, part: Part) -> int:
+        """Return a descriptor of a part, fetched when it is not in the cache."""
+        assert self.cache is not None
+        wanted = self._wanted(part)
+        with contextlib.suppress(FileNotFoundError):
+            return self.cache.open_present(wanted)
+        self._present.discard(part)
+        self._missed += 1
+        return self.cache.open(wanted, self._arrived)
 
     def _here(self, sample: Sample) -> bool:
-        """Whether all of a sample is in the cache."""
+        """Whether all of a sample is in the cache, as far as this process knows."""
         if self.cache is None:
             return False
         parts = self._parts_of(sample.shard, sample.offset, sample.size)
-        return all(self.cache.path(part).exists() for part in parts)
+        return all(part in self._present or self._look(part) for part in parts)
+
+    def _look(self, part: Part) -> bool:
+        assert self.cache is not None
+        found = self.cache.path(self._wanted(part)).exists()
+        if found:
+            self._know(part)
+        return found
+
+    def _know(self, part: Part) -> None:
+        if len(self._present) >= MOST_KNOWN:
+            self._present.clear()
+        self._present.add(part)
 
     def _may_come_alone(self, sample: Sample) -> bool:
         if self.cache is None:
@@ -241,18 +291,23 @@ class Ranges:
         )
         return not on_its_way and self._alone < self.at_first + self.traffic.bytes // (2 * SHARE)
 
-    def _running(self, part: Wanted) -> bool:
+    def _running(self, part: Part) -> bool:
         known = self._parts.get(part)
-        return known is not None and known.running()
+        return known is not None and known.asked.running()
 
-    def _parts_of(self, name: str, start: int, size: int) -> Sequence[Wanted]:
-        whole = self.files[name]
-        last = min(start + max(size, 1), whole.bytes) - 1
-        numbers = range(start // self.part, last // self.part + 1)
-        return [whole.cut(number, self.part) for number in numbers]
+    def _parts_of(self, name: str, start: int, size: int) -> list[Part]:
+        last = min(start + max(size, 1), self.files[name].bytes) - 1
+        return [(name, number) for number in range(start // self.part, last // self.part + 1)]
+
+    def _wanted(self, part: Part) -> Wanted:
+        return self.files[part[0]].cut(part[1], self.part)
 
 
-def part_size(total: int) -> int:
-    """Return the bytes of a part of a corpus of `total` bytes: a power of two, 2 MiB at most."""
-    smaller = 1 << max(total // PARTS, 1).bit_length() - 1
+def part_size(total: int, ranks: int) -> int:
+    """Return the bytes of a part of a corpus of `total` bytes, which so many ranks share.
+
+    It is a power of two, 2 MiB at most.
+    """
+    parts = min(PARTS_OF_SHARE * ranks, PARTS)
+    smaller = 1 << max(total // parts, 1).bit_length() - 1
     return min(max(smaller, LEAST_PART), PART)

@@ -35,15 +35,17 @@ class RangedCorpus(Corpus):
         """Take the shards, what reads a shard's table, and what reads ranges of the shards."""
         super().__init__(name, manifest, tables, block)
         self.tables, self.ranges = tables, ranges
+        self._expected: dict[Span, int] = {}  # what is made ready, and its bytes
+        self._postponed: dict[Span, None] = {}  # what the cache has no room for yet
 
     @property
     def traffic(self) -> Traffic:
         """What reading from the store took in this process."""
         return self.ranges.traffic
 
-    def reads(self, share: float) -> None:
-        """Take down which share of an epoch this process reads."""
-        self.ranges.reads(share, int(sum(self.manifest.byte_sizes)))
+    def reads(self, share: float, ranks: int) -> None:
+        """Take down which share of an epoch this process reads, one of a rank."""
+        self.ranges.reads(share, int(sum(self.manifest.byte_sizes)), ranks)
 
     def read(self, sample: Sample) -> bytes:
         """Return the bytes of a sample's picture. Raises as `Corpus.read`."""
@@ -70,27 +72,40 @@ class RangedCorpus(Corpus):
             one.result()
         self.ranges.begin([self.index.sample(*place) for place in places])
 
-    def expect(self, spans: Sequence[Span]) -> None:
-        """Fetch the parts that hold these samples, as many as the cache has room for."""
+    def expect(self, spans: Sequence[Span], over: Sequence[Span] = ()) -> None:
+        """Fetch the parts that hold these samples, as soon as the cache has room for them."""
         if self.ranges.cache is None:
             return
-        generation = self.ranges.anew()
-        room = self.ranges.cache.cache.limit * 3 // 4
-        for span in dict.fromkeys(spans):
+        self._postponed |= dict.fromkeys(spans)
+        for span in over:
+            self._postponed.pop(span, None)
+            self._expected.pop(span, None)
+        room = self.ranges.cache.cache.limit * 3 // 4 - sum(self._expected.values())
+        for span in list(self._postponed):
             info = self.manifest.shards[span.shard]
-            room -= info.bytes * (span.end - span.first) // max(info.samples, 1)
+            size = info.bytes * (span.end - span.first) // max(info.samples, 1)
+            room -= size
             if room < 0:
                 break
-            requests().later(partial(self._expect, span, generation))
+            del self._postponed[span]
+            self._expected[span] = size
+            requests().later(partial(self._expect, span))
 
-    def _expect(self, span: Span, generation: int) -> None:
-        table = self.index.table(span.shard)
-        begin = int(table.offsets[span.first])
-        end = int(table.offsets[span.end - 1] + table.sizes[span.end - 1])
-        self.ranges.expect(self.manifest.shards[span.shard].tar, begin, end, generation)
+    def _expect(self, span: Span) -> None:
+        """Have the parts fetched that hold a span, each unless the span is over by then."""
+
+        def expected() -> bool:
+            return span in self._expected
+
+        if expected():
+            table = self.index.table(span.shard)
+            begin = int(table.offsets[span.first])
+            end = int(table.offsets[span.end - 1] + table.sizes[span.end - 1])
+            self.ranges.expect(self.manifest.shards[span.shard].tar, begin, end, expected)
 
     def close(self) -> None:
         """Fetch no more; reading begins again."""
+        self._expected, self._postponed = {}, {}
         self.ranges.close()
 
 

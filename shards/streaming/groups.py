@@ -37,6 +37,7 @@ from shards.streaming.order import (
     SAMPLES,
     SHARDS,
     Indices,
+    Reading,
 )
 
 K = TypeVar("K")
@@ -172,20 +173,19 @@ class GroupedOrder:
             group = group << 1 | flipped
         return group
 
-    def spans(self, epoch: int, position: int, groups: range, ahead: int = 0) -> list[Span]:
-        """Return what `groups` read in the windows around a position, or `ahead` windows later.
+    def number_of(self, epoch: int, position: int, group: int) -> int:
+        """Return the number of the window that a group is in around a position."""
+        walk = self._walk(epoch, group)
+        place = min(position // self.groups, walk.size - 1)
+        return int(walk.number(np.asarray([place]))[0])
 
-        Windows past the end of the epoch are those that the next epoch begins with.
-        """
-        found: list[Span] = []
-        for group in groups:
-            walk = self._walk(epoch, group)
-            place = np.asarray([min(position // self.groups, walk.size - 1)])
-            number, last = int(walk.number(place)[0]) + ahead, walk.last
-            if number > last:
-                walk, number = self._walk(epoch + 1, group), number - last - 1
-            found += walk.spans(number)
-        return found
+    def reading(self, epoch: int, group: int, number: int) -> Reading:
+        """Return what a group reads in a window."""
+        walk = self._walk(epoch, group)
+        begin, end = (min(one * self.groups, self._total) for one in walk.bounds(number))
+        before = epoch * self._total
+        after = (epoch, number + 1) if number < walk.last else (epoch + 1, 0)
+        return Reading(before + begin, before + end, walk.spans(number), after)
 
     def groups_of(self, rank: int, world_size: int) -> range:
         """Return the groups that a rank meets, those that it shares with neighbours included."""
@@ -204,11 +204,6 @@ class GroupedOrder:
                 found.append(Span(shard, begin - start, min(after, end) - start))
             begin, low = max(begin, after), low + 1
         return found
-
-    def numbers(self, epoch: int, position: int, groups: range) -> tuple[int, ...]:
-        """Return the number of the window of each of `groups` around a position."""
-        place = np.asarray([position // self.groups])
-        return tuple(int(self._walk(epoch, group).number(place)[0]) for group in groups)
 
     def _lay_out(self) -> None:
         """Lay the shards on a line, and cut it."""

@@ -11,14 +11,12 @@ through completely before a sample of it comes again, whatever the weights are.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from pipeline.common.addresses import hash_words, permutation
 from shards.errors import ShardsError
-from shards.reading.index import Span
 from shards.streaming.groups import GROUPS, GroupedOrder
 from shards.streaming.order import MIXTURE, Indices, SampleOrder
 
@@ -30,9 +28,6 @@ ORDERS = (1, 2)
 
 # Periods whose places are remembered: those of a global batch.
 REMEMBERED = 64
-
-# Windows that are fetched ahead of the present one, however short they are.
-MOST_AHEAD = 8
 
 
 class MixedOrder:
@@ -111,13 +106,13 @@ class MixedOrder:
         sorted_by_group = np.argsort(where, kind="stable")
         return np.sort(positions[sorted_by_group[rank * size : (rank + 1) * size]])
 
-    def windows(self, epoch: int, position: int, rank: int, world_size: int) -> list[Window]:
-        """Return, for each corpus, where its order is around a position, and the rank's groups."""
-        epochs, own = self._next(epoch, position)
-        return [
-            Window(order, int(one), int(place), order.groups_of(rank, world_size))
-            for order, one, place in zip(self.orders, epochs, own, strict=True)
-        ]
+    def reached(self, epoch: int, position: int) -> list[int]:
+        """Return how many samples of each corpus come before a position, from epoch 0 on."""
+        if len(self.orders) == 1:
+            return [epoch * self._total + position]
+        number, place = divmod(epoch * self._total + position, PERIOD)
+        before = np.bincount(self._places(number)[0][:place], minlength=len(self.orders))
+        return [int(one) for one in number * self.shares + before]
 
     def _own(self, epoch: int, positions: Indices) -> tuple[Indices, Indices, Indices]:
         """Return the corpus at each position, and the epoch and the position in its own order."""
@@ -137,14 +132,6 @@ class MixedOrder:
         epochs, own = np.divmod(counts, lengths[corpora])
         return corpora, epochs, own
 
-    def _next(self, epoch: int, position: int) -> tuple[Indices, Indices]:
-        """Return the epoch and the place of each corpus's next sample from a position on."""
-        lengths = np.asarray([len(order) for order in self.orders], dtype=np.int64)
-        number, place = divmod(epoch * self._total + position, int(self.shares.sum()))
-        before = np.bincount(self._places(number)[0][:place], minlength=len(self.orders))
-        epochs, own = np.divmod(number * self.shares + before, lengths)
-        return epochs, own
-
     def _places(self, number: int) -> tuple[Indices, Indices]:
         """Return the corpus at each place of a period, and how many of its places came before."""
         known = self._periods.get(number)
@@ -161,33 +148,6 @@ class MixedOrder:
             del self._periods[next(iter(self._periods))]
         self._periods[number] = mixed, counted
         return mixed, counted
-
-
-class Window:
-    """Where one corpus is read: the windows of a rank's groups around a position."""
-
-    def __init__(
-        self, order: SampleOrder | GroupedOrder, epoch: int, position: int, groups: range
-    ) -> None:
-        self.order, self.epoch, self.position, self.groups = order, epoch, position, groups
-
-    @property
-    def numbers(self) -> tuple[int, ...]:
-        """The epoch and the numbers of the windows: others when a window ends."""
-        return self.epoch, *self.order.numbers(self.epoch, self.position, self.groups)
-
-    def spans(self, ahead: int = 1) -> list[Span]:
-        """Return the samples of these windows and of `ahead` that follow, soonest first."""
-        found: dict[Span, None] = {}
-        for number in range(ahead + 1):
-            for span in self.order.spans(self.epoch, self.position, self.groups, number):
-                found[span] = None
-        return list(found)
-
-    def ahead(self, samples: float) -> int:
-        """Return how many windows follow before so many samples of the corpus are read."""
-        held = max(len(self.order) * self.order.block // max(len(self.order.sizes), 1), 1)
-        return min(max(math.ceil(samples / held), 1), MOST_AHEAD)
 
 
 def shares(weights: Sequence[float]) -> Indices:

@@ -15,6 +15,7 @@ at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,23 @@ CYCLE, LAST_CYCLE, PIECES, ROTATION, PHASE = range(7, 12)
 
 # Blocks whose permutation is remembered: the one being read and the next.
 REMEMBERED = 4
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a group reads between two positions, both counted from the beginning of epoch 0.
+
+    Attributes:
+        begin: the position from which on it is read.
+        end: the position from which on it is no longer.
+        spans: the samples.
+        after: epoch and number of the window that the group reads next.
+    """
+
+    begin: int
+    end: int
+    spans: list[Span]
+    after: tuple[int, int]
 
 
 class SampleOrder:
@@ -83,22 +101,23 @@ class SampleOrder:
         """Return zeros (n,): there are no groups, every rank reads all shards."""
         return np.zeros_like(positions)
 
-    def spans(self, epoch: int, position: int, groups: range, ahead: int = 0) -> list[Span]:
-        """Return what is read in the block around a position, or `ahead` blocks later.
+    def number_of(self, epoch: int, position: int, group: int) -> int:
+        """Return the number of the block around a position."""
+        _, starts = self._shards(epoch)
+        return int(np.searchsorted(starts, position, side="right")) - 1
 
-        After an epoch's last block the next epoch's first one comes.
-        """
-        shards = self.block_shards(epoch, position, ahead) or self.block_shards(epoch + 1, 0)
-        return [Span(shard, 0, int(self.sizes[shard])) for shard in shards]
+    def reading(self, epoch: int, group: int, number: int) -> Reading:
+        """Return what is read in a block."""
+        shards, starts = self._shards(epoch)
+        own = shards[number * self.block : (number + 1) * self.block]
+        spans = [Span(int(one), 0, int(self.sizes[one])) for one in own]
+        begin = epoch * self._total + int(starts[number])
+        after = (epoch, number + 1) if number + 1 < len(starts) else (epoch + 1, 0)
+        return Reading(begin, begin + sum(one.end for one in spans), spans, after)
 
     def groups_of(self, rank: int, world_size: int) -> range:
         """Return the one group there is: every rank reads all shards."""
         return range(1)
-
-    def numbers(self, epoch: int, position: int, groups: range) -> tuple[int, ...]:
-        """Return the number of the block around a position."""
-        _, starts = self._shards(epoch)
-        return (int(np.searchsorted(starts, position, side="right")) - 1,)
 
     def block_shards(self, epoch: int, position: int, ahead: int = 0) -> list[int]:
         """Return the shards of the block around `position`, or of the block `ahead` places on.

@@ -19,6 +19,7 @@ from shards.reading import turbo
 from shards.reading.corpus import Corpus
 from shards.reading.decode import BrokenPictureError, CropDraw, Pixels, decode_crop, filled
 from shards.reading.ranges import Traffic
+from shards.streaming.ahead import Ahead
 from shards.streaming.holding import trained_sizes
 from shards.streaming.mixture import MixedOrder
 from shards.streaming.order import SUBSTITUTE
@@ -109,7 +110,9 @@ class BatchSource:
         self.batch_size, self.crop, self.seed = batch_size, crop, seed
         self.rank, self.world_size = rank, world_size
         self.flip, self.max_broken = flip, max_broken
-        self._expected: list[tuple[int, ...]] = []
+        self._ahead: list[Ahead] = []
+        self._furthest = 0
+        self._told = Traffic()
         self._begun: dict[tuple[int, int], list[tuple[int, Place]]] = {}
         self._reached, self._pace = (time.monotonic(), 1 << 62), 0.0
         self.global_batch = batch_size * world_size
@@ -124,7 +127,7 @@ class BatchSource:
         """Take positions in the order of this number from now on; raises ShardsError."""
         if order != self.order.number:
             self.order = self._ordered(order, self.seed)
-            self._expected, self._begun = [], {}
+            self._ahead, self._begun = [], {}
 
     def _ordered(self, number: int, seed: int) -> MixedOrder:
         return MixedOrder(
@@ -155,9 +158,8 @@ class BatchSource:
 
     def batch(self, epoch: int, seen: int) -> Batch:
         """Return this rank's part of the global batch at a place."""
-        before = self.traffic
         # The first batch waits for itself alone: what is wanted later begins behind it.
-        first = not self._expected
+        first = not self._ahead
         if not first:
             self._look_ahead(epoch, seen)
         places = self._begun.pop((epoch, seen), None) or self._places(epoch, seen)
@@ -173,6 +175,8 @@ class BatchSource:
             images[row] = filled(pixels, self.crop).transpose(2, 0, 1)
         if first:
             self._look_ahead(epoch, seen)
+        # What came while others worked, since the last batch, is counted as well.
+        before, self._told = self._told, self.traffic
         return Batch(
             torch.from_numpy(images),
             keys,
@@ -182,7 +186,7 @@ class BatchSource:
             tuple(skipped),
             tuple(extents),
             tuple(position - seen for position in positions),
-            self.traffic - before,
+            self._told - before,
         )
 
     def begin(self, epoch: int, seen: int) -> None:
@@ -195,6 +199,7 @@ class BatchSource:
             if own:
                 corpus.begin(own)
         self._begun[epoch, seen] = places
+        self._furthest = epoch * self.samples + seen
 
     @property
     def remote(self) -> bool:
@@ -212,21 +217,33 @@ class BatchSource:
 
     def close(self) -> None:
         """Close files; making a batch opens them again."""
-        self._expected, self._begun = [], {}
+        self._ahead, self._begun = [], {}
         for corpus in self.corpora:
             corpus.close()
 
     def _look_ahead(self, epoch: int, seen: int) -> None:
-        """On entering a window, have its samples and those of the next one made ready."""
+        """Have made ready what is read around a place, and as much later as will be read soon."""
         if not self.remote:
             return
-        self._measure(epoch * self.samples + seen)
-        windows = self.order.windows(epoch, seen, self.rank, self.world_size)
-        expected = [one.numbers for one in windows]
-        if expected != self._expected:
-            self._expected = expected
-            for corpus, window in zip(self.corpora, windows, strict=True):
-                corpus.expect(window.spans(window.ahead(SECONDS_AHEAD * self._pace)))
+        place = epoch * self.samples + seen
+        self._measure(place)
+        reached = self.order.reached(epoch, seen)
+        if any(one.position > now for one, now in zip(self._ahead, reached, strict=False)):
+            self._ahead = []  # gone back: by nobody who goes through a stream
+        if not self._ahead:
+            self._ahead = [
+                Ahead(order, now, self.rank, self.world_size)
+                for order, now in zip(self.order.orders, reached, strict=True)
+            ]
+        least = max(self._furthest - place, 0) + self.global_batch
+        weights = self.order.shares / self.order.shares.sum()
+        for corpus, ahead, now, share in zip(
+            self.corpora, self._ahead, reached, weights.tolist(), strict=True
+        ):
+            own = max(share * least, ahead.window if corpus.whole else 0)
+            named, over = ahead.reach(now, own, share * SECONDS_AHEAD * self._pace)
+            if named or over:
+                corpus.expect(named, over)
 
     def _measure(self, count: int) -> None:
         """Take down when so many samples were reached: the pace says how much is needed soon."""

@@ -122,7 +122,7 @@ class Stream(IterableDataset[Batch]):
         _check(workers, crop, augment)
         corpora, weights = open_corpora(dest, split, cache, block)
         for corpus in corpora:
-            corpus.reads(1 / (max(world_size, 1) * max(workers, 1)))
+            corpus.reads(1 / (max(world_size, 1) * max(workers, 1)), max(world_size, 1))
         self._source = BatchSource(
             corpora,
             weights,

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import ShardsError
+from shards.reading.index import Span
+from shards.streaming.ahead import Ahead
 from shards.streaming.groups import SMALLEST, GroupedOrder
 from shards.streaming.mixture import MixedOrder
+from shards.streaming.order import SampleOrder
 from tests.shards.made import write_split
 
 GOLDEN_ORDER = [(0, 2), (2, 1), (3, 1), (3, 0), (0, 0), (0, 1), (2, 2), (2, 3), (2, 0)]
@@ -66,17 +72,51 @@ def test_a_position_does_not_depend_on_what_was_asked_before(sizes, block, data)
         assert order(epoch, position) == GroupedOrder(sizes, 3, block, 8)(epoch, position)
 
 
-@settings(max_examples=40, deadline=None)
-@given(sizes_of_shards, st.integers(1, 6), st.integers(0, 3), st.data())
-def test_what_is_read_soon_is_in_the_spans(sizes, block, epoch, data):
-    order = GroupedOrder(sizes, 1, block, 16)
-    position = data.draw(st.integers(0, len(order) - 1))
-    soon = np.arange(position, min(position + order.groups, len(order)))
-    shards, indices = order.at(epoch, soon)
-    for group, shard, index in zip(order.group(epoch, soon), shards, indices, strict=True):
-        mine = range(int(group), int(group) + 1)
-        spans = [*order.spans(epoch, position, mine), *order.spans(epoch, position, mine, 1)]
-        assert any(one.shard == shard and one.first <= index < one.end for one in spans)
+orders = st.builds(
+    lambda kind, sizes, block: kind(sizes, 1, block),
+    st.sampled_from([SampleOrder, partial(GroupedOrder, groups=16)]),
+    sizes_of_shards,
+    st.integers(1, 6),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(orders, st.integers(1, 4), st.integers(1, 20), st.data())
+def test_what_is_read_was_named_and_is_not_over(order, world, step, data):
+    """Whatever the pace: each sample that a rank reads was named before, as often as it is over."""
+    rank = data.draw(st.integers(0, world - 1))
+    position = data.draw(st.integers(0, 2 * len(order)))
+    most = data.draw(st.sampled_from([0, 100, math.inf]))
+    ahead = Ahead(order, position, rank, world)
+    mine = order.groups_of(rank, world)
+    named: set[Span] = set()
+    for _ in range(12):
+        fresh, over = ahead.reach(position, step, most)
+        assert not named & set(fresh)
+        named |= set(fresh)
+        assert set(over) <= named
+        named -= set(over)
+        for number in range(position, position + step):
+            epoch, place = divmod(number, len(order))
+            if int(order.group(epoch, np.asarray([place]))[0]) in mine:
+                shard, index = order(epoch, place)
+                assert any(one.shard == shard and one.first <= index < one.end for one in named)
+        position += step
+
+
+def test_what_is_named_grows_with_what_was_read():
+    order = GroupedOrder([100] * 96, 0, 8)
+    ahead, held = Ahead(order, 0, 0, 1), 0
+    seen = []
+    for position in range(0, 4001, 100):
+        fresh, over = ahead.reach(position, 0, 1000)
+        held += sum(one.end - one.first for one in fresh)
+        held -= sum(one.end - one.first for one in over)
+        seen.append(held)
+    windows = 2 * order.groups * order.window
+    assert seen[0] <= windows
+    assert all(later <= windows + min(100 * one, 1000) for one, later in enumerate(seen))
+    assert seen[-1] >= 1000
 
 
 @settings(max_examples=60, deadline=None)
@@ -197,7 +237,7 @@ def test_bad_numbers_are_refused():
 def test_inspect_says_what_each_node_will_fetch(tmp_path, monkeypatch):
     from shards.inspecting import streaming
 
-    monkeypatch.setattr(streaming, "part_size", lambda total: 1000)
+    monkeypatch.setattr(streaming, "part_size", lambda total, nodes: 1000)
     write_split(tmp_path, [100] * 8, [(f"{i:03d}", bytes(2000)) for i in range(800)])
     alone = streaming.stream_facts(tmp_path, "train", 1)
     total = sum(path.stat().st_size for path in tmp_path.glob("*.tar"))

@@ -186,8 +186,11 @@ def test_a_cache_keeps_parts_of_several_sizes_apart(store, tmp_path, monkeypatch
 
 
 def test_parts_of_small_corpora_are_small():
-    sizes = [ranges.part_size(total) for total in (0, 97 << 20, 325 << 20, 1 << 30, 1 << 40)]
-    assert sizes == [256 << 10, 256 << 10, 512 << 10, 2 << 20, 2 << 20]
+    totals = (0, 97 << 20, 325 << 20, 1 << 30, 1 << 40)
+    sizes = {n: [ranges.part_size(total, n) >> 10 for total in totals] for n in (1, 2, 8, 1000)}
+    assert sizes[1] == [256, 1024, 2048, 2048, 2048]
+    assert sizes[2] == [256, 512, 2048, 2048, 2048]
+    assert sizes[8] == sizes[1000] == [256, 256, 512, 2048, 2048]
 
 
 def _read_for_ever(url: str, cache: Cache) -> None:
