@@ -27,6 +27,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.codec import CCAConfig, CCAModel, start_as_pyramid
+from pipeline.codec.architectures.cca.coder import CCACoder
 from pipeline.codec.calibrating import calibrate
 from pipeline.codec.coding import pad
 from pipeline.codec.picture import read_picture
@@ -105,12 +106,14 @@ class _Timed:
         setattr(owner, name, timed)
 
 
-def networks(config: CCAConfig, picture: Path, runs: int, compiled: bool) -> None:
-    """One picture through each part of the codec."""
+def networks(
+    config: CCAConfig, picture: Path, runs: int, compiled: bool, crop: int | None = None
+) -> None:
+    """One picture, or `crop` pixels of its sides, through each part of the codec."""
     torch.manual_seed(0)
     model = CCAModel(config).eval()
     start_as_pyramid(model)
-    x = pad(read_picture(picture).x, 64)
+    x = pad(read_picture(picture).x[:, :, :crop, :crop], 64)
     print(f"| picture {picture.name}, {x.shape[3]} x {x.shape[2]} | | | |")
     with torch.no_grad():
         # Without instructions for it, bfloat16 takes many times as long.
@@ -133,12 +136,14 @@ def networks(config: CCAConfig, picture: Path, runs: int, compiled: bool) -> Non
                 fast = torch.compile(part, dynamic=False)
                 row(f"{name}, float32, compiled", measure(partial(fast, given), runs))
         z = model.hyper_analysis(y)
-        timer = _Timed()
-        timer.wrap(SymbolEncoder, "encode")
-        timer.wrap(SymbolDecoder, "decode")
-        _coders(model, "float64", y, z.shape[2:], transforms, timer, runs)
+        symbols, hyper = _Timed(), _Timed()
+        symbols.wrap(SymbolEncoder, "encode")
+        symbols.wrap(SymbolDecoder, "decode")
+        hyper.wrap(CCACoder, "analyse_y")
+        timers = symbols, hyper
+        _coders(model, "float64", y, z.shape[2:], transforms, timers, runs)
         calibrate(model, [x[:, :, :256, :256]])
-        ours = _coders(model, "float32", y, z.shape[2:], transforms, timer, runs)
+        ours = _coders(model, "float32", y, z.shape[2:], transforms, timers, runs)
         for name, work in _plain(model, x.contiguous(), y.contiguous()).items():
             times = measure(work, runs)
             row(f"plain networks, {name}", times)
@@ -171,12 +176,13 @@ def _coders(
     y: torch.Tensor,
     size: torch.Size,
     transforms: dict[str, list[float]],
-    timer: _Timed,
+    timers: tuple[_Timed, _Timed],
     runs: int,
 ) -> dict[str, list[float]]:
     """The exact networks and entropy coding, and their share of encoding and of decoding.
 
-    Returns the seconds of the whole.
+    `timers` are those of entropy coding and of the hyper-analysis, which only the encoder runs: it
+    is no exact network. Returns the seconds of the whole.
     """
     coder, whole = model.make_coder(), {}
     words = coder.encode(y).words
@@ -184,19 +190,24 @@ def _coders(
         ("encode", lambda: coder.encode(y)),
         ("decode", lambda: coder.decode(words, *size)),
     ):
-        inside: list[float] = []
+        inside: list[tuple[float, ...]] = []
 
-        def both(work: Callable[[], object] = work, inside: list[float] = inside) -> None:
-            timer.seconds = 0.0
+        def both(
+            work: Callable[[], object] = work, inside: list[tuple[float, ...]] = inside
+        ) -> None:
+            for timer in timers:
+                timer.seconds = 0.0
             work()
-            inside.append(timer.seconds)
+            inside.append(tuple(timer.seconds for timer in timers))
 
-        coding = measure(both, runs)
+        all_of_it = measure(both, runs)
+        symbols, hyper = zip(*inside[1:], strict=True)
+        coding = [a - h for a, h in zip(all_of_it, hyper, strict=True)]
         row(f"exact networks in {label} and entropy coding, {name}", coding)
-        whole[name] = [c + t for c, t in zip(coding, transforms[name], strict=True)]
+        whole[name] = [a + t for a, t in zip(all_of_it, transforms[name], strict=True)]
         share = [c / total for c, total in zip(coding, whole[name], strict=True)]
         row(f"their share, {name}", share, 100, "%")
-        row(f"of it entropy coding, {name}", inside[1:])
+        row(f"of it entropy coding, {name}", list(symbols))
     return whole
 
 
@@ -239,6 +250,8 @@ def main() -> None:
     parser.add_argument("picture", nargs="?", type=Path)
     parser.add_argument("--size", choices=["paper", "tiny"], default="paper")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--crop", type=int, help="only so many pixels of the picture's sides")
+    parser.add_argument("--only-networks", action="store_true", help="no starts, no checkpoints")
     parser.add_argument("--compile", action="store_true", help="transforms compiled too (minutes)")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -247,11 +260,12 @@ def main() -> None:
           f"{options.runs} runs, size {options.size}")  # fmt: skip
     print("| what | median | range | unit |\n| --- | --- | --- | --- |")
     print(f"| load of the last minute | {os.getloadavg()[0]:.1f} | | |")
-    entropy_coding(options.runs)
-    starts(options.runs)
-    checkpoints(options.runs)
+    if not options.only_networks:
+        entropy_coding(options.runs)
+        starts(options.runs)
+        checkpoints(options.runs)
     config = CCAConfig() if options.size == "paper" else CCAConfig.tiny()
-    networks(config, picture, options.runs, options.compile)
+    networks(config, picture, options.runs, options.compile, options.crop)
 
 
 if __name__ == "__main__":
