@@ -61,8 +61,12 @@ coverage: setup
 	COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not slurm and not browser and not gpu' --cov
 
-lowest highest:
-	$(PYTHON) .ci/versions.py $@ $(if $(GPU),,--constraint .ci/cpu-constraints.txt)
+# The oldest torch comes for CUDA alone, with 6 GB that it needs without a GPU as well.
+lowest:
+	$(PYTHON) .ci/versions.py lowest
+
+highest:
+	$(PYTHON) .ci/versions.py highest $(if $(GPU),,--without-cuda --constraint .ci/cpu-constraints.txt)
 
 clean:
 	rm -rf site .venv-lowest .venv-highest .coverage demo-out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,6 +1,7 @@
 """Run the quick tests with the lowest, or the highest, versions that pyproject.toml admits.
 
-    python .ci/versions.py lowest [--constraint FILE]... [--only-resolve] [-- PYTEST WORDS...]
+    python .ci/versions.py lowest [--constraint FILE]... [--without-cuda] [--only-resolve]
+                                  [-- PYTEST WORDS...]
 
 Makes an environment of its own, .venv-lowest or .venv-highest. `uv` resolves the versions, which
 only it can do for the lowest ones; pip installs them, so that pip's configuration holds.
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESOLUTIONS = {"lowest": "lowest-direct", "highest": "highest"}
 KINDS = "not slow and not slurm and not browser and not gpu"
 QUICK = ("-m", KINDS, "-n", "2", "--dist", "loadfile")
-# What torch brings for CUDA: gigabytes that a machine without a GPU has no use for.
+# What torch's builds for CUDA need even to be imported on a machine without a GPU; others do not.
 CUDA = re.compile(r"(nvidia|cuda|triton)[\w-]*==")
 
 
@@ -35,7 +36,7 @@ def run(*words: str | Path) -> None:
         sys.exit(done.returncode)
 
 
-def resolve(which: str, folder: Path, constraints: Sequence[str]) -> Path:
+def resolve(which: str, folder: Path, constraints: Sequence[str], cuda: bool) -> Path:
     """Write the versions of all packages to a requirements file in `folder`, and return it."""
     python, wanted = folder / "bin" / "python", folder / "requirements.txt"
     uv = shutil.which("uv")
@@ -46,7 +47,7 @@ def resolve(which: str, folder: Path, constraints: Sequence[str]) -> Path:
     words += ["--resolution", RESOLUTIONS[which], "--python", str(python), "--no-annotate"]
     words += [word for file in constraints for word in ("--constraint", file)]
     run(*words, "--output-file", wanted)
-    if shutil.which("nvidia-smi") is None:
+    if not cuda:
         kept = [line for line in wanted.read_text().splitlines() if not CUDA.match(line)]
         wanted.write_text("\n".join(kept) + "\n")
     return wanted
@@ -57,12 +58,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("which", choices=RESOLUTIONS)
     parser.add_argument("--constraint", action="append", default=[], metavar="FILE")
+    parser.add_argument("--without-cuda", action="store_true", help="with a torch that has none")
     parser.add_argument("--only-resolve", action="store_true", help="install and test nothing")
     parser.add_argument("words", nargs="*", metavar="PYTEST WORDS", default=QUICK)
     given = parser.parse_args()
     folder = ROOT / f".venv-{given.which}"
     run(sys.executable, "-m", "venv", "--clear", folder)
-    wanted = resolve(given.which, folder, given.constraint)
+    wanted = resolve(given.which, folder, given.constraint, not given.without_cuda)
     if given.only_resolve:
         return
     pip = (folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps")

@@ -146,16 +146,27 @@ def _encoded(model: Model, y: Tensor, z: Tensor, rate: float | None) -> Any:
         coder.analyse_y = before
 
 
+def against(digests: dict[str, str], file: Path) -> int:
+    """Print and return how many digests differ from a file's; 1 if it has none of them."""
+    others = json.loads(file.read_text())
+    both = sorted(digests.keys() & others.keys())
+    differ = [name for name in both if digests[name] != others[name]]
+    print(f"{file}: {len(differ)} of {len(both)} differ", *differ[:5], sep="\n  ")
+    return len(differ) or int(not both)
+
+
 def main() -> None:
     """Code, decode in every way, and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--pictures", type=int, help="only so many; default: all")
     parser.add_argument("--latents", type=int, default=200)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--against", type=Path)
     given = parser.parse_args()
     folder = KODAK if KODAK.is_dir() else OURS
     pictures = sorted(path for path in folder.iterdir() if path.suffix in (".png", ".webp"))
+    pictures = pictures[: given.pictures]
     print(f"torch {torch.__version__}, numpy {np.__version__}, {given.device}, "
           f"{len(pictures)} pictures, {given.latents} latents")  # fmt: skip
     digests, failed = {}, 0
@@ -170,12 +181,7 @@ def main() -> None:
     if given.out is not None:
         given.out.write_text(json.dumps(digests, indent=1))
     if given.against is not None:
-        others = json.loads(given.against.read_text())
-        both = digests.keys() & others.keys()
-        differ = [name for name in sorted(both) if digests[name] != others[name]]
-        failed += len(differ) + (not both)
-        print(f"{given.against}: {len(differ)} of {len(both)} differ{': ' * bool(differ)}"
-              f"{', '.join(differ[:5])}")  # fmt: skip
+        failed += against(digests, given.against)
     sys.exit(bool(failed))
 
 
