@@ -127,6 +127,8 @@ def augment_options(path: str, device: str) -> dict[str, Any]:
 
     given = read_dict(path)
     spec = Spec.from_dict(given, str(path))
+    if spec.crops_area > MAX_AREA:
+        raise ShardsError(f"{path}: the crops of one picture have over {MAX_AREA} pixels together")
     kinds = {kind_of(one) for one in parse_devices(device) or [device]}
     Augmenter(spec, 0)  # tries Kornia's operations
     said = {key: value for key, value in spec.to_dict().items() if key in ("format", *given)}

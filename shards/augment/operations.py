@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.common.pictures.limits import MAX_PIXELS
 from shards.augment.measures import blocking, detail
 from shards.augment.resampling import Pixels, Scaling
 from shards.augment.spec import Operation, Spec
@@ -120,7 +121,14 @@ class Batch:
         self.refused: dict[str, Refused] = {}
 
     def done(self) -> list[Picture]:
-        """Return the pictures once every resize that is due has been done."""
+        """Return the pictures once every resize that is due has been done.
+
+        A picture that would become larger than any that is read is refused.
+        """
+        for one in list(self.pictures):
+            if one.due is not None and one.size[0] * one.size[1] > MAX_PIXELS:
+                words = f"it would become {one.size[1]} x {one.size[0]}, over {MAX_PIXELS} pixels"
+                self.refuse(one.key, FAILED, words)
         due = [one for one in self.pictures if one.due is not None]
         if due:
             scalings = [one.due for one in due if one.due is not None]

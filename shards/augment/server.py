@@ -150,12 +150,20 @@ def serve() -> None:
         sys.stdout.flush()
         while True:
             batch, outbox, came = work.get()
-            start = time.monotonic()
-            try:
-                results = halved(augmenter, batch)
-                outbox.put(Answer(results, time.monotonic() - start, start - came))
-            except LostError as error:
-                outbox.put(f"{device} was lost ({error}): {AGAIN}")
+            outbox.put(answered(augmenter, batch, came))
+
+
+def answered(augmenter: Augmenter, batch: Batch, came: float) -> Answer | str:
+    """Return what became of a batch that came at `came` (`time.monotonic`).
+
+    A sentence, if the device is lost.
+    """
+    start = time.monotonic()
+    try:
+        results = halved(augmenter, batch)
+    except LostError as error:
+        return f"{augmenter.device} was lost ({error}): {AGAIN}"
+    return Answer(results, time.monotonic() - start, start - came)
 
 
 class LostError(Exception):

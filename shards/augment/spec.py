@@ -71,10 +71,15 @@ class Spec:
                 product *= int(one.parameters.get("count", 1))
         return product
 
+    @property
+    def crops_area(self) -> int:
+        """How many pixels the samples of one picture have together; 0: none of them is a crop."""
+        cuts = [one.parameters["size"] for one in self.operations if one.name == "RandomCrop"]
+        return self.crops * int(cuts[-1]) ** 2 if cuts else 0
+
     def bytes_per_picture(self, size: int) -> int:
         """Return about how many bytes come of a picture of `size` bytes, to cut shards by."""
-        cuts = [one.parameters["size"] for one in self.operations if one.name == "RandomCrop"]
-        return self.crops * cuts[-1] ** 2 * 2 if cuts else 6 * size
+        return 2 * self.crops_area or 6 * size
 
     def to_dict(self) -> dict[str, Any]:
         """Return the specification as JSON values."""

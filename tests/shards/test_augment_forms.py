@@ -20,6 +20,7 @@ from shards.augment.encoders import encoder_for
 from shards.augment.measures import blocking, detail
 from shards.augment.operations import Augmenter, Refused
 from shards.augment.spec import ENCODERS, Spec, default_encoder
+from shards.augment.surfaces import Device
 from shards.inspecting.verify import verify
 from shards.options import augment_options
 from tests.shards.making import SMALL, checksums, corpus, encoded, jpeg, make, rejects
@@ -254,6 +255,18 @@ def _swapped_profile() -> bytes:
     return bytes(data)
 
 
+@pytest.mark.parametrize("surface", [None, Device("cpu")])
+def test_a_picture_that_would_become_too_large_is_refused(surface: Device | None) -> None:
+    large = {"Resize": {"shorter": 20_000}}
+    pictures = [("a", np.zeros((48, 48, 3), np.uint8)), ("b", np.zeros((1, 9_000, 3), np.uint8))]
+    found = Augmenter(Spec.from_dict({"operations": [large]}), 0, surface=surface).each(pictures)
+    words = "it would become 20000 x 20000, over 178956970 pixels"
+    assert found["a"] == Refused("not augmented", words)
+    spec = Spec.from_dict({"operations": [large, {"RandomCrop": {"size": 9}}]})
+    found = Augmenter(spec, 0, surface=surface).each(pictures)
+    assert [one.shape for one in found["a"] + found["b"]] == [(9, 9, 3)] * 2
+
+
 def test_a_refusal_says_why() -> None:
     spec = Spec.from_dict({"operations": [{"RejectBlocking": {"over": 0}}]})
     (one,) = Augmenter(spec, 0).each([("a", np.zeros((48, 48, 3), np.uint8))]).values()
@@ -273,6 +286,7 @@ def test_a_refusal_says_why() -> None:
         ("operations: [{Resize: {shorter: 9, filter: sinc}}]", "filter must be one of bilinear"),
         ("operations: [{RandomCrop: {size: true}}]", "size must be a whole number above 0"),
         ("version: 1\noperations: [{RandomCrop: {size: 9, detail: 2}}]", "detail needs version 2"),
+        ("operations: [{RandomCrop: {size: 256, count: 3000}}]", "have over 178956970 pixels"),
     ],
 )
 def test_mistakes_are_told(tmp_path: Path, text: str, sentence: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 
 from shards import ShardsError, ShardsRuntimeError
 from shards.augment.operations import Augmenter, Refused
-from shards.augment.server import LostError, halved
+from shards.augment.server import Answer, LostError, answered, halved
 from shards.augment.spec import Spec
 from shards.augment.surfaces import Device
 from shards.options import Options, augment_options, parse_devices
@@ -139,6 +140,18 @@ def test_a_lost_device_is_told_from_a_picture_that_fails(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch, "ones", lost)
     with pytest.raises(LostError, match="unspecified launch failure"):
         halved(augmenter, batch(7))
+    sentence = "cpu was lost (CUDA error: unspecified launch failure): run the same command again; "
+    assert answered(augmenter, batch(7), 0) == sentence + "it goes on where it stopped"
+
+
+def test_an_answer_says_how_long_its_batch_waited_and_was_worked_on() -> None:
+    expected = Augmenter(two_crops(), 0).each(batch(3))
+    before = time.monotonic()
+    told = answered(Augmenter(two_crops(), 0, surface=Device("cpu")), batch(3), before - 5)
+    assert isinstance(told, Answer)
+    assert told.results.keys() == expected.keys()
+    assert told.queueing >= 5
+    assert 0 < told.working <= time.monotonic() - before
 
 
 def lost(*_: object, **__: object) -> torch.Tensor:
