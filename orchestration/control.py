@@ -19,7 +19,6 @@ from orchestration.build import build_jobs
 from orchestration.checks import check
 from orchestration.claims import claimed
 from orchestration.engines.base import Engine
-from orchestration.engines.slurm import find_folder
 from orchestration.errors import (
     EngineError,
     HalfSubmittedError,
@@ -126,12 +125,15 @@ def _hand_over(made: Scheduled) -> list[str]:
 def find(plan_id: str) -> tuple[Plan, Path]:
     """Return the plan with this id (or the folder of one) and its folder.
 
-    Looked for under the working folder, then in what Slurm's queue says of its jobs.
+    It is looked for under the working folder, then in the queues of schedulers.
+
+    Raises `OrchestrationError` when neither knows it.
     """
     for folder in (Path.cwd() / store.FOLDER / plan_id, Path(plan_id)):
         if (folder / store.FILE).is_file():
             return store.read(folder), folder.absolute()
-    elsewhere = find_folder(plan_id)
+    queues = (kind.find(plan_id) for kind in ENGINES.values() if kind.find)
+    elsewhere = next((folder for folder in queues if folder is not None), None)
     if elsewhere is not None:
         return store.read(elsewhere), elsewhere
     known = [folder.name for _, folder in plans()]
@@ -251,12 +253,8 @@ def _at_home(profile: Profile) -> Profile:
         return profile
     own = None if getattr(profile, "container", None) else sys.prefix
     named = profile.environment
-    # Where several clusters share their users' folders, a plan stays with the one it was made for.
-    cluster = os.environ.get("SLURM_CLUSTERS", "")
-    several = {"cluster": cluster} if cluster and "," not in cluster else {}
-    chosen = several if getattr(profile, "cluster", "no") is None else {}
     filled = {
-        **chosen,
+        **profile.defaults_in(os.environ),
         "workdir": str(Path(profile.workdir or ".").expanduser().absolute()),
         "environment": str(Path(named).expanduser()) if named else own,
     }
@@ -268,7 +266,7 @@ def _copy_of(recipe: Path, folder: Path) -> str:
 
 
 def _claimed(plan: Plan, folder: Path) -> AbstractContextManager[None]:
-    kind, _ = ENGINES[plan.profile["engine"]]
+    kind = ENGINES[plan.profile["engine"]].profile
     return claimed(plan, folder, kind.shares_files, _at_work)
 
 
@@ -285,7 +283,7 @@ def _at_work(plan: Plan, folder: Path) -> bool:
 
 def _done_here(plan: Plan, job: Job) -> bool:
     # Pods see other files than this machine; there, each job's script tests for itself.
-    kind, _ = ENGINES[plan.profile["engine"]]
+    kind = ENGINES[plan.profile["engine"]].profile
     return kind.shares_files and is_done(job, plan.workdir)
 
 

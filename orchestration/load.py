@@ -6,16 +6,17 @@ import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from orchestration.engines.base import Engine
+from orchestration.engines import kubernetes_site, local_site, ray_site, slurm_site
+from orchestration.engines.base import Engine, Finding
 from orchestration.engines.kubernetes import Kubernetes
 from orchestration.engines.local import Local
 from orchestration.engines.ray_engine import Ray
-from orchestration.engines.slurm import Slurm
+from orchestration.engines.slurm import Slurm, find_folder
 from orchestration.errors import OrchestrationError
 from orchestration.profile import (
     KubernetesProfile,
@@ -28,12 +29,26 @@ from orchestration.profile import (
 from pipeline.common.documents import DocumentError, reading_yaml
 from recipes.config.errors import sentence
 
-# By the name that profiles give: what such a profile may say, and the engine that is made of it.
-ENGINES: dict[str, tuple[type[Profile], Callable[[Any], Engine]]] = {
-    "local": (LocalProfile, Local),
-    "slurm": (SlurmProfile, Slurm),
-    "kubernetes": (KubernetesProfile, Kubernetes),
-    "ray": (RayProfile, Ray),
+
+class EngineEntry(NamedTuple):
+    """All that the other modules know of an engine."""
+
+    profile: type[Profile]
+    """What a profile of this engine may say."""
+    engine: Callable[[Any], Engine]
+    """Makes the engine that such a profile describes."""
+    site: Callable[[Any], Iterator[Finding]]
+    """Yields what `pipeline doctor --on PROFILE` says about the machine or cluster."""
+    find: Callable[[str], Path | None] | None = None
+    """Returns the folder of the plan with an id, where the scheduler knows it; None: it can't."""
+
+
+# By the name that profiles give them.
+ENGINES: dict[str, EngineEntry] = {
+    "local": EngineEntry(LocalProfile, Local, local_site.findings),
+    "slurm": EngineEntry(SlurmProfile, Slurm, slurm_site.findings, find_folder),
+    "kubernetes": EngineEntry(KubernetesProfile, Kubernetes, kubernetes_site.findings),
+    "ray": EngineEntry(RayProfile, Ray, ray_site.findings),
 }
 
 
@@ -87,7 +102,7 @@ ProfileLoader.yaml_implicit_resolvers = {
 
 def engine_of(profile: Profile) -> Engine:
     """Return the engine that `profile` describes."""
-    return ENGINES[profile.engine][1](profile)
+    return ENGINES[profile.engine].engine(profile)
 
 
 def load_profile(path: str | Path) -> Profile:
@@ -120,7 +135,7 @@ def profile_from(content: object, place: str) -> Profile:
         raise OrchestrationError(
             f"{place}: engine is {content.get('engine')!r}; it must be one of {', '.join(ENGINES)}"
         )
-    kind, _ = ENGINES[name]
+    kind = ENGINES[name].profile
     try:
         return kind.model_validate(content)
     except ValidationError as error:

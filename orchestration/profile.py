@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -147,6 +147,8 @@ class Profile(Section):
     shares_files: ClassVar[bool] = True
     # Whether jobs see this machine's files: then they read a copy of the recipe in the plan's
     # folder, and what is done already can be seen from here.
+    many_machines: ClassVar[bool] = True
+    # Whether jobs run on several machines.
 
     engine: str
     """Name of the engine, one of `ENGINES` in orchestration/load.py."""
@@ -230,6 +232,10 @@ class Profile(Section):
         if self.resources_of("default").nodes > 1:
             yield "resources.default.nodes: only training runs on several nodes"
 
+    def defaults_in(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Return the fields that the `environment` of the submitting shell decides, if any."""
+        return {}
+
     def all_resources(self) -> dict[str, Resources]:
         """Return what each kind of job takes, and each stage that has an entry of its own."""
         return {name: self.resources_of(name) for name in (*KINDS, *self._stages())}
@@ -248,6 +254,8 @@ class Profile(Section):
 
 class LocalProfile(Profile):
     """This machine: processes, as many at once as its cores and GPUs allow."""
+
+    many_machines: ClassVar[bool] = False
 
     engine: Literal["local"]
     """Always `local`."""
@@ -293,6 +301,17 @@ class SlurmProfile(Profile):
     """More options of sbatch for every job, such as --constraint=a100."""
     srun: list[Text] = []
     """More options of srun for training, such as --container-image=..."""
+
+    def defaults_in(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Return the cluster that SLURM_CLUSTERS names, unless the profile names one.
+
+        Where several clusters share their users' folders, a plan stays with the one that it was
+        made for.
+        """
+        cluster = environment.get("SLURM_CLUSTERS", "")
+        if self.cluster or not cluster or "," in cluster:
+            return {}
+        return {"cluster": cluster}
 
     def _mistakes(self) -> Iterator[str]:
         yield from super()._mistakes()

@@ -1,10 +1,15 @@
-"""Where pictures come from: what a user names on the command line, as sources to list and read."""
+"""Where pictures come from: what a user names on the command line, as sources to list and read.
+
+A kind of source is a class with the methods of `base.Source`. Files are told by their endings
+(`FILES`), libraries and patterns by the word before a colon (`PREFIXES`), folders by what is in
+them (`_folder`, and `_on_store` for those at a URL). `KINDS` tells users what there is.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,16 +91,14 @@ def _entered(source: Source, scratch: Path | None, stack: contextlib.ExitStack) 
 
 
 def _open(spec: str) -> list[Source]:
-    kind, _, rest = spec.partition(":")
-    if kind == "hf":
-        return [_dataset(rest)]
-    if kind == "shards":
-        return [TarSource(path, samples=True) for path in expand(_bare(rest))]
+    prefix, _, rest = spec.partition(":")
+    if prefix in PREFIXES:
+        return PREFIXES[prefix](rest)
     if is_remote(spec):
         return [_on_store(spec)]
     path = Path(spec)
     if not path.exists():
-        raise ShardsError(f"source {spec} is not there: name {KINDS}")
+        raise ShardsError(f"there is no source {spec}: name {KINDS}")
     if path.is_dir():
         return [_folder(path)]
     return [_file(spec)]
@@ -103,15 +106,10 @@ def _open(spec: str) -> list[Source]:
 
 def _file(spec: str) -> Source:
     name = spec.lower()
-    if name.endswith((".tar", *PACKED)):
-        return TarSource(spec)
-    if name.endswith(".zip"):
-        return ZipSource(spec)
-    if name.endswith(".parquet"):
-        return _parquet([spec], spec.rpartition("/")[2])
-    if name.endswith((".txt", ".lst")):
-        return ListSource(spec)
-    raise ShardsError(f"source {spec} is no kind that is known: name {KINDS}")
+    for endings, source in FILES.items():
+        if name.endswith(endings):
+            return source(spec)
+    raise ShardsError(f"can't read pictures from {spec}: name {KINDS}")
 
 
 def _on_store(url: str) -> Source:
@@ -120,7 +118,7 @@ def _on_store(url: str) -> Source:
     try:
         info = retried(lambda: fs.info(url), url, AT_FIRST)
     except FileNotFoundError:
-        raise ShardsError(f"source {url} is not there: name {KINDS}") from None
+        raise ShardsError(f"there is no source {url}: name {KINDS}") from None
     if info["type"] != "directory":
         return _file(url)
     names = _names_on_store(fs, url)
@@ -138,18 +136,12 @@ def _names_on_store(fs: Any, url: str) -> set[str]:
 
 def reading_threads(sources: Sequence[Source]) -> int:
     """Return how many threads read pictures of `sources` best: each request to a store waits."""
-    return THREADS_OF_STORES if any(map(is_remote, map(_where, sources))) else 1
+    return THREADS_OF_STORES if any(is_remote(source.origin) for source in sources) else 1
 
 
 def read_anywhere(sources: Sequence[Source]) -> bool:
     """Whether other processes can read `sources` too: what is in memory is this one's alone."""
-    return not any(_where(source).startswith("memory://") for source in sources)
-
-
-def _where(source: Source) -> str:
-    """Return the path or URL that a source is read from, as far as it has one."""
-    names = ("first", "path", "root")
-    return next((str(getattr(source, name)) for name in names if hasattr(source, name)), "")
+    return not any(source.origin.startswith("memory://") for source in sources)
 
 
 def expand(pattern: str) -> list[str]:
@@ -208,3 +200,25 @@ def _parquet(paths: list[str], label: str) -> Source:
     from shards.sources.dataset import open_parquet
 
     return open_parquet(paths, label)
+
+
+def _one_parquet(path: str) -> Source:
+    return _parquet([path], path.rpartition("/")[2])
+
+
+def _shards(pattern: str) -> list[Source]:
+    return [TarSource(path, samples=True) for path in expand(_bare(pattern))]
+
+
+# What reads a file, a path or URL, by its endings in lower case.
+FILES: dict[tuple[str, ...], Callable[[str], Source]] = {
+    (".tar", *PACKED): TarSource,
+    (".zip",): ZipSource,
+    (".parquet",): _one_parquet,
+    (".txt", ".lst"): ListSource,
+}
+# What reads PREFIX:REST, which is neither a path nor a URL; it is given REST.
+PREFIXES: dict[str, Callable[[str], list[Source]]] = {
+    "hf": lambda rest: [_dataset(rest)],
+    "shards": _shards,
+}

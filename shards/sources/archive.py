@@ -51,6 +51,11 @@ class TarSource:
         """The archive's file name."""
         return clean_text(self.path.rpartition("/")[2])
 
+    @property
+    def origin(self) -> str:
+        """The archive's path or URL, as the user named it."""
+        return self.path
+
     def collect(self, rows: Rows) -> Listed:
         """Add the pictures, member by member; raises ShardsError if the archive is cut off."""
         classes, left = ClassFolders(bare_name(self.name)), []

@@ -162,6 +162,10 @@ class Source(Protocol):
     def name(self) -> str:
         """Short name, without the machine's paths."""
 
+    @property
+    def origin(self) -> str:
+        """The path or URL that pictures are read from; empty where a library reads them."""
+
     def collect(self, rows: Rows) -> Listed:
         """Add every picture to `rows`, in any order; raises ShardsError."""
 

@@ -48,6 +48,11 @@ class DatasetSource:
         """What the user named, without folders."""
         return self.label
 
+    @property
+    def origin(self) -> str:
+        """Empty: `datasets` reads the pictures."""
+        return ""
+
     def collect(self, rows: Rows) -> Listed:
         """Add every row; sizes come from the Arrow offsets, the pictures are not read."""
         names = self._class_names()

@@ -48,6 +48,11 @@ class FolderSource:
         """The folder's own name."""
         return clean_text(Path(self.root).resolve().name)
 
+    @property
+    def origin(self) -> str:
+        """The folder's path."""
+        return self.root
+
     def collect(self, rows: Rows) -> Listed:
         """Add the pictures under the root."""
         return collect_files(rows, scan(partial(_scan_some, Path(self.root))), self.reader())

@@ -36,6 +36,11 @@ class StoreFolder:
         """The folder's own name."""
         return clean_text(self.root.rstrip("/").rpartition("/")[2])
 
+    @property
+    def origin(self) -> str:
+        """The folder's URL."""
+        return self.root
+
     def collect(self, rows: Rows) -> Listed:
         """Add the pictures under the root."""
         return collect_files(rows, scan(self._look), self.reader())

@@ -57,8 +57,8 @@ class ListSource:
         return clean_text(self.path.rpartition("/")[2])
 
     @property
-    def first(self) -> str:
-        """Where the first picture is."""
+    def origin(self) -> str:
+        """The path or URL of the first picture: the list itself may lie elsewhere."""
         return self._place(next(self._paths(), ""))
 
     def collect(self, rows: Rows) -> Listed:

@@ -45,6 +45,11 @@ class ZipSource:
         """The archive's file name."""
         return clean_text(self.path.rpartition("/")[2])
 
+    @property
+    def origin(self) -> str:
+        """The archive's path or URL."""
+        return self.path
+
     def collect(self, rows: Rows) -> Listed:
         """Add the pictures that the zip's directory names; raises ShardsError if there is none."""
         files, links = Gathering(rows.scratch, rows.tell), dict[str, str]()

@@ -49,6 +49,7 @@ class Synthetic:
 
     entries: int
     name: str = "synthetic"
+    origin: str = ""
 
     def collect(self, rows: Rows) -> Listed:
         for number in range(self.entries):

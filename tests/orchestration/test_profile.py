@@ -47,7 +47,7 @@ def test_every_field_has_a_sentence(engine: str) -> None:
             elif name != "resources" and name not in {"pictures", "evaluation", "registry"}:
                 assert (field.description or "").endswith("."), f"{model.__name__}.{name}"
 
-    described(ENGINES[engine][0])
+    described(ENGINES[engine].profile)
     described(Resources)
 
 
@@ -255,7 +255,7 @@ def test_what_yaml_would_make_something_else_of_is_refused(
         load_profile(path)
 
 
-FIELDS = sorted({name for kind, _ in ENGINES.values() for name in kind.model_fields})
+FIELDS = sorted({name for kind in ENGINES.values() for name in kind.profile.model_fields})
 FIELDS += [f"resources: {{train: {{{name}" for name in Resources.model_fields]
 FIELDS += ["resources: {train.mse", "pictures: {source", "evaluation: {data", "env: {A"]
 SCALARS = st.one_of(

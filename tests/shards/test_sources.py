@@ -324,7 +324,7 @@ def binary_list(path: Path) -> Path:
         (broken_tar, "is no tar, or is cut off"),
         (broken_zip, "is no zip, or is cut off"),
         (broken_parquet, "cannot be read"),
-        (unknown_kind, "is no kind that is known"),
+        (unknown_kind, "can't read pictures from"),
         (binary_list, "is no list of paths"),
     ],
 )

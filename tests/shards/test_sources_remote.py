@@ -137,7 +137,7 @@ def test_what_is_wrong_on_a_store_is_named(tmp_path: Path, tarred: bytes, store:
     put(f"{store}/cut.tar", tarred[:5000])
     put(f"{store}/a.jpeg.exe", b"")
     wrong = {
-        f"{store}/none.tar": "none.tar is not there",
+        f"{store}/none.tar": "there is no source .*none.tar",
         f"{store}/cut.tar": "cut.tar is no tar, or is cut off",
         f"{store}/a.jpeg.exe": "no kind that is known",
         f"shards:{store}/none-*.tar": "are not there",
