@@ -1,7 +1,7 @@
-"""The `pipeline` command: parses, calls, prints.
+"""The `pipeline` command: it parses its arguments, calls the rooms, and prints what they return.
 
-Until `main` runs, nothing has been begun that Ctrl-C would have to undo: it ends the program, where
-an exception inside an import would be a traceback, or be taken for a library that is missing.
+Until `main` runs there is nothing to undo, so Ctrl-C ends the program at once. As an exception
+inside an import it would be shown as a traceback, or taken for a missing library.
 """
 
 from __future__ import annotations
@@ -37,6 +37,6 @@ if _interruptible():
 
 
 def started() -> None:
-    """Let Ctrl-C be an exception again: commands clean up after themselves."""
+    """Let Ctrl-C raise KeyboardInterrupt again: commands clean up after themselves."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)

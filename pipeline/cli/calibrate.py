@@ -1,4 +1,4 @@
-"""`pipeline calibrate`: scales for a model's entropy networks, found on pictures."""
+"""`pipeline calibrate`: find scales for a model's entropy networks on pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.codec import Model
     from pipeline.codec.calibrating import Comparison
 
-SIDE = 256  # of the crops that inputs are seen on
+SIDE = 256  # pixels a side of the crops that are looked at
 
 
 def add_to(app: typer.Typer) -> None:
@@ -94,7 +94,7 @@ def calibrate(
 
 
 def _chosen(paths: list[Path], most: int) -> list[Path]:
-    """Return at most so many of `paths`, evenly taken."""
+    """Return at most `most` of `paths`, evenly spaced."""
     count = min(len(paths), most)
     return [paths[i * len(paths) // count] for i in range(count)]
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DRAWS = 1000
 YARDSTICK = "jpeg"
-# The quality in which codecs trained for a distortion are compared; PSNR for all others.
+# The quality measure that compares codecs trained for a distortion; for all others PSNR.
 QUALITY = {"ms-ssim": "ms_ssim_db"}
 
 
@@ -52,7 +52,7 @@ def decide(name: str, data: Path, out: Path, device: str = "auto") -> Decision:
 
 
 def _gain(report: Report, old: Sequence[Version], new: Sequence[Version]) -> Gain | str:
-    """Return the gain in BD-rate or, for curves that it can't compare, by way of JPEG's curve."""
+    """Return the gain in BD-rate; curves that do not overlap are compared through JPEG's."""
     from pipeline.evaluation import BDRateError
     from pipeline.evaluation.bootstrap import bd_rate_interval, by_picture, gain_interval
     from pipeline.tracking.promotion import Gain
@@ -81,7 +81,7 @@ def _gain(report: Report, old: Sequence[Version], new: Sequence[Version]) -> Gai
 def _curve(report: Report, versions: Sequence[Version], quality: str) -> PictureCurve:
     from pipeline.evaluation.bootstrap import by_picture
 
-    # A version with several rates was measured at each.
+    # A version that has several rates was measured at each of them.
     ours = {version.fingerprint for version in versions}
     points = [model.point for model in report.models if model.fingerprint in ours]
     return by_picture(points, quality)

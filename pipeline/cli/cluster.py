@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pipeline.tracking import RunProgress
 
 PIPE_COLUMNS = 250
-# Of `status`, from left to right; the reason follows. Where the screen is narrow, the least wanted
-# go first, and a reason that has less than so many characters goes below its job.
+# Columns of `status`, from left to right; the reason follows. On a narrow screen the least wanted
+# are left out first, and a reason with less room than this is put below its job.
 COLUMNS = ("job", "state", "progress", "left", "elapsed", "nodes", "id")
 LEAST_WANTED = ("elapsed", "id", "nodes", "left", "progress")
 LEAST_REASON = 20
@@ -203,7 +203,7 @@ def _print_plans(as_json: bool) -> None:
 
 
 def _rows(plan: Plan, found: Sequence[JobStatus]) -> list[dict[str, Any]]:
-    """Return each job's status for people, with its progress when it trains."""
+    """Return each job's status as a row to print, with its progress while it trains."""
     _look_where_jobs_write(plan)
     rows = []
     reachable = True
@@ -217,7 +217,7 @@ def _rows(plan: Plan, found: Sequence[JobStatus]) -> list[dict[str, Any]]:
                 from pipeline.tracking import run_progress
 
                 known = run_progress(run_id)
-                # A store that does not answer is asked once; that takes seconds enough.
+                # A store that does not answer is asked only once: each attempt takes seconds.
                 reachable = known is not None
             _add_progress(row, known, job.steps or 0, one)
         rows.append(row)
@@ -278,7 +278,7 @@ def _run_id(plan: Plan, run_folder: str | None) -> str | None:
 def _add_progress(
     row: dict[str, Any], known: RunProgress | None, steps: int, one: JobStatus
 ) -> None:
-    """Add how far a run is, and, while it runs, the time that it still needs."""
+    """Add the steps that a run has done and, while it runs, the time that it still needs."""
     if known is None:
         return
     row["progress"] = f"{known.step} of {steps}"
@@ -290,14 +290,14 @@ def _add_progress(
 def status_lines(rows: Sequence[dict[str, Any]], width: int) -> Iterator[str]:
     """Yield the lines of a plan's status, a line for each job if `width` characters allow it.
 
-    Names are neither cut nor folded. What does not fit beside them is left out, the reason is put
-    below.
+    Names are neither cut nor folded. Columns that do not fit beside them are left out, and the
+    reason is put below.
     """
     columns = [name for name in COLUMNS if any(row[name] for row in rows)]
     size = {name: max(len(name), *(len(str(row[name])) for row in rows)) for name in columns}
     least = _least_reason(rows)
     for name in LEAST_WANTED:
-        # What tells how far a job is stays as long as it fits without the reason.
+        # Progress and time left stay as long as they fit without the reason.
         room = width if name in ("left", "progress") else width - least
         if sum(size.values()) + 2 * len(size) > room:
             size.pop(name, None)
@@ -316,7 +316,7 @@ def status_lines(rows: Sequence[dict[str, Any]], width: int) -> Iterator[str]:
 
 
 def _least_reason(rows: Sequence[dict[str, Any]]) -> int:
-    """Return the characters that a reason needs, so that no job's name in it is folded."""
+    """Return the width in characters that a reason needs so that no job's name is folded."""
     names = {str(row["job"]) for row in rows}
     words = [word for row in rows for word in str(row["reason"]).split()]
     return max([LEAST_REASON, *(len(word) for word in words if word.strip(",") in names)])
@@ -374,5 +374,5 @@ def _print_table(title: str, rows: Sequence[dict[str, Any]], columns: Sequence[s
     shown = [column.header for column in table.columns]
     for row in rows:
         table.add_row(*(str(row[str(column)]) for column in shown))
-    # Through a pipe there is no screen to fit: a line a job.
+    # A pipe has no width to fit: each job gets one line.
     Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS).print(table)

@@ -15,7 +15,7 @@ from pipeline.common.sizes import parse_size
 if TYPE_CHECKING:
     from pipeline.cli.coding import Shown
 
-IMPORTED = "import"  # the stage that an imported model says to be of
+IMPORTED = "import"  # the stage that an imported model's file names
 MODEL_HELP = (
     "A model's file or folder, runs:/ID, models:/NAME/VERSION, models:/NAME@ALIAS, or box, the one "
     "that comes with the package."
@@ -184,7 +184,7 @@ def import_published(
         force=force, make_folder=True,
     )  # fmt: skip
     if made.read_published is None:
-        raise CodecError(f"nobody published checkpoints of {made.name} that could be imported")
+        raise CodecError(f"there are no published checkpoints of {made.name} to import")
     model, auxiliary = made.read_published(checkpoint)
     file = save_model(model, out, ModelInfo(name=checkpoint.name, stage=IMPORTED), auxiliary)
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -207,5 +207,5 @@ def _is_import_of(file: Path, checkpoint: Path) -> bool:
 
 
 def _show(as_json: bool, shown: Shown) -> None:
-    # Where standard output is the file itself, words go beside it.
+    # Where standard output is the file itself, messages go to standard error.
     echo(json.dumps(shown.result) if as_json else shown.sentence, err=shown.aside)

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """What both commands take: memory in bytes, files at once, a device, what to replace."""
+    """Options of both commands: memory in bytes, files at once, a device, what to replace."""
 
     memory: int
     workers: int | None
@@ -73,9 +73,9 @@ class Options:
         return worker_count(self.memory) if self.device == "cpu" else self._beside_a_device()
 
     def _beside_a_device(self) -> int:
-        """Return two where a GPU has the memory: networks of one file, the other's entropy coding.
+        """Return 2 where a GPU has the memory for two files, else 1.
 
-        Entropy coding is done on the CPU, and the GPU would wait for it.
+        The CPU does the entropy coding; the GPU runs another file's networks meanwhile.
         """
         import torch
 
@@ -84,14 +84,14 @@ class Options:
             if device.type != "cuda" or not torch.cuda.is_available():
                 return 1
             free, _ = torch.cuda.mem_get_info(device)
-        except RuntimeError:  # no such device, as loading a model says in words
+        except RuntimeError:  # no such device: loading the model reports it
             return 1
         return 2 if free >= 2 * self.memory else 1
 
 
 @dataclass(frozen=True)
 class Ask:
-    """How many bits are asked for, as typed: at most one of these."""
+    """The quality, rate or size that a user asks for, as typed: at most one of these."""
 
     quality: str | None = None
     size: str | None = None
@@ -99,22 +99,22 @@ class Ask:
     rate: float | None = None
 
     def check(self) -> None:
-        """Raise `UsageError` or `CodecError` for more than one, or for what makes no sense."""
+        """Raise `UsageError` where several are given, `CodecError` for an impossible value."""
         given = [name for name, value in vars(self).items() if value is not None]
         if len(given) > 1:
-            raise UsageError(f"--{given[0]} and --{given[1]} both say how many bits: give one")
+            raise UsageError(f"--{given[0]} and --{given[1]} both set the file's size: give one")
         self.limit()
         if self.quality is not None:
             parse_quality(self.quality)
 
     def limit(self) -> Limit | None:
-        """Return the most bytes that a file may have, if that was asked."""
+        """Return the largest file that is allowed, in bytes, or None if none was asked for."""
         if self.size is not None:
             return Limit(bytes=parse_size(self.size, "--size"))
         return None if self.bpp is None else Limit(bits=self.bpp)
 
     def rate_of(self, config: Config) -> float | None:
-        """Return the rate that was asked for, by its number or as a quality."""
+        """Return the rate that was asked for, as a number or as a quality; None if neither was."""
         if self.quality is not None:
             return rate_of_quality(config, parse_quality(self.quality))
         return self.rate
@@ -122,7 +122,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a command ends with: in JSON, in words; `aside` where standard output is taken."""
+    """A command's last message, as JSON and in words; `aside`: it goes to standard error."""
 
     result: dict[str, Any]
     sentence: str
@@ -132,7 +132,7 @@ class Shown:
 def compress(
     asked: Places, options: Options, model: str, ask: Ask, profile: bool, verify: bool
 ) -> Shown:
-    """Compress what was asked for."""
+    """Compress the pictures that were named, and return the message to show."""
     if asked.whole_folder is None and len(asked.sources) == 1:
         return _compress_one(asked, options, model, ask, profile, verify)
     jobs = [Conversion(one, stream_of(one, asked.folder)) for one in asked.sources]
@@ -151,7 +151,7 @@ def compress(
 def decompress(
     asked: Places, options: Options, model: str | None, preview: bool, deep: bool
 ) -> Shown:
-    """Decompress what was asked for."""
+    """Decompress the files that were named, and return the message to show."""
     if asked.whole_folder is None and len(asked.sources) == 1:
         return _decompress_one(asked, options, model, preview, deep)
     jobs = [Conversion(one, picture_of(one, asked.folder)) for one in asked.sources]
@@ -183,7 +183,7 @@ def _load_quick(model: str, device: str) -> AnyModel:
 
 
 def _file_of(model: str) -> str | Path:
-    """Return where a MODEL is; a path that exists needs no tracking."""
+    """Return where a MODEL lies; a path that exists is found without tracking."""
     if box.is_meant(model):
         return box.box_model()
     if Path(model).exists():
@@ -272,7 +272,7 @@ def _where_models_are(source: Path) -> Sequence[Path]:
 
 @contextmanager
 def _tiles(title: str, searching: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Yield what shows how many tiles of one picture are done."""
+    """Yield a function that shows how many tiles of one picture are done."""
     count = 0
 
     def one_more(done: int, of: int) -> None:
@@ -281,13 +281,13 @@ def _tiles(title: str, searching: bool = False) -> Iterator[Callable[[int, int],
         report(count, None, "")
 
     with progress(title, "tiles") as report:
-        # Nobody knows beforehand how many encodes a search takes.
+        # The number of encodes that a search takes is not known beforehand.
         yield one_more if searching else lambda done, of: report(done, of, "")
 
 
 @contextmanager
 def _about(file: Path) -> Iterator[None]:
-    """Put the file's name before what is wrong with its contents."""
+    """Put the file's name before a `CodecError` about its contents."""
     try:
         yield
     except CodecError as error:

@@ -1,4 +1,4 @@
-"""`pipeline diff`: what differs between two runs or recipes."""
+"""`pipeline diff`: the differences between two runs or recipes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SHORT = 16
 TITLES = {"settings": "settings", "recipe": "places and speed"}
-# Hashes: their beginning tells them apart.
+# Hashes, shortened: their beginning tells them apart.
 DIGESTS = ("data_digest", "git_commit", "init_fingerprint")
 
 
@@ -33,9 +33,9 @@ def diff(
     b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Compare two runs or recipes: settings, data, code, machine, and where their curves are.
+    """Compare two runs or recipes: settings, data, code, machine, curves.
 
-    Settings are those that hold, defaults included. Exits 0 whether they differ or not.
+    Settings include defaults. The exit code is 0 whether the two differ or not.
 
     Example: pipeline diff runs/imagenet/base runs/cured/base
     """

@@ -1,4 +1,4 @@
-"""`pipeline doctor`: what this machine has, what is missing, and which launches go wrong on it."""
+"""`pipeline doctor`: check this machine for what is missing and for launches that would fail."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 from pipeline.common.machine import usable_cores
 
 PROJECT = "cca-pipeline"
-# What is missing without an extra.
+# What each optional package is for.
 EXTRAS = {
     "optimizers": "the optimizers soap and muon",
     "peers": "HEIC, JPEG XL and VVC in reports",
@@ -52,14 +52,14 @@ def add_to(app: typer.Typer) -> None:
     def doctor(
         on: Annotated[
             Path | None,
-            typer.Option(metavar="PROFILE.yaml", help="Ask this profile's cluster what it has."),
+            typer.Option(metavar="PROFILE.yaml", help="Check the cluster of this profile as well."),
         ] = None,
         as_json: bool = typer.Option(False, "--json", help="Print one JSON document."),
     ) -> None:
         """Print versions, devices, what is missing, and the launches that go wrong here.
 
-        With --on also what the profile's cluster has (on Slurm partitions, limits and nodes),
-        beside what the profile asks for. Exits with 1 when something that is needed is missing.
+        With --on, also compare the profile with its cluster (on Slurm: partitions, limits and
+        nodes). Exits with 1 when something necessary is missing.
 
         Example:
             pipeline doctor
@@ -144,7 +144,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _precision(gpus: int) -> Finding:
-    """Return what `speed.precision: auto` takes here, and why."""
+    """Return the precision that `speed.precision: auto` chooses here, and why."""
     import torch
 
     if gpus:
@@ -167,7 +167,7 @@ def _programs() -> Iterator[Finding]:
 
 
 def launches(environment: Mapping[str, str], gpus: int) -> Iterator[Finding]:
-    """Yield the ways of launching that go wrong on this machine without a word."""
+    """Yield the ways of launching that fail on this machine without an error."""
     from recipes.launching.pitfalls import pitfalls
 
     for what, detail in pitfalls(environment, gpus):

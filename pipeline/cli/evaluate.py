@@ -13,7 +13,7 @@ from pipeline.cli.output import echo
 if TYPE_CHECKING:
     from pipeline.evaluation import ModelSpec, Report
 
-NAMED = 10  # files that a sentence names
+NAMED = 10  # skipped files that a message names
 PEERS = "jpeg,jpeg2000,webp,heic,avif,jxl,vvc"
 
 
@@ -40,7 +40,7 @@ def evaluate(
     rates: Annotated[
         str | None,
         typer.Option(
-            help="Rates to measure of models with several, separated by commas, such as 0,0.5,1. "
+            help="Rates to measure, for models with several, separated by commas, such as 0,0.5,1. "
             "Default: the rates of their training."
         ),
     ] = None,
@@ -95,7 +95,7 @@ def _numbers(text: str) -> list[float]:
     try:
         return [float(number) for number in text.split(",")]
     except ValueError:
-        raise typer.BadParameter(f"{text} are no rates: write them as 0,0.5,1") from None
+        raise typer.BadParameter(f"{text} is not a list of rates: write it like 0,0.5,1") from None
 
 
 def _spec(model: str) -> ModelSpec:
@@ -113,7 +113,7 @@ def _spec(model: str) -> ModelSpec:
 
 
 def _name(path: Path) -> str:
-    """Return a short name for a model's path, unlike its neighbours, out/mse/w0.85 -> mse/w0.85."""
+    """Return a short, distinct name for a model's path: out/mse/w0.85 becomes mse/w0.85."""
     folder = path.resolve()
     if folder.is_file() and folder.name == "model.safetensors":
         folder = folder.parent
@@ -121,7 +121,7 @@ def _name(path: Path) -> str:
 
 
 def _summary(report: Report, out: Path) -> dict[str, Any]:
-    """Return results.json without the single pictures, and the paths of the files written."""
+    """Return results.json without its pictures, and the paths of the files written."""
     data = report.to_dict()
     for model in data["models"]:
         del model["pictures"]

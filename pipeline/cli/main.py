@@ -40,11 +40,11 @@ GROUPS = {
     "Help": ("recipes", "doctor"),
 }
 OTHER = "Other"
-# A word that names nothing: as a path it would be the folder that one is in.
+# An empty word: as a path it would mean the working folder.
 EMPTY = re.compile(r"(--[\w-]+=)?")
-# Options that mean "none" by an empty word.
+# Options for which an empty word means "none".
 MAY_BE_EMPTY = ("--peers",)
-WHOLE = 10_000  # characters of a command's first sentence: never cut
+WHOLE = 10_000  # characters of a command's first sentence, which is never cut
 
 
 class Commands(TyperGroup):
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if any(
         EMPTY.fullmatch(w) and b not in MAY_BE_EMPTY for b, w in zip(before, words, strict=False)
     ):
-        echo("pipeline: an empty word was typed: is a variable of your shell not set?", err=True)
+        echo("pipeline: an argument is empty: is a variable of your shell not set?", err=True)
         raise SystemExit(USAGE)
     build()(args=[word for word in words if word != "--debug"], prog_name="pipeline")
 

@@ -1,4 +1,4 @@
-"""`pipeline register`, `models`, `promote` and `lineage`: the registry; `deliver`: late records."""
+"""`pipeline register`, `models`, `promote`, `lineage`: the registry; `deliver`: late records."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def promote(
 ) -> None:
     """Make the challenger the champion if its curve is better beyond the noise.
 
-    Both trainings' versions code the pictures. Sets drawn from the pictures tell how far BD-rate
-    can be trusted. Prints the decision with its reason, and exits 0 either way.
+    Both trainings' versions code the pictures. Resampling the pictures (bootstrap) tells how far
+    BD-rate can be trusted. Prints the decision with its reason; the exit code is 0 either way.
 
     Example: pipeline promote cca --data kodak
     """

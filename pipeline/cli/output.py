@@ -1,4 +1,4 @@
-"""What commands say: on a terminal, names from outside do nothing but stand there."""
+"""Output of commands: a terminal obeys nothing in names from outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `compress` and `decompress` are typed with: IN... [OUT], and what becomes of what."""
+"""The arguments IN... [OUT] of `compress` and `decompress`: which file becomes which."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ STREAM = ".cca"
 
 @dataclass(frozen=True)
 class Places:
-    """What is read, and where it goes.
+    """The files to read, and where their results go.
 
-    `target` is the file that one source becomes; None where it takes its name from the source.
-    `folder` is where all go; None: each beside its source.
+    `target` is the file that one source becomes; None: it is named after its source. `folder` is
+    where all results go; None: each beside its source.
     """
 
     sources: tuple[Path, ...]
@@ -29,14 +29,14 @@ class Places:
 
     @property
     def whole_folder(self) -> Path | None:
-        """The folder that is gone through, if that is what was named."""
+        """The folder whose files are all processed, if one was named."""
         return self.sources[0] if _is_folder(self.sources[0]) else None
 
 
 def places(words: Sequence[str], out_dir: Path | None, is_source: Callable[[Path], bool]) -> Places:
-    """Sort IN... [OUT] out; `is_source` tells whether the last of several is read too.
+    """Divide IN... [OUT] into sources and a target; `is_source` tells whether the last is a source.
 
-    Raises `UsageError` where that can't be told, or where several files would become one.
+    Raises `UsageError` where that is ambiguous, or where several files would become one.
     """
     *first, last = words
     if out_dir is not None and mode_of(out_dir) and not _is_folder(out_dir):
@@ -45,7 +45,7 @@ def places(words: Sequence[str], out_dir: Path | None, is_source: Callable[[Path
         return _checked(Places(tuple(map(_source, words)), None, out_dir))
     if len(first) == 1 and _is_folder(Path(first[0])):
         if mode_of(Path(last)) and not _is_folder(Path(last)):
-            raise UsageError(f"{last} is a file: a folder becomes a folder")
+            raise UsageError(f"{last} is a file: a folder's files go to a folder")
         return Places((Path(first[0]),), None, Path(last))
     if last != STANDARD and is_source(Path(last)):
         return _checked(Places(tuple(map(_source, words))))
@@ -60,12 +60,12 @@ def places(words: Sequence[str], out_dir: Path | None, is_source: Callable[[Path
 
 
 def is_picture_file(path: Path) -> bool:
-    """Whether the last word of `compress` is read: a file that is no stream by its name."""
+    """Whether the last argument of `compress` is a source: a file whose ending is no stream's."""
     return _is_file(path) and path.suffix.lower() != STREAM
 
 
 def is_stream_file(path: Path) -> bool:
-    """Whether the last word of `decompress` is read: a stream by its name."""
+    """Whether the last argument of `decompress` is a source: a file with a stream's ending."""
     return _is_file(path) and path.suffix.lower() == STREAM
 
 
@@ -92,18 +92,18 @@ def picture_of(stream: Path, folder: Path | None) -> Path:
 
 
 def check_stream_name(target: Path) -> None:
-    """Raise `UsageError` for a stream that would be called like a picture."""
+    """Raise `UsageError` for a stream whose name would end like a picture's."""
     from pipeline.common.pictures import ENDINGS
 
     if not is_special(target) and target.suffix[1:].lower() in ENDINGS:
         raise UsageError(
-            f"{target} is called as a picture is, and compress writes {STREAM} files: "
+            f"{target} has the ending of a picture, and compress writes {STREAM} files: "
             f"name it {target.with_suffix(STREAM).name}, say"
         )
 
 
 def is_standard_output(target: Path) -> bool:
-    """Whether `target` is standard output: then it is no place for sentences."""
+    """Whether `target` is standard output: then messages must go elsewhere."""
     return descriptor_of(target) == 1
 
 
@@ -129,12 +129,12 @@ def _source(word: str) -> Path:
 def _checked(found: Places) -> Places:
     folders = [source for source in found.sources if _is_folder(source)]
     if folders and len(found.sources) > 1:
-        raise UsageError(f"{folders[0]} is a folder: a folder is gone through alone")
+        raise UsageError(f"{folders[0]} is a folder: give a folder alone, without other files")
     if folders and found.folder is None:
         raise UsageError(f"{folders[0]} is a folder: name the folder to write after it")
     pipes = [source for source in found.sources if is_special(source)]
     if pipes and found.folder is not None:
-        raise UsageError("what comes from a pipe has no name in a folder: leave --out-dir out")
+        raise UsageError("a pipe has no file name to use in a folder: leave --out-dir out")
     if pipes and len(found.sources) > 1:
         raise UsageError(
             f"{pipes[0]} is a pipe or a device, which is worked on alone: what is made of it goes "

@@ -59,7 +59,8 @@ def shard(
     from shards.options import Options, augment_options, parse_devices, parse_part
 
     if is_program():
-        # What ends with the process need not be looked for: that takes a tenth of a second.
+        # Memory that ends with the process need not be collected: that would take a tenth of a
+        # second.
         atexit.register(gc.freeze)
     options = Options(
         split=split,
@@ -158,7 +159,7 @@ def inspect(
 ) -> None:
     """Show what shards contain: counts, bytes, picture sizes, rejects by reason.
 
-    With --stream, show what training on them will ask of each node instead.
+    With --stream, show instead how much each node will read while training on them.
 
     Example: pipeline inspect shards-out --html shards.html
     Example: pipeline inspect s3://bucket/shards --stream --nodes 8 --samples-per-second 20000
@@ -201,7 +202,7 @@ def _inspect_stream(
 
 
 def _told(one: Summary, out: str, dry_run: bool) -> str:
-    """Return what `pipeline shard` says of a split at the end."""
+    """Return the last message of `pipeline shard` about a split."""
     if dry_run:
         return (
             f"{one.split}: {one.listed} pictures would make {one.shards} shards, "
@@ -223,7 +224,7 @@ def _told(one: Summary, out: str, dry_run: bool) -> str:
 
 
 def _described(one: SplitFacts) -> str:
-    """Return what `pipeline inspect` says of a split."""
+    """Return the description of a split that `pipeline inspect` prints."""
     from shards.making.finish import rejects_name
 
     lines: list[tuple[str, Any]] = [

@@ -10,8 +10,8 @@ Sources = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="SOURCE...",
-        help="A folder, .tar (also of tars), .tar.gz, .zip, .parquet or list of paths (.txt), "
-        "hf:NAME[:SPLIT], or shards:PATTERN.",
+        help="A folder, .tar (also of tars), .tar.gz (.xz, .bz2, .zst), .zip, .parquet or list "
+        "of paths (.txt), as a path or URL; hf:NAME[:SPLIT], or shards:PATTERN.",
     ),
 ]
 Out = Annotated[str, typer.Option("--out", help="Where the shards go: a folder or an fsspec URL.")]
@@ -66,11 +66,9 @@ Split = Annotated[str | None, typer.Option(help="The split to look at. Default: 
 Html = Annotated[
     str | None, typer.Option(metavar="FILE", help="Write a page with histograms and pictures.")
 ]
-ForcePage = Annotated[
-    bool, typer.Option("--force", help="Replace a FILE of --html that is no such page, too.")
-]
+ForcePage = Annotated[bool, typer.Option("--force", help="Replace FILE of --html, whatever it is.")]
 StreamToo = Annotated[
-    bool, typer.Option("--stream", help="What streaming asks of each node: bytes, disk, bandwidth.")
+    bool, typer.Option("--stream", help="Show what each node will read: bytes, disk, bandwidth.")
 ]
 Nodes = Annotated[int, typer.Option(min=1, help="With --stream: nodes that train together.")]
 Block = Annotated[int, typer.Option(min=1, help="With --stream: shards shuffled together.")]

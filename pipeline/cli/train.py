@@ -1,4 +1,4 @@
-"""`pipeline train` and `export`: a recipe's stages on this machine; models of checkpoints."""
+"""`pipeline train` and `export`: train a recipe's stages here; turn checkpoints into models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def train(
     ] = None,
     stage: Annotated[str | None, typer.Option(help="Train only the runs of this stage.")] = None,
     rate_weight: Annotated[
-        float | None, typer.Option(help="Of these, only the one at this weight.")
+        float | None, typer.Option(help="Train only the runs at this rate weight.")
     ] = None,
     accelerate: Annotated[
         Path | None,
@@ -41,19 +41,19 @@ def train(
         typer.Option(
             "--from",
             metavar="CHECKPOINT",
-            help="Go on from a step, a checkpoint's folder or a run's, under the settings of now, "
-            "as a new run with its parent on record.",
+            help="Start a new run from a step, a checkpoint's folder or a run's, with the recipe's "
+            "current settings; the parent is recorded.",
         ),
     ] = None,
     anew: Annotated[
-        bool, typer.Option("--anew", help="Begin at step 0; what there is is set aside.")
+        bool, typer.Option("--anew", help="Begin at step 0; earlier checkpoints are set aside.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Describe the runs, time a few steps, write nothing.")
     ] = False,
     price: Annotated[
         float | None,
-        typer.Option(min=0, help="Of an hour of one process: --dry-run says what runs will cost."),
+        typer.Option(min=0, help="Price of a process-hour, for the costs in --dry-run."),
     ] = None,
     profile: Annotated[
         bool,
@@ -62,8 +62,8 @@ def train(
 ) -> None:
     """Train the stages of a recipe in order; run again to go on after a stop.
 
-    SIGTERM, SIGUSR1 and SIGHUP make it keep its state and exit with 75, which says: run me again.
-    Ctrl-C does the same and exits with 130; a second one doesn't wait for the state.
+    SIGTERM, SIGUSR1 and SIGHUP make it save its state and exit with 75, which asks to be run again.
+    Ctrl-C does the same and exits with 130; a second one ends it without saving.
 
     Example: pipeline train recipes/imagenet.yaml data.train=shards-out model=tiny
     """
@@ -113,18 +113,18 @@ def export(
     ],
     out: Annotated[Path, typer.Option(help="The model: a folder, or a .safetensors file.")],
     force: Annotated[
-        bool, typer.Option("--force", help="Replace a file that is no export of this run, too.")
+        bool, typer.Option("--force", help="Replace the file, even if it is no export of this run.")
     ] = False,
     best: Annotated[
-        bool, typer.Option("--best", help="Of a run: the lowest held-out cost, not the newest.")
+        bool,
+        typer.Option("--best", help="A run's lowest held-out cost, not its newest checkpoint."),
     ] = False,
     half: Annotated[
         bool, typer.Option("--half", help="Round the weights to float16: a file of half the size.")
     ] = False,
 ) -> None:
-    """Turn a checkpoint into a model, while its run goes on or after it was cut.
-
-    All launches alike, ZeRO among them. A run that is done has its model already.
+    """Turn a checkpoint into a model, also while its run goes on or after it was stopped.
+    Checkpoints of every launch work, those of ZeRO too. A finished run has its model already.
 
     Example: pipeline export runs/cca-paper/base-high --best --out base-so-far
     """
@@ -135,7 +135,7 @@ def export(
 
 
 def launch_options(recipe: Asked, config: Path | None) -> tuple[list[str], dict[str, str]]:
-    """Return what `accelerate launch` needs on this machine: options, and variables to set."""
+    """Return options of `accelerate launch` for this machine, and environment variables to set."""
     from recipes.launching.local import local_options
 
     return local_options(recipe, config)

@@ -1,1 +1,1 @@
-"""The ground floor: what every room needs. It imports nothing of ours, and no torch."""
+"""The ground floor: what all other packages of the project use. It imports none of them, nor torch."""

@@ -1,4 +1,4 @@
-"""Random numbers by address: a hash of where a draw is takes the place of a generator's state.
+"""Random numbers by address: each is a hash of where it is drawn; no generator keeps a state.
 
 The numbers are part of what users keep (the order of training, the listing of shards, noise): they
 never change.

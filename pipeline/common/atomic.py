@@ -31,13 +31,13 @@ from pipeline.common.special import is_special, mode_of, writing_through
 
 PARTIAL = ".partial"
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# What file systems answer that can't flush a folder; there is nothing else to do there.
+# Errors of file systems that can't flush a folder: there, the flush is skipped.
 CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM}
-# What file systems answer that know no second name of a file.
+# Errors of file systems without hard links.
 CANNOT_LINK = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
 LONGEST_NAME = 255
 BUFFER = 1 << 20
-# A file of another machine, whose locks may not be seen here, is left alone for so long.
+# Seconds for which a file of another machine is left alone: its locks may not be seen here.
 SECONDS_OF_TRUST = 3600.0
 _OLD = ".old"
 _OURS = re.compile(
@@ -89,7 +89,7 @@ class PartialFile:
             try:
                 self.file: IO[bytes] = self.path.open("xb", buffering=BUFFER)
             except OSError as error:
-                error.filename = str(folder / name)  # what the user knows it by
+                error.filename = str(folder / name)  # the name that the user knows
                 raise
             with contextlib.suppress(OSError):  # without locks, its name says whose it is
                 try_lock(self.file.fileno())
@@ -108,7 +108,7 @@ class PartialFile:
         try:
             self.path.replace(target)
         except OSError as error:
-            error.filename, error.filename2 = str(target), None  # what the user knows it by
+            error.filename, error.filename2 = str(target), None  # the name that the user knows
             raise
         if flush_folder:
             flush(target.parent)
@@ -166,7 +166,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def create_bytes(path: Path, data: bytes) -> None:
-    """Put `data` into a new file `path`, whole: of several that do so at once, one succeeds.
+    """Write `data` to the new file `path`, whole; if several processes do so at once, one succeeds.
 
     Raises:
         FileExistsError: the file is there.
@@ -232,7 +232,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
         try:
             partial.mkdir()
         except OSError as error:
-            error.filename = str(path)  # what the user knows it by
+            error.filename = str(path)  # the name that the user knows
             raise
         descriptor = os.open(partial, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -255,7 +255,8 @@ def remove_folder(path: Path) -> None:
 
 
 def sweep(folder: Path, prefix: str = "") -> None:
-    """Remove what writers that are gone have left in `folder` of names that begin with `prefix`.
+    """Remove temporary files in `folder` for names that begin with `prefix`, if their writer is
+    gone.
 
     A folder that was on its way out when its writer died is put back if nothing took its place.
     """
@@ -278,7 +279,7 @@ def _temporary_name(name: str, kind: str = PARTIAL) -> str:
 
 
 def _short(name: str) -> str:
-    """Return as much of `name` as leaves room for the rest of a temporary name."""
+    """Return the beginning of `name`, short enough for a temporary name that starts with it."""
     room = LONGEST_NAME - len(f"..000000-{2**32}-00000000{PARTIAL}")
     return name.encode(errors="surrogateescape")[:room].decode(errors="ignore")
 
@@ -295,7 +296,7 @@ def _flush_tree(folder: Path) -> None:
 
 
 def _put_folder(partial: Path, path: Path) -> None:
-    """Rename `partial` to `path`; a folder there is what `partial` names afterwards, or is gone."""
+    """Rename `partial` to `path`; a folder that was there is now called `partial`, or is gone."""
     if not path.exists():
         partial.rename(path)
     elif not path.is_dir():

@@ -64,7 +64,7 @@ def _has_no_gpu() -> bool:
 
 @contextmanager
 def memory_needed(device: object) -> Iterator[None]:
-    """Turn torch's errors for full memory inside into a sentence about `device`.
+    """Turn an out-of-memory error of torch inside the block into a sentence about `device`.
 
     Raises:
         RunError: the memory of `device` is full.

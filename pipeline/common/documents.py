@@ -9,7 +9,7 @@ from typing import Any
 
 
 class DocumentError(ValueError):
-    """The text is no JSON or YAML, or not of the form that is needed."""
+    """The text is not valid JSON or YAML, or has another form than is needed."""
 
 
 def parse(data: bytes | str) -> Any:
@@ -35,10 +35,9 @@ def parse_object(data: bytes | str) -> dict[str, Any]:
 
 @contextmanager
 def reading_yaml() -> Iterator[None]:
-    """Turn what a YAML loader raises in here, of whatever kind, into `DocumentError`.
+    """Turn every error of a YAML loader inside the block into `DocumentError`.
 
-    Text that is not UTF-8, values that there are none of (a month 13) and nesting without an end
-    are no YAML either.
+    Text that is not UTF-8, impossible values (a month 13) and endless nesting are no YAML either.
     """
     import yaml
 

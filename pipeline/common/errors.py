@@ -8,7 +8,7 @@ from pipeline.common.printable import LAYOUT, printable
 
 # Exit codes of commands.
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
-# Letters of the longest sentence that is said.
+# The length of the longest message, in characters.
 LONGEST = 2000
 # What no file can be called, wherever it is.
 NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
@@ -23,16 +23,16 @@ class RunError(RuntimeError):
 
 
 def explained(error: BaseException) -> tuple[int, str] | None:
-    """Return the exit code and the sentence that `error` deserves; None for a fault of the code.
+    """Return the exit code and the message for `error`, or None if it is a fault of the code.
 
-    The sentence may name what is from outside: nothing in it is obeyed by a terminal.
+    Text from outside that the message quotes is written so that no terminal obeys it.
     """
     told = _told(error)
     return None if told is None else (told[0], _shortened(printable(told[1], LAYOUT)))
 
 
 def _shortened(words: str) -> str:
-    """Return `words`, or where they repeat something endless from outside, their two ends."""
+    """Return `words`, cut in the middle where they are too long."""
     if len(words) <= LONGEST:
         return words
     return f"{words[: LONGEST * 2 // 3]} ... {words[-LONGEST // 4 :]}"
@@ -54,7 +54,7 @@ def _told(error: BaseException) -> tuple[int, str] | None:
 
 
 def in_words(error: Exception) -> str:
-    """Return what `error` says: of the system's errors the file and the reason, no number."""
+    """Return the message of `error`; for an error of the system, the file and reason, no number."""
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
     return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"

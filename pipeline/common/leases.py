@@ -36,16 +36,16 @@ log = logging.getLogger(__name__)
 
 LEASE_FILE = ".lease"
 _CLAIM = f"{LEASE_FILE}.claim-"
-# Seconds between two signs of life, and without one until a holder counts as dead.
+# Seconds between two signs of life, and seconds without one after which a holder counts as dead.
 RENEWAL, TERM = 10.0, 90.0
-# Two that claim a folder in the same moment, where new files are no proof, find out after so many.
+# Seconds after which two that claimed a folder at once notice it, where new files are no proof.
 FIRST_LOOK = 1.0
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 @lru_cache(maxsize=1)
 def this_boot() -> str:
-    """Return what tells this machine, since it was started, from all others; "" if unknown."""
+    """Return an id of this machine and its last start; "" if unknown."""
     try:
         return _BOOT.read_text().strip()
     except OSError:
@@ -102,7 +102,7 @@ def _is_of_this_machine(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Signs:
-    """What a folder shows of who holds it: a lease, and claims by file name. Both are as written.
+    """The signs of a folder's holder: a lease, and claims by file name. Both are as written.
 
     `lease` is None where there is none, "" if it can't be read.
     """
@@ -112,7 +112,7 @@ class Signs:
 
     @classmethod
     def of(cls, folder: Path) -> Signs:
-        """Return what `folder` shows now."""
+        """Return the signs in `folder` now."""
         claims = []
         for path in sorted(folder.glob(f"{_CLAIM}*")):
             with contextlib.suppress(OSError):
@@ -130,7 +130,7 @@ class Signs:
 
     @property
     def are_of_this_machine(self) -> bool:
-        """Whether all that they name ran on this machine since it was started."""
+        """Whether all processes that they name ran on this machine since it was started."""
         texts = [text for _, text in self.claims]
         texts += [] if self.lease is None else [self.lease]
         return all(_is_of_this_machine(text) for text in texts)
@@ -141,13 +141,13 @@ class Signs:
 
     @property
     def next_claim(self) -> str:
-        """The name of the file that claims a folder which shows these."""
+        """The name of the file that claims a folder with these signs."""
         digest = hashlib.sha256(repr((self.lease, self.claims)).encode())
         return f"{_CLAIM}{digest.hexdigest()[:32]}"
 
 
 class Observed:
-    """What watching a folder has shown: how long it has shown the same."""
+    """Watches a folder, and tells how long its signs have stayed the same."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -155,7 +155,7 @@ class Observed:
         self._since = time.monotonic()
 
     def look(self) -> Signs:
-        """Return what the folder shows now."""
+        """Return the folder's signs now."""
         signs = Signs.of(self.folder)
         if signs != self.signs:
             self.signs, self._since = signs, time.monotonic()
@@ -163,7 +163,7 @@ class Observed:
 
     @property
     def seconds(self) -> float:
-        """Seconds for which it has stayed the same, as far as was seen."""
+        """Seconds for which the signs have stayed the same, as far as was seen."""
         return time.monotonic() - self._since
 
 
@@ -226,7 +226,7 @@ class Lease:
         return self._token in lease
 
     def _claim(self, seen: Signs) -> None:
-        """Put the lease in place if the folder still shows what was `seen`."""
+        """Put the lease in place if the folder's signs are still those that were `seen`."""
         claim = self.folder / seen.next_claim
         claim.touch(exist_ok=False)
         try:

@@ -126,7 +126,8 @@ def check_held(folder: Path) -> None:
 def _wait_for(
     file: TextIO, folder: Path, patience: float, claim: Callable[[Signs], Lease]
 ) -> Lease:
-    """Return the lease that `claim` makes, given what the folder shows, once its holder is gone."""
+    """Wait until the folder's holder is gone, then return the lease that `claim` makes of its
+    signs."""
     end = time.monotonic() + patience
     seen = Observed(folder)
     while True:
@@ -144,7 +145,7 @@ def _wait_for(
 
 
 def _held_by(file: TextIO, folder: Path, seen: Observed) -> FolderInUseError | None:
-    """Return that, and by whom, the folder is held; None: its lock is ours now.
+    """Return an error that names the folder's holder, or None if its lock is ours now.
 
     A lease of this machine whose holder's lock could be taken is a dead process's.
     """

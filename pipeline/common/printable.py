@@ -21,7 +21,7 @@ _FORMULA = ("=", "+", "-", "@")
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Return `text` with what is not to be seen written out, but for the characters of `keep`."""
+    """Return `text` with invisible characters as escapes, except for those in `keep`."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if _is_harmless(c) or c in keep else _written_out(c) for c in text)
@@ -36,7 +36,7 @@ def _written_out(character: str) -> str:
 
 
 def shown(value: object) -> object:
-    """Return what a page shows of `value`: text `printable`, what is marked up already as it is."""
+    """Return `value` for a page: text made `printable`, markup as it is."""
     return printable(value, LAYOUT) if type(value) is str else value
 
 

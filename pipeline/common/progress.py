@@ -10,7 +10,7 @@ from typing import TextIO
 
 from pipeline.common.printable import printable
 
-# What a room calls: how many are done, of how many (None: unknown), and a few words more.
+# Reports progress: how many are done, of how many (None: unknown), and a short note.
 Progress = Callable[[int, int | None, str], None]
 SECONDS_BETWEEN_LINES = 5.0
 

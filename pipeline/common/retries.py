@@ -46,7 +46,7 @@ class Retries:
         Args:
             attempt: what to try.
             what: its name in the log.
-            final: kinds of exceptions that trying again does not help; raised at once.
+            final: kinds of exceptions that another try can't mend; raised at once.
 
         Raises:
             Exception: what the last try raised, or a `final` one.

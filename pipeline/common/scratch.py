@@ -1,4 +1,4 @@
-"""Folders for what is needed for a while: kept between runs, or private in the system's own."""
+"""Scratch folders: the user's cache, and a private one in the system's temporary folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def private_folder(name: str) -> Path:
     All processes of the user share it, and nobody else can look into it.
 
     Raises:
-        UsageError: what has its name is not this user's, or others may write to it.
+        UsageError: another user's folder has that name, or others may write to it.
     """
     folder = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
     with contextlib.suppress(FileExistsError):

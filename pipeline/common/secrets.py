@@ -17,7 +17,7 @@ _ASSIGNMENT = re.compile(rf"({NAME.pattern})=[\"']?(?![\"'$`])\S", re.IGNORECASE
 _IN_URL = re.compile(r"//[^/@\s:]+:[^/@\s]+@")
 _USER_IN_URL = re.compile(r"//[^/@\s]+@")
 SHORTEST = 4
-# What a switch is set to, whatever its name sounds like.
+# Values of switches, which are no credentials whatever the switch is called.
 _SWITCH = {"true", "false", "none", "null", "auto"}
 COVERED = "[redacted]"
 
@@ -48,7 +48,7 @@ def without_user(text: str) -> str:
 def redacted(text: str, environment: Mapping[str, str] | None = None) -> str:
     """Return `text` without the values of secrets, and without users in URLs.
 
-    The secrets are those variables of `environment` (default: this process's) whose names say so.
+    Secrets are variables of `environment` (default: this process's) that `is_secret_name` knows.
     """
     values = {
         value

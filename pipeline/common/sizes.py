@@ -23,7 +23,7 @@ def parse_size(text: str | int, name: str = "size") -> int:
 
     Args:
         text: such as "256MB" or "1 GiB", or the bytes themselves.
-        name: what the size is of, for the message: an option, say.
+        name: what has this size, for messages: an option, say.
 
     Raises:
         UsageError: it is no size, below one byte, or beyond 2^63 - 1.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 MOST_LINKS = 40  # in a chain, as Linux has it
-# What the system says of a file that is not there, or of a name that no file can have.
+# Errors for a file that is not there, or a name that no file can have.
 NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 STANDARD = "-"  # stands for standard input or output on a command line
 

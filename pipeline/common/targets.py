@@ -1,6 +1,6 @@
 """One rule for every file that a user names for a command to write.
 
-| at the target lies | what happens |
+| what is at the target | what happens |
 |---|---|
 | nothing | it is written, where its folder exists |
 | an empty file | it is replaced: nothing is lost |
@@ -8,7 +8,7 @@
 | any other file | refused, unless `--force` |
 | what the command reads, under whatever name | refused, with `--force` too |
 | a folder | refused |
-| a file in a folder that can't be written to | refused: what is written gets its name at the end |
+| a file in a folder that can't be written to | refused: a new file is made beside it first |
 | a link | what it leads to counts, and the link stays |
 | a pipe, a device, a terminal's `/dev/stdout` | it is written to as what it is |
 
@@ -27,7 +27,7 @@ from pathlib import Path
 from pipeline.common.errors import UsageError
 from pipeline.common.special import descriptor_of
 
-# What a command is asked of an existing file: does it write such files itself?
+# Tells whether an existing file is of the kind that the command itself writes.
 Own = Callable[[Path], bool]
 
 
@@ -76,9 +76,9 @@ def check_target(
 
 
 def check_writable(path: Path) -> None:
-    """Raise `TargetError` if this process may not put `path`, links followed, where it is to be.
+    """Raise `TargetError` if this process may not create `path`; links are followed.
 
-    That takes the right to make files in the folder above, or in the first one there is.
+    It needs the right to make files in the folder above, or in the nearest one that exists.
     """
     folder = _first_above(path)
     if not folder.is_dir():

@@ -27,7 +27,7 @@ from pipeline.common.errors import RunError
 T = TypeVar("T")
 R = TypeVar("R")
 Tell = Callable[[Any], None]
-# Makes, in a worker process, what does its tasks; it may tell the parent something on the way.
+# Called in a worker process: returns the function that does its tasks, and may send notes.
 Start = Callable[[Tell], Callable[[T], R]]
 
 SECONDS_TO_LEAVE = 10.0
@@ -50,7 +50,7 @@ def work_in_processes(
         start: called once in each worker process; picklable, like tasks and results.
         tasks: taken one by one, as workers come free.
         processes: how many workers.
-        on_note: called here with what workers tell.
+        on_note: called in this process with each note that a worker sends.
 
     Raises:
         RunError: a worker died.

@@ -1,8 +1,8 @@
 """One policy from any picture file to pixels, for every command that reads pictures.
 
 A picture is opened by its contents, never by its name, and only as one of the formats in
-`formats.py`. All of it is decoded before anything is asked of it, the first frame where there are
-several. What happens to each kind of samples:
+`formats.py`. The first frame is decoded whole before any of its properties is used. What happens to
+each kind of samples:
 
 | stored | read as |
 |---|---|

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from pipeline.common.errors import UsageError
 
-# What decoders name in their messages but nobody wants to read: the stream they were given.
+# The stream object that decoders name in their messages, which tells users nothing.
 OBJECT = re.compile(r"<[^>]* object at 0x[0-9a-f]+>")
 
 
@@ -33,6 +33,6 @@ class PictureError(UsageError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what `error` says, without addresses of objects."""
+    """Return the first line of the message of `error`, without addresses of objects."""
     words = str(error).partition("\n")[0]
     return OBJECT.sub("the data", words) or type(error).__name__

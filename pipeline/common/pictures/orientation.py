@@ -54,7 +54,7 @@ def turned(samples: Samples, orientation: int) -> Samples:
     rows = slice(None, None, -1) if orientation in ROWS_FLIPPED else slice(None)
     columns = slice(None, None, -1) if orientation in COLUMNS_FLIPPED else slice(None)
     flipped = samples[rows, columns]
-    # numpy gives the view of an array of two types neither of them.
+    # To numpy's types, a view of an array of two types is of neither.
     return flipped.swapaxes(0, 1) if orientation > 4 else flipped  # type: ignore[return-value]
 
 

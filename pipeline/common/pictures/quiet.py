@@ -1,4 +1,4 @@
-"""Keeps libtiff from writing to standard error: Pillow tells what is wrong with a picture."""
+"""Keeps libtiff from writing to standard error: Pillow reports what is wrong with a picture."""
 
 from __future__ import annotations
 

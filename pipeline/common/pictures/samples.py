@@ -70,7 +70,7 @@ def alpha_of(image: Image.Image) -> Bytes | None:
 
 
 def to_eight_bits(samples: Samples) -> Bytes:
-    """Return `samples` in 8 bits: of 16 the nearest, round(v / 257)."""
+    """Return `samples` as uint8; 16-bit samples become the nearest value, round(v / 257)."""
     if samples.dtype == np.uint8:
         return samples.astype(np.uint8, copy=False)
     return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
