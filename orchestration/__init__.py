@@ -1,1 +1,1 @@
-"""A recipe becomes a plan of dependent jobs on an engine that exists."""
+"""Turns a recipe into a plan of dependent jobs, and runs it on an engine such as Slurm."""

@@ -1,4 +1,4 @@
-"""Times and sizes in profiles: what is understood, and what to write where it is not."""
+"""Times and sizes in profiles: which are understood, and what to write instead of others."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def memory_from(value: object) -> object:
     These count by 1024, as in Slurm: `64G` and `64GiB` are the same, and `64GB`, which counts by
     1000, is the next whole number of M above it. A bare number has no unit and is refused.
 
-    Raises ValueError for what is no amount.
+    Raises ValueError where `value` is not an amount with a unit.
     """
     try:
         if not isinstance(value, str) or not value.strip().rstrip("Bb")[-1:].isalpha():

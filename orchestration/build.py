@@ -1,4 +1,4 @@
-"""From a recipe and a profile to the jobs of a plan."""
+"""Builds the jobs of a plan from a recipe and a profile."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run_slugs(ids: Sequence[str]) -> dict[str, str]:
     `mse-w0.3.2`.
     """
     slugs: dict[str, str] = {}
-    # A run of one of several rates keeps the name that one expects.
+    # A run with a rate keeps the expected name; the other one gets a number.
     for identity in sorted(ids, key=lambda one: "/" not in one):
         slug = first = identity.replace("/", "-")
         number = 2
@@ -90,7 +90,7 @@ def _shard_jobs(recipe: Recipe, profile: Profile) -> Iterator[Job]:
         resources=profile.resources_of("shard"),
         inputs=tuple(pictures.source),
         outputs=(manifest,),
-        # A remote store can't be looked at; there, `pipeline shard` itself finds all done.
+        # A remote store is not looked at from here: `pipeline shard` itself finds its shards done.
         done="false" if "://" in manifest else stamp.shell("check"),
         stamp=None if "://" in manifest else stamp,
     )
@@ -132,7 +132,7 @@ def _train_job(
     script = [*_training_words(profile), path, "--stage", run.stage.name]
     if isinstance(run.stage.rate_weight, list):
         script += ["--rate-weight", f"{run.rate_weight:g}"]
-    # The number of ranks goes along so that the script refuses a launch that came out otherwise.
+    # The number of ranks is passed on, so that the script refuses a launch with another one.
     script += [*overrides, f"processes={resources.ranks}"]
     folder = run.folder.as_posix()
     before = f"train-{slugs[run.parent.id]}" if run.parent else made
@@ -151,8 +151,8 @@ def _train_job(
 
 
 def _training_words(profile: Profile) -> list[str]:
-    """Return what is launched: a checkout's own script, or the installed module without one."""
-    # What is in pods can't be seen from here.
+    """Return the words for the training program: a checkout's script, else the installed module."""
+    # Files inside pods can't be seen from here.
     if not profile.shares_files or Path(profile.workdir or ".", TRAIN_SCRIPT).exists():
         return [TRAIN_SCRIPT]
     return ["-m", TRAIN_MODULE]

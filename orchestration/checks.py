@@ -12,14 +12,14 @@ from orchestration.profile import Profile
 from recipes.config.bundled import shipped
 from recipes.config.schema import Recipe
 
-# Files of logs, whose names no file system takes beyond 255 characters, are called after stages.
+# Log files are named after stages, and no file system takes names beyond 255 characters.
 LONGEST_STAGE = 150
-# A source of pictures that is no path.
+# Sources of pictures that are no paths.
 ELSEWHERE = ("hf:", "shards:")
 
 
 def check(recipe: Recipe, profile: Profile, name: str) -> None:
-    """Refuse stages that do not exist or have endless names, and places that are not there.
+    """Refuse stages that do not exist or have endless names, and paths that do not exist.
 
     `name` is what the profile is called in the message.
 
@@ -27,7 +27,7 @@ def check(recipe: Recipe, profile: Profile, name: str) -> None:
         OrchestrationError: with every mistake in one message.
     """
     mistakes = [*_stages(recipe, profile)]
-    # What jobs see on a cluster that shares no files with this machine can't be seen from here.
+    # Without shared files, the paths that jobs on the cluster use can't be checked from here.
     if profile.shares_files:
         mistakes += _places(profile)
     if mistakes:
@@ -68,7 +68,7 @@ def _places(profile: Profile) -> Iterator[str]:
 
 
 def _there(workdir: Path, path: str) -> bool:
-    """Return whether `path` is there, or is no path at all; patterns need one file to match."""
+    """Return whether `path` exists or is no path at all; a pattern must match at least one file."""
     if "://" in path or path.startswith(ELSEWHERE):
         return True
     place = Path(path).expanduser()

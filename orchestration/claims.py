@@ -1,8 +1,8 @@
-"""Which plan works in a folder of runs: a file in that folder, with the plan's name in it.
+"""Claims on folders of runs: a file in the folder names the plan that works there.
 
 A plan claims its recipe's `out` before anything is submitted, under a lock, so that of two plans
 that are scheduled at once, from one folder or from two, one is refused. A claim lasts for as long
-as its plan is at work, which the plan's engine is asked.
+as its plan is at work, as the plan's engine says.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def claimed(
 
     Raises:
         OrchestrationError: another plan is at work there.
-        EngineError: whether another one is at work can't be told now.
+        EngineError: the scheduler can't say now whether another plan is at work.
     """
     place = Path(plan.workdir, plan.out) if visible else _aside(plan, folder)
     place.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def _refuse_if_at_work(other: Claim, plan: Plan, at_work: Callable[[Plan, Path],
     try:
         found = store.read(other.folder)
     except OrchestrationError:
-        return  # its folder was removed, and with it all that could be asked about
+        return  # its folder was removed, and nothing is left to ask about
     if at_work(found, other.folder):
         raise OrchestrationError(
             f"plan {other.plan} is at work in {plan.out} (its folder is {other.folder}): wait for"
@@ -79,7 +79,7 @@ def _refuse_if_at_work(other: Claim, plan: Plan, at_work: Callable[[Plan, Path],
 
 
 def _aside(plan: Plan, folder: Path) -> Path:
-    """Return where claims on folders that only the jobs can see are kept."""
+    """Return the folder that keeps claims on folders which only the jobs can see."""
     runs = f"{plan.profile.get('context')} {plan.workdir} {plan.out}"
     return folder.parent / ".claims" / hashlib.sha256(runs.encode()).hexdigest()[:16]
 

@@ -1,4 +1,4 @@
-"""What a person does with plans: schedule, look, read logs, cancel, retry."""
+"""The commands on plans: schedule, look at their status, read logs, cancel, retry."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from orchestration.states import JobStatus, State, blockers
 from pipeline.common.atomic import write_text
 from recipes.config.load import load_recipe
 
-# A scheduler's controller may restart, which is no reason to stop watching.
+# Seconds to keep asking a scheduler that does not answer: its controller may be restarting.
 PATIENCE_SECONDS = 600.0
 PAUSE_SECONDS = 10.0
-# Between two looks at a log that is followed.
+# Seconds between two looks at a log that is followed.
 READ_SECONDS = 1.0
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -166,16 +166,16 @@ def status(plan: Plan, folder: Path) -> list[JobStatus]:
 def cancel(plan: Plan, folder: Path) -> list[str]:
     """Stop everything of the plan that runs or waits; return the names of those jobs."""
     active = [one.name for one in status(plan, folder) if one.state.active]
-    # Before anything is stopped: what is stopped must not put itself back in the queue.
+    # This comes before anything is stopped: a stopped job must not queue itself again.
     store.note_cancelled(folder, active)
     _engine(plan).cancel(plan, folder)
     return active
 
 
 def retry(plan: Plan, folder: Path) -> list[str]:
-    """Submit again what neither is done nor on its way; return the names of those jobs.
+    """Submit again the jobs that are neither done nor on their way; return their names.
 
-    Raises as `schedule` does; when the scheduler refuses, what is on its way stays there.
+    Raises as `schedule` does; jobs that are on their way stay, also when the scheduler refuses.
     """
     with _claimed(plan, folder):
         names = [
@@ -204,7 +204,7 @@ def logs(plan: Plan, folder: Path, name: str, follow: bool = False) -> Iterator[
     known: JobStatus | None = None
     due = 0.0
     while True:
-        # The state is asked for first: what the job wrote before it ended is then read below.
+        # The state comes first, so that all that a job wrote before it ended is read afterwards.
         if follow and time.monotonic() >= due:
             known = _patiently(engine.statuses, plan, folder).get(name)
             due = time.monotonic() + engine.pause
@@ -221,7 +221,7 @@ def logs(plan: Plan, folder: Path, name: str, follow: bool = False) -> Iterator[
 
 
 def wait(plan: Plan, folder: Path, report: Callable[[Sequence[JobStatus]], None]) -> bool:
-    """Report the status now and then until nothing is active; return whether all is done."""
+    """Report the status every few seconds until no job is active; return whether all are done."""
     while True:
         found = _patiently(status, plan, folder)
         report(found)
@@ -231,7 +231,7 @@ def wait(plan: Plan, folder: Path, report: Callable[[Sequence[JobStatus]], None]
 
 
 def _patiently(ask: Callable[[Plan, Path], T], plan: Plan, folder: Path) -> T:
-    """Ask again for some minutes when the scheduler does not answer."""
+    """Call `ask` again for some minutes while the scheduler does not answer."""
     end = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
@@ -248,7 +248,7 @@ def _engine(plan: Plan) -> Engine:
 
 
 def _at_home(profile: Profile) -> Profile:
-    """Fill in what defaults to this process's own place: its folder and Python environment."""
+    """Fill in the defaults that come from this process: its folder and its Python environment."""
     if not profile.shares_files:
         return profile
     own = None if getattr(profile, "container", None) else sys.prefix
@@ -276,7 +276,7 @@ def _at_work(plan: Plan, folder: Path) -> bool:
     except UnansweredError:
         raise
     except EngineError:
-        # One that can't be asked at all, such as a manifest that was only written.
+        # The engine can't be asked at all: its manifest was only written, say.
         return False
     return any(one.state.active for one in known.values())
 
@@ -300,7 +300,7 @@ def _status(plan: Plan, job: Job, known: JobStatus | None, cancelled: str) -> Jo
 
 
 def _explained(one: JobStatus, blocking: Sequence[JobStatus]) -> JobStatus:
-    """Add which other jobs it is that a job waits for, or that it was cancelled for."""
+    """Add the names of the jobs that a job waits for, or because of which it was cancelled."""
     if not blocking:
         return one
     if one.state == State.WAITING:

@@ -1,4 +1,4 @@
-"""A plan to look at: rows of a table, and a Mermaid graph."""
+"""Shows a plan: as rows of a table, and as a Mermaid graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What jobs need of the shell that submits them: found by name, secrets told apart."""
+"""Chooses the variables that jobs need from the shell that submits them, and sets secrets apart."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from pipeline.common.secrets import has_password, is_secret_name
 
-# Where messages, tracking, shards and downloads go, and how TLS and proxies are done there.
+# Variables for messages, tracking, shards and downloads, and for TLS and proxies.
 NEEDED = re.compile(
     r"PIPELINE_WEBHOOK_URL|MLFLOW_\w+|AWS_\w+|GOOGLE_APPLICATION_CREDENTIALS"
     r"|AZURE_STORAGE_\w+|HF_\w+|XDG_CACHE_HOME"
@@ -21,7 +21,7 @@ FILES = {"GOOGLE_APPLICATION_CREDENTIALS", "AWS_SHARED_CREDENTIALS_FILE"}
 
 
 def by_name(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Return what jobs need of `environment` and may be written down, and the names of secrets."""
+    """Return the variables that jobs need of `environment`, and the names of the secret ones."""
     plain: dict[str, str] = {}
     secret: list[str] = []
     for name in sorted(environment):

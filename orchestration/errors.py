@@ -1,4 +1,4 @@
-"""What can go wrong between a recipe and a scheduler."""
+"""Errors between a recipe and a scheduler."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ ENGINES: dict[str, EngineEntry] = {
 
 
 class ProfileLoader(yaml.SafeLoader):
-    """YAML whose scalars stay as they are written, but for whole numbers, yes, no and nothing.
+    """YAML whose scalars stay text as written, except whole numbers, yes, no and null.
 
     YAML 1.1 counts 24:00:00 in sixties, reads 0123 in base 8 and 3.10 as 3.1. A key that is given
     twice is refused, where YAML takes the last one.
@@ -72,12 +72,12 @@ class ProfileLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
-        """Return the text; raises `yaml.YAMLError` where no file, shell or server could have it."""
+        """Return the text; raises `yaml.YAMLError` if no file name, shell or server can hold it."""
         if NO_TEXT.search(str(node.value)) or len(str(node.value)) > LONGEST_VALUE:
             raise yaml.constructor.ConstructorError(
                 None,
                 None,
-                "a value is too long, or has characters that are no text",
+                "a value is too long, or has characters that are not text",
                 node.start_mark,
             )
         return super().construct_scalar(node)

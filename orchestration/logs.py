@@ -13,7 +13,7 @@ LAUNCHERS = re.compile(
     r"srun: |slurmstepd|Terminated|[EW][0-9]{4} |[0-9-]{10}T[0-9:]{8}Z \S+ starts on "
     r"|subprocess\.CalledProcessError|torch\.distributed\."
 )
-# What launchers say about a process that could say nothing itself.
+# Messages of launchers about a process that was killed, and so could not report anything.
 KILLED = re.compile(r"died with <Signals\.(SIG\w+)|Signal \d+ \((SIG\w+)\) received by PID")
 
 

@@ -1,4 +1,4 @@
-"""A plan: jobs, what each runs, takes and needs, and how to tell that it is done already."""
+"""A plan of jobs: the command, resources and needs of each, and a test that it is done already."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from orchestration.stamps import fresh
 from recipes.launching.command import RENDEZVOUS
 
 Kind = Literal["shard", "train", "evaluate", "register", "promote"]
-# A word of a command that only the engine knows: which part of an array.
+# Stands in a command for the number of an array's part, which only the engine knows.
 PART = "{part}"
 DONE_TEST_SECONDS = 60
 
 
 class Stamp(BaseModel):
-    """How a job's work is known to be made from what is there: see `orchestration.stamps`."""
+    """How to tell that outputs were made from the present inputs: see `orchestration.stamps`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     file: str
     """Where the stamp is kept, relative to the plan's working folder."""
     command: str
-    """The command, as text; another one makes other work."""
+    """The command, as text: after a change, the work has to be done again."""
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     container: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class Stamp(BaseModel):
 
 
 class Job(BaseModel):
-    """One job: a command that a person could type, and what surrounds it.
+    """One job: a command that a person could type, its resources, needs and outputs.
 
     Paths are relative to the plan's working folder.
     """
@@ -135,7 +135,7 @@ def is_done(job: Job, workdir: str) -> bool:
 
 
 def exists(path: str) -> str:
-    """Return a shell test that `path` is there; everything is written whole, so that is enough."""
+    """Return a shell test that `path` exists: files are written whole, so that is enough."""
     return f"test -e {shlex.quote(path)}"
 
 

@@ -1,4 +1,4 @@
-"""What a profile may say: how a machine or cluster runs a plan, with a sentence on each field."""
+"""The fields of profiles, which say how a machine or cluster runs a plan."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.common.secrets import has_password, is_secret_name, secret_set_in
 
 
 def _number(value: object) -> object:
-    """Refuse what Python would count as 1 and 0."""
+    """Refuse yes and no, which Python would count as 1 and 0."""
     if isinstance(value, bool):
         raise ValueError(f"write a number (given: {'yes' if value else 'no'})")
     return value
@@ -68,7 +68,7 @@ def _needs_quotes(value: object) -> bool:
 
 
 def _written(value: object) -> str:
-    """Return what a value of YAML was, most likely, when it was typed."""
+    """Return a value of YAML as it was most likely typed."""
     if isinstance(value, bool):
         return str(value).lower()
     return "" if value is None else str(value)
@@ -82,7 +82,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_empty_keys(cls, given: object) -> object:
-        """Take a key with nothing after it, all its lines commented out perhaps, as left out."""
+        """Treat a key without a value as left out: all its lines may be commented out."""
         if not isinstance(given, dict):
             return given
         return {key: value for key, value in given.items() if value is not None}
@@ -180,7 +180,7 @@ class Profile(Section):
     @field_validator("env", mode="before")
     @classmethod
     def _as_text(cls, env: object) -> object:
-        """Take numbers as they are written; of what else is no text, a shell has another idea."""
+        """Take whole numbers as text; refuse other values, which shells write in another way."""
         if not isinstance(env, dict):
             return env
         names = [repr(name) for name in env if not VARIABLE.fullmatch(str(name))]
@@ -315,7 +315,7 @@ class SlurmProfile(Profile):
 
     def _mistakes(self) -> Iterator[str]:
         yield from super()._mistakes()
-        # A job that is told to stop when it has hardly begun would be queued for ever.
+        # A job that is told to stop when it has hardly begun would be requeued for ever.
         for name in ("train", *self._stages()):
             minutes = self.resources_of(name).minutes
             if minutes * 60 <= self.signal_seconds:
@@ -360,7 +360,7 @@ class KubernetesProfile(Profile):
     def _not_ours(cls, pod: dict[str, Any]) -> dict[str, Any]:
         ours = [name for name in pod if name in OUR_POD]
         if ours:
-            raise ValueError(f"{', '.join(ours)} can't be set here: the plan says that itself")
+            raise ValueError(f"{', '.join(ours)} can't be set here: the plan sets it")
         return pod
 
 

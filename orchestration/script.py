@@ -1,4 +1,4 @@
-"""The shell script of a job: what is the same on every engine."""
+"""The parts of a job's shell script that are the same on every engine."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def preamble(plan: Plan, job: Job, profile: Profile) -> list[str]:
         lines.append("export MLFLOW_HTTP_REQUEST_MAX_RETRIES=7")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in profile.env.items()]
     for line in profile.setup:
-        # Said first, so that the log ends with the line that failed and what the shell says of it.
+        # Printed first, so that the log ends with the line that failed and the shell's message.
         lines += [f"echo {shlex.quote(f'set-up: {line}')} >&2", line]
     if profile.environment:
         # After the set-up: a module that is loaded there may bring a Python of its own.
@@ -110,7 +110,7 @@ def stoppable(command: str) -> str:
 
 
 def title(plan: Plan, job: Job) -> str:
-    """Return a comment of one line that says what the script is of."""
+    """Return a comment of one line that names the script's plan and job."""
     return f"# {job.name} of plan {plan.id}: {' '.join(job.shell().splitlines())}"
 
 

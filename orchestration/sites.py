@@ -1,4 +1,4 @@
-"""What a cluster has, beside what a profile asks for: `pipeline doctor --on PROFILE`."""
+"""Compares a profile with its machine or cluster, for `pipeline doctor --on PROFILE`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestration.profile import Profile
 
 
 def findings(profile: Profile) -> Iterator[Finding]:
-    """Yield what is right and wrong with the place that `profile` describes."""
+    """Yield what fits and what is missing on the machine or cluster that `profile` describes."""
     yield from ENGINES[profile.engine].site(profile)
     if profile.many_machines and not {"MLFLOW_TRACKING_URI"} & {*os.environ, *profile.env}:
         yield (

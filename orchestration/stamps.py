@@ -1,8 +1,8 @@
-"""Whether work that is there was made from what is there now.
+"""Tells whether a job's outputs were made from its present inputs.
 
-A job that has succeeded leaves a stamp: its command, and the digest of everything that went in.
-Its work counts as done for as long as command and digests are the same, whatever the files' times
-say. Scripts of jobs use it as a command, where it needs no library:
+A job that has succeeded leaves a stamp: its command, and the digests of its inputs. Its work counts
+as done while command and digests stay the same, whatever the files' times are. Scripts of jobs use
+it as a command, where it needs no library:
 
     python -m orchestration.stamps check STAMP --command=TEXT --input=PATH ... --output=PATH ...
     python -m orchestration.stamps take STAMP --command=TEXT --input=PATH ... --output=PATH ...
@@ -63,7 +63,7 @@ def taken(command: str, inputs: Sequence[str], place: Path) -> dict[str, Any]:
 
 
 def described(path: str, place: Path, before: Known | None = None) -> dict[str, Any]:
-    """Return what the input at `path` is now: a file, a folder, a name of something elsewhere.
+    """Describe the input at `path` as it is now: a file, a folder, or a name that is no path.
 
     Args:
         path: as the command has it, relative to `place`.
@@ -81,7 +81,7 @@ def described(path: str, place: Path, before: Known | None = None) -> dict[str, 
 
 
 def _folder(folder: Path, before: Known) -> dict[str, Any]:
-    """Describe each file below; of very many, the folders alone, whose times tell of changes."""
+    """Describe each file below; where they are very many, only the folders and their times."""
     listed: list[Path] = []
     for root, below, names in os.walk(folder):
         below.sort()
@@ -97,7 +97,7 @@ def _folder(folder: Path, before: Known) -> dict[str, Any]:
 
 
 def _tops(folder: Path) -> dict[str, int]:
-    """Return the times of a folder and of those directly in it."""
+    """Return the times of a folder and of the folders directly in it."""
     with os.scandir(folder) as entries:
         below = {entry.name: entry.stat().st_mtime_ns for entry in entries if entry.is_dir()}
     return {".": folder.stat().st_mtime_ns, **dict(sorted(below.items()))}

@@ -1,4 +1,4 @@
-"""What an engine says about a job, in words that are the same for all engines."""
+"""Statuses of jobs, the same for all engines."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class JobStatus:
-    """What is known of one job."""
+    """The state of one job, and what its engine tells about it."""
 
     name: str
     state: State

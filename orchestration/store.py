@@ -1,4 +1,4 @@
-"""Where plans are kept: a folder for each, with what was submitted. Its engine knows the states."""
+"""Keeps plans: a folder for each, with all that was submitted. States are asked of its engine."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def restore_cancelled(folder: Path, said: Mapping[str, str]) -> None:
 def plans(place: Path) -> list[tuple[Plan, Path]]:
     """Return the plans under the working folder `place` and their folders, oldest first.
 
-    One that can't be read, as another version wrote it, is told of and left out.
+    A plan that can't be read, because another version wrote it, is left out with a warning.
     """
     found = []
     for path in (place / FOLDER).glob(f"*/{FILE}"):

@@ -1,1 +1,1 @@
-"""Engines: each a thin layer over commands that start and watch jobs."""
+"""Engines: each is a thin layer over a scheduler's commands that start and watch jobs."""

@@ -1,4 +1,4 @@
-"""What every engine can do."""
+"""The methods that every engine has."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Protocol
 from orchestration.plan import Plan
 from orchestration.states import JobStatus
 
-# What `doctor` prints: state (ok, note, missing), what it is about, and the sentence.
+# A line of `pipeline doctor`: its state (ok, note, missing), its subject, and a sentence.
 Finding = tuple[str, str, str]
 
 
 class Engine(Protocol):
-    """Hands jobs to a scheduler and reads back what became of them; keeps nothing itself."""
+    """Hands jobs to a scheduler and reads their states back; keeps no state of its own."""
 
     pause: float
     """Seconds to leave between two questions: a controller serves a whole cluster."""
@@ -24,14 +24,14 @@ class Engine(Protocol):
         ...
 
     def submit(self, plan: Plan, folder: Path, names: Sequence[str]) -> None:
-        """Hand over the jobs called `names`, all or none; others of the plan count as there.
+        """Submit the jobs called `names`, all or none; the plan's other jobs count as submitted.
 
         Raises `EngineError` when the scheduler refuses.
         """
         ...
 
     def statuses(self, plan: Plan, folder: Path) -> Mapping[str, JobStatus]:
-        """Return what the scheduler knows, by name of the job; unknown jobs are left out."""
+        """Return the status of each job that the scheduler knows, by the job's name."""
         ...
 
     def log_files(self, plan: Plan, folder: Path, name: str) -> list[Path]:
@@ -39,5 +39,5 @@ class Engine(Protocol):
         ...
 
     def cancel(self, plan: Plan, folder: Path) -> None:
-        """Stop what runs and forget what waits."""
+        """Stop the plan's running jobs and remove its waiting ones."""
         ...

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from orchestration.errors import EngineError, UnansweredError
 
-# A controller that is down makes its clients hang for a minute or more.
+# Seconds to wait for an answer: a controller that is down makes its clients hang for a minute.
 SECONDS = 60
 LONGEST_QUOTE = 300
 
@@ -49,6 +49,6 @@ def output_of(
 
 
 def quoted(text: str) -> str:
-    """Return what a tool has printed as one line; of a long one, the end."""
+    """Return what a tool has printed as one line; only the end, if it is long."""
     line = " ".join(text.split())
     return line if len(line) <= LONGEST_QUOTE else f"... {line[-LONGEST_QUOTE:]}"

@@ -21,7 +21,7 @@ from pipeline.common.documents import parse
 
 FILE = "jobset-{turn}.json"
 SECONDS_BETWEEN_LOOKS = 2.0
-# For pods to be gone after their grace, while the controllers hear of it.
+# Seconds beyond their grace for pods to be gone: controllers hear of it late.
 SECONDS_TO_END = 120.0
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Kubernetes:
             self.kubectl("create", "--filename", str(path))
 
     def statuses(self, plan: Plan, folder: Path) -> Mapping[str, JobStatus]:
-        """Return what the cluster says of each job's newest object."""
+        """Return each job's status, from its newest object in the cluster."""
         sets = self._objects("jobsets", plan)
         newest: dict[str, dict[str, Any]] = {}
         for found in self._objects("jobs", plan):

@@ -1,4 +1,4 @@
-"""What a Kubernetes cluster has, beside what a profile asks for: `pipeline doctor --on PROFILE`."""
+"""Compares a profile with its Kubernetes cluster, for `pipeline doctor --on PROFILE`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def findings(profile: KubernetesProfile) -> Iterator[Finding]:
 
 
 def _there(cluster: Kubernetes, what: str, detail: str, *words: str) -> Iterator[Finding]:
-    """Yield that `what` is ok if kubectl succeeds with `words`, else what it says."""
+    """Yield that `what` is ok if kubectl succeeds with `words`, else kubectl's error."""
     try:
         cluster.kubectl(*words)
     except EngineError as error:
@@ -96,6 +96,6 @@ def _fits(wanted: Resources, node: Mapping[str, Any], gpus: str) -> bool:
 
 
 def amount(quantity: str) -> float:
-    """Return a quantity of Kubernetes, such as 63500m, 64 or 256Gi, as a number; 0 for no such."""
+    """Return a quantity of Kubernetes (63500m, 64, 256Gi) as a number; 0 if it is none."""
     found = QUANTITY.fullmatch(quantity)
     return float(found[1]) * FACTORS[found[2] or ""] if found else 0.0

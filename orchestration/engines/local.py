@@ -28,10 +28,10 @@ from pipeline.common.locks import is_locked
 
 SPOOL = "local"
 SUPERVISOR = "supervisor"
-# What is written in place of an exit code when `cancel` ended the job.
+# Written in place of an exit code when `cancel` ended the job.
 CANCELLED = "cancelled"
 STOP_SECONDS = 60.0
-# Training that is asked to stop ends its step and writes its state first.
+# Seconds for training that is asked to stop to end its step and write its state.
 CHECKPOINT_SECONDS = 300.0
 
 

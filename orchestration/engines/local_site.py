@@ -1,4 +1,4 @@
-"""What this machine has, beside what a profile asks for: `pipeline doctor --on PROFILE`."""
+"""Compares a profile with this machine, for `pipeline doctor --on PROFILE`."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ SECONDS = 60
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # A job in these states may still do something; the others are STOPPED, SUCCEEDED and FAILED.
 ACTIVE = ("PENDING", "RUNNING")
-# What a busy head answers, where asking again helps.
+# Status codes of a busy head node, where asking again helps.
 PASSING = (429, 502, 503, 504)
 BUSY = "try again later"
 BUSY_PAUSES = (1.0, 3.0, 10.0, 20.0, 30.0, None)
@@ -65,7 +65,8 @@ class JobsApi:
                 self._ask("POST", "/api/jobs/", body)
                 return
             except UnansweredError as error:
-                # Said before anything is done; other failures may come after a job was taken.
+                # The head refuses before it does anything; other failures may come after it took
+                # the job.
                 if BUSY not in str(error) or pause is None:
                     raise
                 time.sleep(pause)

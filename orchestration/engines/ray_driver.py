@@ -34,9 +34,9 @@ from pipeline.common.printable import log_to
 from pipeline.common.sizes import parse_size
 
 POLL_SECONDS = 0.5
-# Before a team starts again: what took its node away may take the next one, too.
+# Seconds before a team starts again: the cause that took its node may take the next one too.
 PAUSES = (0.0, 5.0, 30.0, 60.0)
-# How long after the end of one of several nodes the others may take to end.
+# Seconds for the other nodes to end once one of them has ended.
 SECONDS_TO_FOLLOW = 60.0
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class Driver:
         return ray.remote(Node).options(**options).remote()
 
     def _listen(self, team: Team) -> None:
-        """Take what the team answers: where it is, then how its scripts have ended."""
+        """Handle the team's answers: first its addresses, then the exit codes of its scripts."""
         answered, _ = ray.wait(team.asked, num_returns=len(team.asked), timeout=0)
         if not answered:
             return
@@ -263,7 +263,7 @@ def _bundle(amounts: dict[str, Any]) -> dict[str, float]:
 
 
 def _wish(wanted: Any, profile: RayProfile) -> str:
-    """Return what a job waits for, in words."""
+    """Return the resources that a job waits for, in words."""
     amounts = {"CPU": wanted.cpus, "GPU": wanted.gpus, **profile.ray_resources}
     words = [f"{name} {amount:g}" for name, amount in amounts.items() if amount]
     words += [f"memory {wanted.memory}"] if wanted.memory else []

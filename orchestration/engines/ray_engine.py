@@ -31,7 +31,7 @@ from recipes.launching.command import rendezvous
 
 SPOOL = "ray"
 SECONDS_BETWEEN_LOOKS = 0.5
-# Beyond the grace, for the head to write down that a job has ended.
+# Seconds beyond the grace for the head node to record that a job has ended.
 SECONDS_TO_END = 60.0
 
 

@@ -70,7 +70,7 @@ class Script:
 
 
 def _reap(child: int, script: int) -> None:
-    """Bury a child of the dead; the script's own exit code is fetched by who waits for it."""
+    """Collect an orphan that has ended; whoever waits for the script gets its exit code."""
     if child != script:
         try:
             os.waitpid(child, os.WNOHANG)

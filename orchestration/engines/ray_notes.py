@@ -1,4 +1,4 @@
-"""What the drivers of jobs on Ray keep in the plan's folder, a file for each part of a job."""
+"""Notes that drivers of Ray jobs keep in the plan's folder, a file for each part of a job."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.common.documents import parse
 
 @dataclass(frozen=True)
 class Note:
-    """How one part of a job stands, as its driver knows it."""
+    """The state of one part of a job, as its driver knows it."""
 
     state: State
     reason: str = ""

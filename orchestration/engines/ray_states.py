@@ -1,4 +1,4 @@
-"""What became of a plan's jobs on Ray: the cluster's records beside the notes of their drivers."""
+"""States of a plan's jobs on Ray, from the cluster's records and the notes of their drivers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Known:
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> Known:
-        """Return what is known from the plan's records, oldest first."""
+        """Return what the plan's records, oldest first, say."""
         newest = {record["metadata"]["job"]: record for record in records}
         supervisor = newest.pop(SUPERVISOR, None)
         turns = sum(record["metadata"]["job"] == SUPERVISOR for record in records)
@@ -48,7 +48,7 @@ class Known:
 
 
 def statuses(plan: Plan, spool: Path, known: Known) -> dict[str, JobStatus]:
-    """Return the status of each job that something is known of; `spool` holds the notes.
+    """Return the status of each known job; `spool` is the folder of the notes.
 
     Notes are removed before a job is submitted again: where there is none, the job has not begun
     in this turn.

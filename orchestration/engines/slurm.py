@@ -20,9 +20,9 @@ from orchestration.states import JobStatus, State, gathered
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 1.0
-# A cluster gives the processes of a cancelled job KillWait to end, 30 s by default.
+# Seconds for cancelled jobs to end: a cluster gives their processes KillWait, 30 s by default.
 SECONDS_TO_END = 300.0
-# Between attempts to withdraw jobs from a controller that does not answer.
+# Seconds between attempts to withdraw jobs from a controller that does not answer.
 WITHDRAW_PAUSES = (1.0, 3.0, 10.0, 0.0)
 
 
@@ -73,13 +73,13 @@ class Slurm:
         try:
             numbers = submit(words, self.profile.cluster)
         except NoNumberError:
-            # The site says it in words of its own, or on standard error.
+            # The site's wrapper prints the number in words of its own, or on standard error.
             there = self._submitted(plan, job, before)
             if not there:
                 raise
             return there[0]
         if len(numbers) > 1:
-            # A banner has numbers, too: the queue knows which one is the job's.
+            # A banner may hold numbers too: the queue tells which one is the job's.
             there = self._submitted(plan, job, before)
             numbers = [number for number in numbers if number in there] or there or numbers
         return numbers[0]
@@ -199,14 +199,14 @@ class Slurm:
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def _lively(self, plan: Plan, names: Sequence[str], numbers: Sequence[str]) -> bool:
-        """Return whether one of the jobs with these numbers has still processes of its own."""
+        """Return whether one of the jobs with these numbers still has processes."""
         return any(
             str(number) in numbers and state != "COMPLETING"
             for number, state in self._listed(plan, names)
         )
 
     def _cancel(self, plan: Plan, names: Sequence[str], sparing: Sequence[str] = ()) -> list[int]:
-        """Cancel what the queue has of these jobs; return the numbers of what is not over."""
+        """Cancel these jobs where the queue has them; return the numbers of those not yet over."""
         lines = [line for line in self._listed(plan, names) if str(line[0]) not in sparing]
         # scancel takes one name at most, but any number of jobs; the last ones first, so that
         # none starts because of what happens to another.
@@ -218,7 +218,7 @@ class Slurm:
         return numbers
 
     def _listed(self, plan: Plan, names: Sequence[str]) -> list[tuple[int, str]]:
-        """Return number and state of what the queue has of these jobs and is not over."""
+        """Return number and state of each of these jobs that is in the queue and not over."""
         wanted = ",".join(each for name in names for each in known_names(plan, plan.job(name)))
         listed = self._ask("squeue", "--noheader", f"--name={wanted}", "--format=%A %T")
         found = (re.fullmatch(r"\s*([0-9]+) ([A-Z_]+)\s*", line) for line in listed.splitlines())

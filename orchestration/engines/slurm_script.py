@@ -30,10 +30,10 @@ trap stop USR1
 set +e"""
 
 # A cancelled job must not come back: only one that Slurm still counts as running is requeued.
-# The exit code alone would not do, a launcher within a container may turn every code into 1. Of a
-# partition with a grace time only the tasks get a signal, the batch shell hears nothing.
-# A controller that restarts does not answer for a while. What set-up lines and modules tell Slurm's
-# tools would change their answers.
+# The exit code alone would not do, a launcher within a container may turn every code into 1. In a
+# partition with a grace time, only the tasks get a signal, and the batch shell none. A controller
+# that restarts does not answer for a while. What set-up lines and modules tell Slurm's tools would
+# change their answers.
 REQUEUE = """\
 unset ${{!SQUEUE_@}} ${{!SCONTROL_@}} SLURM_TIME_FORMAT SLURM_CLUSTERS
 ask() {{
@@ -57,7 +57,7 @@ exit "$code\""""
 
 
 def batch_script(plan: Plan, job: Job, profile: SlurmProfile, folder: Path) -> str:
-    """Return what `sbatch` is given for `job`; only its dependencies come on the command line."""
+    """Return the script that `sbatch` gets for `job`; dependencies are on its command line."""
     lines = ["#!/bin/bash", title(plan, job)]
     lines += [f"#SBATCH {option}" for option in _options(plan, job, profile, folder)]
     lines += [
@@ -88,15 +88,15 @@ def _ending(job: Job, folder: Path) -> list[str]:
 
 
 def job_name(plan: Plan, job: Job) -> str:
-    """Return what Slurm calls the job: the plan's id is in it, so nothing else need be kept.
+    """Return the job's name on Slurm, which holds the plan's id, so that nothing else need be kept.
 
-    The job comes first, for of a name `squeue` shows eight characters.
+    The job's own name comes first, because `squeue` shows only eight characters.
     """
     return f"{job.name}:{plan.id}"
 
 
 def known_names(plan: Plan, job: Job) -> tuple[str, str]:
-    """Return what Slurm may call the job: what it is called now, and what it was called before."""
+    """Return the job's names on Slurm: the present one, and that of older versions."""
     return job_name(plan, job), f"{plan.id}:{job.name}"
 
 

@@ -1,4 +1,4 @@
-"""What a Slurm cluster has, beside what a profile asks for: `pipeline doctor --on PROFILE`."""
+"""Compares a profile with its Slurm cluster, for `pipeline doctor --on PROFILE`."""
 
 from __future__ import annotations
 

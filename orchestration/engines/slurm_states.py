@@ -1,4 +1,4 @@
-"""What Slurm says of jobs, in `squeue` and `sacct`, read into statuses.
+"""Reads the answers of `squeue` and `sacct` into statuses of jobs.
 
 Both tools may be wrapped by a site, which then prints more than was asked for: a line counts when
 all its columns are there and its job is one of ours.
@@ -19,7 +19,7 @@ from orchestration.states import JobStatus, State
 
 log = logging.getLogger(__name__)
 
-# Accounting is asked besides the queue, so a database that hangs must not hold everything up.
+# Seconds for accounting, which only adds to the queue: a hanging database must not stop all.
 SECONDS_FOR_ACCOUNTING = 20.0
 # All states and state flags of https://slurm.schedmd.com/job_state_codes.html and of `man squeue`.
 STATES = {
@@ -43,7 +43,7 @@ STATES = {
     "STOPPED": State.RUNNING,
     "SUSPENDED": State.RUNNING,
     "UPDATE_DB": State.RUNNING,
-    # It has ended and does not come back.
+    # It has ended, and will not run again.
     "COMPLETED": State.DONE,
     "CANCELLED": State.CANCELLED,
     "REVOKED": State.CANCELLED,
@@ -56,7 +56,7 @@ STATES = {
     "RECONFIG_FAIL": State.FAILED,
     "TIMEOUT": State.FAILED,
 }
-# What a state means to somebody who has not read Slurm's documentation.
+# Explains states to readers who do not know Slurm's documentation.
 EXPLAINED = {
     "BOOT_FAIL": "its node did not start",
     "DEADLINE": "its deadline has passed",
@@ -89,7 +89,7 @@ ENGINE_ID = re.compile(r"[0-9]+(_([0-9]+|\[[0-9,%:\-.]+\]))?")
 
 
 def queued(by_name: Mapping[str, Job], cluster: str | None = None) -> list[JobStatus]:
-    """Return what `squeue` knows of the jobs, by the names that Slurm has for them.
+    """Return the statuses of jobs in `squeue`, by the names that Slurm has for them.
 
     Raises `EngineError` when it does not answer.
     """
@@ -116,7 +116,7 @@ def _queued(fields: Sequence[str], by_name: Mapping[str, Job]) -> JobStatus:
 def accounted(
     plan: Plan, by_name: Mapping[str, Job], cluster: str | None = None
 ) -> list[JobStatus]:
-    """Return what `sacct` knows of the jobs; nothing where it does not answer.
+    """Return the statuses of jobs in `sacct`; none where it does not answer.
 
     A cluster may have no accounting, or it is down; the queue remembers for some minutes.
     """

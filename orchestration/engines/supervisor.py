@@ -40,7 +40,7 @@ class Running:
 
 @dataclass
 class Supervisor:
-    """What runs, what is free, and what has ended how."""
+    """Starts jobs, and counts the cores and GPUs that are free."""
 
     plan: Plan
     folder: Path

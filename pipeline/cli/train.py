@@ -124,6 +124,7 @@ def export(
     ] = False,
 ) -> None:
     """Turn a checkpoint into a model, also while its run goes on or after it was stopped.
+
     Checkpoints of every launch work, those of ZeRO too. A finished run has its model already.
 
     Example: pipeline export runs/cca-paper/base-high --best --out base-so-far

@@ -255,8 +255,7 @@ def remove_folder(path: Path) -> None:
 
 
 def sweep(folder: Path, prefix: str = "") -> None:
-    """Remove temporary files in `folder` for names that begin with `prefix`, if their writer is
-    gone.
+    """Remove temporary files in `folder` for names that begin with `prefix`, of dead writers.
 
     A folder that was on its way out when its writer died is put back if nothing took its place.
     """

@@ -126,8 +126,7 @@ def check_held(folder: Path) -> None:
 def _wait_for(
     file: TextIO, folder: Path, patience: float, claim: Callable[[Signs], Lease]
 ) -> Lease:
-    """Wait until the folder's holder is gone, then return the lease that `claim` makes of its
-    signs."""
+    """Wait until the holder is gone; return the lease that `claim` makes of the folder's signs."""
     end = time.monotonic() + patience
     seen = Observed(folder)
     while True:

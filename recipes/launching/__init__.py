@@ -1,1 +1,1 @@
-"""Starting the processes of a training: what Accelerate, DeepSpeed and torch make odd about it."""
+"""Starts the processes of a training, past the pitfalls of Accelerate, DeepSpeed and torch."""

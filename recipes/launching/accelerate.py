@@ -1,4 +1,4 @@
-"""Run `accelerate launch` for `pipeline train` and jobs: with the processes' own exit code.
+"""Run `accelerate launch` for `pipeline train` and jobs, and exit with the code of its processes.
 
 The launchers behind `accelerate launch` exit with 1 whatever happened, print a traceback over the
 sentence that training has printed, and die of SIGUSR1. This one leaves signals to the processes
@@ -21,7 +21,7 @@ from pipeline.common.errors import FAILURE, USAGE
 from recipes.launching import notice
 from recipes.launching.owner import died, end_with_owner
 
-# Keys of a launch file that are whole numbers, and the least of each.
+# Keys of a launch file that hold whole numbers, and the least value of each.
 NUMBERS = {"num_processes": 1, "num_machines": 1, "machine_rank": 0, "main_process_port": 0}
 # Signals that ask the processes that train to stop, which their launcher must outlive.
 LEFT_TO_RANKS = (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
@@ -53,7 +53,7 @@ def launch() -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if rank and failure.exitcode == FAILURE:
-            # The first process tells of its own.
+            # The first process reports its own failure.
             notice.send(f"training failed in process {rank}: {failure.message}", status="failed")
         return _code(failure.exitcode)
     except (ValueError, OSError) as error:
@@ -64,7 +64,7 @@ def launch() -> int:
 
 
 def check_file(name: str | None) -> None:
-    """Raise `ValueError` for a launch file that Accelerate could make nothing of."""
+    """Raise `ValueError` for a launch file that Accelerate could not use."""
     if name is None:
         return
     try:

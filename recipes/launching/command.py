@@ -10,13 +10,14 @@ from recipes.launching.ranks import OWN_LAUNCHER, THREADS_OPTION
 RENDEZVOUS = "{rendezvous}"
 
 
-# What a job runs in place of `accelerate launch`, and how it is told of machines without GPUs.
+# The program that jobs run in place of `accelerate launch`, and its option for machines without
+# GPUs.
 LAUNCHER = ("python", "-P", "-m", OWN_LAUNCHER)
 ON_CPUS = "--on_cpus"
 
 
 class Machines(Protocol):
-    """What a job gets: `nodes` machines, `cpus` and `gpus` on each, `ranks` in all."""
+    """The machines of a job: `nodes` of them, `cpus` and `gpus` on each, `ranks` in all."""
 
     @property
     def nodes(self) -> int:
@@ -36,7 +37,7 @@ class Machines(Protocol):
 
 
 def cpu_variables(gpus: int, *, deepspeed: bool = False) -> dict[str, str]:
-    """Return what the environment must have so that processes without GPUs train together.
+    """Return the variables with which processes without GPUs train together.
 
     Accelerate must be told by its variable: `--cpu` with several processes and a config with
     `use_cpu` both train separate models without a word. With DeepSpeed it must not be told: that

@@ -1,4 +1,4 @@
-"""DeepSpeed's settings beside a recipe: places, buckets and logs are its own, numbers are not."""
+"""Checks DeepSpeed's settings: they may choose places, buckets and logs, but change no number."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from recipes.config.settings import RecipeError
 
-# What changes no number, or is checked or set elsewhere. Everything else may: refused unless off.
+# Settings that change no number, or are checked or set elsewhere. All others must be off.
 _HARMLESS = frozenset(
     {
         "aio",
@@ -29,7 +29,7 @@ _HARMLESS = frozenset(
         "zero_force_ds_cpu_optimizer",
     }
 )
-# Of `zero_optimization`: what is shared out, where it lies, and how it is sent.
+# Settings of `zero_optimization`: what is shared out, where it lies, and how it is sent.
 _ZERO = frozenset(
     {
         "allgather_bucket_size",
@@ -58,7 +58,7 @@ _ZERO = frozenset(
         "use_multi_rank_bucket_allreduce",
     }
 )
-# The values besides "off" with which a setting says what holds without it.
+# Values besides "off" that are the settings' defaults.
 _PLAIN: dict[str, tuple[object, ...]] = {
     "communication_data_type": ("fp32",),
     "gradient_predivide_factor": (1, 1.0),
@@ -92,7 +92,7 @@ def _deciding(config: Mapping[str, Any], accumulate: int) -> Iterator[str]:
 
 
 def _off(value: object) -> bool:
-    """Tell whether a setting asks for nothing."""
+    """Tell whether a setting is off."""
     if isinstance(value, Mapping):
         return value.get("enabled") is False or all(_off(inner) for inner in value.values())
     return (value in _OFF) if not isinstance(value, list) else not value

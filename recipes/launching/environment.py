@@ -11,8 +11,8 @@ from collections.abc import Mapping, MutableMapping
 
 from recipes.config.settings import RecipeError
 
-# What launchers and libraries read. All of a family is taken out, so that a variable of a newer
-# version is too; `_KEPT` and `_KEPT_PREFIXES` have the exceptions.
+# Families of variables that launchers and libraries read. Whole families are taken out, with
+# variables of newer versions; `_KEPT` and `_KEPT_PREFIXES` have the exceptions.
 _FAMILIES = (
     "ACCELERATE_",
     "AOTINDUCTOR_",
@@ -59,7 +59,7 @@ _NAMES = frozenset(
         "USE_TORCH_XLA",
     }
 )
-# What a launch is made of, memory, waiting, the network, where logs and caches go: none of it
+# Variables on the launch itself, memory, waiting, the network, logs and caches: none of them
 # decides a number. DeepSpeed's settings, which might, are compared with the recipe once DeepSpeed
 # has read them.
 _KEPT_PREFIXES = (
@@ -145,7 +145,7 @@ _KEPT = frozenset(
         "TORCH_XPU_ARCH_LIST",
     }
 )
-# Asking for these is no slip: each is refused, with the setting that does what was wanted.
+# These are set on purpose: each is refused, with the setting that does what was wanted.
 _ASKED_FOR = {
     "ACCELERATE_MIXED_PRECISION": "precision is the recipe's: set speed.precision, and launch with"
     " --mixed_precision no (entropy models would be cast too)",
@@ -159,9 +159,9 @@ _ASKED_FOR = {
     " recipes/accelerate/multi-gpu.yaml",
     "ACCELERATE_USE_SAGEMAKER": "SageMaker's launcher is not supported: use `accelerate launch`",
 }
-# A value that asks for nothing.
+# A value that switches nothing on.
 _NEUTRAL = frozenset({"", "0", "no", "false", "none", "default"})
-# How torch's launchers are told what to start: read in place of options that are not given.
+# Variables that torch's launchers read in place of options that are not given.
 _LAUNCHER = ("PET_", "TORCHELASTIC_", "TORCH_ELASTIC_")
 
 
@@ -174,13 +174,13 @@ def refuse_unsupported(environment: Mapping[str, str]) -> None:
 
 
 def take_out(environment: MutableMapping[str, str]) -> dict[str, str]:
-    """Remove what the recipe decides from `environment`; return what was removed and mattered."""
+    """Remove variables that the recipe decides from `environment`; return those that mattered."""
     taken = {name: environment.pop(name) for name in list(environment) if _decides(name)}
     return {name: value for name, value in sorted(taken.items()) if _matters(name, value)}
 
 
 def for_own_launch(environment: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the environment of a launcher that this project starts, and what was left out.
+    """Return the environment of a launcher that this project starts, and the variables left out.
 
     All that steers a launcher is left out, DeepSpeed and the choice of devices by Accelerate
     included: options say it.

@@ -2,9 +2,9 @@
 
     python -P -m recipes.launching.job OPTIONS recipes/train.py RECIPE.yaml [key=value ...]
 
-What the job's shell has of other launchers is left out, the user's default file of Accelerate is
-not read, the processes that train keep their state and end when the job's script is gone, and their
-own exit code is this program's.
+Variables of other launchers in the job's shell are left out, the user's default file of Accelerate
+is not read, the processes that train keep their state and end when the job's script is gone, and
+their own exit code is this program's.
 
 An `accelerate` of the site's own that comes first on PATH, which sets something and then starts
 Accelerate's, is run in place of Accelerate: what it starts is the site's to guard.
@@ -28,7 +28,7 @@ from recipes.launching.owner import end_with_parent
 from recipes.launching.ranks import SCRIPT, forget
 
 CONFIG = "--config_file"
-# In the script that installing Accelerate makes, whichever installer it was.
+# A line of the script that any installer of Accelerate makes.
 OWN_ENTRY = b"accelerate.commands"
 
 
@@ -59,7 +59,7 @@ def sites_own(path: str | None) -> Path | None:
 
 
 def options(given: Sequence[str]) -> list[str]:
-    """Return the words for `accelerate launch`: a plain launch file where the job names none."""
+    """Return the options of `accelerate launch`, with a plain launch file where the job names none."""
     words = [word for word in given if word != ON_CPUS]
     script = next((n for n, word in enumerate(words) if word.endswith(SCRIPT)), len(words))
     named = [n for n, word in enumerate(words[:script]) if word.partition("=")[0] == CONFIG]
@@ -76,7 +76,7 @@ def options(given: Sequence[str]) -> list[str]:
 
 
 def prepare(*, on_cpus: bool) -> dict[str, str]:
-    """Make this process's environment one of a launch alone; return what was left out of it."""
+    """Clean this process's environment for a launch; return the variables that were left out."""
     clean, ignored = for_own_launch(os.environ)
     ranks = dict(clean)
     forget(clean)

@@ -1,4 +1,4 @@
-"""How training is launched on the machine that one is on."""
+"""Options of a launch on this machine."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from recipes.config.settings import RecipeError
 from recipes.launching.command import common_words, cpu_variables
 from recipes.launching.ranks import THREADS
 
-# In place of the file that `accelerate config` may have written for something else.
+# Used instead of the file that `accelerate config` may have written for something else.
 PLAIN = "recipes/accelerate/gpu.yaml"
 
 
 class Asked(Protocol):
-    """What a recipe says of launches."""
+    """A recipe's settings for launches."""
 
     @property
     def processes(self) -> int | None:
@@ -29,7 +29,7 @@ class Asked(Protocol):
 
 
 def local_options(recipe: Asked, config: Path | None) -> tuple[list[str], dict[str, str]]:
-    """Return what `accelerate launch` needs on this machine: options, and variables to set.
+    """Return options of `accelerate launch` for this machine, and environment variables to set.
 
     `config` is a launch file to go by in place of what this machine suggests. Raises `RecipeError`
     when it is not there.
@@ -52,6 +52,6 @@ def local_options(recipe: Asked, config: Path | None) -> tuple[list[str], dict[s
 
 
 def _on_gpus() -> int | None:
-    """Return the threads that the shell wants: beside a GPU they decide no number."""
+    """Return the number of threads that the shell asks for: beside a GPU, it changes no result."""
     given = os.environ.get(THREADS, "")
     return int(given) if given.isdecimal() else None

@@ -24,9 +24,9 @@ from recipes.config.settings import RecipeError
 WEBHOOK = "PIPELINE_WEBHOOK_URL"
 SECONDS = 10.0
 TRIES = Retries(attempts=3)
-# Discord calls its text otherwise, and takes 2,000 characters.
+# Discord has another key for the text, and takes 2,000 characters.
 _DISCORD, _LONGEST = ("discord.com", "discordapp.com"), 1900
-# What trying again does not help; such an error may hold the address.
+# Errors that another try does not help; their messages may hold the address.
 _FINAL = (ValueError, HTTPException)
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def send(text: str, **about: Any) -> bool:
     try:
         TRIES.call(lambda: _post(url, json.dumps(content).encode()), "the message", _FINAL)
     except (OSError, *_FINAL) as error:
-        # What urllib says may hold the address, which is a secret.
+        # Messages of urllib may hold the address, which is a secret.
         log.warning("train: no message could be sent to %s (%s)", host, type(error).__name__)
         return False
     return True

@@ -1,8 +1,8 @@
 """The two ends of a launch: the command that owns it, and the launcher that it starts.
 
-The owner passes on what it is asked. The launcher keeps its standard input open to the owner, so
-that it learns of the owner's end, however that came. In both cases the training processes are
-asked to stop, and keep their state: none trains on alone.
+The owner passes signals on. The launcher keeps its standard input open to the owner, so that it
+learns of the owner's end, however that came. In both cases the training processes are asked to
+stop, and keep their state: none trains on alone.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from typing import Any
 
 from pipeline.common.errors import FAILURE, INTERRUPTED
 
-# How often a signal is passed on again: a process that is still starting lets it pass.
+# Seconds after which a signal is sent again: a process that is still starting ignores it.
 SECONDS_BETWEEN_SIGNALS = 2.0
-# How often a job's launcher looks whether the script that started it is still there.
+# Seconds between a job's launcher's looks for the script that started it.
 SECONDS_BETWEEN_LOOKS = 1.0
 # Exit code of a training that was asked to stop: start it again (EX_TEMPFAIL).
 AGAIN = 75
 # How often in a row a launcher that is asked to stop is seen without processes: the first time they
 # may just have ended, and their exit code is to come.
 IDLE_LOOKS = 2
-# How long processes without an owner may take to keep their state.
+# Seconds for processes without an owner to save their state.
 SECONDS_TO_END = 600.0
 STOP = signal.SIGUSR1
 NOTHING = b"train: stopped as asked, before anything was started\n"
 
 
 class _Asked:
-    """What the owner has been asked so far."""
+    """The signals that the owner has received so far."""
 
     def __init__(self) -> None:
         self.to_stop = False
         self.ctrl_c = 0
 
     def take(self, number: int, frame: FrameType | None) -> None:
-        """Take down a signal."""
+        """Record a signal."""
         self.to_stop = True
         if number == signal.SIGINT:
             self.ctrl_c += 1
@@ -53,7 +53,7 @@ class _Asked:
 
     @property
     def next(self) -> signal.Signals:
-        """What to send: the second Ctrl-C ends training without its state, the third kills."""
+        """The signal to send: the second Ctrl-C ends training without saving, the third kills it."""
         if self.ctrl_c < 2:
             return STOP
         return signal.SIGINT if self.ctrl_c == 2 else signal.SIGKILL
@@ -61,7 +61,7 @@ class _Asked:
 
 @contextmanager
 def nothing_started() -> Iterator[None]:
-    """End this process at once when it is asked to stop in here, with the code that says so."""
+    """While in the block, a signal to stop ends this process at once, with the exit code for that."""
     stops = [number for number in heeded() if number != signal.SIGINT]
     before = {number: signal.signal(number, _end_before) for number in stops}
     try:
@@ -136,7 +136,7 @@ def _wait(process: subprocess.Popen[bytes], asked: _Asked) -> int:
 
 
 def _end_launcher(process: subprocess.Popen[bytes]) -> int:
-    """End a launcher that has started nothing, also one that is held; return its exit code."""
+    """End a launcher that has started nothing, also a stopped one; return its exit code."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         return process.wait(SECONDS_BETWEEN_SIGNALS)

@@ -9,7 +9,7 @@ import sys
 from pipeline.common.errors import FAILURE
 from recipes.launching import ranks
 
-# What Gloo and NCCL say of a process that is gone, and torch of one that never came.
+# Messages of Gloo and NCCL about a process that is gone, and of torch about one that never came.
 _GONE = re.compile(
     r"Connection (closed|reset) by peer|Broken pipe|Socket Timeout|Timed out waiting \d+ms"
     r"|remote process exited|exiting prematurely"
@@ -17,7 +17,7 @@ _GONE = re.compile(
 
 
 def lost(error: BaseException) -> tuple[int, str] | None:
-    """Return the exit code and the sentence for an `error` of talking to other processes.
+    """Return the exit code and the message for a communication `error` that a lost process caused.
 
     None: it has another cause, or there are no others.
     """

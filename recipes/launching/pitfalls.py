@@ -1,4 +1,4 @@
-"""The launches that go wrong on a machine without a word, for `pipeline doctor`."""
+"""Launches that go wrong without an error message, for `pipeline doctor`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recipes.launching.command import cpu_variables
 def pitfalls(variables: Mapping[str, str], gpus: int) -> Iterator[tuple[str, str]]:
     """Yield what goes wrong on a machine with `gpus` GPUs and these `variables`, and why.
 
-    `pipeline train` gets past all of them; they are of `accelerate launch` alone.
+    `pipeline train` gets past all of them; they concern `accelerate launch` alone.
     """
     for name, value in cpu_variables(gpus).items():
         yield (

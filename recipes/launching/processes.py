@@ -1,4 +1,4 @@
-"""Start the processes' common ground, and refuse launches that would train several models apart."""
+"""Joins the processes of a launch, and refuses launches that would train separate models."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from recipes.training.signals import StopNow, StopRequest
 
 T = TypeVar("T")
 
-# Seconds to wait for a job that is about to end: that which this one was queued to go on from.
+# Seconds to wait for the job that this one continues, which may be about to end.
 PATIENCE = 150.0
 # Seconds after which torch itself gives up on a rank that hangs, at least: the watchdog comes first
 # and says which one.
 LEAST_SILENCE = 1800.0
-# How long the other ranks leave to the one that says which rank hangs.
+# Seconds that the other ranks give to the one that reports which rank hangs.
 SECONDS_BEHIND = 5.0
 # Of Linux's prctl(2): the signal that this process gets when its parent dies.
 _PR_SET_PDEATHSIG = 1
@@ -63,7 +63,8 @@ def start(recipe: Recipe) -> Any:
 
 
 def settle() -> dict[str, str]:
-    """Take what only the recipe decides out of this process's environment, before torch is there.
+    """Remove what only the recipe decides from this process's environment, before torch is
+    imported.
 
     Return what was ignored. Raises `RecipeError` for what can't be ignored.
     """
@@ -86,7 +87,7 @@ def _accelerator(accumulate: int, silence: timedelta) -> Any:
     group = InitProcessGroupKwargs(timeout=silence)
     if not torch.cuda.is_available():
         if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-            # Accelerate would believe in one process, and DeepSpeed would compile for a minute.
+            # Else Accelerate would assume one process, and DeepSpeed would compile for a minute.
             group = InitProcessGroupKwargs(backend="gloo", timeout=silence)
             _without_compiled_communication()
         else:
@@ -102,7 +103,7 @@ def _accelerator(accumulate: int, silence: timedelta) -> Any:
 
 @contextmanager
 def _accumulating(parts: int) -> Iterator[None]:
-    """Set what DeepSpeed's plugin reads alone, and Accelerate prefers to its argument."""
+    """Set the variable that DeepSpeed's plugin reads, and that Accelerate prefers to its argument."""
     os.environ[_ACCUMULATION] = str(parts)
     try:
         yield
@@ -162,7 +163,7 @@ def from_first(accelerator: Any, value: T) -> T:
 
 @contextmanager
 def held_by_first(accelerator: Any, folder: Path, stop: StopRequest) -> Iterator[None]:
-    """Let the first process hold `folder` for all; raises `RecipeError` when another job does.
+    """Let the first process lock `folder` for all; raises `RecipeError` when another job holds it.
 
     A network's file system takes back the locks of a lost machine after a minute or two.
     Asked to stop while it waits, all raise `StopNow`.
@@ -187,7 +188,7 @@ def held_by_first(accelerator: Any, folder: Path, stop: StopRequest) -> Iterator
 
 
 def _job() -> str:
-    """Return the name of the job that this process belongs to, as its scheduler has it."""
+    """Return the scheduler's name for the job that this process belongs to."""
     names = (("SLURM_JOB_ID", "Slurm job"), ("JOB_NAME", "job"), ("PBS_JOBID", "PBS job"))
     return next((f"{kind} {os.environ[name]}" for name, kind in names if os.environ.get(name)), "")
 
@@ -251,7 +252,7 @@ def leave(code: int) -> NoReturn:
         child.kill()
         child.join(1.0)
     if multiprocessing.active_children():
-        # One that the kernel holds, for a disk that doesn't answer: Python would wait for it.
+        # Python would wait for a child that the kernel holds because a disk does not answer.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, and whether that is true.
+"""Finds this process's rank, and checks that the other processes exist.
 
 Launchers tell a process its rank by variables. Left behind in a shell they make a lone process
 wait, for half an hour, for others that nobody starts.
@@ -16,7 +16,7 @@ import yaml
 from pipeline.common.documents import DocumentError, reading_yaml
 from recipes.config.settings import RecipeError
 
-# Rank, number of processes, and what else belongs to them, of each kind of launcher.
+# Variables of each kind of launcher: the rank, the number of processes, and what belongs to them.
 _KINDS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "RANK",
@@ -49,7 +49,7 @@ _KINDS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 _LOCAL = ("LOCAL_RANK", "MPI_LOCALRANKID", *(rest[0] for _, _, rest in _KINDS[2:]))
 # The module that a scheduler's job runs in place of `accelerate launch`.
 OWN_LAUNCHER = "recipes.launching.job"
-# Programs that start processes together, as they are called in the command lines of ancestors.
+# Programs that start processes together, by their names in the ancestors' command lines.
 _STARTERS = (
     "torchrun",
     "torch.distributed",
@@ -66,16 +66,16 @@ _STARTERS = (
 )
 # The variable that says how many threads a process computes with, and the option that does.
 THREADS, THREADS_OPTION = "OMP_NUM_THREADS", "--num_cpu_threads_per_process"
-# What a launcher is told to run: a path or, after -m, a module.
+# The program that a launcher runs: a path or, after -m, a module.
 SCRIPT = ("train.py", "recipes.train")
 _HERE = ("", "localhost", "127.0.0.1", "::1")
-# Seconds to wait for processes that a shell promises and no launcher vouches for.
+# Seconds to wait for processes that variables name, where no launcher is among the ancestors.
 PATIENCE_HERE, PATIENCE_ELSEWHERE = 30, 600
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What variables say: this is process `rank` of `world`; `names` are the variables."""
+    """A claim of variables that this is process `rank` of `world`; `names` are the variables."""
 
     rank: int
     world: int
@@ -86,7 +86,7 @@ class Claim:
 
 
 def claims(environment: Mapping[str, str]) -> list[Claim]:
-    """Return what each kind of launcher says, of those whose variables are set."""
+    """Return the claim of each kind of launcher whose variables are set."""
     return [claim for kind in _KINDS if (claim := _claim(environment, *kind)) is not None]
 
 
@@ -120,7 +120,7 @@ def forget(environment: MutableMapping[str, str], kinds: slice = slice(None)) ->
 
 
 def settle(environment: MutableMapping[str, str], parents: Sequence[Sequence[str]]) -> float | None:
-    """Leave in `environment` the ranks that are true; `parents` are the ancestors' commands.
+    """Remove ranks that are not true from `environment`; `parents` are the ancestors' commands.
 
     Return how many seconds to wait for the other processes; None: a launcher vouches for them, or
     there are none. Raises `RecipeError` for ranks of a launcher that is gone.
@@ -173,7 +173,7 @@ def started_by(parents: Sequence[Sequence[str]]) -> bool:
 
 
 def _program(command: Sequence[str]) -> Sequence[str]:
-    """Return the words of a command line that name its program: of Python, the module or script."""
+    """Return the words of a command line that name its program; for Python, the module or script."""
     words = list(command)
     if not words or not Path(words[0]).name.startswith("python"):
         return words[:1]
@@ -270,7 +270,7 @@ def _configured(path: Path) -> int | None:
 
 
 def number(value: object) -> int | None:
-    """Return the whole number that `value` says; None if it says none."""
+    """Return `value` as a whole number; None if it is none."""
     try:
         return int(str(value))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Notice that a rank hangs: say which one and where, and end the launch for its scheduler.
+"""Notices that a rank hangs, reports which one and where, and ends the launch for its scheduler.
 
 Ranks that train together wait for each other in every step. When one of them stops, because its
 machine swaps, its loader stalls or its GPU no longer answers, the others wait for ever. Here each
@@ -24,9 +24,9 @@ from typing import Any, Self
 
 log = logging.getLogger(__name__)
 
-# What a rank does that waits in a collective operation.
+# The activity of a rank that waits in a collective operation.
 OTHERS = "waits for the other ranks"
-# How long a rank that hangs as well has to say so, as a share of the patience; in seconds at most.
+# Time for a rank that hangs too to report, as a share of the patience, and at most in seconds.
 GRACE, LONGEST_GRACE = 0.5, 60.0
 
 
@@ -56,7 +56,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def mark(self, doing: str, step: int | None = None) -> None:
-        """Note that this rank makes progress, and what it does from now on."""
+        """Record that this rank makes progress, and what it does from now on."""
         self._doing = doing
         self._step = self._step if step is None else step
         self._marks += 1
@@ -92,7 +92,7 @@ class Watchdog:
             marks = self._marks
             if self._stands_still(min(self.patience * GRACE, LONGEST_GRACE), marks):
                 self._give_up(path.parent)
-            # It went on after all, or training is over.
+            # The rank went on after all, or training is over.
             path.unlink(missing_ok=True)
 
     def _stands_still(self, seconds: float, marks: int | None = None) -> bool:
@@ -113,7 +113,7 @@ class Watchdog:
         return True
 
     def _report(self) -> Path:
-        """Write what this rank does, and where all its threads are; return the file."""
+        """Write this rank's activity and the stacks of all its threads; return the file."""
         path = self.folder / f"hang-step-{self._step:08d}" / _name(self.rank)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as file:
@@ -130,7 +130,7 @@ class Watchdog:
 
 
 def verdict(answers: Mapping[int, str], names: Sequence[str], step: int, patience: float) -> str:
-    """Return the sentence that says which ranks hang and where.
+    """Return a message that names the ranks that hang and where.
 
     `answers` has what each rank that answered was doing.
     """
@@ -143,7 +143,7 @@ def verdict(answers: Mapping[int, str], names: Sequence[str], step: int, patienc
 
 
 def read(folder: Path, names: Sequence[str]) -> dict[int, str]:
-    """Return what each rank that wrote a report was doing, by rank; not those of another launch."""
+    """Return the activity of each rank that wrote a report in this launch, by rank."""
     found = {}
     for rank, name in enumerate(names):
         try:
