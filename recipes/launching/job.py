@@ -59,7 +59,7 @@ def sites_own(path: str | None) -> Path | None:
 
 
 def options(given: Sequence[str]) -> list[str]:
-    """Return the options of `accelerate launch`, with a plain launch file where the job names none."""
+    """Return the options of `accelerate launch`; a plain launch file where the job names none."""
     words = [word for word in given if word != ON_CPUS]
     script = next((n for n, word in enumerate(words) if word.endswith(SCRIPT)), len(words))
     named = [n for n, word in enumerate(words[:script]) if word.partition("=")[0] == CONFIG]

@@ -53,7 +53,7 @@ class _Asked:
 
     @property
     def next(self) -> signal.Signals:
-        """The signal to send: the second Ctrl-C ends training without saving, the third kills it."""
+        """The signal to send: a second Ctrl-C ends training without saving, a third one kills it."""
         if self.ctrl_c < 2:
             return STOP
         return signal.SIGINT if self.ctrl_c == 2 else signal.SIGKILL
@@ -61,7 +61,7 @@ class _Asked:
 
 @contextmanager
 def nothing_started() -> Iterator[None]:
-    """While in the block, a signal to stop ends this process at once, with the exit code for that."""
+    """Let a signal to stop end this process at once inside the block, with its exit code."""
     stops = [number for number in heeded() if number != signal.SIGINT]
     before = {number: signal.signal(number, _end_before) for number in stops}
     try:

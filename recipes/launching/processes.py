@@ -63,8 +63,7 @@ def start(recipe: Recipe) -> Any:
 
 
 def settle() -> dict[str, str]:
-    """Remove what only the recipe decides from this process's environment, before torch is
-    imported.
+    """Remove from the environment what only the recipe decides, before torch is imported.
 
     Return what was ignored. Raises `RecipeError` for what can't be ignored.
     """
@@ -103,7 +102,7 @@ def _accelerator(accumulate: int, silence: timedelta) -> Any:
 
 @contextmanager
 def _accumulating(parts: int) -> Iterator[None]:
-    """Set the variable that DeepSpeed's plugin reads, and that Accelerate prefers to its argument."""
+    """Set the variable that DeepSpeed's plugin reads and Accelerate prefers to its argument."""
     os.environ[_ACCUMULATION] = str(parts)
     try:
         yield

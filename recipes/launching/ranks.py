@@ -173,7 +173,7 @@ def started_by(parents: Sequence[Sequence[str]]) -> bool:
 
 
 def _program(command: Sequence[str]) -> Sequence[str]:
-    """Return the words of a command line that name its program; for Python, the module or script."""
+    """Return the words of a command line that name its program: Python's module or script."""
     words = list(command)
     if not words or not Path(words[0]).name.startswith("python"):
         return words[:1]
