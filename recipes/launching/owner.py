@@ -53,7 +53,7 @@ class _Asked:
 
     @property
     def next(self) -> signal.Signals:
-        """The signal to send: a second Ctrl-C ends training without saving, a third one kills it."""
+        """The signal to send: a second Ctrl-C ends training without saving, a third kills it."""
         if self.ctrl_c < 2:
             return STOP
         return signal.SIGINT if self.ctrl_c == 2 else signal.SIGKILL

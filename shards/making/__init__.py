@@ -1,1 +1,1 @@
-"""From a source to shards: list, plan, check, write, finish."""
+"""Makes shards from sources: list the pictures, plan the shards, check, write, finish."""

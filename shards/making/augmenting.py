@@ -1,4 +1,4 @@
-"""The way of a picture through augmentation: decoded, worked on, encoded.
+"""Augments pictures: decodes them, applies the operations, encodes the results.
 
 Without servers a picture takes all of it at once. With servers (`shards.augment.server`), which
 work on the GPUs, the pictures of a shard go to one of them in batches; the next batches are decoded
@@ -21,7 +21,9 @@ from shards.making.spent import Clock, Spent
 from shards.options import Options
 
 Prepare = Callable[[dict[str, Any]], Result]
-BATCH_PIXELS = 1 << 22  # of the pictures that go to a server at once, unless one alone has more
+BATCH_PIXELS = (
+    1 << 22
+)  # in bytes of the pictures that go to a server at once, unless one alone has more
 BATCH_ROWS = 256
 
 
@@ -62,7 +64,7 @@ class Augmenting:
         return self._through(self._lines[address], opened)
 
     def close(self) -> None:
-        """End the lines to servers."""
+        """Close the connections to servers."""
         while self._lines:
             self._lines.popitem()[1].close()
 
@@ -84,7 +86,7 @@ class Augmenting:
             return self._writer.results(one.result, made, one.decoded.profile)
 
     def _through(self, line: Remote, opened: Iterable[Opened]) -> Iterator[list[Result]]:
-        """Yield what comes of pictures that go through a server, a few batches ahead."""
+        """Yield the results of pictures that go through a server, a few batches ahead."""
         waiting: deque[list[Opened]] = deque()
         for batch in _batches(opened):
             line.send(

@@ -1,4 +1,4 @@
-"""Looks at a picture's bytes: what it is, and whether it can be used.
+"""Checks a picture's bytes: its format and size, and whether it can be used.
 
 A JPEG, which most pictures are, is decoded by libjpeg-turbo at an eighth of its size: that reads
 every coefficient, where damage shows, and saves only the inverse transform, which cannot fail.
@@ -22,7 +22,7 @@ from pipeline.common.pictures.samples import check_mode, check_samples
 from shards.making.jpeg import jpeg_header
 from shards.options import MAX_AREA, Options
 
-# What libjpeg says of files that are odd but whole, or of kinds it was not built for.
+# Messages of libjpeg about files that are odd but whole, or of kinds that it was not built for.
 HARMLESS = ("extraneous bytes", "Invalid SOS parameters", "nsupported")
 PROFILE = b"ICC_PROFILE\0"  # how a JPEG's segments with a colour profile start
 # Reasons for a reject.
@@ -35,13 +35,13 @@ UNREADABLE = "unreadable"
 CHANGED = "changed"
 DUPLICATE = "duplicate"
 NEAR_DUPLICATE = "near duplicate"
-# What the check "none" keeps all the same.
+# Reasons for a reject that remain with the check "none".
 KEPT_UNCHECKED = frozenset({Refusal.NOT_A_PICTURE, Refusal.UNSUPPORTED})
 DUPLICATES = {"exact": DUPLICATE, "near": NEAR_DUPLICATE}
 
 
 class RejectedError(Exception):
-    """A picture that is not used: `reason` is one of the few above, `detail` says more."""
+    """A picture that is not used: `reason` is one of those above, `detail` says more."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -51,7 +51,7 @@ class RejectedError(Exception):
 
 @dataclass(frozen=True)
 class Facts:
-    """What a picture is. Zero width and height: not looked at.
+    """Facts about a picture. Width and height are 0 where they were not looked at.
 
     `format` is Pillow's name in lower case, `mode` Pillow's mode, `orientation` EXIF's (1 is
     upright).
@@ -70,7 +70,7 @@ class Facts:
 
 
 def examine(data: bytes, options: Options, ending: str = "", decoded: bool = False) -> Facts:
-    """Return what the picture `data` is; `ending` is its file name's, for check "none".
+    """Return facts about the picture `data`; `ending` is its file name's, for check "none".
 
     What is `decoded` by `plain_pixels` anyway is not decoded here.
 
@@ -93,7 +93,7 @@ def examine(data: bytes, options: Options, ending: str = "", decoded: bool = Fal
 
 
 def _quick_facts(data: bytes) -> Facts | None:
-    """Return what an ordinary JPEG is, or None where Pillow must be asked."""
+    """Return facts about an ordinary JPEG, or None where Pillow must be asked."""
     header = jpeg_header(data)
     if header is None or header[0] * header[1] > MAX_AREA:
         return None
@@ -101,7 +101,7 @@ def _quick_facts(data: bytes) -> Facts | None:
 
 
 def _examine_by_pillow(data: bytes, options: Options, decoded: bool) -> Facts:
-    """Return what the picture `data` is; raises PictureError too."""
+    """Return facts about the picture `data`; raises PictureError too."""
     with opened(data) as image:
         facts = _facts(image)
         _within(facts, options)
@@ -179,7 +179,7 @@ def _jpeg_is_sound(data: bytes, mode: str) -> bool:
 
 
 def _refuse_damage(error: ValueError) -> None:
-    """Raise `RejectedError` for what libjpeg says, unless it is harmless."""
+    """Raise `RejectedError` for a message of libjpeg, unless it is harmless."""
     words = first_line(error)
     if not any(harmless in words for harmless in HARMLESS):
         raise RejectedError(DAMAGED, words) from None

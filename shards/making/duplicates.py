@@ -1,9 +1,9 @@
-"""Finds pictures that came before: the same bytes, or the same look.
+"""Finds duplicates: pictures of the same bytes, or of the same look.
 
-Of equal pictures the first in the order of the keys stays. Pictures of equal bytes are looked for
-among those of equal size alone, so few are read. Pictures that look the same have perceptual
-hashes (the signs of the lowest 8 x 8 frequencies of a 32 x 32 grey copy against their median, as in
-pHash, Zauner 2010) that differ in at most `NEAR` of 64 bits from one that stays, and about the same
+The first of equal pictures, in the order of their keys, stays. Equal bytes are looked for only
+among files of equal size, so few are read. Pictures that look the same have perceptual hashes (the
+signs of the lowest 8 x 8 frequencies of a 32 x 32 grey copy against their median, as in pHash,
+Zauner 2010) that differ in at most `NEAR` of 64 bits from one that stays, and about the same
 aspect.
 """
 
@@ -29,11 +29,11 @@ from shards.making.plan import completed
 from shards.sources import Entry, Reader, Source, UnreadableError
 
 NEAR = 4  # bits of 64 that may differ
-BANDS = NEAR + 1  # of two hashes that near one band at least is equal
-ASPECT = 0.03  # relative difference that aspects may have
+BANDS = NEAR + 1  # two hashes that near have at least one equal band
+ASPECT = 0.03  # largest relative difference of two aspects
 CHUNK = 512
-# What is known of a picture: key, SHA-256, perceptual hash (None: not asked for, or unreadable),
-# width over height.
+# A picture's key, SHA-256, perceptual hash (None: not asked for, or unreadable), and width over
+# height.
 Look = tuple[str, bytes, int | None, float]
 
 
@@ -119,7 +119,7 @@ def _looker(sources: Sequence[Source], near: bool, tell: Tell) -> Callable[[pa.T
 
 
 def look_at(sources: Sequence[Source], rows: pa.Table, near: bool) -> list[Look]:
-    """Return what the pictures of `rows` look like; those that cannot be read are left out."""
+    """Return the looks of the pictures of `rows`; those that cannot be read are left out."""
     readers: dict[int, Reader] = {}
     looks: list[Look] = []
     for row in rows.to_pylist():

@@ -1,4 +1,4 @@
-"""Ends a split: collects what its shards say of themselves into the rejects table and manifest."""
+"""Ends a split: collects the sidecars of its shards into the rejects table and the manifest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def missing_shards(names: set[str], plan: Plan) -> list[int]:
 
 
 def read_sidecar(store: Store, name: str, plan: str = "") -> tuple[ShardInfo, list[dict[str, Any]]]:
-    """Return what the sidecar of shard `name` says of the tar, and the pictures it rejected.
+    """Return the facts about the tar in the sidecar of shard `name`, and the rejected pictures.
 
     Raises:
         ShardsError: it is not a sidecar, or that of a plan whose identity is not `plan`.
@@ -97,7 +97,7 @@ def finish(store: Store, plan: Plan, created_with: dict[str, Any]) -> Manifest:
 
 
 def _remove_others_rows(store: Store, plan: Plan) -> None:
-    """Remove the rows of plans of this split that were drawn up and never used."""
+    """Remove the rows of plans of this split that were made and never used."""
     rows = re.compile(rf"\.{re.escape(plan.split)}\.plan(\.[0-9a-f]+)?\.parquet")
     for name in store.names():
         if rows.fullmatch(name) and name != plan.rows_file:
@@ -114,9 +114,9 @@ def _manifest(
     samples = sum(info.samples for info in infos)
     if samples != crops_of(plan.options.get("augment")) * (plan.listed - len(rejects)):
         raise ShardsError(
-            f"the plan of split {plan.split!r} lists {plan.listed} pictures, of which its shards "
-            f"have {samples} samples and {len(rejects)} rejects: it was changed, or they were; "
-            "start anew with --fresh"
+            f"the plan of split {plan.split!r} lists {plan.listed} pictures, but its shards "
+            f"have {samples} samples and {len(rejects)} rejects: the plan or the shards were "
+            "changed; start anew with --fresh"
         )
     return Manifest(
         split=plan.split,

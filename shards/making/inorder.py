@@ -1,4 +1,4 @@
-"""Works things out a little ahead, by threads, and gives them in order."""
+"""Computes items a little ahead, in threads, and yields the results in order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ R = TypeVar("R")
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """Yield `function` of each item in order, worked out by `threads` threads a little ahead."""
+    """Yield `function(item)` for each item, in order; `threads` threads compute a little ahead."""
     if threads < 2:
         yield from map(function, items)
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Markers of segments that say nothing of size, mode or orientation.
+# Markers of segments that have no part in size, mode or orientation.
 HUFFMAN, RESTARTS, COMMENT, TABLES = 0xC4, 0xDD, 0xFE, 0xDB
 PLAIN = frozenset({HUFFMAN, RESTARTS, COMMENT})
 FRAMES, SCAN = frozenset({0xC0, 0xC1, 0xC2}), 0xDA
@@ -39,7 +39,7 @@ def jpeg_header(data: bytes) -> tuple[int, int, str] | None:
 
 
 def _frame(segment: bytes) -> tuple[int, int, str] | None:
-    """Return what the frame's header says, if it is one of 8 bits."""
+    """Return width, height and mode from the frame's header, if it is one of 8 bits."""
     if len(segment) < 6 or segment[0] != 8 or len(segment) != 6 + 3 * segment[5]:
         return None
     height, width = int.from_bytes(segment[1:3], "big"), int.from_bytes(segment[3:5], "big")

@@ -1,4 +1,4 @@
-"""All pictures of a corpus in an order that mixes them, whatever their number, in little memory.
+"""Lists all pictures of a corpus in a mixed order, in little memory whatever their number.
 
 Each key has a hash of 128 bits. Half of it places the sample in its split; the other half, mixed
 with the seed, places it in the order. So the order depends on the keys and the seed alone, not on
@@ -31,7 +31,7 @@ from shards.making.members import Tally
 from shards.sources.base import LISTING, Entry, Listed, Rows, Source
 
 RUN_ROWS = 50_000
-# The listing with what the hash of each key decides.
+# The listing, with the split and the place that the hash of each key decides.
 ORDERED = LISTING.append(pa.field("order", pa.uint64())).append(pa.field("lot", pa.uint64()))
 Hashes = npt.NDArray[np.uint64]
 
@@ -169,13 +169,13 @@ class _Sorter:
             self.flush()
 
     def tell(self, more: int) -> None:
-        """Say how far the listing is, after `more` files were seen that may become rows."""
+        """Report the progress of the listing; `more` files were seen that may become rows."""
         self._seen = max(self._seen + more, self.rows)
         if self.progress is not None:
             self.progress(self._seen, None, "listed")
 
     def flush(self) -> None:
-        """Make a run of what was taken since the last one."""
+        """Make a run of the rows that were taken since the last one."""
         table = _sorted(pa.Table.from_batches(self._waiting, schema=ORDERED))
         self._waiting, self._waiting_rows = [], 0
         if table.num_rows < RUN_ROWS:  # a small corpus, or the end of a large one
@@ -209,7 +209,7 @@ def _spilled(table: pa.Table, scratch: Path | None) -> mmap.mmap:
 
 
 def _captions_digest(facts: Sequence[Listed]) -> str:
-    """Return a short hash of the descriptions that came apart from the pictures."""
+    """Return a short hash of the descriptions that lie in files of their own."""
     described: list[Any] = [[fact.captions, fact.columns, fact.classes] for fact in facts]
     text = json.dumps(described, sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

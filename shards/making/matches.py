@@ -1,4 +1,4 @@
-"""Counts which descriptions found their picture: what matched nothing is said, not dropped."""
+"""Counts descriptions that found their picture, and names those that matched none."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from shards.sources.base import Listed, clean_text, decode_path, stem_and_ending
 
 
 def names_of(path: str) -> tuple[str, ...]:
-    """Return by what a description may name the picture at `path`, the surest first."""
+    """Return the names by which a description may mean the picture at `path`, the surest first."""
     name, stem = path.rpartition("/")[2], stem_and_ending(path)[0]
     return path, name, stem, stem.rpartition("/")[2]
 
 
 class Matches:
-    """Pictures that a description was found for, and names that none was found for."""
+    """Pictures that have a description, and names in descriptions that match no picture."""
 
     def __init__(self, facts: Sequence[Listed]) -> None:
         self._facts = facts
@@ -40,7 +40,7 @@ class Matches:
                 self._used[number].update(own)
 
     def notes(self) -> list[str]:
-        """Return a sentence on what matched; none where nothing is described."""
+        """Return a sentence on the matches; none where nothing is described."""
         if not any(fact.named for fact in self._facts):
             return []
         lost = [

@@ -1,4 +1,4 @@
-"""What every sample of a corpus holds, so that tools which make columns of it lose nothing.
+"""Gives all samples of a corpus the same members, so that tools that make columns lose none.
 
 `datasets` takes the columns from the first five samples of a split: they must agree, and a member
 that they do not have is lost in all others. So the pictures of a corpus share one ending,
@@ -19,11 +19,11 @@ from pipeline.common.pictures import PictureError, opened
 from pipeline.common.pictures.formats import FORMATS, SAME, usual_ending
 from shards.sources.base import Entry, Listed, Source, UnreadableError
 
-# What stands in a sample that has none of its own, where others have.
+# Members of a sample that has none of its own, where other samples have some.
 BLANK: Mapping[str, bytes] = {"json": b"{}", "txt": b""}
 LONGEST = max(len(ending) for one in FORMATS for ending in one.endings) + 1  # with its dot
 FORMAT_OF = {ending: one.name for one in FORMATS for ending in one.endings}
-LOOKED_AT = 16  # pictures, where no name has an ending
+LOOKED_AT = 16  # pictures to open where no name has an ending
 USUAL = "jpg"
 
 

@@ -1,4 +1,4 @@
-"""Files that are being written: locked while their writer lives, so that others can tell.
+"""Partial files: locked while their writer lives, so that others can tell.
 
 A killed process leaves its partial file behind, but not the lock on it: `sweep` removes such files
 and never one that somebody is writing.
@@ -37,7 +37,7 @@ def folder_for(store: Store) -> Path:
 
 @contextlib.contextmanager
 def partial_file(store: Store, name: str) -> Iterator[PartialFile]:
-    """Yield a new locked file that will become `name` in `store`; it is removed if it is left."""
+    """Yield a new locked file that will become `name` in `store`; it is removed if it does not."""
     while True:
         folder = folder_for(store)
         try:
@@ -56,7 +56,7 @@ def partial_file(store: Store, name: str) -> Iterator[PartialFile]:
 def start_writing(file: IO[bytes], start: int, end: int) -> None:
     """Have the disk begin with bytes `start` to `end` of `file`, so that its flush waits less."""
     file.flush()
-    if hasattr(os, "posix_fadvise"):  # Linux writes first what it is told to forget
+    if hasattr(os, "posix_fadvise"):  # Linux writes pages before it drops them
         os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
 
 
@@ -77,7 +77,7 @@ def sweep(store: Store, split: str) -> None:
 
 @contextlib.contextmanager
 def failures_named(store: Store) -> Iterator[None]:
-    """Turn a full disk and a killed worker inside into this room's error.
+    """Turn a full disk and a killed worker inside the block into `ShardsRuntimeError`.
 
     Raises:
         ShardsRuntimeError: the disk is full, or a worker was killed.

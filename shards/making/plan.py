@@ -1,4 +1,4 @@
-"""The plan of a split: which sample goes into which shard. Made once, then only read.
+"""The plan of a split: which sample goes into which shard. It is made once, then only read.
 
 It is stored in the destination as `.SPLIT.plan.DIGEST.parquet`, a row group a shard, so that
 whoever makes a shard reads the rows of that shard alone; `.SPLIT.plan.json` beside it is written
@@ -35,7 +35,7 @@ from shards.store import Store
 from shards.tables import checked, reading_table
 
 NOTES = 20  # sentences on what was left out that a plan keeps
-REPEATED = ["source", "label"]  # columns whose values come again and again
+REPEATED = ["source", "label"]  # columns with few different values
 # Options that the shards of a plan depend on.
 IDENTIFYING = (
     *("seed", "shard_size", "min_side", "max_area", "max_aspect"),
@@ -144,7 +144,7 @@ class Plan:
 
 
 def check_planned(store: Store, split: str, identity: str) -> None:
-    """Refuse to write more of a split once its plan is not the one of `identity` any more.
+    """Refuse to go on writing a split whose plan is no longer the one of `identity`.
 
     Raises:
         ShardsError: another run planned it anew meanwhile, or its plan was removed.
@@ -155,7 +155,7 @@ def check_planned(store: Store, split: str, identity: str) -> None:
 
 
 def planned_anew(store: Store, split: str) -> ShardsError:
-    """Return the error of a run that another one has taken the split from."""
+    """Return the error for a run whose split another run has taken over."""
     return ShardsError(
         f"{store}: another run started split {split!r} anew, or its plan was removed, while this "
         "run went on: nothing more is written; let one run end before you start another there"
@@ -206,7 +206,7 @@ class PlanRows:
 
     @contextlib.contextmanager
     def _undamaged(self) -> Iterator[None]:
-        """Raise ShardsError for bytes that are no table of rows."""
+        """Raise ShardsError, inside the block, for bytes that are no table of rows."""
         try:
             with reading_table():
                 yield
@@ -283,7 +283,7 @@ class _Maker:
         self.listed = self.shards = self.bytes = 0
         self.labels: set[str] = set()
         self._writer = pq.ParquetWriter(file, ROWS, compression="zstd", use_dictionary=REPEATED)
-        self._held: list[pa.Table] = []  # rows of the shard that is not full yet
+        self._held: list[pa.Table] = []  # rows of the next shard, which is not full yet
         self._held_bytes = 0
 
     def take(self, rows: pa.Table) -> None:
@@ -308,7 +308,7 @@ class _Maker:
                 self._write()
 
     def finish(self) -> int:
-        """Write what is left; return the number of shards."""
+        """Write the last shard; return the number of shards."""
         if self._held:
             self._write()
         self._writer.close()

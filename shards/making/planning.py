@@ -1,4 +1,4 @@
-"""Has every split planned, or finds that what is planned still holds.
+"""Plans every split, or finds that its earlier plan still holds.
 
 Several runs may come here at once: parts of one plan, or runs that know nothing of each other. A
 plan's file is created by one of them; the others compare theirs with it, and go on or are refused.
@@ -38,7 +38,7 @@ class Planner:
     progress: Progress | None
 
     def plans(self, corpus: ListedCorpus) -> list[Plan]:
-        """Return every split's plan: those of before if they still hold, new ones otherwise.
+        """Return every split's plan: the earlier one if it still holds, else a new one.
 
         Raises:
             ShardsError: the destination holds something else.
@@ -55,7 +55,7 @@ class Planner:
         return plans if len(plans) == len(splits) else self._new_plans(corpus, stored)
 
     def _new_plans(self, corpus: ListedCorpus, stored: Mapping[str, Plan | None]) -> list[Plan]:
-        """Plan anew, and keep that where it differs from what is stored in nothing but times."""
+        """Plan anew; a stored plan that differs in nothing but times is kept."""
         with contextlib.ExitStack() as stack:
             files = {
                 split: stack.enter_context(partial_file(self.store, f".{split}.plan.parquet"))
@@ -92,7 +92,7 @@ class Planner:
         return None
 
     def _going_on(self, before: Plan, draft: _Draft, corpus: ListedCorpus) -> Plan:
-        """Return the plan of before, which takes over times of change from the draft.
+        """Return the earlier plan, with the times of change from the draft.
 
         Raises:
             ShardsError: it is not for what this corpus holds.
@@ -115,7 +115,7 @@ class Planner:
             settle(self.store, draft.partial, draft.plan.rows)
 
     def _check_same(self, before: Plan, corpus: ListedCorpus, draft: _Draft) -> str:
-        """Refuse to go on when what `draft` plans is not what `before` planned.
+        """Refuse to go on when `draft` and the earlier plan `before` differ.
 
         Returns a sentence on pictures that are gone, where that is all that differs.
         """
@@ -140,7 +140,7 @@ class Planner:
         return common_ending(corpus.tally, self.sources, corpus.first(LOOKED_AT))
 
     def _duplicates(self, corpus: ListedCorpus) -> dict[str, str]:
-        """Return the pictures to leave out, if that is asked for."""
+        """Return the duplicates to leave out, if the options ask for it."""
         kind = self.options.dedupe
         if kind == "none":
             return {}

@@ -1,4 +1,4 @@
-"""Notices, before work goes on, that options or source are not those of before."""
+"""Checks, before work goes on, that options and source are the same as before."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WAYS_OUT = "give the same as before, another --out, or --fresh to start anew"
 
 
 def check_foreign(store: Store, split: str, names: Collection[str]) -> None:
-    """Refuse a destination whose files of `split` nobody planned.
+    """Refuse a destination that has files of `split` and no plan for them.
 
     Raises:
         ShardsError: there are such files.
@@ -99,7 +99,7 @@ def check_contents(
     sources: Sequence[Source],
     crops: int = 1,
 ) -> None:
-    """Refuse to go on when a picture that is in a finished shard has other bytes than then.
+    """Refuse to go on when a picture in a finished shard has other bytes now.
 
     Only pictures whose time of change differs from the plan's are read.
 

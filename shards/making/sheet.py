@@ -25,8 +25,8 @@ from shards.making.sample import Ready
 from shards.options import Options
 
 SHOWN = 20  # pictures
-SIDE = 256  # pixels of a picture as it is shown, at most
-GENERATOR = b'<meta name="generator" content="cca-pipeline shard">'  # tells a page of ours
+SIDE = 256  # most pixels a side of a picture on the page
+GENERATOR = b'<meta name="generator" content="cca-pipeline shard">'  # marks pages of this project
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class View:
 
 @dataclass(frozen=True)
 class Row:
-    """A picture, what became of it, or why nothing did."""
+    """A picture before and after augmentation, or why it was rejected."""
 
     key: str
     before: View | None = None

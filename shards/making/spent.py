@@ -1,4 +1,4 @@
-"""Where the time of augmenting goes, so that a person sees which stage limits."""
+"""Measures where the time of augmenting goes, so that users see which stage limits it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Spent:
         return Spent(*(getattr(self, one.name) + getattr(more, one.name) for one in fields(self)))
 
     def words(self, seconds: float, devices: int) -> list[str]:
-        """Return in words how workers, and `devices` of them, spent `seconds`."""
+        """Return in words how workers and `devices` devices spent `seconds`."""
         last = ("waiting for a device", self.waiting) if devices else ("operations", self.operating)
         stages = [("decoding", self.decoding), last, ("encoding", self.encoding)]
         total = sum(spent for _, spent in stages)
@@ -58,7 +58,7 @@ class Clock:
 
     @contextmanager
     def times(self, stage: str) -> Iterator[None]:
-        """Count the time of a block for a stage: a name of `Spent`."""
+        """Count the time of the block for a stage, a field of `Spent`."""
         start = time.monotonic()
         try:
             yield

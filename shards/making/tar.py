@@ -1,4 +1,4 @@
-"""Tars whose bytes depend on their members alone."""
+"""Writes tars whose bytes depend on their members alone."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from shards.making.sample import Ready
 from shards.manifest import ShardInfo
 
 BLOCK, RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
-# A header's name field, and what its size field can say: beyond them, `tarfile` writes longer ones.
+# Limits of a header's name and size fields: beyond them, `tarfile` writes longer headers.
 NAME_BYTES, LARGEST = 100, 8**11 - 1
-AHEAD = 4 << 20  # bytes after which the disk is set to work
+AHEAD = 4 << 20  # bytes after which the disk begins to write
 EMPTY_HEADER = tarfile.TarInfo("").tobuf(tarfile.GNU_FORMAT)
 
 
@@ -42,7 +42,7 @@ class TarFile:
         return {**sample.row, "member": member, "offset": offset}
 
     def finish(self, name: str, samples: int) -> ShardInfo:
-        """Write the end of the archive; return what the file is."""
+        """Write the end of the archive; return facts about the file."""
         end = self._position + 2 * BLOCK
         self._write(b"\0" * (2 * BLOCK + -end % RECORD))
         return ShardInfo(name, samples, self._position, self._hash.hexdigest())

@@ -28,7 +28,7 @@ class ShardJob:
 
 @dataclass(frozen=True)
 class Done:
-    """How far a run is: pictures looked at, bytes, pictures rejected, and samples written.
+    """Progress of a run: pictures looked at, bytes, pictures rejected, and samples written.
 
     `spent` is the time that augmenting took.
     """
@@ -84,7 +84,7 @@ def run_jobs(
 
 
 class _Worker:
-    """Makes shards one after the other; tells now and then what has come to be done since."""
+    """Makes shards one after the other, and reports its progress now and then."""
 
     def __init__(self, context: Context, threads: int, tell: Tell) -> None:
         self.threads = threads
@@ -100,13 +100,13 @@ class _Worker:
         return info
 
     def count(self, size: int, samples: int) -> None:
-        """Add a picture to what is done."""
+        """Count a picture as done."""
         self.since += Done(1, size, int(not samples), samples)
         if time.monotonic() - self.told > SECONDS_BETWEEN_REPORTS:
             self.report()
 
     def report(self) -> None:
-        """Tell what has come since the last time."""
+        """Report the progress since the last time."""
         self.tell(self.since + Done(spent=self.maker.spent()))
         self.since, self.told = Done(), time.monotonic()
 

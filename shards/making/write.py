@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Form:
-    """What the samples of a split have in common: see `shards.making.plan.Plan`."""
+    """Settings that all samples of a split share: see `shards.making.plan.Plan`."""
 
     classes: Mapping[str, int] = field(default_factory=dict)
     ending: str = ""
@@ -47,7 +47,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Context:
-    """What all shards of a split have in common.
+    """Settings that all shards of a split share.
 
     `servers` are addresses of processes that augment; `plan` is the plan's identity ("": nobody
     planned).
@@ -108,7 +108,7 @@ class ShardMaker:
             self._augmenting.close()
 
     def spent(self) -> Spent:
-        """Return what augmenting took since the last time."""
+        """Return the time that augmenting took since the last call."""
         return self._augmenting.clock.taken() if self._augmenting is not None else Spent()
 
     def _write_sidecar(
@@ -193,7 +193,7 @@ class ShardMaker:
     def _reader(self, number: int) -> Reader:
         reader = self._readers.get(number)
         if reader is None:
-            # Of two threads that come here at once, both use the reader that was stored first.
+            # If two threads come here at once, both use the reader that was stored first.
             reader = self._readers.setdefault(number, self.context.sources[number].reader())
         return reader
 
