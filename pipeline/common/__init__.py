@@ -1,0 +1,1 @@
+"""The ground floor, which all other packages use; it imports none of them, and no torch."""
