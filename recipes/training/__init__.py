@@ -1,1 +1,1 @@
-"""The training loop and all that it needs."""
+"""Trains the runs of a recipe: the loop, losses, optimizers, checkpoints and evaluation."""

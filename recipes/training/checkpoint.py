@@ -1,4 +1,4 @@
-"""Checkpoints: the whole state of a run at a step, in a folder that is there or is not.
+"""Checkpoints: the whole state of a run at a step, in a folder that is complete or absent.
 
 `checkpoints/step-00000200/` holds `state.safetensors`, tensors by the names of parameters
 (`weights.`, `exp_avg.`, `exp_avg_sq.`, `ema.` and then the parameter), and `checkpoint.json`:
@@ -34,7 +34,7 @@ FORMAT = 1
 FOLDER = "checkpoints"
 PREFIX = "step-"
 STATE, ABOUT = "state.safetensors", "checkpoint.json"
-# What is known of the step that a run began from.
+# Facts about the step that a run began from.
 ORIGIN = ("step", "sha256", "run", "run_id", "recipe_digest")
 _NEEDED = {"step", "sha256", "decisive", "data_digest", "memory"}
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class CheckpointError(RunError):
 
 
 class NoCheckpointError(RecipeError):
-    """There are checkpoints, and none that a run may go on from without being told so."""
+    """There are checkpoints, but none that a run may continue from unasked."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Checkpoint:
 
     @property
     def origin(self) -> dict[str, Any] | None:
-        """Which step of which run its run began from, and what is known of that; None: step 0."""
+        """The run and step that its run began from, and facts about them; None: step 0."""
         said = self.about.get("origin")
         return dict.fromkeys(ORIGIN) | said if isinstance(said, dict) else None
 
@@ -88,9 +88,9 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Unusable:
-    """A checkpoint that can't be used as it is; `reason` says why.
+    """A checkpoint that can't be used now; `reason` says why.
 
-    `passing`: what is wrong may be over later, or is not wrong for another version.
+    `passing`: the fault may pass by itself, or be none for another version.
     """
 
     folder: Path
@@ -134,7 +134,7 @@ def opened(folder: Path) -> Checkpoint | Unusable:
     try:
         about = parse(path.read_bytes())
     except FileNotFoundError:
-        # A link that leads nowhere is a disk that is not there for the moment.
+        # A link that leads nowhere may point to a disk that is absent for the moment.
         return Unusable(folder, f"has no {ABOUT}", os.path.lexists(path))
     except OSError as error:
         return Unusable(folder, f"can't be read ({error.strerror or error})", True)
@@ -150,7 +150,7 @@ def opened(folder: Path) -> Checkpoint | Unusable:
 
 
 def _says_enough(about: Mapping[str, Any]) -> bool:
-    """Tell whether what a checkpoint says of itself can be gone on from."""
+    """Tell whether a checkpoint's description is enough to continue from."""
     step, cost, memory = about.get("step"), about.get("cost"), about.get("memory")
     if not (about.keys() >= _NEEDED and isinstance(memory, dict)):
         return False
@@ -181,7 +181,7 @@ def _folders(place: Path) -> list[Path]:
 
 
 def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
-    """Return that with the lowest held-out cost, on the pictures that the newest cost is of."""
+    """Return the checkpoint of lowest held-out cost, on the pictures of the newest cost."""
     judged = [checkpoint for checkpoint in checkpoints if checkpoint.cost is not None]
     alike = [one for one in judged if one.judged_by == judged[-1].judged_by]
     return min(alike, key=lambda one: one.cost or 0.0, default=None)
@@ -192,7 +192,7 @@ def read_newest(
 ) -> tuple[Checkpoint, dict[str, Tensor]] | None:
     """Return the newest checkpoint that is undamaged, with its tensors; None if there are none.
 
-    With `below`, the newest of a step below that. A damaged one is passed over. Raises
+    With `below`, the newest of a step below that. Damaged ones are skipped. Raises
     `NoCheckpointError` when one can't be read for a reason that may pass, or all are damaged.
     """
     good, bad = examine(run_folder)
@@ -259,7 +259,7 @@ def write(run_folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, A
 
 
 def amend(run_folder: Path, about: Mapping[str, Any]) -> None:
-    """Let the checkpoint of step `about["step"]`, which is there, say `about` from now on."""
+    """Replace the description of the existing checkpoint of step `about["step"]` by `about`."""
     path = run_folder / FOLDER / f"{PREFIX}{about['step']:08d}" / ABOUT
     check_held(run_folder)
     try:
@@ -275,7 +275,7 @@ def _fill(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any])
 
 
 def set_aside(run_folder: Path, step: int, prefix: str = "damaged") -> None:
-    """Take what claims to be newer than `step`, which a run goes on from, out of the way.
+    """Set aside checkpoints that claim to be newer than `step`, which a run continues from.
 
     It is damaged, or was not to be gone on from. Left there, it would count as the newest.
     """
@@ -294,9 +294,9 @@ def free_name(path: Path) -> Path:
 
 
 def prune(run_folder: Path, keep: int, keep_best: bool, spikes: Sequence[int] = ()) -> None:
-    """Remove all checkpoints but the newest `keep`, and the best if that is wanted.
+    """Remove all checkpoints but the newest `keep` and, if wanted, the best.
 
-    Of those before each step of `spikes` the newest is kept, too.
+    The newest one before each step in `spikes` is kept too.
     """
     checkpoints = found(run_folder)
     kept = {checkpoint.folder for checkpoint in checkpoints[-keep:]}
@@ -311,7 +311,7 @@ def prune(run_folder: Path, keep: int, keep_best: bool, spikes: Sequence[int] = 
 
 
 def clean(run_folder: Path) -> None:
-    """Remove what a killed process left half-written."""
+    """Remove checkpoints that a killed process left half-written."""
     sweep(run_folder)
     sweep(run_folder / FOLDER)
 

@@ -1,4 +1,4 @@
-"""What every optimizer here has beside torch's own: clipping by group, and state by parameter."""
+"""What all optimizers add to torch's: clipping by group, and state by parameter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class NonFiniteError(RunError):
-    """A loss or gradient is not a number, or infinite; nothing has been stepped."""
+    """A loss or gradient is NaN or infinite; no parameter has been stepped."""
 
 
 class Clipping:
@@ -55,7 +55,7 @@ class Clipping:
     def restore(
         self, group: dict[str, Any], parameter: nn.Parameter, given: Mapping[str, Tensor], step: int
     ) -> None:
-        """Take up what `kept` returned after `step` steps; raises KeyError for what is missing."""
+        """Restore what `kept` returned after `step` steps; raises KeyError for what is missing."""
         place = parameter.device if group.get("fused") else torch.device("cpu")
         self.state[parameter] = {"step": torch.tensor(float(step), device=place)} | {
             # In the parameter's layout, which a fused step takes for granted.
@@ -67,7 +67,7 @@ class Clipping:
         return {one["name"]: one["clip"] for one in self.param_groups if "clip" in one}
 
     def _check(self, names: Iterable[str], norms: Tensor) -> None:
-        """Take down the `norms` of the groups `names`; raises `NonFiniteError`."""
+        """Record the `norms` of the groups `names`; raises `NonFiniteError`."""
         self.norms.update(zip(names, norms.tolist(), strict=True))
         bad = [name for name in names if not math.isfinite(self.norms[name])]
         if bad:

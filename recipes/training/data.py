@@ -1,4 +1,4 @@
-"""The batches of a run: what a step sees is a function of the recipe and the step."""
+"""The batches of a run: each is a function of the recipe and the step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shards.streaming.mixture import ORDER
 
 @dataclass(frozen=True)
 class Corpora:
-    """What a run is trained on: by where each corpus lies, its manifest and its weight."""
+    """The corpora that a run is trained on: manifest and weight by the place of each."""
 
     manifests: Mapping[str, Manifest]
     weights: Mapping[str, float]
@@ -41,7 +41,7 @@ class Corpora:
 
     @property
     def digest(self) -> str:
-        """Hex SHA-256 of what they hold, wherever they lie: of one corpus, its manifest's own."""
+        """Hex SHA-256 of their contents, wherever they lie; for a single corpus, its manifest's."""
         if len(self.manifests) == 1:
             return next(iter(self.manifests.values())).digest
         total = sum(self.weights.values())
@@ -79,7 +79,7 @@ class Feed:
             yield next(begun[kind])
 
     def _from(self, kind: int, step: int, order: int) -> Iterator[Batch]:
-        """Return the batches of a shape from the one on before which there were `step`."""
+        """Return the batches of a shape, beginning after the first `step` of them."""
         if kind not in self._streams:
             self._streams[kind] = self._stream(kind)
         stream = self._streams[kind]
@@ -112,7 +112,7 @@ class Feed:
             rank=self.rank,
             world_size=self.world_size,
             held_out=data.spared,
-            # More would wait for each other; what a step sees doesn't depend on their number.
+            # More would wait for each other. Batches don't depend on their number.
             workers=min(data.workers, default_workers()),
             block=data.block or BLOCK,
             groups=data.groups or GROUPS,
@@ -171,7 +171,7 @@ def check_shards(run: Run) -> Corpora:
 
 
 def cache_of(data: Data) -> Cache:
-    """Return where a recipe wants shards behind a URL to be kept."""
+    """Return the cache that a recipe wants for shards behind a URL."""
     given = data.cache
     if given.folder == NO_DISK:
         return Cache(folder=None)
@@ -180,7 +180,7 @@ def cache_of(data: Data) -> Cache:
 
 
 def _augment(data: Data, crop: int) -> Augment | None:
-    """Return what is done on the device; flips stay with the stream, as without it."""
+    """Return the augmentation on the device; the stream does the flips, as it does without one."""
     given = data.augment
     if given is None:
         return None

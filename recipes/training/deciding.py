@@ -1,4 +1,4 @@
-"""What a recipe leaves to the machine: precision, compiling, CUDA graphs (`speed: auto`).
+"""Decides what a recipe leaves to the machine: precision, compiling, CUDA graphs (`speed: auto`).
 
 Each falls back, with a sentence, where a machine or a launch can't do it. The precision decides
 numbers, so a run keeps to the one it began with, wherever it goes on.
@@ -30,7 +30,7 @@ _TRIES = 5
 
 
 def decided(run: Run, accelerator: Any, begun: Mapping[str, Any] | None) -> Run:
-    """Return `run` with nothing of its `speed` left open, and say what was chosen.
+    """Return `run` with all of its `speed` decided, and report the choices.
 
     `begun` is what the checkpoint that it goes on from depends on, if there is one. All processes
     call this together.
@@ -75,7 +75,7 @@ def _precision(accelerator: Any, begun: Mapping[str, Any] | None) -> tuple[str, 
 
 
 def gain() -> float:
-    """Return how many times as fast a convolution and its gradients are in bf16, on a CPU.
+    """Return the speed-up of a convolution and its gradients by bf16, on a CPU.
 
     Both are timed in turns, which takes a moment.
     """

@@ -1,4 +1,4 @@
-"""What a recipe would do: resolved, with the model's size and cost, after one step of trying."""
+"""Describes what a recipe would do: its runs, the model's size, and the cost of a trial step."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _sizes(trainer: Trainer) -> Iterator[str]:
 
 
 def _state_bytes(trainer: Trainer) -> int:
-    """Return the bytes of what is there between two steps, over all processes if sharded."""
+    """Return the bytes of the state between two steps, over all processes if sharded."""
     parameters = list(trainer.module.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     copies = BESIDE + trainer.run.averages

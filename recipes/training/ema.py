@@ -1,4 +1,4 @@
-"""An average of the weights, which evaluations and the final model have.
+"""An average of the weights, which evaluations and the final model use.
 
 After step t (from 1) it moves by 1 - d of the way to the weights. `ema` is Polyak and Juditsky's
 averaging (1992) in its exponential form, d = min(decay, t / (t + 9)), which forgets how a run
@@ -19,12 +19,12 @@ from recipes.config.schema import Run
 from recipes.training.state import Copy, contiguous
 
 KIND = "ema"
-# What an average keeps of itself after step t, the first being 1.
+# The share of itself that an average keeps after step t, the first being 1.
 Decay = Callable[[int], float]
 
 
 def decay_of(run: Run) -> Decay:
-    """Return how the run's average goes."""
+    """Return the decay of the run's average, as a function of the step."""
     if run.stage.swa is not None:
         return mean_of_last(run.stage.steps, run.stage.swa)
     assert run.ema is not None
@@ -65,7 +65,7 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Let the module have the average inside, and its weights again afterwards."""
+        """Give the module the average inside the block, and its weights again afterwards."""
         kept = [weight.detach().clone() for weight in self._weights]
         self._write(self._average)
         try:
@@ -80,7 +80,7 @@ class Average:
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `gather` returned."""
+        """Restore the average that `gather` returned."""
         for name, tensor in zip(self._names, self._average, strict=True):
             tensor.copy_(state[f"{KIND}.{name}"])
 

@@ -1,4 +1,4 @@
-"""How long runs will take, and what that costs, from the speed of a few steps."""
+"""Estimates how long runs will take and what they cost, from the speed of a few steps."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def pixels(stage: Stage, done: int = 0) -> int:
 
 
 def _done(run: Run) -> int:
-    """Return the steps that a run has behind it: all, or those of its newest checkpoint."""
+    """Return the steps that a run has done: all, or those of its newest checkpoint."""
     if run.complete:
         return run.stage.steps
     names = [path.name for path in (run.folder / FOLDER).glob(f"{PREFIX}*")]

@@ -1,4 +1,4 @@
-"""A model out of a checkpoint: of any setting, for checkpoints don't depend on it."""
+"""Exports the model of a checkpoint, whatever settings it was trained under."""
 
 from __future__ import annotations
 

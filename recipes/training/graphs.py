@@ -25,12 +25,12 @@ from recipes.training.noise import draw_noise, draw_rates
 from recipes.training.optim import GuardedAdam
 from recipes.training.steps import BeforeChange, Metrics, Piece, Reduce, checked, nothing
 
-# Passes before a capture: what is made at the first use (workspaces, compiled code) is then there.
+# Passes before a capture, which make workspaces and compiled code at their first use.
 _WARM_UP = 3
 
 
 class _Place:
-    """Memory that stays where it is, for pieces of a shape; `replays`: the graphs that read it."""
+    """Static memory for pieces of one shape; `replays`: the graphs that read it."""
 
     def __init__(self, module: TrainingModule, like: Piece) -> None:
         run, config, device = module.run, module.model.config, like.x.device
@@ -133,7 +133,7 @@ class Replayed:
         self._totals += metrics / self.parts
 
     def _record(self, place: _Place) -> tuple[Callable[[], None], ...]:
-        """Return what does a pass again, and a step; afterwards all is as it was before."""
+        """Return the replays of a pass and of a step; recording changes no state."""
         works = (partial(self._do_pass, place), self.optimizer.step)
         if self._unrecorded or self.device.type != "cuda":
             return works

@@ -1,4 +1,4 @@
-"""Whether the CCA loss is healthy: the share of the auxiliary likelihoods at their lower bound.
+"""Watches the CCA loss: the share of the auxiliary likelihoods at their lower bound.
 
 When the auxiliary model is paid for predicting badly, it runs to the clamp, where every likelihood
 is 1e-9 and the term has no gradient any more.
@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pipeline.common.errors import RunError
 from recipes.config.schema import Run
 
-# Steps whose mean is judged: in the first steps after random weights the share may jump up.
+# Steps that the mean is taken over: in the first steps from random weights the share may jump.
 WINDOW = 50
-# Steps whose median a leap is measured by, and how many leaps are remembered.
+# Steps of the median that leaps are measured against, and the number of leaps remembered.
 MEDIAN_OF, KEPT = 200, 3
 # Steps between two warnings of the same run.
 QUIET_STEPS = 1000
@@ -59,14 +59,14 @@ class Watch:
 
 
 class SpikeWatch:
-    """Finds leaps of the loss or of a gradient's norm: far above their medians of late."""
+    """Finds leaps of the loss or of a gradient's norm: values far above their recent medians."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self._seen: dict[str, deque[float]] = {}
 
     def leapt(self, step: int, found: Mapping[str, float]) -> bool:
-        """Take down the metrics of `step`, and return whether one leapt, with a warning."""
+        """Record the metrics of `step`; return whether one leapt, and warn if so."""
         factor = self.run.recipe.checkpoint.spike
         if factor is None:
             return False
@@ -87,7 +87,7 @@ class SpikeWatch:
         return bool(leaps)
 
     def _median(self, name: str, value: float) -> float | None:
-        """Return the median of the values so far, None for too few, and take down `value`."""
+        """Return the median of the values so far (None: too few), then record `value`."""
         seen = self._seen.setdefault(name, deque(maxlen=MEDIAN_OF))
         median = statistics.median(seen) if len(seen) >= MEDIAN_OF // 4 else None
         seen.append(value)

@@ -51,7 +51,7 @@ class HeldOut:
 
 
 def held_out(run: Run) -> list[HeldOut]:
-    """Return the run's held-out pictures; raises `RecipeError` when there are none to be had."""
+    """Return the run's held-out pictures; raises `RecipeError` when there are none."""
     data = run.data
     if data.spared:
         return list(_of_shards(data.model_dump_json()))
@@ -86,7 +86,7 @@ def _check_others(place: Path) -> None:
 
 
 def digest(pictures: Sequence[HeldOut]) -> str:
-    """Return the hex SHA-256 of what the files of `pictures` hold, in order; "" of none."""
+    """Return the hex SHA-256 of the files of `pictures`, in order; "" if there are none."""
     if not pictures:
         return ""
     return hashlib.sha256(" ".join(one.digest for one in pictures).encode()).hexdigest()

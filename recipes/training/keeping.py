@@ -1,4 +1,4 @@
-"""What a run keeps on disk: its checkpoints, its model, and what reproduces a failure."""
+"""Keeps a run on disk: its checkpoints, its model, and the state that reproduces a failure."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Keeper:
         self.saved_at = time.monotonic()
 
     def restore(self, tensors: Mapping[str, Tensor], state: TrainerState) -> None:
-        """Take up what a checkpoint's `tensors` have beside weights.
+        """Restore the state in a checkpoint's `tensors`, except the weights.
 
         Raises:
             RecipeError: the settings need something that the checkpoint does not have.
@@ -100,11 +100,11 @@ class Keeper:
         self.writer.submit(work)
 
     def wait_for_copies(self) -> None:
-        """Return when the state of the last checkpoint has been copied, and may change."""
+        """Wait until the state of the last checkpoint has been copied, and so may change."""
         self._copied.wait()
 
     def amend(self, state: TrainerState) -> None:
-        """Let the checkpoint of this step say what an evaluation has found."""
+        """Add the result of an evaluation to the checkpoint of this step."""
         if self.results is None:
             return
         about = self.about(state)
@@ -120,7 +120,7 @@ class Keeper:
         checkpoint.prune(self.run.folder, keep.keep, keep.keep_best, spikes)
 
     def about(self, state: TrainerState) -> dict[str, Any]:
-        """Return what a checkpoint of this state says beside its tensors."""
+        """Return the description that a checkpoint of this state has beside its tensors."""
         info = self.results.info(state.step).to_dict() if self.results else {}
         return {
             "step": state.step,
@@ -138,5 +138,5 @@ class Keeper:
             self.results.finish(self.module.model.config, tensors, state.step)
 
     def close(self) -> None:
-        """Wait for what is being written."""
+        """Wait for checkpoints that are being written."""
         self.writer.close()

@@ -93,7 +93,7 @@ class Trainer:
 
     def _place(self) -> None:
         self.module.to(self.device)
-        # DeepSpeed lays weights out in a row, in an order of its own.
+        # DeepSpeed flattens weights, in an order of its own.
         if self.run.speed.channels_last and not launch.sharded(self.session.accelerator):
             # Module.to knows this keyword, but no overload of it has it alone.
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -166,7 +166,7 @@ class Trainer:
         self.keeper.saved_at = time.monotonic()
 
     def _profiled(self) -> AbstractContextManager[Callable[[], None]]:
-        """Return what records some steps, if that is wanted: on each process its own."""
+        """Return a context that records some steps, if wanted: each process records its own."""
         if not self.session.profile:
             return nullcontext(lambda: None)
         name = f"step-{self.state.step:08d}-rank-{self.session.accelerator.process_index}"
@@ -218,13 +218,13 @@ class Trainer:
         return Batch(nothing, [], [], 0, {}, slots=tuple(range(local)))
 
     def _keep_alone(self) -> None:
-        """Keep the state before training ends for want of pictures, where no other rank trains."""
+        """Save the state before training ends because no pictures come, if no other rank trains."""
         alone = self.session.accelerator.num_processes == 1
         if alone and self.state.step > self.begun_at:
             self._save()
 
     def _give_up_waiting(self) -> None:
-        """Keep the state and raise `Interrupted` if any process was asked to stop, without a batch.
+        """Without a batch, save the state and raise `Interrupted` if any process was asked to stop.
 
         All ask this together.
         """
@@ -235,7 +235,7 @@ class Trainer:
         self._settle(evaluation=False, stop=True)
 
     def _leave_out(self, batch: Batch) -> None:
-        """Pass over a batch that the recipe skips: it counts as a step."""
+        """Skip a batch that the recipe leaves out: it counts as a step."""
         log.warning(
             "%s: step %d is left out, as the recipe says: %s",
             self.run.id,
@@ -248,7 +248,7 @@ class Trainer:
             self._settle(evaluation=True, save=True)
 
     def _step(self, batch: Batch) -> Metrics:
-        """Do one optimizer step; return its metrics and what the processes agreed on."""
+        """Do one optimizer step; return its metrics and the flags that the processes agreed on."""
         step = self.state.step
         self.watchdog.mark("computes", step)
         rate = set_learning_rate(self.optimizer, self.run.stage, step, self.state.reductions)
@@ -261,7 +261,7 @@ class Trainer:
         return metrics | norms | {"lr": rate}
 
     def _reduce(self) -> Reduce:
-        """Return what averages metrics over processes, with whether any wants to stop or save."""
+        """Return a function that averages metrics and the wish to stop or save over processes."""
         minutes = (time.monotonic() - self.keeper.saved_at) / 60
         due = self.session.main and minutes >= self.run.recipe.checkpoint.every_minutes
         # Copied to the device before it is busy, which such a copy would wait for.
@@ -296,7 +296,7 @@ class Trainer:
         """Evaluate and save after a step; raises `Interrupted` when asked to `stop`."""
         state = self.state
         if evaluation and self.pictures:
-            # Saved first: an evaluation that fails costs no step.
+            # The checkpoint comes first, so that an evaluation that fails costs no step.
             state.unevaluated = True
             self._save()
             if self._evaluate():
@@ -335,13 +335,13 @@ class Trainer:
         return self._agreed(bool(self.session.stop))
 
     def _agreed(self, mine: bool) -> bool:
-        """Return whether any process says so; all of them ask together."""
+        """Return whether `mine` is true on any process; all of them ask together."""
         said = torch.tensor(float(mine), device=self.device)
         with self.watchdog.others():
             return bool(self.session.accelerator.reduce(said, reduction="sum") > 0)
 
     def _show(self, model: Model) -> None:
-        """Show the first held-out pictures beside what the model makes of them, and its rate.
+        """Show the first held-out pictures beside their reconstructions, with the rate.
 
         All processes look, because a sharded model needs them all; the first one shows.
         """
@@ -355,7 +355,7 @@ class Trainer:
         self.keeper.save(self.state)
 
     def _hung(self, folder: Path, sentence: str) -> None:
-        """End this process, of which the main thread waits for a rank that hangs."""
+        """End this process, whose main thread waits for a rank that hangs."""
         if sentence:
             launch.report_hang(f"{self.run.id}: {sentence}")
         if self.results is not None:
@@ -363,7 +363,7 @@ class Trainer:
         launch.end_hung(first=bool(sentence))
 
     def _broken(self, batch: Batch, error: NonFiniteError) -> TrainingError:
-        """Keep what reproduces a step that can't be taken; return the error that says so."""
+        """Save the batch and state that reproduce a step that can't be taken; return the error."""
         folder = self.run.folder / f"failure-step-{self.state.step:08d}"
         tensors = self.keeper.gather()
         if self.results is not None:

@@ -49,7 +49,7 @@ class _Reverse(torch.autograd.Function):
 
 
 def reverse_gradient(x: Tensor, weight: Weight) -> Tensor:
-    """Return x; its gradient is multiplied by -`weight` on the way back."""
+    """Return x; in the backward pass its gradient is multiplied by -`weight`."""
     if isinstance(weight, Tensor):
         weight = weight.view(-1, *[1] * (x.ndim - 1))
     # Function.apply has no types.
@@ -60,7 +60,7 @@ def reverse_gradient(x: Tensor, weight: Weight) -> Tensor:
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights that hold at a step: of the rate, and of the two halves of the CCA term.
+    """The loss weights at a step: those of the rate and of the two halves of the CCA term.
 
     Of `rate`, which is what it is at the end of a warm-up, the share `grown` is in force.
     """
@@ -111,7 +111,7 @@ def balanced(cost: Tensor, weights: Weights, loss: Loss) -> Tensor:
 
 
 def final_weight(run: Run, rate_weight: float) -> float:
-    """Return what the rate of y weighs at the end of a run, the CCA term's half included."""
+    """Return the weight of y's rate at the end of a run, the CCA term's half included."""
     final = Weights.at(run.stage.steps, rate_weight, run.cca)
     return float(final.rate + (0.0 if run.cca.mode == "off" else final.main))
 
@@ -128,7 +128,7 @@ def early_share(groups: Mapping[str, Tensor], early: int) -> Tensor:
 
 
 def early_term(share: Tensor, rate: Tensor, cca: Cca) -> Tensor | float:
-    """Return what a distance of `share` from the wanted one costs, (N,), at y's `rate`."""
+    """Return the cost (N,) of a `share` that differs from the wanted one, at y's `rate`."""
     if cca.early_share is None:
         return 0.0
     return cca.early_weight * rate.detach() * (share - cca.early_share).square()
@@ -180,7 +180,7 @@ def distortion(x: Tensor, x_hat: Tensor, kind: str, loss: Loss) -> Tensor:
 def auxiliary_terms(
     auxiliary: AuxiliaryModel, output: CodecOutput, noise: Noise, cca: Cca, weights: Weights
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return what the CCA term adds to the loss beyond the rate of y, (N,), and its metrics."""
+    """Return the CCA term's part of the loss beyond the rate of y, (N,), and its metrics."""
     pixels = output.x_hat.shape[2] * output.x_hat.shape[3]
     published = cca.mode == "published"
     y, hyper = output.y, output.hyper
@@ -197,7 +197,7 @@ def auxiliary_terms(
 
 
 def _turned(y: Tensor, hyper: HyperOutput, cca: Cca, weight: Weight) -> tuple[Tensor, HyperOutput]:
-    """Return what enters the auxiliary model, with the gradient that leaves it turned round."""
+    """Return the input of the auxiliary model, whose gradient is reversed when it leaves it."""
     y = reverse_gradient(y, weight)
     if cca.hyper == "detached":
         return y, HyperOutput(hyper.mean.detach(), hyper.scale.detach())

@@ -44,7 +44,7 @@ from recipes.training.start import starting_model, told_by
 
 log = logging.getLogger(__name__)
 
-# What every training pass reports, in this order: processes add their vectors up.
+# The metrics of every training pass, in this order: processes add their vectors up.
 METRICS = (
     "loss",
     "cost",
@@ -194,7 +194,7 @@ class TrainingModule(nn.Module):
 
 
 def build(run: Run) -> TrainingModule:
-    """Return the run's module as it is before its first step.
+    """Return the run's module before its first step.
 
     It has its parent's weights, or random ones that the recipe's seed decides. Raises
     `RecipeError` when the parent has not been trained or has another architecture.
@@ -258,7 +258,7 @@ def _inherit(run: Run, start: Path, model: Model, auxiliary: AuxiliaryModel | No
 
 
 def _take(module: nn.Module, given: Mapping[str, Tensor], about: str, *, partial: bool) -> None:
-    """Give `module` the tensors of its names; if `partial`, those whose shapes are its own."""
+    """Load the tensors that `module` names; if `partial`, only those of its own shapes."""
     own = module.state_dict()
     taken = {
         name: tensor

@@ -1,4 +1,4 @@
-"""MS-SSIM as a loss: what pytorch_msssim computes, in a form that a GPU need not be waited for.
+"""MS-SSIM as a loss: as pytorch_msssim computes it, but without waiting for the GPU.
 
 Its own backward pass asks the device whether a product has zeros, which no CUDA graph can. And
 where a picture's structure is reversed, its gradient is not a number; here there is none.

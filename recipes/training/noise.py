@@ -1,4 +1,4 @@
-"""Random numbers by address: what a step draws depends on where it is, not on what came before.
+"""Random numbers by address: a step's draws depend on the step alone, not on earlier draws.
 
 So a resumed run, and a run on another number of processes, draw the same numbers.
 """

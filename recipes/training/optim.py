@@ -69,7 +69,7 @@ class GuardedAdam(ClippedAdam):
         torch.optim.Adam.step(self)
 
     def check(self) -> None:
-        """Take down the norms of the last step; raises `NonFiniteError` if any was left out."""
+        """Record the norms of the last step; raises `NonFiniteError` if a step was left out."""
         left_out, loss = torch.stack([self._left_out, self.loss]).tolist()
         self._left_out.zero_()
         if not math.isfinite(loss):
@@ -80,7 +80,7 @@ class GuardedAdam(ClippedAdam):
 
     @contextmanager
     def closed(self) -> Iterator[None]:
-        """Let no step change anything inside, and forget afterwards that steps were left out."""
+        """Let no step change anything inside the block; such steps do not count as left out."""
         self.loss.fill_(math.inf)
         try:
             yield

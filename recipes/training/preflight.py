@@ -1,4 +1,4 @@
-"""What can be found wrong before any work is done."""
+"""Finds mistakes before any work is done."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SOCKET, _SOCKET_NAME = 107, len("/pymp-abcdefgh/listener-abcdefgh")
 
 
 def before_work(runs: Sequence[Run], begun_elsewhere: Container[str] = ()) -> None:
-    """Raise `RecipeError` for what no run could get past; needs no processes.
+    """Raise `RecipeError` for mistakes that would end a run; needs no processes.
 
     Runs named in `begun_elsewhere` do not go on from their own newest checkpoint.
     """
@@ -58,7 +58,7 @@ def before_work(runs: Sequence[Run], begun_elsewhere: Container[str] = ()) -> No
             continue
         begun = checkpoint.found(run.folder)
         if begun:
-            # What is trained is skipped, whatever shards its children train on.
+            # A trained run is skipped, whatever shards its children train on.
             check_same(run, begun[-1].about, None if run.complete else corpora)
         if not run.complete:
             check_steps_left(run)

@@ -17,7 +17,7 @@ ROWS = 30
 
 @contextmanager
 def recording(folder: Path, name: str) -> Iterator[Callable[[], None]]:
-    """Yield what is to be called after each step; writes `folder`/`name`.json.gz and .txt.
+    """Yield a function to call after each step; writes `folder`/`name`.json.gz and .txt.
 
     The trace is for chrome://tracing or ui.perfetto.dev, the text a table of the dearest
     operations. A run that ends within `STEPS` steps leaves none.

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its folder, its MLflow run, its model. Written by the first process."""
+"""Writes the results of a run, in the first process: its folder, its MLflow run, its model."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class Results:
         return self._tracker
 
     def info(self, step: int) -> ModelInfo:
-        """Return what a model says about where it comes from."""
+        """Return the facts on its origin that a model's file holds."""
         run = self.run
         return ModelInfo(
             name=run.id,
@@ -232,7 +232,7 @@ def export(
 
 
 def _calibrate(model: Model, crops: Sequence[Tensor]) -> None:
-    """Give a model its scales; one that can't have any is worth keeping without."""
+    """Give a model its scales, or keep it without if it can't have any."""
     try:
         calibrate(model, crops)
     except CodecError as error:
@@ -247,7 +247,7 @@ def keep_batch(path: Path, batch: Batch) -> None:
 
 
 def put_aside(folder: Path) -> None:
-    """Move what a run left in its `folder`, its checkpoints aside, to a folder before-N in it."""
+    """Move earlier files of a run, except checkpoints, to a folder before-N in its `folder`."""
     stays = (LEASE_FILE, "before")
     left = [path for path in sorted(folder.iterdir()) if path.name not in (FOLDER, LOCK_FILE)]
     left = [path for path in left if not path.name.startswith(stays)]
@@ -259,7 +259,7 @@ def put_aside(folder: Path) -> None:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Return what `run.json` says; {} where there is none that can be read."""
+    """Return the contents of `run.json`; {} where there is none that can be read."""
     try:
         return told.read((folder / told.RUN_FILE).read_bytes())
     except (OSError, ValueError):

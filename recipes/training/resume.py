@@ -1,4 +1,4 @@
-"""What a run goes on from: its newest checkpoint, another one that was named, or nothing.
+"""Finds what a run continues from: its newest checkpoint, another one that was named, or nothing.
 
 A checkpoint goes on under the settings that it was made under. Going on under others is asked for
 (`--from`), or is the cure of a step that could not be taken; it makes a new run, whose parent is
@@ -24,28 +24,28 @@ from recipes.training.checkpoint import Checkpoint, NoCheckpointError, Unusable
 from recipes.training.data import Corpora
 from recipes.training.results import read_run
 
-# What may be changed after a step that could not be taken, without asking for a new run.
+# Settings that may change after a step that could not be taken, without asking for a new run.
 CURES = frozenset(
     {
         *("lr", "quantile_lr", "quantile_schedule", "clip", "steps"),
         *("warmup", "schedule", "final_lr", "decay", "milestones", "restarts"),
     }
 )
-# Parts of a recipe that count as a whole: what an older version did not know had its default.
+# Parts of a recipe that are compared whole: a setting that an older version lacked had its default.
 _PARTS: dict[str, type[Section]] = {
     "loss": Loss,
     "optimizer": Optimizer,
     "plateau": Plateau,
     "augment": Augmentation,
 }
-# What a stage's costs are measured in: lowest costs of other measures mean nothing.
+# Settings that costs depend on: under others, an earlier lowest cost means nothing.
 MEASURES = ("rate_weight", "variable_rate", "distortion", "loss")
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a run begins from in place of its own newest checkpoint.
+    """The start of a run in place of its own newest checkpoint.
 
     `checkpoint` None: step 0, with what there is of the run set aside. `automatic`: nobody asked.
     """
@@ -55,7 +55,7 @@ class Origin:
 
     @property
     def key(self) -> dict[str, Any] | None:
-        """What a run remembers of where it began, so that it goes on when started again."""
+        """The record of where a run began, so that it goes on when started again."""
         if self.checkpoint is None:
             return None
         about = self.checkpoint.about
@@ -70,7 +70,7 @@ class Origin:
 
 
 def find_origins(runs: Sequence[Run], given: str | None, anew: bool) -> dict[str, Origin]:
-    """Return where runs begin, by their names, for those that don't go on by themselves.
+    """Return the origins of runs, by name, for those that don't continue their newest checkpoint.
 
     Args:
         runs: those that are to be trained.
@@ -162,9 +162,9 @@ def _begun_from(run: Run, origin: Origin) -> bool:
 
 
 def _cure(run: Run) -> Origin | None:
-    """Return where to go on from after a step that could not be taken, under settings that heal it.
+    """Return the origin after a step that could not be taken, if new settings cure it.
 
-    A state in which a loss is no number stays one at any rate: it is gone back behind.
+    A loss that is NaN stays NaN at any learning rate, so an earlier checkpoint is chosen.
     """
     failed = read_run(run.folder).get("failed")
     good, _ = checkpoint.examine(run.folder)
@@ -186,9 +186,9 @@ def _cure(run: Run) -> Origin | None:
 
 
 def differences(run: Run, about: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that decide numbers and differ: what they were, and what they are.
+    """Return settings that decide numbers and differ, with their earlier and present values.
 
-    What an older version did not know yet had its default then.
+    A setting that an older version did not know had its default then.
     """
     now, then = parse(json.dumps(run.decisive())), about["decisive"]
     then = {**_defaults(now), **then}

@@ -1,4 +1,4 @@
-"""What the runs of one launch share, and the ways in which a run ends early."""
+"""State that the runs of one launch share, and the errors by which a run ends early."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to
 
 @dataclass
 class Session:
-    """What the runs of one launch share."""
+    """State that the runs of one launch share."""
 
     accelerator: Any
     stop: StopRequest

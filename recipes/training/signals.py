@@ -1,4 +1,4 @@
-"""Being asked to stop: the step ends and a checkpoint is written, or a wait is given up."""
+"""Handles signals to stop: the step ends and a checkpoint is written, or a wait is given up."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class StopRequest:
     def at_once(self) -> Iterator[None]:
         """Raise `StopNow` when a signal comes in here, or has come before: for waits.
 
-        A library that is broken off so, in an import say, may make another error of it, or none.
+        A library that is interrupted so, in an import say, may raise another error, or none.
         """
         self._waits += 1
         try:

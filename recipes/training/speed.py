@@ -23,7 +23,7 @@ _MOST_GRAPHS = 256
 
 
 def apply(module: TrainingModule, speed: Speed) -> None:
-    """Change how the costly parts of `module` are computed; parameters stay what they are."""
+    """Change how the costly parts of `module` are computed; parameters stay the same."""
     for part in costly_parts(module):
         if speed.activation_checkpointing:
             part.forward = _recomputed(part.forward)

@@ -56,7 +56,7 @@ def starting_fingerprint(run: Run) -> str | None:
 
 @lru_cache(maxsize=64)
 def told_by(place: Path) -> ModelInfo:
-    """Return what the model at `place` says of where it comes from."""
+    """Return the facts on its origin that the model at `place` holds."""
     return load_model(place).info
 
 

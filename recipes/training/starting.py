@@ -1,4 +1,4 @@
-"""Where a run begins: at step 0, from its own newest checkpoint, or from another run's."""
+"""Finds where a run begins: at step 0, from its own newest checkpoint, or from another run's."""
 
 from __future__ import annotations
 

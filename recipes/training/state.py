@@ -40,9 +40,9 @@ class Copies:
         return place
 
     def later(self, name: str, tensor: Tensor) -> Tensor:
-        """Return where `make` will put the copy of `tensor`, which must not change until then.
+        """Return memory for a copy of `tensor`, which must not change until `make` fills it.
 
-        What is not in the CPU's memory is copied at once.
+        A tensor that is not in the CPU's memory is copied at once.
         """
         if tensor.device.type != "cpu":
             return self(name, tensor)

@@ -18,7 +18,7 @@ from recipes.training.losses import Weights, weights_at
 from recipes.training.module import METRICS, TrainingModule
 from recipes.training.noise import draw_noise, draw_rates, spread_rates
 
-# What the processes agree on after the metrics, as numbers.
+# Flags that the processes agree on, as numbers after the metrics.
 FLAGS = ("stop", "due")
 
 # The metrics and flags of a step, by name.
@@ -30,12 +30,12 @@ BeforeChange = Callable[[], None]
 
 
 def nothing() -> None:
-    """Do nothing before a change."""
+    """Do nothing: the default for `before_change`."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What a pass is computed from: a part of this process's batch."""
+    """The inputs of a pass: a part of this process's batch."""
 
     x: Tensor
     noise: Noise
@@ -118,7 +118,7 @@ class Eager:
 
 
 def checked(vector: Tensor) -> Metrics:
-    """Return what a `Reduce` gave by name; raises `NonFiniteError` if the loss is no number."""
+    """Return results of a `Reduce` by name; raises `NonFiniteError` if the loss is not finite."""
     metrics = dict(zip((*METRICS, *FLAGS), vector.tolist(), strict=True))
     if not math.isfinite(metrics["loss"]):
         raise NonFiniteError("the loss is not finite")

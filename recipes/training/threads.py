@@ -1,4 +1,4 @@
-"""How many threads a process computes with on a CPU: they decide in which order sums are added.
+"""Sets the threads of a process on a CPU: their number decides in which order sums are added.
 
 So they are the recipe's, and a run keeps to those that it began with. A shell's OMP_NUM_THREADS,
 which launchers set as well, decides nothing.
@@ -68,7 +68,7 @@ def _begun(run: Run, begun: int | None, cores: int) -> int | None:
 
 
 def _suitable(run: Run, processes: int, cores: int) -> int:
-    """Return the threads that a step of `run` pays for, of `cores` at most."""
+    """Return how many threads, at most `cores`, speed a step of `run` up."""
     config = run_config(run)
     with torch.device("meta"):
         weights = count_parameters(architectures.load(config.architecture).model(config))

@@ -1,4 +1,4 @@
-"""How fast training goes: samples a second, time spent waiting for data, memory."""
+"""Measures the speed of training: samples a second, time spent waiting for data, memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Meter:
         self._last = time.monotonic()
         self._steps = 0
         self._traffic = Traffic()
-        # What came from a store to this process in a step, and how much of it was there in time.
+        # Traffic from a store to this process in a step, and the share that was there in time.
         self.store = dict.fromkeys(("bytes", "requests", "read", "hits"), 0.0)
 
     @contextmanager
@@ -38,7 +38,7 @@ class Meter:
         self._wait = time.monotonic() - start
 
     def read(self, traffic: Traffic) -> None:
-        """Take down what reading a batch from a store took in this process."""
+        """Record the traffic of reading a batch from a store in this process."""
         self._traffic = traffic
 
     def step(self, batch: int | None = None) -> None:
@@ -66,7 +66,7 @@ class Meter:
         return self.waited / self.seconds if self.seconds else 0.0
 
     def note(self, found: Mapping[str, float]) -> str:
-        """Return what progress shows beside the step and the time left."""
+        """Return the note that progress shows beside the step and the time left."""
         store = self._from_store()
         reading = f" {store['store_mb_per_second']:.1f} MB/s from the store," if store else ""
         return (
@@ -76,7 +76,7 @@ class Meter:
         )
 
     def metrics(self) -> dict[str, float]:
-        """Return what is tracked of the speed."""
+        """Return the metrics of speed that are tracked."""
         return {
             "samples_per_second": self.samples_per_second,
             "waiting_share": self.waiting_share,
@@ -85,7 +85,7 @@ class Meter:
         }
 
     def _from_store(self) -> dict[str, float]:
-        """Return what this process reads from a store; nothing where all is on this machine."""
+        """Return metrics of reading from a store; none where all shards are on this machine."""
         if not self.store["read"] or not self.seconds:
             return {}
         return {

@@ -1,4 +1,4 @@
-"""What a run remembers beside its weights."""
+"""The state of a run beside its weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shards.streaming.mixture import ORDER
 
 @dataclass
 class TrainerState:
-    """What a run remembers beside weights: kept in checkpoints, the same on all processes."""
+    """The state of a run beside its weights: kept in checkpoints, the same on all processes."""
 
     step: int = 0
     best: float = math.inf
@@ -29,7 +29,7 @@ class TrainerState:
     unevaluated: bool = False
     # The order of pictures that the run counts in (docs/streaming.md).
     order: int = ORDER
-    # Steps that the optimizer took: batches that are left out are none.
+    # Steps that the optimizer took: batches that are left out do not count.
     taken: int = 0
     # Plateaus that have lowered the learning rate.
     reductions: int = 0
@@ -38,7 +38,7 @@ class TrainerState:
 
     @classmethod
     def of(cls, about: Mapping[str, Any]) -> TrainerState:
-        """Return what a checkpoint's `memory` says; of another version's, what is known here.
+        """Return the state in a checkpoint's `memory`; fields of another version are ignored.
 
         Raises `ValueError` when something that is known is of another kind.
         """
@@ -50,12 +50,12 @@ class TrainerState:
         return _KINDS.validate_python(kept)
 
     def forget(self) -> None:
-        """Forget all costs: those of before are of something else."""
+        """Forget all costs: earlier ones measured something else."""
         self.best = self.improved = math.inf
         self.without, self.ended = 0, False
 
     def judged_on(self, digest: str) -> bool:
-        """Take down what is evaluated on from now on; return whether earlier costs were of others.
+        """Record which pictures are evaluated; return whether earlier costs were of others.
 
         These are forgotten then.
         """
@@ -66,7 +66,7 @@ class TrainerState:
         return others
 
     def judge(self, cost: float, plateau: Plateau | None) -> bool:
-        """Take down a held-out cost; return whether it is the stage's lowest.
+        """Record a held-out cost; return whether it is the stage's lowest.
 
         `ended` says whether that is a `plateau`: small improvements add up until they count.
         """

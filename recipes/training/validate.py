@@ -1,4 +1,4 @@
-"""Evaluation on held-out pictures while training, shared out over the processes.
+"""Evaluates on held-out pictures during training, shared out over the processes.
 
 Metrics are those of the field: on 8-bit pictures, per picture and then the mean over the set.
 Rates are the likelihoods' here; `pipeline evaluate` counts real files.
@@ -125,7 +125,7 @@ def look(model: Model, picture: Picture) -> Picture:
 def reconstruct(
     model: Model, picture: Picture, rate: float | None = None, *, whole: bool = False
 ) -> tuple[Picture, float]:
-    """Return what the model makes of a picture, (H, W, 3) uint8, and its estimated bpp.
+    """Return the reconstruction of a picture, (H, W, 3) uint8, and its estimated bpp.
 
     A large one goes through in tiles, unless it is to go as a `whole`.
     """

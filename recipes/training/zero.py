@@ -1,4 +1,4 @@
-"""The state of training when DeepSpeed ZeRO has shared it out over the processes.
+"""Gathers and restores the state of training that DeepSpeed ZeRO shares out over processes.
 
 What is gathered is what `recipes.training.state` gathers on one process, so a checkpoint does not
 say how it was trained, and any setting can go on from it.
@@ -20,7 +20,7 @@ from recipes.training.state import Copy, contiguous, gather, restore
 
 
 class Replicated:
-    """How state is held when every process has all of it."""
+    """Holds the state when every process has all of it."""
 
     # Whether what is gathered is the state itself, which stays as it is until the next step.
     lasting = True
@@ -42,7 +42,7 @@ class Replicated:
 
 
 class Sharded(Replicated):
-    """How state is held by a DeepSpeed engine; `engine` is what Accelerate prepared."""
+    """Holds the state in a DeepSpeed engine; `engine` is the one that Accelerate prepared."""
 
     # It is put together for the moment.
     lasting = False

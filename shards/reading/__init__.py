@@ -1,1 +1,1 @@
-"""From a shard folder to crops: where samples lie, their bytes, and the part that is wanted."""
+"""Reads shards: finds samples, fetches their bytes, and decodes crops of their pictures."""

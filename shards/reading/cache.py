@@ -38,16 +38,16 @@ log = logging.getLogger(__name__)
 
 ROOM = ".room"
 
-# Bytes of a part whose name does not say how many they are.
+# Bytes of a part whose name does not give its size.
 USUAL = 2 << 20
 
-# Told of a request's bytes, and when it began by `time.monotonic`.
+# Called with a request's bytes, and the time when it began by `time.monotonic`.
 Arrived = Callable[[int, float], object]
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Where remote shards are kept on this machine, and how much room they may take.
+    """The place for remote shards on this machine, and the room that they may take.
 
     Attributes:
         folder: on a local disk; all processes of a machine should name the same one. None: no disk
@@ -90,7 +90,7 @@ class Wanted:
 
 
 class CacheFolder:
-    """The files of one store in a cache. Has no state but the disk's."""
+    """The files of one store in a cache. All its state is on the disk."""
 
     def __init__(self, cache: Cache, fetcher: Fetcher) -> None:
         """Raises ShardsError when the folder can't be made."""
@@ -106,7 +106,7 @@ class CacheFolder:
             ) from error
 
     def open(self, wanted: Wanted, arrived: Arrived | None = None) -> int:
-        """Return a descriptor of the whole file, fetched when it is not here.
+        """Return a descriptor of the whole file, which is fetched first if it is not here.
 
         The file stays while the descriptor is open. `arrived` is told of each request.
 
@@ -144,7 +144,7 @@ class CacheFolder:
         return self._folder / f"{tag}-{wanted.name.replace('/', '%')}{part}"
 
     def drop(self, wanted: Wanted) -> None:
-        """Remove a file whose bytes are not what they must be; readers keep what they hold."""
+        """Remove a file whose bytes are wrong; readers keep the file that they have open."""
         self.path(wanted).unlink(missing_ok=True)
 
     def _fetch(self, wanted: Wanted, partial: int, path: Path, arrived: Arrived | None) -> None:
@@ -152,7 +152,8 @@ class CacheFolder:
         try:
             if wanted.part is not None:
                 self._bring_part(wanted, partial, arrived)
-                # What is read from a part is checked then, so it need not outlast a power cut.
+                # The bytes of a part are checked when they are read, so it need not outlast a power
+                # cut.
                 _partial(path).rename(path)
                 return
             for _ in range(self.cache.patience.attempts):
@@ -279,7 +280,7 @@ def check_room(cache: Cache, manifest: Manifest, block: int) -> None:
 
 
 def _number(descriptor: int) -> int:
-    """Return the number of bytes that a file says are taken: far too many when it says nothing."""
+    """Return the taken bytes that a file states; far too many when it states nothing."""
     text = os.pread(descriptor, 32, 0)
     return int(text) if text.isdigit() else 1 << 62
 
@@ -308,7 +309,7 @@ def _open_used(path: Path) -> int:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[int | None]:
-    """Hold the arriving file alone; give None when it arrived while waiting for that.
+    """Lock the arriving file; yield None when it arrived while waiting for the lock.
 
     Whoever waits asks for a shared lock: once the file has its name, readers hold it with such for
     as long as they like, and nobody could have it alone.
@@ -339,7 +340,7 @@ def _same_file(descriptor: int, path: Path) -> bool:
 
 
 def _remove_unused(path: Path) -> bool:
-    """Remove a file that nobody holds; return whether it is gone."""
+    """Remove a file that no process holds; return whether it is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

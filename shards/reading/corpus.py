@@ -22,8 +22,7 @@ TABLES = 192
 class Corpus(ABC):
     """The samples of a split, by shard number and index in the shard.
 
-    Attributes:
-        remote: whether reading waits for a network, so that it helps to say what comes.
+    Attributes: remote: whether reading waits for a network, so that announcing samples helps.
         whole: whether a shard is fetched whole before a sample of it is read.
     """
 
@@ -37,7 +36,7 @@ class Corpus(ABC):
         tables: Callable[[ShardInfo], ShardTable],
         block: int,
     ) -> None:
-        """Take the shards, and what reads a shard's table; `name` is for messages."""
+        """Take the shards, and the function that reads a shard's table; `name` is for messages."""
         self.name, self.manifest = name, manifest
         self.index = SplitIndex(manifest, tables, kept=max(2 * block, TABLES))
 
@@ -48,7 +47,7 @@ class Corpus(ABC):
 
     @property
     def traffic(self) -> Traffic:
-        """What reading from a store took in this process."""
+        """The requests and bytes that reading from a store took in this process."""
         return Traffic()
 
     def sample(self, shard: int, index: int) -> Sample:
@@ -65,7 +64,7 @@ class Corpus(ABC):
         """
 
     def reads(self, share: float, ranks: int) -> None:
-        """Take down which share of an epoch this process reads: it may fetch no more than that."""
+        """Record the share of an epoch that this process reads: it may fetch no more than that."""
         return
 
     def begin(self, places: Sequence[tuple[int, int]]) -> None:

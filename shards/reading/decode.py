@@ -1,4 +1,4 @@
-"""Bytes of a picture to uint8 RGB: the whole of it, or a crop.
+"""Decodes a picture's bytes to uint8 RGB, the whole picture or a crop.
 
 Pictures are read by the policy of `pipeline.common.pictures`: upright, as a codec would code them,
 without alpha and profile, grey repeated in three channels. JPEGs take a quicker way to the same
@@ -31,7 +31,7 @@ JPEG_END, JPEG_TAIL = b"\xff\xd9", 32
 
 
 class BrokenPictureError(ValueError):
-    """These bytes are not a picture that can be decoded: the sample is skipped and counted."""
+    """A picture can't be decoded: its sample is skipped and counted."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def filled(pixels: Pixels, side: int) -> Pixels:
 
 
 def _crop_jpeg(data: bytes, side: int, draw: CropDraw) -> Pixels | None:
-    """Return a JPEG's crop, at most (S, S, 3), by decoding little else; None: decode it whole."""
+    """Return a JPEG's crop, at most (S, S, 3), decoding little else; None: decode it whole."""
     if not data.startswith(JPEG) or JPEG_END not in data[-JPEG_TAIL:]:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Open files of one process: one pool for all corpora, as large as the system's limit allows."""
+"""A pool of open files for all corpora of a process, as large as the system's limit allows."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Descriptors:
     def using(self, key: Key, opened: Callable[[], int], most: int | None = None) -> Iterator[int]:
         """Yield the descriptor of file `key`, which `opened` opens; raises its OSError.
 
-        Where a file is opened, its owner keeps `most` files open (None: what there is room for).
+        Its owner then keeps at most `most` files open (None: as many as there is room for).
         """
         held = self._taken(key) or self._added(key, opened, most)
         try:
@@ -66,7 +66,7 @@ class Descriptors:
                     os.close(held.descriptor)
 
     def roomy(self, opened: Callable[[], int]) -> int:
-        """Return what `opened` opens; where the process may open no more, close some and retry."""
+        """Return what `opened` opens; at the limit of the process, close some and retry."""
         try:
             return opened()
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Bytes from a store that may fail, stall or cut answers short: asked for until they are whole."""
+"""Fetches bytes from a store that may fail, stall or cut answers: asks until they are whole."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 # Bytes asked for at once: large enough for a store's best speed, small enough to ask again for.
 PART = 8 << 20
-# What asking again does not change.
+# Errors that asking again does not change.
 FINAL = (FileNotFoundError, PermissionError, ShardsError)
 
 # Connections to one store at once.
@@ -28,7 +28,7 @@ CONNECTIONS = 128
 
 
 class _Making:
-    """Holds threads up while one of them makes the client that all want."""
+    """Makes other threads wait while one creates the client that all use."""
 
     lock = threading.Lock()
 
@@ -44,7 +44,7 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass(frozen=True)
 class Patience(Retries):
-    """How long a store is asked again for a part of a file.
+    """For how long, and how often, a store is asked again for a part of a file.
 
     Attributes:
         stall: seconds after which a part of 8 MiB that has not arrived counts as failed.
@@ -112,7 +112,7 @@ class Fetcher:
             ) from error
 
     def _asked(self, ask: Callable[[PlainS3 | _Fsspec], T]) -> T:
-        """Return what the client of this process answers; `s3fs` is asked where it is refused."""
+        """Return the answer of this process's client, or of `s3fs` where the store refuses it."""
         try:
             return ask(self._own_client())
         except s3.NotLetInError as error:
@@ -162,7 +162,7 @@ class _Fsspec:
 
 
 def _options(url: str) -> dict[str, Any]:
-    """Return what a file system is opened with: botocore alone keeps to ten connections."""
+    """Return the options of a file system: without them, botocore keeps to ten connections."""
     if not url.startswith(("s3://", "s3a://")):
         return {}
     from fsspec.config import conf
@@ -172,7 +172,7 @@ def _options(url: str) -> dict[str, Any]:
 
 
 def _in_time(ask: Callable[[], T], seconds: float) -> T:
-    """Return `ask()`, or raise TimeoutError when it takes longer; the call then goes on unheard."""
+    """Return `ask()`; raise TimeoutError when it takes longer, and drop its later result."""
     answer: _Answers = queue.SimpleQueue()
     _Asking.idle().put((ask, answer))
     try:

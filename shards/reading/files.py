@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 # Files fetched side by side ahead of use.
 FETCHERS = 2
-# Bytes from which on a size, which a table from outside may say, is not believed: reading takes as
-# much memory as is asked for, whatever the file has.
+# The largest size in bytes that is believed of a table from outside: reading takes the memory for
+# it, however small the file is.
 CHECKED = 1 << 24
-# What of `Files` is of one process.
+# Attributes of `Files` that do not travel to other processes.
 OF_PROCESS = ("_held",)
 
 
@@ -65,7 +65,7 @@ class Files(ABC):
 
     @abstractmethod
     def expect(self, names: Sequence[str]) -> None:
-        """Make ready what will be read soon, in this order. Returns at once."""
+        """Prepare files that will be read soon, in this order. Returns at once."""
 
     def close(self) -> None:
         """Close all files; reading opens them again."""
@@ -127,7 +127,7 @@ class CachedFiles(Files):
         return self.cache.index(self.wanted[name])
 
     def expect(self, names: Sequence[str]) -> None:
-        """Fetch these files in the background; those expected before and not begun are let go.
+        """Fetch these files in the background; earlier ones that have not begun are dropped.
 
         Only as many as the cache holds at once: later ones would push out earlier ones unread.
         """
@@ -162,7 +162,7 @@ class _Ahead:
         self._lock = threading.Lock()
 
     def set(self, wanted: list[Wanted]) -> None:
-        """Replace what is to be fetched."""
+        """Replace the list of files to fetch."""
         with self._lock:
             self._left = wanted
             missing = min(FETCHERS, len(wanted)) - self._running

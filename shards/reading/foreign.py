@@ -77,7 +77,7 @@ class _Tars:
             return tar_table(file, self.files.where(name))
 
     def _index(self, name: str) -> tuple[Path, str]:
-        """Return where a tar's index is kept, and what it must say of the tar."""
+        """Return the file of a tar's index, and the stamp that it must hold."""
         if isinstance(self.files, CachedFiles):
             return self.files.index(name), str(self.names[name])
         tar = Path(self.root) / name

@@ -1,4 +1,4 @@
-"""Where each sample of a split lies: its shard, byte offset and size, read a shard at a time."""
+"""Finds each sample of a split: its shard, byte offset and size. Tables are read shard by shard."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from shards.errors import ShardsError
 from shards.manifest import Manifest, ShardInfo
 
-# Says in an index which tar it was made of.
+# The key in an index that names the tar it was made of.
 STAMP = "tar"
 # The columns of a sidecar that reading needs.
 SAMPLE_COLUMNS = ("key", "offset", "size")
@@ -65,7 +65,7 @@ class ShardTable:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory; as a file it takes about as many or fewer."""
+        """Bytes in memory; a file of the table has about as many or fewer."""
         columns = (self.keys, self.offsets, self.sizes, self.digests)
         return sum(column.nbytes for column in columns if column is not None)
 
@@ -76,7 +76,7 @@ class SplitIndex:
     def __init__(
         self, manifest: Manifest, tables: Callable[[ShardInfo], ShardTable], kept: int
     ) -> None:
-        """Take the manifest, what reads the table of a shard, and how many stay in memory."""
+        """Take the manifest, a function that reads a shard's table, and how many to keep."""
         self._manifest, self._read, self.kept = manifest, tables, kept
         self._tables: OrderedDict[int, ShardTable] = OrderedDict()
         self._locks: dict[int, threading.Lock] = {}

@@ -1,4 +1,4 @@
-"""What a user names, opened: a shard folder, tars of others, or several with weights."""
+"""Opens corpora by what a user names: a shard folder, tars of others, or several with weights."""
 
 from __future__ import annotations
 

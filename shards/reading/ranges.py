@@ -31,8 +31,8 @@ PART = USUAL
 # far as they stay larger than the least: a node fetches whole parts, one more than its share.
 PARTS_OF_SHARE, PARTS, LEAST_PART = 64, 512, 256 << 10
 
-# Bytes that may be asked for alone at the beginning, and which share of what a process reads in an
-# epoch they are at most. Of what comes later it is half of that.
+# Bytes that may be asked for alone at the beginning, and their largest share of the bytes that a
+# process reads in an epoch. Of later bytes, half of that share may be.
 ALONE, SHARE = 64 << 20, 20
 
 # Parts that a process holds open, which nobody removes then: so many at most, and no more than one
@@ -48,7 +48,7 @@ Part = tuple[str, int]
 
 @dataclass
 class Traffic:
-    """What reading from a store took; sums of several processes mean the same.
+    """Counts of reading from a store, which can be added up over processes.
 
     Attributes:
         bytes: that came from the store.
@@ -90,9 +90,9 @@ class Ranges:
     """Reads samples of remote files; all processes of a machine share the parts in the cache."""
 
     def __init__(self, fetcher: Fetcher, cache: CacheFolder | None) -> None:
-        """Take what asks the store; without a cache, all is asked for exactly.
+        """Take the store's fetcher; without a cache, exactly the needed bytes are asked for.
 
-        What is known of the files goes into `files`, by name, before they are read.
+        Facts about files must be put into `files`, by name, before the files are read.
         """
         self.fetcher, self.cache = fetcher, cache
         self.files: dict[str, Wanted] = {}
@@ -172,7 +172,7 @@ class Ranges:
         return data
 
     def drop(self, sample: Sample) -> None:
-        """Remove from the cache what a sample was read from: it is not what it must be."""
+        """Remove the parts of a sample from the cache: their bytes are wrong."""
         if self.cache is not None:
             self._held.close()
             for part in self._parts_of(sample.shard, sample.offset, sample.size):
@@ -241,7 +241,7 @@ class Ranges:
             self.traffic.waited += time.monotonic() - begun
 
     def _cut(self, part: Part, sample: Sample) -> bytes:
-        """Return what a part has of a sample."""
+        """Return the bytes of a sample that a part has."""
         assert self.cache is not None
         begin = part[1] * self.part
         first = max(sample.offset, begin)

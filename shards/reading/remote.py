@@ -32,7 +32,7 @@ class RangedCorpus(Corpus):
         ranges: Ranges,
         block: int,
     ) -> None:
-        """Take the shards, what reads a shard's table, and what reads ranges of the shards."""
+        """Take the shards, the function that reads a shard's table, and the reader of ranges."""
         super().__init__(name, manifest, tables, block)
         self.tables, self.ranges = tables, ranges
         self._expected: dict[Span, int] = {}  # what is made ready, and its bytes
@@ -40,7 +40,7 @@ class RangedCorpus(Corpus):
 
     @property
     def traffic(self) -> Traffic:
-        """What reading from the store took in this process."""
+        """The requests and bytes that reading from the store took in this process."""
         return self.ranges.traffic
 
     def reads(self, share: float, ranks: int) -> None:
@@ -53,7 +53,7 @@ class RangedCorpus(Corpus):
         for _ in range(self.ranges.fetcher.patience.attempts):
             if sample.sha256 in (None, hashlib.sha256(data).hexdigest()):
                 return data
-            # Whatever is wrong, a part that arrived damaged or a table: both are fetched anew.
+            # A damaged part or a damaged table may be the cause: both are fetched anew.
             self.ranges.drop(sample)
             self.tables.drop(self.manifest.shards[sample.place[0]])
             self.index.forget(sample.place[0])
@@ -130,7 +130,7 @@ class RemoteTables:
         return table
 
     def drop(self, info: ShardInfo) -> None:
-        """Remove what is kept of a shard's table."""
+        """Remove the stored copies of a shard's table."""
         if self.cache is not None:
             self._path(info).unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Requests to a store, many at a time: a window says how many of those that are not urgent."""
+"""Makes many requests to a store at once; a window limits those that are not urgent."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class Requests:
             return bool(self._others or self._under_way)
 
     def arrived(self, begun: float) -> None:
-        """Take down that a part of the usual size came, and when it was asked for."""
+        """Record that a part of the usual size came, and when it was asked for."""
         with self._lock:
             self.window.arrived(begun, time.monotonic(), full=len(self._others) > 0)
             if self._under_way < self.window.size:
                 self._lock.notify_all()
 
     def failed(self) -> None:
-        """Take down that a call for later failed for good."""
+        """Record that a call for later failed for good."""
         with self._lock:
             self.window.failed(time.monotonic())
 

@@ -1,4 +1,4 @@
-"""Ranges of objects in S3 by a plain client, where the environment alone says how to reach it.
+"""Reads ranges of S3 objects by a plain client, where the environment alone names the store.
 
 `s3fs` knows every way to be let in. It costs each process 0.5 s of a processor before its first
 byte, and each request three times what a plain one costs: so much that a batch of pictures, or a
@@ -21,7 +21,7 @@ from pipeline.common.pictures.errors import first_line
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
-# What else may say how a store is reached.
+# Other variables and files that may say how a store is reached.
 ELSEWHERE = (
     "AWS_CONFIG_FILE",
     "AWS_DEFAULT_PROFILE",
@@ -32,7 +32,7 @@ ELSEWHERE = (
     "AWS_USE_FIPS_ENDPOINT",
 )
 
-# How a store refuses: wrong keys, another region, a way of asking that it does not know.
+# Codes of refusals: wrong keys, another region, a kind of request that the store does not know.
 REFUSED = (
     "AccessDenied",
     "AuthorizationHeaderMalformed",
@@ -162,5 +162,5 @@ def _settings() -> list[Path]:
 
 
 def _said(names: tuple[str, ...]) -> str:
-    """Return what the first of these variables says that says anything."""
+    """Return the value of the first of these variables that has one."""
     return next((value for value in map(os.environ.get, names) if value), "")

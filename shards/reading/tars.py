@@ -16,7 +16,7 @@ from shards.errors import ShardsError
 from shards.reading.index import STAMP, ShardTable, read_table
 from shards.sources.tarwalk import DamagedTarError, followed, plain, target, walk
 
-# How tars are walked: a table that was kept by an older way is made anew.
+# The version of the walk: a stored table of an older version is made anew.
 WALK = "walk 2"
 # WebDataset's rule: the key is all before the first dot of the file's name, its folders included.
 MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")
@@ -79,7 +79,7 @@ def _members(tar: IO[bytes], where: str) -> Iterator[tuple[str, tuple[int, int]]
 def kept(
     path: Path, stamp: str, make: Callable[[], ShardTable], digests: bool = False
 ) -> ShardTable:
-    """Return the table in file `path`; where there is none for `stamp`, make it and keep it."""
+    """Return the table in file `path`; if it has none for `stamp`, make one and store it."""
     stamp = f"{stamp} {WALK}"
     with contextlib.suppress(OSError, ShardsError):
         return read_table(path.read_bytes(), str(path), stamp, digests)

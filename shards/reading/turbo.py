@@ -1,5 +1,6 @@
-"""Part of a JPEG, decoded alone: libjpeg-turbo 3 skips the rows above a crop and the columns
-beside it, and stops below it.
+"""Decodes a part of a JPEG alone, by libjpeg-turbo 3.
+
+It skips the rows above a crop and the columns beside it, and stops below it.
 
 The library is the system's, or the copy in the `turbojpeg` package; where neither is there, whole
 pictures are decoded instead. Its interface is libjpeg-turbo's `turbojpeg.h`, version 3.
@@ -37,7 +38,7 @@ class _Region(ctypes.Structure):
 
 
 class CannotCropError(ValueError):
-    """This JPEG is not for partial decoding: damaged, or of a rare kind. Decode it whole."""
+    """A JPEG that can't be decoded in part, because it is damaged or of a rare kind."""
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""How many requests to a store are under way: as many as help.
+"""Finds how many requests to a store should be under way: as many as help.
 
 By Little's law, n requests under way that take t seconds each bring n / t parts a second. A window
 tries another n, compares, and keeps what is better: larger while a store gives more to more
@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 # Requests under way: at the beginning, never fewer, never more.
 FIRST, LEAST, MOST = 8, 2, 64
 
-# By what the window is first made larger; the root of it is tried where that does not help.
+# The first factor by which the window grows; its square root is tried where that does not help.
 FACTOR = 2.0
 # Below this factor the window is as good as it gets for now.
 SMALLEST_FACTOR = 1.15
-# What share of a larger window's requests must come as more parts a second, for it to be kept.
+# A larger window is kept if parts a second grow by at least this share of its growth.
 GAIN = 0.3
-# What share of the rate a smaller window may lose and still be kept.
+# The share of the rate that a smaller window may lose and still be kept.
 LOSS = 0.05
 # Rounds that a window stays as it is before another is tried.
 REST = 8
@@ -31,7 +31,7 @@ ROUND = 8
 
 @dataclass
 class Window:
-    """How many requests may be under way, by how long those took that were.
+    """The number of requests that may be under way, found from the times of earlier ones.
 
     All must ask for equally many bytes.
     """
@@ -45,7 +45,7 @@ class Window:
     _times: list[float] = field(default_factory=list)
 
     def arrived(self, begun: float, ended: float, full: bool) -> None:
-        """Take down when a request began and ended, by `time.monotonic`.
+        """Record when a request began and ended, by `time.monotonic`.
 
         `full`: as many requests were under way as may be; others say nothing of the window.
         """
@@ -57,7 +57,7 @@ class Window:
                 self._end_round(ended)
 
     def failed(self, now: float) -> None:
-        """Take down that a request failed for good: the store may have too many."""
+        """Record that a request failed for good: the store may have too many."""
         self._before, self._rest, self._factor = None, REST, FACTOR
         self._try(max(self.size // 2, LEAST), now)
 

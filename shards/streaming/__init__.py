@@ -1,1 +1,1 @@
-"""From shards to batches: the order of training, mixtures, crops, batches on a device."""
+"""Streams batches from shards: the order of training, mixtures, crops, batches on a device."""

@@ -1,4 +1,4 @@
-"""Batches on a device: copied ahead of use, beside the computation, and augmented there."""
+"""Copies batches to a device ahead of use, while it computes, and augments them there."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _send(
 
 
 def _ready(batch: Batch, arrived: torch.cuda.Event | None) -> Batch:
-    """Have the present stream wait for the batch, and own its memory."""
+    """Make the current CUDA stream wait for the batch, and own its memory."""
     if arrived is not None:
         here = torch.cuda.current_stream(batch.images.device)
         here.wait_event(arrived)

@@ -1,4 +1,4 @@
-"""The second order of training: groups of samples that keep to their own part of a corpus.
+"""The second order of training: each group of samples keeps to its own part of a corpus.
 
 Legend: N samples in S shards, C groups, e an epoch, p a position in [0, N), w a window in samples.
 
@@ -82,7 +82,7 @@ class _Walk:
         return begin if number else 0, end if number < self.last else self.size
 
     def spans(self, number: int) -> list[Span]:
-        """Return what a window reads."""
+        """Return the spans of samples that a window reads."""
         begin, end = self.bounds(number)
         found: list[Span] = []
         offset, left = (begin + self.rotation) % max(self.size, 1), end - begin
@@ -193,7 +193,7 @@ class GroupedOrder:
         return range(first, end)
 
     def share(self, groups: range) -> list[Span]:
-        """Return all that `groups`, neighbours, read in an epoch."""
+        """Return the spans that `groups`, neighbours, read in an epoch."""
         begin, end = int(self._cuts[groups.start]), int(self._cuts[groups.stop])
         low = int(np.searchsorted(self._ends, begin, side="right"))
         found: list[Span] = []
@@ -263,7 +263,7 @@ class GroupedOrder:
 
 
 def _remember(known: OrderedDict[K, V], key: K, made: V, kept: int) -> None:
-    """Keep what was made, and forget what was made longest ago."""
+    """Remember a window, and forget the oldest one."""
     while len(known) >= kept:
         known.popitem(last=False)
     known[key] = made

@@ -1,4 +1,4 @@
-"""Samples that are held out of a stream: to judge by pictures that were never trained on.
+"""Chooses samples to hold out of a stream, so that models are judged by pictures they never saw.
 
 The samples of all shards are laid end to end and cut into as many parts as there are samples to
 hold out. For each part, the shard at its middle gives the last one of its samples that is still

@@ -1,4 +1,4 @@
-"""Processes that make batches ahead of use: started again where one dies, ended at any time."""
+"""Worker processes that make batches ahead of use; a dead one is started again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FOR_OTHERS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, sig
 
 
 class WorkerDiedError(Exception):
-    """A worker process has ended, nobody having asked it to; the message says how."""
+    """A worker process has ended unasked; the message says how."""
 
 
 class Workers(Generic[T]):
@@ -44,7 +44,7 @@ class Workers(Generic[T]):
             self._iterator: Any = iter(loader)
 
     def __iter__(self) -> Iterator[T]:
-        """Yield what is made; raises `WorkerDiedError`."""
+        """Yield the items that the workers make; raises `WorkerDiedError`."""
         while True:
             try:
                 made = next(self._iterator)
@@ -54,7 +54,7 @@ class Workers(Generic[T]):
                 died = self._died()
                 if died is None and isinstance(error, RuntimeError):
                     raise
-                # What a dead worker has made can't be fetched from it any more.
+                # Items that a dead worker has made can't be fetched from it any more.
                 raise WorkerDiedError(died or f"can't be heard ({error!r})") from error
             yield made
 
@@ -71,7 +71,7 @@ class Workers(Generic[T]):
         return f"was killed by {signal.Signals(-code).name}{memory}"
 
     def end(self, at_once: bool = False) -> None:
-        """End the processes: when they have made what they are at, or `at_once`, if they hang."""
+        """End the processes after their present item, or `at_once`, if they hang."""
         iterator, self._iterator = self._iterator, None
         if iterator is None:
             return
@@ -86,7 +86,7 @@ class Workers(Generic[T]):
 
 
 def _leave_signals(_: int) -> None:
-    """Block what is for others in a worker: a server that forks it may have begun without that."""
+    """Block signals for others in a worker: a fork server may have started without that."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_OTHERS)
 
 

@@ -1,4 +1,4 @@
-"""Several corpora in one order: which corpus, and which of its samples, at each position.
+"""Mixes several corpora in one order: finds the corpus and its sample at each position.
 
 Legend: N_c samples in corpus c, an epoch of the mixture has N = sum of N_c positions, e an epoch,
 p a position, g = e N + p counted from the beginning.
@@ -22,7 +22,7 @@ from shards.streaming.order import MIXTURE, Indices, SampleOrder
 
 PERIOD = 1024
 
-# The order that new runs count in, and all that can be counted in.
+# The number of the order for new runs, and those of all known orders.
 ORDER = 2
 ORDERS = (1, 2)
 

@@ -26,7 +26,7 @@ from shards.reading.index import Span
 
 Indices = npt.NDArray[np.int64]
 
-# What a hash is for, so that two draws for the same position never coincide.
+# Purposes of hashes, which keep two draws for the same position apart.
 SHARDS, SAMPLES, CROP, SUBSTITUTE, MIXTURE, AUGMENT = range(1, 7)
 CYCLE, LAST_CYCLE, PIECES, ROTATION, PHASE = range(7, 12)
 

@@ -1,4 +1,4 @@
-"""Batches by arithmetic: the batch at a place of an epoch, for one rank, made by any process.
+"""Makes batches by arithmetic: any process can make a rank's batch at any place of an epoch.
 
 Legend: B pictures to a rank's batch, R ranks, G = B R pictures to a global batch, S side of a crop.
 """
@@ -24,7 +24,7 @@ from shards.streaming.holding import trained_sizes
 from shards.streaming.mixture import MixedOrder
 from shards.streaming.order import SUBSTITUTE
 
-# A broken sample's substitute comes from this many positions after it: shards at hand have it.
+# A broken sample is replaced by the one this many positions later: its shard is at hand.
 NEAR = 1000
 
 # Seconds for which a store may fail before training waits, where the cache has the room.
@@ -77,7 +77,7 @@ class Batch:
 
 
 class BatchSource:
-    """Makes the batch at any place. Has no state but open files, so any process may hold a copy."""
+    """Makes the batch at any place. Any process may hold a copy: all state is open files."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class BatchSource:
             )
 
     def count_in(self, order: int) -> None:
-        """Take positions in the order of this number from now on; raises ShardsError."""
+        """Count positions in the order of this number from now on; raises ShardsError."""
         if order != self.order.number:
             self.order = self._ordered(order, self.seed)
             self._ahead, self._begun = [], {}
@@ -136,7 +136,7 @@ class BatchSource:
 
     @property
     def name(self) -> str:
-        """What is read, for messages."""
+        """The name of the corpora, for messages."""
         return " + ".join(corpus.name for corpus in self.corpora)
 
     @property
@@ -208,7 +208,7 @@ class BatchSource:
 
     @property
     def traffic(self) -> Traffic:
-        """What reading from stores took in this process."""
+        """The requests and bytes that reading from stores took in this process."""
         return sum((corpus.traffic for corpus in self.corpora), Traffic())
 
     def state(self, epoch: int, seen: int) -> dict[str, int]:
@@ -246,7 +246,7 @@ class BatchSource:
                 corpus.expect(named, over)
 
     def _measure(self, count: int) -> None:
-        """Take down when so many samples were reached: the pace says how much is needed soon."""
+        """Record when so many samples were reached: the pace tells how many are needed soon."""
         now, (begun, first) = time.monotonic(), self._reached
         if count <= first:
             self._reached = now, count

@@ -1,4 +1,4 @@
-"""Shards to batches: `stream` for one epoch, `Stream` for ever and from any place."""
+"""Streams batches from shards: `stream` for one epoch, `Stream` without end and from any place."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 
 Batches = Generator[Batch, None, None]
 
-# What a state counts in that was saved before there was another order.
+# The order of states that name none: they were saved before there was another.
 FIRST_ORDER = 1
 
-# So many deaths of workers in a row, without a batch in between, are no accident.
+# Deaths of workers in a row, without a batch in between, that are no accident.
 MAX_DEATHS = 3
-# Seconds from the first batch asked for, in which one death is none: the machine is too small.
+# Seconds after the first request in which a single death already means too small a machine.
 SETTLED = 600.0
 
 # Batches of a worker whose pictures are asked for while one is decoded.
@@ -280,7 +280,7 @@ class Stream(IterableDataset[Batch]):
         One that dies soon ends the iteration: whoever began it is there to give it more memory.
         """
         pin = self.device is not None and self.device.type == "cuda"
-        # What is made may be ahead of what is handed over, which this stream's state counts.
+        # Workers may be ahead of the batches handed over, which this stream's state counts.
         place = copy.copy(self)
         deaths, begun = 0, time.monotonic()
         while True:

@@ -1,4 +1,4 @@
-"""Whole pictures of a split in the stored order: what validation looks at."""
+"""Reads whole pictures of a split in the stored order, for validation."""
 
 from __future__ import annotations
 

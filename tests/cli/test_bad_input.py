@@ -220,7 +220,7 @@ def test_an_empty_word_is_not_the_folder_that_one_is_in(
     with pytest.raises(SystemExit) as stopped:
         main(words)
     assert stopped.value.code == 2
-    assert "empty word" in capfd.readouterr().err
+    assert "an argument is empty" in capfd.readouterr().err
     assert _files(world) == before
 
 
