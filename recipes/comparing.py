@@ -21,9 +21,9 @@ from pipeline.tracking.history import History, history
 from pipeline.tracking.tracker import flat
 from recipes.config.bundled import shipped
 from recipes.config.load import load_recipe
+from recipes.config.run_file import read_run_file
 from recipes.config.schema import Recipe
 from recipes.config.settings import RecipeError
-from recipes.config.told import told_by
 
 RUN = "runs:/"
 # What is said of a run beside its settings, in the order in which it is shown.
@@ -155,7 +155,7 @@ def side(given: str) -> Side:
 
 
 def _of_folder(folder: Path) -> Side:
-    told = told_by(folder)
+    told = read_run_file(folder)
     file = folder / "recipe.yaml"
     try:
         recipe = load_recipe(file)

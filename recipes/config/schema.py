@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipeline.common.digests import json_sha256
 from recipes.config.optimizing import Optimizer, named
+from recipes.config.run_file import MODEL_FILE, read_run_file
 from recipes.config.settings import (
     BLOCK,
     GROUPS,
@@ -33,7 +34,6 @@ from recipes.config.settings import (
     fastest,
 )
 from recipes.config.stage import Stage
-from recipes.config.told import MODEL_FILE, told_by
 
 # Stands for any MODEL that a stage starts from.
 MODEL = "a model"
@@ -209,7 +209,7 @@ class Run:
         One whose model was removed since goes on, to write it again. Raises `RecipeError` when that
         can't be seen: not to be seen is not the same as not done.
         """
-        state = told_by(self.folder)
+        state = read_run_file(self.folder)
         if not state.get("done") or not os.path.lexists(self.folder / MODEL_FILE):
             return False
         return bool(state.get("steps", self.stage.steps) >= self.stage.steps)

@@ -28,7 +28,7 @@ from pipeline.common.leases import LEASE_FILE
 from pipeline.common.locks import LOCK_FILE, check_held
 from pipeline.evaluation.metrics import Picture
 from pipeline.tracking import Tracker
-from recipes.config import told
+from recipes.config import run_file
 from recipes.config.schema import Run
 from recipes.launching.environment import listed
 from recipes.training.checkpoint import FOLDER, free_name
@@ -197,7 +197,7 @@ class Results:
             content["from"] = self.origin
         if failed is not None:
             content["failed"] = dict(failed)
-        write_json(run.folder / told.RUN_FILE, content)
+        write_json(run.folder / run_file.RUN_FILE, content)
 
 
 def export(
@@ -261,7 +261,7 @@ def put_aside(folder: Path) -> None:
 def read_run(folder: Path) -> dict[str, Any]:
     """Return the contents of `run.json`; {} where there is none that can be read."""
     try:
-        return told.read((folder / told.RUN_FILE).read_bytes())
+        return run_file.parsed((folder / run_file.RUN_FILE).read_bytes())
     except (OSError, ValueError):
         return {}
 

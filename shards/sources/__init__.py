@@ -29,11 +29,11 @@ from shards.sources.base import (
 )
 from shards.sources.captions import is_description
 from shards.sources.folder import FolderSource, without_shards
-from shards.sources.onstore import StoreFolder
 from shards.sources.packed import ENDINGS as PACKED
 from shards.sources.packed import is_packed, place_of, unpacked
 from shards.sources.pathlist import ListSource
 from shards.sources.places import is_remote
+from shards.sources.store_folder import StoreFolder
 from shards.sources.zips import ZipSource
 from shards.store import AT_FIRST, remote, retried
 

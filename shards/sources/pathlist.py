@@ -30,8 +30,8 @@ from shards.sources.base import (
 )
 from shards.sources.files import read_parts
 from shards.sources.folder import FolderReader
-from shards.sources.onstore import read_object
 from shards.sources.places import ReadAhead, is_remote, open_place, time_of
+from shards.sources.store_folder import read_object
 from shards.store import remote, retried
 
 THREADS = 16  # that ask stores for sizes

@@ -1,4 +1,4 @@
-"""What the folder of a run says of it: `run.json`, checked, so that nobody who reads it has to."""
+"""Reads `run.json` in the folder of a run, and checks its values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _failure(value: object) -> bool:
     return isinstance(value, Mapping) and _count(value.get("step"))
 
 
-# What is read of it, where it is there. Other keys are for people, and for later versions.
+# Checks of the keys that are read. Other keys are for people, and for later versions.
 _CHECKS: dict[str, Callable[[object], bool]] = {
     "done": lambda value: isinstance(value, bool),
     "step": _count,
@@ -36,8 +36,8 @@ _CHECKS: dict[str, Callable[[object], bool]] = {
 }
 
 
-def read(data: bytes) -> dict[str, Any]:
-    """Return what the `data` of a `run.json` say; raises `ValueError` for what no version wrote."""
+def parsed(data: bytes) -> dict[str, Any]:
+    """Return the contents of a `run.json`; raises `ValueError` for values that no version wrote."""
     said = parse(data)
     if not isinstance(said, dict):
         raise ValueError("it is no object")
@@ -47,14 +47,14 @@ def read(data: bytes) -> dict[str, Any]:
     return said
 
 
-def told_by(folder: Path) -> dict[str, Any]:
-    """Return what `run.json` in the folder of a run says; {} where there is none.
+def read_run_file(folder: Path) -> dict[str, Any]:
+    """Return the contents of `run.json` in the folder of a run; {} where there is none.
 
-    Raises `RecipeError` when it can't be read: not to be seen is not the same as not there.
+    Raises `RecipeError` when it can't be read: an unreadable file does not count as absent.
     """
     path = folder / RUN_FILE
     try:
-        return read(path.read_bytes())
+        return parsed(path.read_bytes())
     except FileNotFoundError:
         if not path.is_symlink():
             return {}

@@ -1,4 +1,4 @@
-"""What `run.json` says is read as it was written, or refused by one sentence."""
+"""`run.json` is read as it was written, or refused by one sentence."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.config.load import load_recipe
+from recipes.config.run_file import read_run_file
 from recipes.config.settings import RecipeError
-from recipes.config.told import told_by
 from recipes.training.results import read_run
 from recipes.training.resume import check_steps_left, find_origins
 
@@ -38,9 +38,9 @@ def test_whatever_a_run_says_of_itself_is_understood_or_refused(key: str, value:
         said = read_run(Path(folder))
         if not said:
             with pytest.raises(RecipeError, match=rf"run\.json is damaged: {key} is "):
-                told_by(Path(folder))
+                read_run_file(Path(folder))
             return
-        assert said == told_by(Path(folder))
+        assert said == read_run_file(Path(folder))
         assert isinstance(said["step"], int)
         assert isinstance(said["done"], bool)
         assert "failed" not in said or isinstance(said["failed"]["step"], int)
