@@ -116,7 +116,7 @@ class Ray:
             self._stop([job for job in self._jobs(plan) if job["status"] in ACTIVE])
         except EngineError as why:
             raise HalfSubmittedError(
-                f"{error}; whether the plan is at work can't be told now ({why}): type `pipeline"
+                f"{error}; it is unknown now whether the plan is at work ({why}): type `pipeline"
                 f" cancel {plan.id}` when the cluster answers, or `pipeline retry {plan.id}`"
             ) from error
 

@@ -109,7 +109,7 @@ class Slurm:
                 why = another
             time.sleep(pause)
         raise HalfSubmittedError(
-            f"{error}; whether jobs of plan {plan.id} are left can't be told now ({why}): type"
+            f"{error}; it is unknown now whether jobs of plan {plan.id} are left ({why}): type"
             f" `pipeline cancel {plan.id}` when the scheduler answers, or `pipeline retry"
             f" {plan.id}` to go on"
         ) from error

@@ -29,7 +29,7 @@ def parse_object(data: bytes | str) -> dict[str, Any]:
     """Return the object that the JSON `data` is; raises `DocumentError` when it is none."""
     said = parse(data)
     if not isinstance(said, dict):
-        raise DocumentError(f"it is no object but {type(said).__name__}")
+        raise DocumentError(f"it must be an object, not {type(said).__name__}")
     return said
 
 

@@ -40,7 +40,7 @@ def parsed(data: bytes) -> dict[str, Any]:
     """Return the contents of a `run.json`; raises `ValueError` for values that no version wrote."""
     said = parse(data)
     if not isinstance(said, dict):
-        raise ValueError("it is no object")
+        raise ValueError("it must hold an object")
     odd = [key for key, fits in _CHECKS.items() if key in said and not fits(said[key])]
     if odd:
         raise ValueError(f"{odd[0]} is {str(said[odd[0]])[:40]}")
@@ -58,7 +58,7 @@ def read_run_file(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         if not path.is_symlink():
             return {}
-        raise RecipeError(f"{path} is a link to what is not there") from None
+        raise RecipeError(f"{path} is a link that leads nowhere") from None
     except NotADirectoryError:
         return {}
     except OSError as error:

@@ -174,7 +174,7 @@ class PlanRows:
         self.counts = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
         missing = {*ROWS.names} - {*self._file.schema_arrow.names}
         if missing or (len(self.counts), metadata.num_rows) != (plan.shards, plan.listed):
-            raise self._damaged("it is not of this plan")
+            raise self._damaged("it belongs to another plan")
 
     @classmethod
     def of(cls, store: Store, plan: Plan) -> PlanRows:
@@ -194,7 +194,7 @@ class PlanRows:
             rows = checked(rows.cast(ROWS))
         sources = as_numpy(rows["source"])
         if len(sources) and not 0 <= sources.min() <= sources.max() < self._sources:
-            raise self._damaged("a row is of no source")
+            raise self._damaged("a row names no source")
         return rows
 
     def columns(self, names: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:

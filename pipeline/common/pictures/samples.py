@@ -25,10 +25,10 @@ def check_mode(mode: str) -> None:
     if mode.startswith("F"):
         raise PictureError(
             Refusal.UNSUPPORTED,
-            "floating-point samples: nothing says which is white, so convert it to 8 or 16 bits",
+            "floating-point samples: no value is known to be white, so convert it to 8 or 16 bits",
         )
     if mode not in (*SIXTEEN_BITS, *GREY, *COLOUR, "I", "CMYK"):
-        raise PictureError(Refusal.UNSUPPORTED, f"samples of the kind {mode}")
+        raise PictureError(Refusal.UNSUPPORTED, f"samples of Pillow's mode {mode} are not read")
 
 
 def check_samples(image: Image.Image) -> None:
@@ -83,7 +83,7 @@ def _of_integers(image: Image.Image) -> Samples:
     if low < 0 or high > 65535:
         raise PictureError(
             Refusal.UNSUPPORTED,
-            f"32-bit samples from {low} to {high}: nothing says which is white, so convert it to "
+            f"32-bit samples from {low} to {high}: no value is known to be white, so convert it to "
             "8 or 16 bits",
         )
     # A 16-bit PGM comes as 32 bits too, and says its range.
