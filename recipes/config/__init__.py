@@ -1,1 +1,1 @@
-"""What a recipe may say, and reading it. Imports no torch."""
+"""Recipes: their settings, and reading them. Imports no torch."""

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def sentence(detail: Mapping[str, Any], name: str, nearest: str) -> str:
-    """Return what one of `ValidationError.errors()` says of the key `name`.
+    """Return one of `ValidationError.errors()` as a sentence about the key `name`.
 
     `nearest` follows an unknown key: what may have been meant.
     """

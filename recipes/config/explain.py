@@ -1,4 +1,4 @@
-"""What each setting of a recipe means: its type, its default, the sentences of the schema."""
+"""Explains each setting of a recipe: its type, its default, and its sentences in the schema."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _resolved(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """Fill in `${key}` references; a value `???` is one that is to be given."""
+    """Fill in `${key}` references; a value `???` must still be given."""
     try:
         made = OmegaConf.create(content)
         resolved = OmegaConf.to_container(made, resolve=True, throw_on_missing=True)
@@ -137,7 +137,7 @@ def _enter(place: Any, part: str, key: str) -> Any:
     else:
         if place.get(part) is None:
             place[part] = {}
-        # A word that stands for several settings, some of which are said otherwise.
+        # A word that stands for several settings, some of which are given as well, and differ.
         if part in WORDS:
             place[part] = WORDS[part](place[part])
         inner = place[part]

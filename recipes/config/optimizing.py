@@ -16,12 +16,12 @@ Crop = Annotated[int, Field(gt=0, multiple_of=64)]
 
 # Moments of Adam, and of Adam in Shampoo's eigenbasis, as their authors chose them.
 ADAM_BETAS, SOAP_BETAS = (0.9, 0.999), (0.95, 0.95)
-# Optimizers that look at matrices as such: not at flat parts of them, nor inside a CUDA graph.
+# Optimizers that need whole matrices: no flat parts of them, and no CUDA graph.
 OF_MATRICES = frozenset({"soap", "muon"})
 
 
 class Optimizer(Section):
-    """What steps the weights; quantiles are always stepped by Adam with the same betas."""
+    """The optimizer of the weights; quantiles are always stepped by Adam with the same betas."""
 
     name: Literal["adam", "adamw", "soap", "muon"] = "adam"
     """`adamw`: Adam with decoupled weight decay; `soap`: Adam in the eigenbasis of Shampoo's

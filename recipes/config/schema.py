@@ -1,4 +1,4 @@
-"""What a recipe may say of stages and runs: every field with its meaning, range and default.
+"""The settings of recipes and runs: every field with its meaning, range and default.
 
 No torch here: a scheduler plans from a recipe alone. Paths are relative to the working folder.
 """
@@ -39,7 +39,7 @@ from recipes.config.stage import Stage
 MODEL = "a model"
 # The model that comes with the package, as the codec calls it.
 SHIPPED = "box"
-# Fields of a stage that are said elsewhere in another form, or cure a run midway (`skip`).
+# Fields of a stage that stand elsewhere in another form, or cure a run midway (`skip`).
 _NOT_DECISIVE = {
     *("cca", "data", "ema", "loss", "model", "optimizer"),
     *("calibrate", "rate_weight", "skip", "steps"),
@@ -69,7 +69,7 @@ class Recipe(Section):
     cca: Cca = Cca()
     loss: Loss = Loss()
     optimizer: Annotated[Optimizer, BeforeValidator(named)] = Optimizer()
-    """What steps the weights: a name alone, or a mapping."""
+    """The optimizer of the weights: a name alone, or a mapping."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a moving average of the weights, 0.999 say, which is what evaluations measure and
     what the final model, and a stage that starts from it, has. Default: the weights themselves."""
@@ -147,7 +147,7 @@ class Run:
     id: str
     folder: Path
     parent: Run | None
-    # What a machine has decided of the recipe's `speed`.
+    # The decisions of a machine on the recipe's `speed`.
     chosen: Speed | None = None
 
     @property
@@ -162,7 +162,7 @@ class Run:
 
     @property
     def speed(self) -> Speed:
-        """How its steps are computed, as far as that is decided."""
+        """How its steps are computed, as far as decided."""
         return self.chosen or self.recipe.speed
 
     @property
@@ -177,7 +177,7 @@ class Run:
 
     @property
     def optimizer(self) -> Optimizer:
-        """What steps its weights."""
+        """The optimizer of its weights."""
         return self.stage.optimizer or self.recipe.optimizer
 
     @property
@@ -189,7 +189,7 @@ class Run:
 
     @property
     def averages(self) -> bool:
-        """Whether it has an average of the weights, of either kind."""
+        """Whether it averages its weights, in either way."""
         return self.ema is not None or self.stage.swa is not None
 
     @property
@@ -206,8 +206,8 @@ class Run:
     def complete(self) -> bool:
         """Whether the run has been trained to its end, in its folder: to as many steps as now.
 
-        One whose model was removed since goes on, to write it again. Raises `RecipeError` when that
-        can't be seen: not to be seen is not the same as not done.
+        A run whose model was removed goes on, to write it again. Raises `RecipeError` when its
+        folder can't be read: an unreadable run does not count as unfinished.
         """
         state = read_run_file(self.folder)
         if not state.get("done") or not os.path.lexists(self.folder / MODEL_FILE):
@@ -215,9 +215,9 @@ class Run:
         return bool(state.get("steps", self.stage.steps) >= self.stage.steps)
 
     def decisive(self) -> dict[str, Any]:
-        """Return what decides the numbers of the run: neither places, nor speed, nor logging.
+        """Return the settings that decide the numbers of the run: no places, speed or logging.
 
-        What is left out and what is said as it would be by default are the same.
+        A setting that is left out is the same as its default.
         """
         stage = self.stage.model_dump(mode="json", exclude=_NOT_DECISIVE)
         # What happens depends on how many steps are still to come.

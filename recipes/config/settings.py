@@ -65,7 +65,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$")]
 # A path, or a URL where one is allowed; ~ is the user's home.
 Place = Annotated[str, AfterValidator(_place)]
-# A folder that the processes see as such.
+# A folder that all processes can read.
 Folder = Annotated[Place, AfterValidator(_no_url)]
 
 
@@ -82,7 +82,7 @@ GROUPS = 64
 
 
 def _in_gigabytes(given: object) -> object:
-    """Return a size with a unit, such as 500GB, in 10^9 bytes; a number is that already."""
+    """Return a size with a unit, such as 500GB, in 10^9 bytes; a bare number counts those."""
     if isinstance(given, str) and given.strip()[-1:].isalpha():
         return parse_size(given) / 1e9
     return given
@@ -93,7 +93,7 @@ NO_DISK = "none"
 
 
 class ShardCache(Section):
-    """Where each machine keeps shards that lie behind a URL."""
+    """The cache in which each machine keeps shards that lie behind a URL."""
 
     folder: Folder | None = None
     """On a local disk, shared by the machine's processes; default: ~/.cache/cca-pipeline/shards."""
@@ -104,7 +104,7 @@ class ShardCache(Section):
 
 
 class Augmentation(Section):
-    """What is done to crops on the device; every draw is a function of seed and position."""
+    """Operations on crops on the device; every draw is a function of seed and position."""
 
     downscale: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Smallest scale: one is drawn from [downscale, 1], which takes away the artefacts of pictures
@@ -131,7 +131,7 @@ class Data(Section):
     """Parts that each corpus is cut into, a power of two: a node reads its own ones, so take at
     least as many as there will be nodes; default: 64."""
     cache: Annotated[ShardCache, BeforeValidator(_no_disk)] = ShardCache()
-    """Where shards behind a URL are kept; `none`: nowhere, each process reads into its memory."""
+    """The cache for shards behind a URL; `none`: no cache, each process reads into its memory."""
     augment: Augmentation | None = None
     validation: Folder | None = None
     """Folder of held-out pictures to judge by while training."""
@@ -160,7 +160,7 @@ class Data(Section):
 
     @property
     def spared(self) -> int:
-        """How many pictures of the shards are not trained on."""
+        """The number of pictures in the shards that are held out of training."""
         return self.held_out if self.validation is None else 0
 
 
@@ -174,8 +174,8 @@ class Cca(Section):
     auxiliary_weight: Weight | None = None
     """Weight of the reversed gradient of the auxiliary model's half; default: `weight`."""
     hyper: Literal["reversed", "detached"] = "detached"
-    """What the auxiliary model's gradient does to the hyper-decoder's outputs. Reversed, it drives
-    the likelihoods of a tiny model to the clamp; detached, it does not (docs/ablation.md)."""
+    """The auxiliary model's gradient at the hyper-decoder's outputs. `reversed` drives the
+    likelihoods of a tiny model to the clamp; `detached` does not (docs/ablation.md)."""
     warmup: Annotated[int, Field(ge=0)] = 0
     """Steps over which both halves grow from 0 to their weights."""
     proportional: bool = False
@@ -228,7 +228,7 @@ class Plateau(Section):
     improvement: Annotated[float, Field(ge=0, lt=1)] = 0.001
     """The share by which the held-out cost must fall to count as one."""
     factor: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """What lr is multiplied by at a plateau, in place of ending the stage; moments stay."""
+    """The factor that multiplies lr at a plateau, instead of ending the stage; moments stay."""
     reductions: Positive = 3
     """Plateaus that lower lr by `factor`; the next one ends the stage."""
 
@@ -259,7 +259,7 @@ class Launch(Section):
 
 
 class Tracking(Section):
-    """What MLflow is told."""
+    """What is recorded in MLflow."""
 
     experiment: str = "cca"
     """The experiment's name."""

@@ -1,4 +1,4 @@
-"""What a recipe may say of a stage: every field with its meaning, range and default.
+"""The settings of a stage: every field with its meaning, range and default.
 
 No torch here: a scheduler plans from a recipe alone. Paths are relative to the working folder.
 """
@@ -36,9 +36,9 @@ class Stage(Section):
     """One stage of training: what it starts from, what it minimises, for how long."""
 
     name: Name
-    """How runs, folders and other stages refer to it."""
+    """The name by which runs, folders and other stages refer to it."""
     init: Place | None = None
-    """What this stage starts from: an earlier stage, or any MODEL (a file or folder, `runs:/ID`,
+    """The start of this stage: an earlier stage, or any MODEL (a file or folder, `runs:/ID`,
     `models:/NAME@ALIAS`, or `box`, the one that comes with the package); without one, random
     weights."""
     init_partial: bool = False
@@ -52,13 +52,13 @@ class Stage(Section):
     ] = None
     """Weight of the rate in the loss; a list makes one run, and one model, for each."""
     distortion: Literal["mse", "ms-ssim", "mixed"] = "mse"
-    """What distortion is; `mixed`: the sum of both, by their weights in `loss`."""
+    """The distortion to train for; `mixed`: the sum of both, by their weights in `loss`."""
     rates: Literal["each", "spread"] = "each"
-    """Where a model serves several rates, those of a batch's pictures: `each` one of them, drawn at
-    random; `spread`: also between them, evenly over each batch."""
+    """The rates of a batch's pictures, for a model with several: `each`: one of the model's, drawn
+    at random; `spread`: also between them, evenly over each batch."""
     quantisation: Literal["noise", "rounded"] = "noise"
-    """What rates are counted on while training: latents plus uniform noise, or, as in files, the
-    `rounded` ones, with straight-through gradients. The decoder sees rounded ones in both."""
+    """The latents that rates are counted on in training: with uniform noise added, or `rounded` as
+    in files, with straight-through gradients. The decoder sees rounded ones in both."""
     steps: Positive
     """Optimizer steps."""
     batch: Positive = 8
@@ -97,9 +97,9 @@ class Stage(Section):
     rate_warmup: Annotated[int, Field(ge=0), Number] = 0
     """Steps over which the rate's weight grows from 0, so that distortion is learned first."""
     skip: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
-    """Steps whose batches are left out, such as one that a loss was no number on. They count."""
+    """Steps whose batches are left out, such as one whose loss was not finite. They still count."""
     frozen: list[str] = Field(default_factory=list)
-    """Parts of the model that don't change: names, or patterns such as `g_a*`."""
+    """Parts of the model that are not trained: names, or patterns such as `g_a*`."""
     plateau: Plateau | None = None
     """When to lower lr, or to stop before `steps`; needs `data.validation` or `data.held_out`."""
     cca: Cca | None = None
