@@ -1,7 +1,7 @@
-"""Arrow's arrays of Python's values, made without pandas.
+"""Makes Arrow arrays of Python values, without pandas.
 
-`pyarrow.array` imports pandas, to see whether what it is given is pandas's: a third of a second in
-each process. So the buffers are filled here, as Arrow's columnar format lays them out
+`pyarrow.array` imports pandas, to see whether its values are pandas's: a third of a second in each
+process. So the buffers are filled here, as Arrow's columnar format lays them out
 (https://arrow.apache.org/docs/format/Columnar.html).
 """
 

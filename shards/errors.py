@@ -1,4 +1,4 @@
-"""What can go wrong with shards, in the user's words."""
+"""Errors of shards, for users."""
 
 from __future__ import annotations
 

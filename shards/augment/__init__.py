@@ -1,1 +1,1 @@
-"""Augmentation on the way into shards: `spec` says what is asked for, `operations` does it."""
+"""Augmentation of pictures on their way into shards: `spec` describes it, `operations` does it."""

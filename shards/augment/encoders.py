@@ -33,7 +33,7 @@ PILLOW: Mapping[tuple[str, str], dict[str, Any]] = {
 
 
 def encoder_for(spec: Spec) -> Encoder:
-    """Return what makes a file's bytes of pixels (uint8 (H, W, 3)) and a colour profile.
+    """Return a function from pixels (uint8 (H, W, 3)) and a colour profile to a file's bytes.
 
     Raises:
         ShardsError: the encoder is not installed.
@@ -84,7 +84,7 @@ def filter_rows(pixels: Pixels) -> Pixels:
 
 
 class Deflater(NamedTuple):
-    """What makes a PNG's data of its filtered rows, and sums it up.
+    """The functions that compress a PNG's filtered rows, and compute their checksum.
 
     `crc32` takes data, and the sum of what comes before it.
     """

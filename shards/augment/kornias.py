@@ -16,7 +16,7 @@ from shards.augment.parameters import OWN
 from shards.augment.spec import Operation
 from shards.errors import ShardsError
 
-# Kornia's operations of geometry that are taken: such as keep a picture's size.
+# Kornia's operations of geometry that are accepted: those that keep a picture's size.
 GEOMETRIC = ("RandomHorizontalFlip", "RandomVerticalFlip")
 # torch's seeds are the whole process's, which may have several threads.
 _seeded = threading.Lock()

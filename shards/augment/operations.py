@@ -1,7 +1,7 @@
 """Runs the operations of a specification on pictures.
 
-Every draw is seeded by (seed, key of the picture, number of the operation), so what becomes of a
-picture depends on no other picture, whatever worker or batch it comes in.
+Every draw is seeded by (seed, key of the picture, number of the operation), so a picture's result
+does not depend on other pictures, on its worker or on its batch.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Picture:
 class Augmenter:
     """Applies a specification to batches of pictures.
 
-    Raises `ShardsError`, naming every operation that there is not or that can't be what was asked.
+    Raises `ShardsError`, naming every operation that does not exist or has wrong parameters.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ OWN: dict[str, tuple[set[str], set[str], set[str]]] = {
 
 
 def mistakes_in(name: str, given: Mapping[str, Any], version: int) -> list[str]:
-    """Return what is wrong with the parameters of an operation, if it is one of `OWN`.
+    """Return the mistakes in the parameters of an operation, if it is one of `OWN`.
 
     Those of Kornia's operations are tried when Kornia is imported.
     """

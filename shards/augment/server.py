@@ -1,4 +1,4 @@
-"""Processes that augment for others: one for each GPU, so that each has one context and no worker.
+"""Augmentation servers: one process for each GPU, so that workers need no context on it.
 
 Workers decode and encode; they send batches of pixels and receive what becomes of them. A worker
 has at most `AHEAD` + 1 batches on the way, which bounds a server's memory. What a picture becomes
@@ -41,7 +41,7 @@ Results = dict[str, list[Pixels] | Refused]
 
 
 class Answer(NamedTuple):
-    """What became of a batch, and the seconds that the device worked on it and it lay waiting."""
+    """The results of a batch, and the seconds that the device worked on it and that it waited."""
 
     results: Results
     working: float
@@ -112,7 +112,7 @@ class Remote:
             self._line.send(batch)
 
     def receive(self) -> Answer:
-        """Return what became of the batch that was sent first of those on the way.
+        """Return the results of the oldest batch on the way.
 
         Raises:
             ShardsRuntimeError: the server or its device was lost.
@@ -137,7 +137,7 @@ def _told_of_loss() -> Iterator[None]:
 
 
 def serve() -> None:
-    """Augment what comes over any line until the parent closes this process's input."""
+    """Augment batches from all connections until the parent closes this process's input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     spec, seed, device, address = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_input, daemon=True).start()
@@ -154,7 +154,7 @@ def serve() -> None:
 
 
 def answered(augmenter: Augmenter, batch: Batch, came: float) -> Answer | str:
-    """Return what became of a batch that came at `came` (`time.monotonic`).
+    """Return the results of a batch that came at `came` (`time.monotonic`).
 
     A sentence, if the device is lost.
     """
@@ -167,11 +167,11 @@ def answered(augmenter: Augmenter, batch: Batch, came: float) -> Answer | str:
 
 
 class LostError(Exception):
-    """The device does not even compute what is small and plain."""
+    """The device fails even at a small, plain computation."""
 
 
 def halved(augmenter: Augmenter, batch: Batch) -> Results:
-    """Return what becomes of a batch, in halves where it does not fit the device or fails.
+    """Return the results of a batch, in halves where it does not fit the device or fails.
 
     A picture that alone does not fit, or fails alone, is refused; the others are not.
 

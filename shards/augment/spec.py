@@ -1,4 +1,4 @@
-"""What an `--augment` file asks for, checked before work starts. Imports no torch."""
+"""The contents of an `--augment` file, checked before work starts. Imports no torch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Spec:
     """Operations in order, and how the results are written.
 
     Attributes:
-        operations: what is done to each picture, in order.
+        operations: the operations on each picture, in order.
         format: "png", "webp" or "jxl"; all are written without loss.
         version: of the operations' definitions.
         encode: one of `ENCODERS[format]`; "" stands for the quickest one here.
@@ -64,7 +64,7 @@ class Spec:
 
     @property
     def crops(self) -> int:
-        """How many samples one picture gives."""
+        """The number of samples that one picture gives."""
         product = 1
         for one in self.operations:
             if one.name == "RandomCrop":
@@ -73,7 +73,7 @@ class Spec:
 
     @property
     def crops_area(self) -> int:
-        """How many pixels the samples of one picture have together; 0: none of them is a crop."""
+        """The pixels of all samples of one picture together; 0: none of them is a crop."""
         cuts = [one.parameters["size"] for one in self.operations if one.name == "RandomCrop"]
         return self.crops * int(cuts[-1]) ** 2 if cuts else 0
 
@@ -93,7 +93,7 @@ class Spec:
 
     @classmethod
     def from_dict(cls, given: Any, where: str = "augmentation") -> Spec:
-        """Return the specification that `given` describes; what it leaves out is today's.
+        """Return the specification that `given` describes, with today's defaults.
 
         Raises:
             ShardsError: all its mistakes in one sentence.
@@ -128,7 +128,7 @@ class Spec:
 
 
 def _form_mistakes(given: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with how results are to be written."""
+    """Return the mistakes in the settings for writing results."""
     form, colours = given.get("format", "png"), given.get("colours", "srgb")
     if form not in FORMATS:
         return [f"format is {form!r}, not one of {', '.join(FORMATS)}"]
@@ -170,7 +170,7 @@ def read_spec(path: str | Path) -> Spec:
 
 
 def read_dict(path: str | Path) -> Any:
-    """Return what a YAML file says; raises ShardsError."""
+    """Return the contents of a YAML file; raises ShardsError."""
     try:
         with reading_yaml():
             return yaml.safe_load(Path(path).read_text())

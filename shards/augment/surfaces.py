@@ -1,4 +1,4 @@
-"""Where pictures are worked on: in numpy arrays on this processor, or in tensors on a device.
+"""The forms of pictures during operations: numpy arrays on a CPU, or tensors on a device.
 
 Version 2 keeps 8-bit samples: an array (H, W, 3) here, a tensor (1, 3, H, W) on a device. One of
 Kornia's operations makes a float32 tensor (1, 3, H, W) in [0, 1] of them, which stays one until the

@@ -31,7 +31,7 @@ class Decoded(NamedTuple):
 
 
 class Writer:
-    """Decodes what is to be augmented, and encodes what came of it."""
+    """Decodes pictures before augmentation, and encodes the results."""
 
     def __init__(self, spec: Spec, check: str = "full") -> None:
         self.spec = spec
@@ -70,7 +70,7 @@ class Writer:
     def results(
         self, one: Ready, made: list[Pixels] | Refused, profile: bytes | None
     ) -> list[Result]:
-        """Return the samples of what was made of a picture, or its reject."""
+        """Return the samples made of a picture, or its reject."""
         if isinstance(made, Refused):
             return [_rejected(one, made.reason, made.detail)]
         if not made:

@@ -51,7 +51,7 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class SplitPage:
-    """What the page shows of a split: histograms by title, and colours as bars by channel."""
+    """The figures of a split on the page: histograms by title, and colours as bars by channel."""
 
     facts: SplitFacts
     histograms: dict[str, list[Bar]]

@@ -1,4 +1,4 @@
-"""`pipeline inspect --stream`: what streaming a split will ask of each node."""
+"""`pipeline inspect --stream`: how much each node reads while a split is streamed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def stream_facts(
     groups: int = GROUPS,
     rate: float = 1000.0,
 ) -> StreamFacts:
-    """Return what streaming `split` of `dest` asks of each of `nodes` nodes.
+    """Return how much each of `nodes` nodes reads while `split` of `dest` is streamed.
 
     Raises:
         ShardsError: no such split, it has no samples, or the numbers make no sense.

@@ -1,4 +1,4 @@
-"""`pipeline inspect`: what a destination holds, in numbers."""
+"""`pipeline inspect`: the contents of a destination in numbers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """What one split holds. Sides in pixels, sizes in bytes."""
+    """The contents of one split. Sides are in pixels, sizes in bytes."""
 
     split: str
     shards: int
@@ -58,7 +58,7 @@ class SplitFacts:
 
 
 def inspect(dest: str | Path, split: str | None = None) -> list[SplitFacts]:
-    """Return what each split of `dest` (or `split` alone) holds, read from its tables.
+    """Return the contents of each split of `dest` (or of `split` alone), read from its tables.
 
     Raises:
         ShardsError: nothing complete is there, or a table is missing.
@@ -78,7 +78,7 @@ def read_tables(dest: str | Path, manifest: Manifest) -> pa.Table:
 
 
 def facts_of(manifest: Manifest, table: pa.Table) -> SplitFacts:
-    """Return what `manifest` and the rows of its sidecars say."""
+    """Return the facts in `manifest` and the rows of its sidecars."""
     return SplitFacts(
         split=manifest.split,
         shards=len(manifest.shards),

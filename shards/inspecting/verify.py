@@ -33,7 +33,7 @@ UNREADABLE = (OSError, ShardsRuntimeError)
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong: the file, the sample if it is one, and what it is."""
+    """A problem: its file, its sample if it concerns one, and what is wrong."""
 
     file: str
     what: str
@@ -45,7 +45,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a verification found."""
+    """The result of a verification."""
 
     splits: tuple[str, ...]
     shards: int
@@ -97,7 +97,7 @@ def _splits(store: Store) -> list[str]:
 
 
 def _manifest_problems(store: Store, manifest: Manifest) -> Iterator[Problem]:
-    """Yield what contradicts itself in the manifest, or contradicts the rejects and the files."""
+    """Yield contradictions within the manifest, and between it, the rejects and the files."""
     name = Manifest.file_name(manifest.split)
     if sum(manifest.sizes) != manifest.samples:
         yield Problem(name, f"says {manifest.samples} samples, its shards {sum(manifest.sizes)}")
@@ -120,7 +120,7 @@ def _manifest_problems(store: Store, manifest: Manifest) -> Iterator[Problem]:
 
 
 def _plan_problems(store: Store, manifest: Manifest) -> Iterator[Problem]:
-    """Yield where the manifest is not what the plan led to."""
+    """Yield differences between the manifest and the plan."""
     try:
         plan = parse(store.read(f".{manifest.split}.plan.json"))
     except UNREADABLE as error:
@@ -245,7 +245,7 @@ def _tar_problems(
 
 
 def _file_problems(stream: IO[bytes], info: ShardInfo) -> Iterator[str]:
-    """Yield what is wrong with the tar as a whole."""
+    """Yield problems of the tar as a whole."""
     try:
         size, digest = _checksum(stream)
     except OSError as error:

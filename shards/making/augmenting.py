@@ -35,7 +35,7 @@ class Opened(NamedTuple):
 
 
 class Augmenting:
-    """Augments the samples of shards, one shard after the other; `clock` says what takes long."""
+    """Augments the samples of shards, one shard after the other; `clock` measures each stage."""
 
     def __init__(self, options: Options, addresses: Sequence[str] = ()) -> None:
         spec = options.spec

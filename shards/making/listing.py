@@ -64,7 +64,7 @@ class ListedCorpus:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences on what was left out."""
+        """Sentences on files that were left out."""
         return [note for fact in self.facts for note in fact.notes]
 
     def first(self, count: int) -> list[tuple[int, Entry]]:
@@ -88,7 +88,7 @@ class ListedCorpus:
                 slices.append(run.slice(start, stop - start))
             if slices:
                 yield _sorted(pa.concat_tables(slices))
-            for one in self.maps:  # what was read is of no more use
+            for one in self.maps:  # rows that were read are not needed any more
                 one.madvise(mmap.MADV_DONTNEED)
 
 
