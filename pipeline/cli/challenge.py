@@ -26,12 +26,14 @@ def decide(name: str, data: Path, out: Path, device: str = "auto") -> Decision:
     be compared, EvaluationError if there are no pictures.
     """
     from pipeline.common.progress import progress
-    from pipeline.evaluation import ModelSpec, evaluate, find_pictures
     from pipeline.tracking import TrackingError, resolve_model
     from pipeline.tracking.measured import measured
     from pipeline.tracking.promotion import contenders, enact, judge, unchallenged
 
     old, new = contenders(name)
+    # Only now: what draws curves takes seconds to import.
+    from pipeline.evaluation import ModelSpec, evaluate, find_pictures
+
     pictures = find_pictures(data)
     if old and old[0].distortion != new[0].distortion:
         raise TrackingError(
