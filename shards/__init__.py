@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from shards.streaming.order import SampleOrder
     from shards.streaming.source import Batch
     from shards.streaming.stream import Stream, stream
-    from shards.streaming.whole import pictures
+    from shards.streaming.whole_pictures import pictures
 
 __all__ = [
     "Augment",
@@ -39,7 +39,7 @@ _LATER = {
     "SampleOrder": "shards.streaming.order",
     "Stream": "shards.streaming.stream",
     "open_corpus": "shards.reading.opening",
-    "pictures": "shards.streaming.whole",
+    "pictures": "shards.streaming.whole_pictures",
     "stream": "shards.streaming.stream",
 }
 

@@ -23,7 +23,7 @@ from pipeline.codec.scaled_layers import (
     ScaledTaps,
     finished,
 )
-from pipeline.codec.whole import whole_picture
+from pipeline.codec.whole_numbers import whole_picture
 
 
 def paired(first: nn.Module, second: nn.Module) -> nn.Module | None:

@@ -29,7 +29,7 @@ from pipeline.codec.scales import (
     scaled_weights,
     tabulated,
 )
-from pipeline.codec.whole import NO_PADDING, Unit, scratch, whole_inputs, whole_picture
+from pipeline.codec.whole_numbers import NO_PADDING, Unit, scratch, whole_inputs, whole_picture
 
 # A block of products: inputs (P, K) and weights (K, O), one pair a tap.
 Block = Sequence[tuple[Tensor, Tensor]]

@@ -173,7 +173,7 @@ def _folders(place: Path) -> list[Path]:
         if not os.path.lexists(place):
             return []
         if place.is_symlink():
-            raise NoCheckpointError(f"{place} is a link to what is not there") from None
+            raise NoCheckpointError(f"{place} is a broken link") from None
         raise NoCheckpointError(f"{place} can't be read ({error.strerror or error})") from None
     except OSError as error:
         raise NoCheckpointError(f"{place} can't be read ({error.strerror or error})") from error

@@ -28,7 +28,7 @@ from recipes.training.deciding import decided
 from recipes.training.ema import Average, decay_of
 from recipes.training.graphs import Replayed
 from recipes.training.health import KEPT, SpikeWatch, Watch
-from recipes.training.held import held_out
+from recipes.training.held_out import held_out
 from recipes.training.keeping import Keeper
 from recipes.training.module import TrainingModule, build
 from recipes.training.optim import GuardedAdam, make_optimizer
@@ -36,7 +36,7 @@ from recipes.training.profiling import recording
 from recipes.training.schedule import set_learning_rate
 from recipes.training.session import Interrupted, Session, TrainingError
 from recipes.training.signals import StopNow
-from recipes.training.starting import find_start, take_up
+from recipes.training.starting_point import find_start, take_up
 from recipes.training.steps import Eager, Metrics, Reduce, pieces
 from recipes.training.throughput import Meter
 from recipes.training.validate import evaluate, look

@@ -28,6 +28,7 @@ from pipeline.codec import (
 )
 from recipes.config.schema import Run
 from recipes.config.settings import RecipeError
+from recipes.training.initial_model import model_info, starting_model
 from recipes.training.losses import (
     Weights,
     auxiliary_terms,
@@ -40,7 +41,6 @@ from recipes.training.losses import (
     sample_bits,
     squared_error,
 )
-from recipes.training.start import starting_model, told_by
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ def _reference(run: Run) -> float | None:
         weight, at = run.parent.rate_weight, run.parent
     elif run.init_model is not None:
         # Of another recipe: its terms beside the rate are taken to be as here.
-        weight, at = told_by(_start(run)).rate_weight, run
+        weight, at = model_info(_start(run)).rate_weight, run
     else:
         return None
     return None if weight is None else final_weight(at, float(weight))

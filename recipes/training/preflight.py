@@ -20,11 +20,11 @@ from recipes.config.settings import RecipeError
 from recipes.launching import processes as launch
 from recipes.training import checkpoint
 from recipes.training.data import check_batch, check_shards
-from recipes.training.held import HeldOut, held_out
+from recipes.training.held_out import HeldOut, held_out
+from recipes.training.initial_model import starting_fingerprint, starting_model
 from recipes.training.module import can_start_from, frozen_names, run_config, shares_tensors
 from recipes.training.results import read_run
 from recipes.training.resume import check_same, check_steps_left
-from recipes.training.start import starting_fingerprint, starting_model
 
 # The longest name of a socket, without its end; and what multiprocessing puts after the folder.
 _SOCKET, _SOCKET_NAME = 107, len("/pymp-abcdefgh/listener-abcdefgh")
@@ -83,8 +83,8 @@ def _check_start(run: Run, config: Config) -> None:
         raise RecipeError(f"{run.id} starts from {name}, which has another architecture: {advice}")
     if not shares_tensors(config, given):
         raise RecipeError(
-            f"{run.id} starts from what fits of {name}, and nothing does: leave init out, or give"
-            " the recipe a `model` that is more like it"
+            f"{run.id} starts from {name}, none of whose weights fits the recipe's `model`:"
+            " leave init out, or give the recipe a `model` that is more like it"
         )
 
 
@@ -118,7 +118,7 @@ def _check_parent(run: Run) -> None:
         name = run.init_model if run.parent is None else run.parent.id
         place = run.init_model if run.parent is None else run.parent.folder
         raise RecipeError(
-            f"{run.id} was begun from another {name} than there is, or will be, in {place}:"
+            f"{run.id} began from another {name} than the one that is, or will be, in {place}:"
             f" remove {run.folder} to train it anew, or give another out"
         )
 

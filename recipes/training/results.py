@@ -33,7 +33,7 @@ from recipes.config.schema import Run
 from recipes.launching.environment import listed
 from recipes.training.checkpoint import FOLDER, free_name
 from recipes.training.data import Corpora, first_crops
-from recipes.training.start import lineage, starting_fingerprint
+from recipes.training.initial_model import lineage, starting_fingerprint
 from recipes.training.state import part
 from recipes.training.throughput import Meter, psnr
 from shards import Batch

@@ -251,6 +251,6 @@ def check_steps_left(run: Run) -> None:
     checkpoint.refuse_unusable(run.folder, [] if good else bad)
     if not good and about.get("done") is True and int(about.get("step", 0)) > 0:
         raise NoCheckpointError(
-            f"{run.folder} was trained to step {about['step']}, and has no checkpoint to go on from"
-            " to more: give another out=, or set it aside and begin at step 0 by --anew"
+            f"{run.folder} was trained to step {about['step']}, and has no checkpoint to train on"
+            " from: give another out=, or set it aside and begin at step 0 by --anew"
         )

@@ -18,7 +18,7 @@ from pipeline.evaluation.learned import to_picture, to_tensor
 from pipeline.evaluation.metrics import Picture, ms_ssim, psnr
 from recipes.config.schema import Run
 from recipes.launching import processes as launch
-from recipes.training.held import HeldOut
+from recipes.training.held_out import HeldOut
 from recipes.training.losses import bits_per_pixel, distortion
 from recipes.training.speed import uncompiled
 

@@ -17,7 +17,7 @@ from shards.augment.writing import Decoded, Result, Writer
 from shards.errors import ShardsError
 from shards.making.inorder import in_order
 from shards.making.sample import Ready
-from shards.making.spent import Clock, Spent
+from shards.making.stage_times import Clock, Spent
 from shards.options import Options
 
 Prepare = Callable[[dict[str, Any]], Result]

@@ -11,7 +11,7 @@ from functools import partial
 import pyarrow as pa
 
 from pipeline.common.workers import Tell, work_in_processes
-from shards.making.spent import Spent
+from shards.making.stage_times import Spent
 from shards.making.write import Context, ShardMaker
 from shards.manifest import ShardInfo
 

@@ -23,7 +23,7 @@ from shards.making.members import BLANK
 from shards.making.partial import partial_file, settle
 from shards.making.plan import check_planned
 from shards.making.sample import SIDECAR, Ready, reject_row
-from shards.making.spent import Spent
+from shards.making.stage_times import Spent
 from shards.making.tar import TarFile
 from shards.manifest import ShardInfo, shard_name
 from shards.options import Options

@@ -162,7 +162,7 @@ def shares(weights: Sequence[float]) -> Indices:
     found[np.argsort(found - exact, kind="stable")[:short]] += 1
     if (found == 0).any():
         raise ShardsError(
-            f"of the weights {list(weights)} one is too small to be kept among {PERIOD} places: "
-            "raise it or leave its corpus out"
+            f"the weights {list(weights)} leave a corpus without one of {PERIOD} places: raise its "
+            "weight or leave it out"
         )
     return found

@@ -17,7 +17,7 @@ from pipeline.codec.box import box_model
 from pipeline.codec.finding import find_model
 from recipes.config.load import load_recipe
 from recipes.config.schema import SHIPPED
-from recipes.training.start import starting_model
+from recipes.training.initial_model import starting_model
 
 # A crop of 256 x 256 of a photograph that the demo evaluates on.
 PICTURE = Path(__file__).parents[2] / "recipes/demo/pictures/kodak/kodim07.webp"

@@ -171,7 +171,7 @@ def test_a_child_of_another_parent_is_refused(write_recipe, caplog) -> None:
     assert main([str(path)]) == 0
     assert main([str(path)]) == 0
     assert main([str(path), "stages.base.steps=3"]) == 2
-    assert "fine was begun from another base than there is, or will be" in caplog.text
+    assert "fine began from another base than the one that is, or will be" in caplog.text
     out = path.parent / "runs"
     shutil.rmtree(out / "base")
     caplog.clear()

@@ -59,9 +59,9 @@ def test_a_state_that_cant_be_used_is_no_absent_one(write_recipe, caplog) -> Non
     pieces = {
         newer: "step-00000004 is of format 2, newer than this version's 1",
         unmounted: "step-00000002 has no checkpoint.json",
-        all_unmounted: "checkpoints is a link to what is not there",
+        all_unmounted: "checkpoints is a broken link",
         torn: "step-00000004 is damaged",
-        gone: "was trained to step 4, and has no checkpoint to go on from",
+        gone: "was trained to step 4, and has no checkpoint to train on from",
     }
     for harm, piece in pieces.items():
         copy = path.parent / harm.__name__

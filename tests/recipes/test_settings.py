@@ -18,7 +18,7 @@ from recipes.config.settings import Loss
 from recipes.training import deciding, threads
 from recipes.training.checkpoint import Checkpoint
 from recipes.training.data import Feed
-from recipes.training.held import digest, held_out
+from recipes.training.held_out import digest, held_out
 from recipes.training.losses import Weights, balanced, between, distortion
 from recipes.training.noise import spread_rates
 from recipes.training.resume import differences

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from shards import Batch, ShardsError, ShardsRuntimeError, Stream, stream
-from shards.streaming.whole import pictures
+from shards.streaming.whole_pictures import pictures
 from tests.shards.made import encoded, numbered, photo, write_split
 
 SIZES = [5, 9, 1, 7, 3, 12]  # 37 samples

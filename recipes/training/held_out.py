@@ -79,7 +79,7 @@ def _check_others(place: Path) -> None:
     named = [path for path in others if pictures.is_picture(path.name.lstrip("._"))]
     for path in named:
         if not path.name.startswith("."):
-            what = "a link to what is not there" if path.is_symlink() else "no file"
+            what = "a broken link" if path.is_symlink() else "no file"
             raise EvaluationError(f"{path} is {what}: make it readable, or take it away")
     if named:
         log.warning("data.validation: left out %s: hidden", ", ".join(map(str, named)))

@@ -14,7 +14,7 @@ from recipes.config.settings import RecipeError
 from recipes.launching import processes as launch
 from recipes.training import checkpoint
 from recipes.training.data import Feed
-from recipes.training.held import HeldOut, digest
+from recipes.training.held_out import HeldOut, digest
 from recipes.training.module import TrainingModule
 from recipes.training.resume import MEASURES, check_same, differences
 from recipes.training.session import Session

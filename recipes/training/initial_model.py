@@ -55,7 +55,7 @@ def starting_fingerprint(run: Run) -> str | None:
 
 
 @lru_cache(maxsize=64)
-def told_by(place: Path) -> ModelInfo:
+def model_info(place: Path) -> ModelInfo:
     """Return the facts on its origin that the model at `place` holds."""
     return load_model(place).info
 
@@ -66,7 +66,7 @@ def lineage(run: Run) -> dict[str, str]:
         return {}
     place = starting_model(run)
     assert place is not None
-    about = told_by(place)
+    about = model_info(place)
     return {
         "init": run.init_model,
         "init_fingerprint": starting_fingerprint(run) or "",
