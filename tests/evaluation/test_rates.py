@@ -72,7 +72,7 @@ def test_rates_between_can_be_measured(place: Path, tmp_path: Path) -> None:
     ("model", "rates", "sentence"),
     [
         ("ranged", "1,3", "from 0 (fewest bits) to 2 (most) with this model, not 3"),
-        ("ranged", "1,many", "1,many are no rates"),
+        ("ranged", "1,many", "1,many is not a list of rates"),
         ("single", "1", "no model here has several rates"),
     ],
 )

@@ -33,6 +33,8 @@ OF_THIS_RUN = {
     *("mlflow.parentRunId", "mlflow.user", "mlflow.source.name", "source", "measured_at"),
     *("init_run_id", "model_id", "spool", "mlflow.log-model.history"),
 }
+# Tags that say what a shell or a checkout was like.
+OF_THE_SHELL = re.compile(r"git\.|ignored_environment$")
 DURATION = re.compile(r"(^|[/_.])(seconds|time|speed|memory|ms|throughput)|seconds", re.IGNORECASE)
 ID = re.compile(r"\b(m-)?[0-9a-f]{32}\b|\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\+\d{13}\b")
 # What a delivered run keeps in its folder.
@@ -229,7 +231,7 @@ def _tracked() -> Iterator[tuple[str, str]]:
         title = str(run.info.run_name)
         seen[title] += 1
         label = f"mlflow/{title}" + (f" again ({seen[title]})" if seen[title] > 1 else "")
-        tags = {key: value for key, value in run.data.tags.items() if not key.startswith("git.")}
+        tags = {key: value for key, value in run.data.tags.items() if not OF_THE_SHELL.match(key)}
         yield label, _text([run.info.status, run.data.params, tags])
         for metric in sorted(run.data.metrics):
             values = where.get_metric_history(run.info.run_id, metric)

@@ -310,7 +310,7 @@ def test_no_pictures_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     (tmp_path / "in" / "note.txt").write_text("hello")
     with pytest.raises(ShardsError, match=r"no pictures in .* among 1 files"):
         make(tmp_path / "in", tmp_path / "out")
-    with pytest.raises(ShardsError, match="is not there"):
+    with pytest.raises(ShardsError, match="there is no source"):
         make(tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
