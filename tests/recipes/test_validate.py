@@ -12,6 +12,7 @@ import pytest
 from pipeline.codec import CCAConfig, CCAModel
 from recipes.config.load import load_recipe
 from recipes.config.settings import RecipeError
+from recipes.training import held_out as held_out_pictures
 from recipes.training import validate
 from tests.recipes.conftest import MICRO
 
@@ -42,12 +43,12 @@ def test_held_out_pictures_that_are_not_there_for_the_moment_are_no_fewer_pictur
     (folder / "._one.png").write_bytes(b"Mac OS X")
     (folder / "notes.txt").symlink_to("nowhere")
     run = load_recipe(write_recipe(), [f"data.validation={folder}"]).runs()[0]
-    assert [picture.name for picture in held_out.held_out(run)] == ["one"]
+    assert [picture.name for picture in held_out_pictures.held_out(run)] == ["one"]
     assert "left out" in caplog.text
     assert "._one.png" in caplog.text
     for name, make in {"two.png": lambda path: path.symlink_to("disk"), "p.png": os.mkfifo}.items():
-        held_out._check_others.cache_clear()
+        held_out_pictures._check_others.cache_clear()
         make(folder / name)
         with pytest.raises(RecipeError, match=f"data.validation: .*{name} is"):
-            held_out.held_out(run)
+            held_out_pictures.held_out(run)
         (folder / name).unlink()
