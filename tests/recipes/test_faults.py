@@ -178,7 +178,7 @@ def test_a_child_of_another_parent_is_refused(write_recipe, caplog) -> None:
     assert main([str(path), "stages.base.lr=1e-4"]) == 2
     assert main([str(path), "stages.base.lr=1e-4", "--stage", "base"]) == 0
     assert main([str(path), "stages.base.lr=1e-4"]) == 2
-    assert caplog.text.count("fine was begun from another base") == 2
+    assert caplog.text.count("fine began from another base") == 2
     shutil.rmtree(out / "fine")
     assert main([str(path), "stages.base.lr=1e-4"]) == 0
 
