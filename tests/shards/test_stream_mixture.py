@@ -94,7 +94,7 @@ def test_mixtures_that_make_no_sense_are_refused(two, tmp_path):
     one = next(iter(two))
     with pytest.raises(ShardsError, match="positive weights"):
         Stream({one: 0}, batch_size=1)
-    with pytest.raises(ShardsError, match="too small"):
+    with pytest.raises(ShardsError, match="leave a corpus without one of"):
         shares([1.0, 1e-9])
     write_split(tmp_path / "none", [], [])
     with pytest.raises(ShardsError, match="no samples"):
