@@ -90,7 +90,7 @@ class ContextModel(nn.Module):
         self.residual_heads = nn.ModuleList(
             ResidualHead(inputs[i] + sizes[i], sizes[i], config) for i in range(refined)
         )
-        # Of each slice the supports of mean and scale as one, and their heads; see `pair`.
+        # The supports of mean and scale of each slice as one, and their heads; see `pair`.
         self.pairs: list[tuple[nn.Module, nn.Module]] | None = None
 
     def pair(self, make: Callable[[nn.Module, nn.Module], nn.Module | None]) -> None:
