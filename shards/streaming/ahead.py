@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterable
+from itertools import count
 
 from shards.reading.index import Span
 from shards.streaming.groups import GroupedOrder
@@ -23,8 +24,9 @@ class Ahead:
         """Begin at a position; nothing is named yet."""
         self.order, self.begun, self.position = order, position, position
         epoch, place = divmod(position, len(order))
-        self._coming: list[tuple[int, int, Reading]] = []  # by where they begin
-        self._reached: list[tuple[int, int, Reading]] = []  # by where they end
+        self._coming: list[tuple[int, int, Reading]] = []  # by where they begin, one of a group
+        self._reached: list[tuple[int, int, Reading]] = []  # by where they end; equal: as they came
+        self._reaching = count()
         self._named: Counter[Span] = Counter()
         for group in order.groups_of(rank, world_size):
             self._push(group, epoch, order.number_of(epoch, place, group))
@@ -45,12 +47,15 @@ class Ahead:
         ahead = max(min(position - self.begun, most, len(self.order)), least)
         named = self._count(self._begin_until(position + int(ahead)), 1)
         over = self._count(self._end_until(position), -1)
-        return [span for span in named if self._named[span]], over
+        passed = set(named) & set(over)  # begun and ended: nobody was told of them
+        return [span for span in named if span not in passed], [
+            span for span in over if span not in passed
+        ]
 
     def _begin_until(self, position: int) -> Iterable[Reading]:
         while self._coming[0][0] <= position:
             _, group, reading = heapq.heappop(self._coming)
-            heapq.heappush(self._reached, (reading.end, group, reading))
+            heapq.heappush(self._reached, (reading.end, next(self._reaching), reading))
             self._push(group, *reading.after)
             yield reading
 

@@ -80,7 +80,7 @@ orders = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(orders, st.integers(1, 4), st.integers(1, 20), st.data())
 def test_what_is_read_was_named_and_is_not_over(order, world, step, data):
     """Whatever the pace: each sample that a rank reads was named before, as often as it is over."""
@@ -102,6 +102,20 @@ def test_what_is_read_was_named_and_is_not_over(order, world, step, data):
                 shard, index = order(epoch, place)
                 assert any(one.shard == shard and one.first <= index < one.end for one in named)
         position += step
+
+
+def test_shards_without_samples_are_walked_through():
+    ahead = Ahead(SampleOrder([0, 1, 0, 0], 1, 1), 0, 0, 1)
+    named = [span for position in range(5) for span in ahead.reach(position, 1, 0)[0]]
+    assert {(span.shard, span.first, span.end) for span in named} >= {(1, 0, 1)}
+
+
+@pytest.mark.parametrize("position", range(361, 370))
+def test_a_window_that_ends_where_reading_begins_is_not_over(position):
+    ahead = Ahead(GroupedOrder([69, 300], 1, 6, groups=16), position, 0, 1)
+    fresh, over = ahead.reach(position, 1, 0)
+    assert fresh
+    assert not over
 
 
 def test_what_is_named_grows_with_what_was_read():
