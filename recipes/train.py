@@ -27,7 +27,7 @@ from recipes.config.load import load_recipe
 from recipes.config.schema import Run
 from recipes.config.settings import RecipeError
 from recipes.launching import notice, peers, processes
-from recipes.training.signals import StopNow, StopRequest
+from recipes.launching.signals import StopNow, StopRequest
 
 log = logging.getLogger("recipes")
 

@@ -26,7 +26,7 @@ from recipes.launching import environment, ranks
 from recipes.launching.accelerate import LAUNCHER
 from recipes.launching.deepspeed import refuse_other_training
 from recipes.launching.owner import AGAIN
-from recipes.training.signals import StopNow, StopRequest
+from recipes.launching.signals import StopNow, StopRequest
 
 T = TypeVar("T")
 

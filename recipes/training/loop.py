@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline.codec import Model
 from recipes.config.schema import Run
 from recipes.launching import processes as launch
+from recipes.launching.signals import StopNow
 from recipes.launching.watchdog import OTHERS, Watchdog, names_of_ranks
 from recipes.training import checkpoint, results, speed, threads
 from recipes.training.clipping import NonFiniteError
@@ -35,7 +36,6 @@ from recipes.training.optim import GuardedAdam, make_optimizer
 from recipes.training.profiling import recording
 from recipes.training.schedule import set_learning_rate
 from recipes.training.session import Interrupted, Session, TrainingError
-from recipes.training.signals import StopNow
 from recipes.training.starting_point import find_start, take_up
 from recipes.training.steps import Eager, Metrics, Reduce, pieces
 from recipes.training.throughput import Meter

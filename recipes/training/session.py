@@ -8,8 +8,8 @@ from typing import Any
 
 from pipeline.common.errors import RunError
 from pipeline.common.progress import Progress
+from recipes.launching.signals import StopRequest
 from recipes.training.resume import Origin
-from recipes.training.signals import StopRequest
 
 
 class TrainingError(RunError):

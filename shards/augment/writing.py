@@ -17,8 +17,8 @@ from shards.augment.encoders import encoder_for
 from shards.augment.operations import Refused
 from shards.augment.resampling import Pixels
 from shards.augment.spec import Spec
-from shards.making.check import TOO_SMALL, RejectedError, has_profile, is_plain, plain_pixels
-from shards.making.sample import Ready, reject_row
+from shards.samples.check import TOO_SMALL, RejectedError, has_profile, is_plain, plain_pixels
+from shards.samples.sample import Ready, reject_row
 
 Result = Ready | dict[str, Any]
 

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from shards.errors import ShardsError
-from shards.making.sample import SIDECAR
 from shards.manifest import Manifest, splits
+from shards.samples.sample import SIDECAR
 from shards.store import Store
 from shards.tables import read_rows
 

@@ -19,10 +19,10 @@ from pipeline.common.documents import parse
 from pipeline.common.progress import Progress
 from pipeline.common.workers import Tell, work_in_processes
 from shards.errors import ShardsError, ShardsRuntimeError
-from shards.making.check import RejectedError, examine
 from shards.making.finish import read_sidecar, rejects_name
 from shards.manifest import Manifest, ShardInfo, splits
 from shards.options import Options, crops_of
+from shards.samples.check import RejectedError, examine
 from shards.store import Store
 from shards.tables import read_rows
 

@@ -16,9 +16,9 @@ from shards.augment.server import AHEAD, Remote
 from shards.augment.writing import Decoded, Result, Writer
 from shards.errors import ShardsError
 from shards.making.inorder import in_order
-from shards.making.sample import Ready
 from shards.making.stage_times import Clock, Spent
 from shards.options import Options
+from shards.samples.sample import Ready
 
 Prepare = Callable[[dict[str, Any]], Result]
 BATCH_PIXELS = (

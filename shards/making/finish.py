@@ -14,9 +14,9 @@ from pipeline.common.documents import parse
 from shards import arrays
 from shards.errors import ShardsError
 from shards.making.plan import Plan, check_planned
-from shards.making.sample import REJECTS
 from shards.manifest import Manifest, ShardInfo, shard_name
 from shards.options import crops_of
+from shards.samples.sample import REJECTS
 from shards.store import Store
 
 SHOWN = 5

@@ -21,8 +21,8 @@ from shards.augment.operations import Augmenter
 from shards.augment.resampling import Pixels
 from shards.augment.writing import Result, Writer
 from shards.errors import ShardsError
-from shards.making.sample import Ready
 from shards.options import Options
+from shards.samples.sample import Ready
 
 SHOWN = 20  # pictures
 SIDE = 256  # most pixels a side of a picture on the page

@@ -7,8 +7,8 @@ import tarfile
 from typing import IO, Any
 
 from shards.making.partial import start_writing
-from shards.making.sample import Ready
 from shards.manifest import ShardInfo
+from shards.samples.sample import Ready
 
 BLOCK, RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 # Limits of a header's name and size fields: beyond them, `tarfile` writes longer headers.

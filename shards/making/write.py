@@ -16,17 +16,17 @@ from pipeline.common.documents import parse
 from pipeline.common.pictures import PictureError
 from pipeline.common.pictures.limits import check_bytes
 from shards import arrays
-from shards.making import check
-from shards.making.check import Facts, RejectedError, examine
 from shards.making.inorder import in_order
 from shards.making.members import BLANK
 from shards.making.partial import partial_file, settle
 from shards.making.plan import check_planned
-from shards.making.sample import SIDECAR, Ready, reject_row
 from shards.making.stage_times import Spent
 from shards.making.tar import TarFile
 from shards.manifest import ShardInfo, shard_name
 from shards.options import Options
+from shards.samples import check
+from shards.samples.check import Facts, RejectedError, examine
+from shards.samples.sample import SIDECAR, Ready, reject_row
 from shards.sources import Entry, Reader, Sample, Source, UnreadableError, reading_threads
 from shards.sources.base import ChangedError, GoneError, decode_path, stem_and_ending
 from shards.sources.values import json_value

@@ -21,8 +21,8 @@ from pipeline.common.pictures.orientation import (
     turned,
     upright_size,
 )
+from shards.purposes import CROP
 from shards.reading import turbo
-from shards.streaming.order import CROP
 
 Pixels = npt.NDArray[np.uint8]
 

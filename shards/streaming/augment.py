@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from pipeline.common.addresses import hash_words
 from shards.errors import ShardsError
-from shards.streaming.order import AUGMENT
+from shards.purposes import AUGMENT
 
 
 @dataclass(frozen=True)

@@ -27,18 +27,9 @@ import numpy as np
 
 from pipeline.common.addresses import hash_words, permutation, scattered
 from shards.errors import ShardsError
+from shards.purposes import CYCLE, LAST_CYCLE, PHASE, PIECES, ROTATION, SAMPLES, SHARDS
 from shards.reading.index import Span
-from shards.streaming.order import (
-    CYCLE,
-    LAST_CYCLE,
-    PHASE,
-    PIECES,
-    ROTATION,
-    SAMPLES,
-    SHARDS,
-    Indices,
-    Reading,
-)
+from shards.streaming.order import Indices, Reading
 
 K = TypeVar("K")
 V = TypeVar("V")

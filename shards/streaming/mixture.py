@@ -17,8 +17,9 @@ import numpy as np
 
 from pipeline.common.addresses import hash_words, permutation
 from shards.errors import ShardsError
+from shards.purposes import MIXTURE
 from shards.streaming.groups import GROUPS, GroupedOrder
-from shards.streaming.order import MIXTURE, Indices, SampleOrder
+from shards.streaming.order import Indices, SampleOrder
 
 PERIOD = 1024
 

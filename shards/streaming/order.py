@@ -22,13 +22,10 @@ import numpy.typing as npt
 
 from pipeline.common.addresses import hash_words, permutation
 from shards.errors import ShardsError
+from shards.purposes import SAMPLES, SHARDS
 from shards.reading.index import Span
 
 Indices = npt.NDArray[np.int64]
-
-# Purposes of hashes, which keep two draws for the same position apart.
-SHARDS, SAMPLES, CROP, SUBSTITUTE, MIXTURE, AUGMENT = range(1, 7)
-CYCLE, LAST_CYCLE, PIECES, ROTATION, PHASE = range(7, 12)
 
 # Blocks whose permutation is remembered: the one being read and the next.
 REMEMBERED = 4

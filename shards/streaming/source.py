@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.common.addresses import hash_words
 from shards.errors import ShardsError, ShardsRuntimeError
+from shards.purposes import SUBSTITUTE
 from shards.reading import turbo
 from shards.reading.corpus import Corpus
 from shards.reading.decode import BrokenPictureError, CropDraw, Pixels, decode_crop, filled
@@ -22,7 +23,6 @@ from shards.reading.ranges import Traffic
 from shards.streaming.ahead import Ahead
 from shards.streaming.holding import trained_sizes
 from shards.streaming.mixture import MixedOrder
-from shards.streaming.order import SUBSTITUTE
 
 # A broken sample is replaced by the one this many positions later: its shard is at hand.
 NEAR = 1000

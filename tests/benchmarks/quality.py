@@ -33,9 +33,9 @@ from recipes.config.load import load_recipe
 from recipes.config.schema import Recipe, Run
 from recipes.config.stage import Stage
 from recipes.launching import processes
+from recipes.launching.signals import StopRequest
 from recipes.training.loop import Trainer
 from recipes.training.session import Interrupted, Session, TrainingError
-from recipes.training.signals import StopRequest
 from recipes.training.steps import Metrics
 from recipes.training.validate import evaluate, rate_points
 from shards import Batch

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from recipes.launching.signals import AGAIN
 from recipes.train import main
 from recipes.training.checkpoint import best, found
-from recipes.training.signals import AGAIN
 
 COMMON = {"batch": 4, "crop": 64, "lr": 1e-3}
 TWO = [

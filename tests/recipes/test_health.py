@@ -13,11 +13,11 @@ from pipeline.common.progress import silent
 from recipes.config.load import load_recipe
 from recipes.config.schema import Run
 from recipes.launching import processes as launch
+from recipes.launching.signals import StopRequest
 from recipes.training.health import WINDOW, CollapseError, Watch
 from recipes.training.loop import Trainer
 from recipes.training.module import METRICS
 from recipes.training.session import Session, TrainingError
-from recipes.training.signals import StopRequest
 
 
 def run_of(path: Path, *overrides: str) -> Run:

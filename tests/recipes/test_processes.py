@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 from pipeline.codec import load_model
 from recipes.config.settings import RecipeError
 from recipes.launching.ranks import check_together, processes_asked
+from recipes.launching.signals import AGAIN
 from recipes.train import main
 from recipes.training.checkpoint import found
 from recipes.training.results import read_run
-from recipes.training.signals import AGAIN
 from tests.patience import patience, wait_for
 from tests.proof.forking import typed
 

@@ -15,6 +15,7 @@ from pipeline.codec.architectures.cca import CCAConfig
 from pipeline.common.progress import silent
 from recipes.config.load import load_recipe
 from recipes.config.settings import Loss
+from recipes.launching.signals import StopRequest
 from recipes.training import deciding, threads
 from recipes.training.checkpoint import Checkpoint
 from recipes.training.data import Feed
@@ -23,7 +24,6 @@ from recipes.training.losses import Weights, balanced, between, distortion
 from recipes.training.noise import spread_rates
 from recipes.training.resume import differences
 from recipes.training.session import Session
-from recipes.training.signals import StopRequest
 
 LAUNCH = ("python", "accelerate", "launch")
 CPU = torch.device("cpu")

@@ -20,10 +20,10 @@ import pytest
 from recipes.launching import owner
 from recipes.launching.owner import AGAIN
 from recipes.launching.processes import report_failure
+from recipes.launching.signals import StopNow, StopRequest
 from recipes.train import main
 from recipes.training.checkpoint import found
 from recipes.training.loop import Trainer
-from recipes.training.signals import StopNow, StopRequest
 from shards import stream
 
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.tracking.store import client
+from recipes.launching.signals import AGAIN
 from recipes.launching.watchdog import OTHERS, Watchdog, verdict
 from recipes.training.results import read_run
-from recipes.training.signals import AGAIN
 from tests.patience import patience, wait_for
 
 NAMES = ["rank 0 (process 11 on a)", "rank 1 (process 12 on b)", "rank 2 (process 13 on b)"]

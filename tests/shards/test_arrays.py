@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.arrays import array, as_numpy, numbers, table
-from shards.making.sample import SIDECAR
+from shards.samples.sample import SIDECAR
 from shards.sources.base import SIBLING
 from tests.shards.making import jpeg
 

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from pipeline.common import pictures
-from shards.making.check import Facts, RejectedError, examine
 from shards.options import Options
 from shards.reading.decode import CropDraw, decode, decode_crop
+from shards.samples.check import Facts, RejectedError, examine
 from tests.shards.made import photo
 
 FEW, MANY = 200, 2000

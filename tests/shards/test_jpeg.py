@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from shards.making.jpeg import jpeg_header
+from shards.samples.jpeg import jpeg_header
 
 SAVED: dict[str, dict[str, Any]] = {
     "plain": {},

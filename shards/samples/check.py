@@ -19,8 +19,8 @@ from pipeline.common.pictures.formats import usual_ending
 from pipeline.common.pictures.opening import header_of, load
 from pipeline.common.pictures.orientation import orientation_of
 from pipeline.common.pictures.samples import check_mode, check_samples
-from shards.making.jpeg import jpeg_header
 from shards.options import MAX_AREA, Options
+from shards.samples.jpeg import jpeg_header
 
 # Messages of libjpeg about files that are odd but whole, or of kinds that it was not built for.
 HARMLESS = ("extraneous bytes", "Invalid SOS parameters", "nsupported")
