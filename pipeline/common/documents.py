@@ -8,6 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 
+# Levels of lists and mappings in each other: libyaml overflows its stack at some ten thousands.
+DEEPEST = 200
+TOO_DEEP = "it is nested too deeply"
+
+
 class DocumentError(ValueError):
     """The text is not valid JSON or YAML, or has another form than is needed."""
 
@@ -20,7 +25,7 @@ def parse(data: bytes | str) -> Any:
     try:
         return json.loads(data)
     except RecursionError:
-        raise DocumentError("it is nested too deeply") from None
+        raise DocumentError(TOO_DEEP) from None
     except ValueError as error:
         raise DocumentError(str(error)) from error
 
@@ -44,6 +49,22 @@ def reading_yaml() -> Iterator[None]:
     try:
         yield
     except RecursionError:
-        raise DocumentError("it is nested too deeply") from None
+        raise DocumentError(TOO_DEEP) from None
     except (yaml.YAMLError, ValueError) as error:
         raise DocumentError(" ".join(str(error).split())) from error
+
+
+def check_depth(text: str) -> None:
+    """Raise `DocumentError` if the YAML `text` nests deeper than `DEEPEST` levels.
+
+    Call it before a loader that is written in C: one that meets endless nesting kills the process.
+    Raises `yaml.YAMLError` if the text is not YAML.
+    """
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise DocumentError(TOO_DEEP)

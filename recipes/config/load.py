@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from pipeline.common.documents import DocumentError, reading_yaml
+from pipeline.common.documents import DocumentError, check_depth, reading_yaml
 from recipes.config.bundled import shipped
 from recipes.config.errors import sentence
 from recipes.config.optimizing import named
@@ -55,6 +55,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def _read(path: Path) -> dict[str, Any]:
     try:
         with reading_yaml():
+            check_depth(path.read_text(encoding="utf-8"))
             content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except FileNotFoundError:
         raise RecipeError(
@@ -112,6 +113,7 @@ def _value(override: str, text: str) -> Any:
     try:
         # OmegaConf's reading of YAML, in which 1e-4 is a number.
         with reading_yaml():
+            check_depth(f"value: {text}")
             read = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
     except (DocumentError, OmegaConfBaseException) as error:
         raise RecipeError(f"{override!r}: the value is not YAML") from error

@@ -104,6 +104,10 @@ def test_unreadable_files(tmp_path: Path) -> None:
     bad.write_text("a: [")
     with pytest.raises(RecipeError, match="is not YAML"):
         load_recipe(bad)
+    for deep in ("[", "{a: ", "- ", "? "):
+        bad.write_text(deep * 60_000)  # in C, a loader that follows it overflows its stack
+        with pytest.raises(RecipeError, match="is nested too deeply"):
+            load_recipe(bad)
     bad.write_text("- a\n- b\n")
     with pytest.raises(RecipeError, match="a recipe is a mapping"):
         load_recipe(bad)
