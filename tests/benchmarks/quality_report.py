@@ -19,6 +19,8 @@ matplotlib.use("Agg")
 AXES = {"samples": "samples", "cpu": "CPU seconds"}
 if torch.cuda.is_available():
     AXES["seconds"] = "seconds"
+# The lower half of the plot shows costs up to so many times the lowest.
+NEAR = 1.4
 # A contender's evaluations, one a step; and what is known of it at each seed.
 Evaluations = Sequence[dict[str, Any]]
 
@@ -128,26 +130,38 @@ def _spread(values: Sequence[float | None], unit: str = "") -> str:
 
 
 def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Draw the held-out cost of every run against samples and CPU seconds."""
+    """Draw the held-out cost of every run against samples and CPU seconds.
+
+    Above all costs, on a logarithmic scale; below those up to `NEAR` times the lowest.
+    """
     from matplotlib import pyplot
 
-    figure, places = pyplot.subplots(1, len(AXES), figsize=(11, 4.5), sharey=True)
+    figure, grid = pyplot.subplots(2, len(AXES), figsize=(11, 8.5), sharex="col", sharey="row")
     names = list(dict.fromkeys(row["contender"] for row in rows))
     colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"]
-    for place, (axis, label) in zip(places, AXES.items(), strict=True):
-        for row in rows:
-            x = [one[axis] for one in row["evaluations"]]
-            y = [one["held_out"]["cost"] for one in row["evaluations"]]
-            colour = colours(names.index(row["contender"]) % colours.N)
-            shown = row["contender"] if row["seed"] == 0 else None
-            place.plot(x, y, color=colour, label=shown, linewidth=1.2, alpha=0.8)
-        place.set(xlabel=label, yscale="log")
-        place.grid(alpha=0.3)
-    places[0].set_ylabel("held-out cost")
-    places[0].legend(fontsize=7, ncols=2)
+    costs = [one["held_out"]["cost"] for row in rows for one in row["evaluations"]]
+    for places, settings in zip(grid, _scales(min(costs)), strict=True):
+        for place, axis in zip(places, AXES, strict=True):
+            for row in rows:
+                x = [one[axis] for one in row["evaluations"]]
+                y = [one["held_out"]["cost"] for one in row["evaluations"]]
+                colour = colours(names.index(row["contender"]) % colours.N)
+                shown = row["contender"] if row["seed"] == 0 else None
+                place.plot(x, y, color=colour, label=shown, linewidth=1.2, alpha=0.8)
+            place.set(**settings)
+            place.grid(alpha=0.3)
+        places[0].set_ylabel("held-out cost")
+    for place, label in zip(grid[-1], AXES.values(), strict=True):
+        place.set_xlabel(label)
+    grid[0][0].legend(fontsize=7, ncols=2)
     figure.tight_layout()
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def _scales(lowest: float) -> list[dict[str, Any]]:
+    """Return the settings of both rows of axes: everything, and what is near the lowest cost."""
+    return [{"yscale": "log"}, {"ylim": (0.98 * lowest, NEAR * lowest)}]
 
 
 def read(out: Path) -> dict[str, Any]:
