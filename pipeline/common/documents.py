@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-
 # Levels of lists and mappings in each other: libyaml overflows its stack at some ten thousands.
 DEEPEST = 200
 TOO_DEEP = "it is nested too deeply"
