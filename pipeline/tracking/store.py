@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from pipeline.common.answers import refuse_cut_answers
 from pipeline.common.atomic import flush
 from pipeline.common.locks import file_lock
 from pipeline.common.secrets import without_user
@@ -70,7 +71,7 @@ def client(uri: str | None = None) -> MlflowClient:
     Raises TrackingError for a file that is no tracking store, StoreError for one that is locked.
     """
     where = tracking_uri(uri)
-    _make_quiet()
+    _prepare()
     with explained(where):
         if where.startswith(SQLITE):
             path = Path(where.removeprefix(SQLITE))
@@ -113,7 +114,8 @@ def _client(where: str) -> MlflowClient:
     return mlflow.MlflowClient(where, registry_uri=registry)
 
 
-def _make_quiet() -> None:
+def _prepare() -> None:
+    refuse_cut_answers()
     # MLflow would try for minutes; the spool has patience of its own, and a user has less.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     # Its bars would tear ours, and standard output is for results.

@@ -23,6 +23,7 @@ from pipeline.tracking import (
 )
 from pipeline.tracking import store as store_module
 from pipeline.tracking.store import client
+from tests.answering import answering
 
 
 def test_mlflow_s_makers_are_told_nothing() -> None:
@@ -91,6 +92,16 @@ def test_a_store_that_cannot_be_used_is_one_sentence(
     with pytest.raises(kind, match=said) as caught:
         list_versions("cca")
     assert "secret" not in str(caught.value)
+
+
+def test_an_answer_that_is_cut_within_its_headers_is_no_empty_store(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with answering(b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-ty") as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        with pytest.raises(StoreError, match="can't be used now"):
+            list_versions()
 
 
 def test_looking_makes_no_store(nowhere: Path, checkpoint: Callable[..., Path]) -> None:
