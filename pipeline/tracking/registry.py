@@ -198,13 +198,29 @@ def _create(
     if run_id:
         step = int(float(tags.get("step", 0)))
         where.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
-    return where.create_model_version(
+    made = where.create_model_version(
         name,
         f"models:/{logged.model_id}",
         run_id,
         tags={**tags, "sha256": digest},
         model_id=logged.model_id,
     )
+    return _only_one(where, made)
+
+
+def _only_one(where: MlflowClient, version: ModelVersion) -> ModelVersion:
+    """Return the first version of the same logged model, and delete others that have no alias.
+
+    A request whose answer is lost is made again, by MLflow or a proxy: that makes a second version.
+    """
+    query = f"name = '{version.name}' and source_path = '{version.source}'"
+    first, *others = sorted(_pages(where, query), key=lambda one: int(one.version))
+    if others:
+        named = set(map(str, _aliases(where, version.name).values()))
+        for other in others:
+            if str(other.version) not in named:
+                where.delete_model_version(other.name, other.version)
+    return first
 
 
 def _same(where: MlflowClient, name: str, tags: Mapping[str, str]) -> ModelVersion | None:
@@ -212,6 +228,7 @@ def _same(where: MlflowClient, name: str, tags: Mapping[str, str]) -> ModelVersi
     query = f"name = '{name}' and tag.fingerprint = '{tags['fingerprint']}'"
     found = next(iter(_pages(where, query)), None)
     if found is not None:
+        found = _only_one(where, found)
         for key, value in tags.items():
             where.set_model_version_tag(name, found.version, key, value)
     return found

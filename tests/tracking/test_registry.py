@@ -6,8 +6,10 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 import pipeline
 from pipeline.codec import CCAModel, load_model
@@ -120,3 +122,18 @@ def test_an_unfit_name_is_refused_before_anything_is_written(
     with pytest.raises(TrackingError, match="can't be a model's name"):
         register_model(str(checkpoint()), "a/b")
     assert list_versions() == []
+
+
+def test_a_request_that_was_made_twice_leaves_one_version(
+    workdir: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = MlflowClient.create_model_version
+
+    def repeated(*given: Any, **named: Any) -> Any:
+        create(*given, **named)  # done, and its answer lost
+        return create(*given, **named)
+
+    monkeypatch.setattr(MlflowClient, "create_model_version", repeated)
+    assert register_model(str(checkpoint()), "cca", "champion").version == 1
+    assert [version.uri for version in list_versions("cca")] == ["models:/cca/1"]
+    assert list_versions("cca")[0].aliases == ("champion",)
