@@ -9,6 +9,7 @@ a process is killed between an answer and the note of it, changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+from pipeline.common.locks import FolderInUseError, folder_lock
 from pipeline.tracking.errors import TrackingError
 from pipeline.tracking.records import DAMAGED, Record
 from pipeline.tracking.sending import FILES, Sender, find_run
@@ -208,6 +210,8 @@ def deliver(folder: Path, seconds: float = 60.0) -> bool:
     spool = Spool(folder)
     state = spool.load_state()
     assert state is not None
+    with contextlib.suppress(FolderInUseError), folder_lock(folder):
+        spool.sweep(state.delivered)
     delivery = Delivery(spool, state, None)
     try:
         delivery.start(seconds)

@@ -22,10 +22,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.atomic import write_json
+from pipeline.common.atomic import space_for, write_json
 from pipeline.common.documents import DocumentError, parse_object
 from pipeline.tracking.errors import TrackingError
-from pipeline.tracking.records import Record, read_record
+from pipeline.tracking.records import DAMAGED, Record, read_record
 
 BLOCK = 1 << 16
 
@@ -62,11 +62,22 @@ class Spool:
         self._lock = threading.Lock()
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add `record`; returns once the operating system has it."""
+        """Add `record`; returns once the operating system has it.
+
+        Raises NoSpaceError where the disk is full: then nothing is left of it.
+        """
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
-        with self._lock:
-            while line:
-                line = line[os.write(self._file, line) :]
+        with self._lock, space_for(self._path):
+            size = os.fstat(self._file).st_size
+            try:
+                while line:
+                    line = line[os.write(self._file, line) :]
+            except OSError:
+                # A half of it would spoil the record that comes next.
+                os.ftruncate(self._file, size)
+                if "staged" in record:
+                    self.unstage(record["staged"])
+                raise
 
     def sync(self) -> None:
         """Wait until what was appended is on the disk itself."""
@@ -94,18 +105,18 @@ class Spool:
         """Keep a file's content (or these bytes) until it is delivered; return its staged name.
 
         A hard link where the file system allows it, else a copy: a file that is logged may be
-        removed or replaced by renaming afterwards, not changed in place.
+        removed or replaced by renaming afterwards, not changed in place. Raises NoSpaceError where
+        the disk is full.
         """
         staged = f"{uuid.uuid4().hex}/{name}"
         target = self.files / staged
-        target.parent.mkdir()
-        if isinstance(source, bytes):
-            target.write_bytes(source)
-        else:
+        with space_for(target):
+            target.parent.mkdir()
             try:
-                os.link(source, target)
+                _put(source, target)
             except OSError:
-                shutil.copyfile(source, target)
+                self.unstage(staged)
+                raise
         return staged
 
     def staged(self, name: str) -> Path:
@@ -115,6 +126,21 @@ class Spool:
     def unstage(self, name: str) -> None:
         """Forget a staged file that was delivered."""
         shutil.rmtree(self.staged(name).parent, ignore_errors=True)
+
+    def sweep(self, delivered: int) -> None:
+        """Remove staged files that no record names: their writer was killed before it wrote one.
+
+        Only for who holds the run's folder: another writer may be between a file and its record.
+        `delivered` is the byte up to which records were sent.
+        """
+        records = [record for record, _ in self.read(delivered, limit=2**62)]
+        records += [read_record(path.read_bytes()) for path in self.waiting()]
+        if any(record["kind"] == DAMAGED for record in records):
+            return  # it may have named one
+        named = {Path(record["staged"]).parts[0] for record in records if "staged" in record}
+        for folder in self.files.iterdir():
+            if folder.name not in named:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def put_off(self, record: Mapping[str, Any], end: int) -> None:
         """Let a file or picture wait beside the records; `end` is the byte where its record ends.
@@ -179,6 +205,17 @@ def _state(data: bytes) -> State:
     if not 0 <= state.delivered < 2**63:
         raise DocumentError("delivered is out of range")
     return state
+
+
+def _put(source: Path | bytes, target: Path) -> None:
+    """Link or copy a file to `target`, or write these bytes there."""
+    if isinstance(source, bytes):
+        target.write_bytes(source)
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def last_steps(spool: Spool) -> dict[tuple[str, str], int]:

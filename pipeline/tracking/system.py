@@ -6,10 +6,13 @@ does not take; its monitors alone are used here.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from pipeline.common.atomic import NoSpaceError
 
 SECONDS_BETWEEN_SAMPLES = 10.0
 log = logging.getLogger(__name__)
@@ -39,10 +42,13 @@ class SystemSampler:
         monitors = _monitors()
         while not self._stopped.is_set():
             try:
-                self._record(_sample(monitors), self._number)
+                found = _sample(monitors)
             except Exception as error:  # a counter that can't be read must not end the others
                 log.warning("no system metrics: %s", error)
                 return
+            # While the disk is full there are no samples; the next checkpoint says so.
+            with contextlib.suppress(NoSpaceError):
+                self._record(found, self._number)
             self._number += 1
             self._stopped.wait(SECONDS_BETWEEN_SAMPLES)
 

@@ -89,6 +89,7 @@ class Tracker:
         state = spool.save_state(
             state, run_id=run_id or state.run_id, uri=without_user(tracking_uri(uri))
         )
+        spool.sweep(state.delivered)
         seen = last_steps(spool)
         about = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
         delivery = Delivery(spool, state, uri)
