@@ -18,6 +18,7 @@ import yaml
 from pipeline.common.documents import DocumentError, parse_object, reading_yaml
 from pipeline.tracking.errors import StoreError, TrackingError
 from pipeline.tracking.history import History, history
+from pipeline.tracking.resolving import run_reference
 from pipeline.tracking.tracker import flat
 from recipes.config.bundled import shipped
 from recipes.config.load import load_recipe
@@ -165,7 +166,7 @@ def _of_folder(folder: Path) -> Side:
         # Another version wrote it: it is compared as it stands there.
         runs, said = {}, flat(_by_name(_plain(file, error)))
     facts, decisive = _of_checkpoint(folder)
-    known = _known(told.get("run_id") or "")
+    known = _known(run_reference(folder))
     if known is not None:
         facts, decisive = facts | known.tags, decisive or _settings(known)
     return Side(
@@ -189,10 +190,10 @@ def _plain(file: Path, error: RecipeError) -> dict[str, Any]:
     return content
 
 
-def _known(run_id: str) -> History | None:
+def _known(reference: str | None) -> History | None:
     """Return what the store knows of a run whose folder is there: it may have been deleted."""
     try:
-        return history(run_id, CURVES, needed=False) if run_id else None
+        return history(reference, CURVES, needed=False) if reference else None
     except (StoreError, TrackingError) as error:
         log.warning("without curves: %s", error)
         return None

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.output import echo
-from pipeline.common.documents import parse
 
 if TYPE_CHECKING:
     from orchestration.control import Scheduled
@@ -212,11 +211,10 @@ def _rows(plan: Plan, found: Sequence[JobStatus]) -> list[dict[str, Any]]:
         job = plan.job(one.name)
         if job.run_folder and one.state != "waiting":
             known = _spooled(plan, job.run_folder)
-            run_id = _run_id(plan, job.run_folder) if known is None and reachable else None
-            if run_id:
+            if known is None and reachable and (run := _run_in(plan, job.run_folder)):
                 from pipeline.tracking import run_progress
 
-                known = run_progress(run_id)
+                known = run_progress(run)
                 # A store that does not answer is asked only once: each attempt takes seconds.
                 reachable = known is not None
             _add_progress(row, known, job.steps or 0, one)
@@ -258,21 +256,11 @@ def _row(one: JobStatus) -> dict[str, Any]:
     return row
 
 
-def _run_id(plan: Plan, run_folder: str | None) -> str | None:
-    """Return the MLflow id of the run in `run_folder`, or None before training has written it.
+def _run_in(plan: Plan, run_folder: str) -> str | None:
+    """Return the reference of the run in `run_folder`; None before training has written it."""
+    from pipeline.tracking.resolving import run_reference
 
-    If the server was down at the start, only the tracking state has the id.
-    """
-    if run_folder is None:
-        return None
-    for name in ("run.json", "tracking/state.json"):
-        try:
-            state = parse((Path(plan.workdir) / run_folder / name).read_bytes())
-            if state["run_id"]:
-                return str(state["run_id"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return None
+    return run_reference(Path(plan.workdir, run_folder))
 
 
 def _add_progress(

@@ -36,7 +36,7 @@ class ModelInfo:
     recipe_digest: str | None = None
     data_digest: str | None = None
     git_commit: str | None = None
-    # The run of MLflow.
+    # A reference to the run of MLflow (`pipeline.common.references`).
     run_id: str | None = None
     # The run that this one started from.
     parent: str | None = None

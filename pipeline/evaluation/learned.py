@@ -19,6 +19,7 @@ from pipeline.codec.bitstream import read_stream
 from pipeline.codec.coding import check_model, compress, decode_stream
 from pipeline.codec.picture import Canvas
 from pipeline.codec.picture import read_picture as read_for_coding
+from pipeline.common.references import id_of
 from pipeline.evaluation import memory
 from pipeline.evaluation.classical import measure
 from pipeline.evaluation.complexity import count_parameters, parts_table
@@ -200,9 +201,17 @@ def _result(
         kmac_per_pixel=total,
         peak_memory_bytes=peak,
         parts=parts,
-        info={key: value for key, value in info.to_dict().items() if _plain(value)},
+        info=_told(info),
         architecture=model.config.architecture,
     )
+
+
+def _told(info: ModelInfo) -> dict[str, Any]:
+    """Return the facts on a model's origin that a report tells: of its run, only an id."""
+    facts = {key: value for key, value in info.to_dict().items() if _plain(value)}
+    if id_of(info.run_id) is None:
+        facts.pop("run_id", None)
+    return facts
 
 
 def curve_name(info: ModelInfo, otherwise: str) -> str:

@@ -12,6 +12,7 @@ from pipeline.common.secrets import without_user
 from pipeline.tracking.errors import StoreError
 from pipeline.tracking.models import NAMED, RUN, find_version, resolve_model, run_artifact
 from pipeline.tracking.registry import PARENT, Version, as_version
+from pipeline.tracking.resolving import NOT_DELIVERED, resolved
 from pipeline.tracking.store import explained, reading_client, require_store, tracking_uri
 
 if TYPE_CHECKING:
@@ -88,11 +89,14 @@ def lineage(model: str) -> Lineage:
     return Lineage(model, version, tuple(steps), gap)
 
 
-def _walk(where: MlflowClient, run_id: str) -> tuple[list[StageRun], str | None]:
+def _walk(where: MlflowClient, reference: str) -> tuple[list[StageRun], str | None]:
     from mlflow.exceptions import MlflowException
 
-    if not run_id:
+    if not reference:
         return [], "it names no run: it was imported, or trained without tracking"
+    run_id = resolved(where, reference)
+    if run_id is None:
+        return [], NOT_DELIVERED.format(store=without_user(where.tracking_uri))
     steps: list[StageRun] = []
     while run_id and run_id not in {step.run_id for step in steps}:
         try:

@@ -14,6 +14,7 @@ from urllib.request import getproxies
 
 from pipeline.tracking.errors import StoreError, TrackingError
 from pipeline.tracking.records import DAMAGED, Record, read_record
+from pipeline.tracking.resolving import resolved
 from pipeline.tracking.store import reading_client
 
 if TYPE_CHECKING:
@@ -104,8 +105,8 @@ def _pace(points: Sequence[tuple[int, int]]) -> float | None:
     return (ended - began) / 1000 / (last - first)
 
 
-def run_progress(run_id: str) -> RunProgress | None:
-    """Return how far the run is; None where it, or its store, can't be reached within seconds."""
+def run_progress(reference: str) -> RunProgress | None:
+    """Return how far a run is; None where it, or its store, can't be reached within seconds."""
     if not _worth_asking():
         return None
     answer: list[RunProgress] = []
@@ -116,7 +117,7 @@ def run_progress(run_id: str) -> RunProgress | None:
     if where is None:
         return None
     # A thread, because a host that swallows packets would hold the caller for minutes.
-    thread = threading.Thread(target=lambda: _ask(where, run_id, answer), daemon=True)
+    thread = threading.Thread(target=lambda: _ask(where, reference, answer), daemon=True)
     thread.start()
     thread.join(SECONDS_TO_ANSWER)
     return answer[0] if answer else None
@@ -141,9 +142,9 @@ def _worth_asking() -> bool:
         return False
 
 
-def _ask(where: MlflowClient, run_id: str, answer: list[RunProgress]) -> None:
+def _ask(where: MlflowClient, reference: str, answer: list[RunProgress]) -> None:
     try:
-        run = where.get_run(run_id)
+        run = where.get_run(resolved(where, reference) or "")
     except Exception:  # whatever it is, there is no progress to tell
         return
     tags = run.data.tags

@@ -12,6 +12,7 @@ from pipeline.common.digests import file_sha256
 from pipeline.tracking.errors import TrackingError
 from pipeline.tracking.measured import RANGE, TO, measured
 from pipeline.tracking.models import find_version, resolve_model
+from pipeline.tracking.resolving import resolved
 from pipeline.tracking.store import (
     client,
     experiment_id,
@@ -93,8 +94,9 @@ def register_model(
     model = load_model(path)
     check_servable(model.config.architecture)
     with explained(where.tracking_uri):
-        run_id = _known_run(where, model.info.run_id or "")
-        tags = _training(where, run_id) | _tags(model, metrics or {})
+        origin = resolved(where, model.info.run_id)
+        run_id = _known_run(where, origin or "")
+        tags = _training(where, run_id) | _tags(model, origin, metrics or {})
         version = _same(where, name, tags) or _create(where, name, model, run_id, tags)
         if alias is not None:
             where.set_registered_model_alias(name, alias, version.version)
@@ -244,8 +246,8 @@ def _ensure_name(where: MlflowClient, name: str) -> None:
             raise
 
 
-def _tags(model: Model, metrics: Mapping[str, float | str]) -> dict[str, str]:
-    info = model.info.to_dict()
+def _tags(model: Model, run_id: str | None, metrics: Mapping[str, float | str]) -> dict[str, str]:
+    info = {**model.info.to_dict(), "run_id": run_id}
     known = {key: info[key] for key in INFO if info.get(key) not in (None, "")}
     known["architecture"] = model.config.architecture
     if model.config.rate_weights:

@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from pipeline.common.references import key_of
 from pipeline.common.secrets import without_user
 from pipeline.tracking.errors import DeletedRunError, TrackingError
 from pipeline.tracking.progress import Pace
 from pipeline.tracking.records import Record
+from pipeline.tracking.resolving import active_run, make_run, resolved
 from pipeline.tracking.spool import Spool, State
 from pipeline.tracking.store import experiment_id
 
@@ -21,7 +23,6 @@ TEXTS_A_REQUEST = 100
 LONGEST_TAG = 5000
 LONGEST_PARAM = 6000
 LONGEST_DIGEST = 36
-KEY_TAG = "cca.key"
 # Kinds of records with content that goes to another place than numbers do.
 FILES = ("file", "image")
 T = TypeVar("T")
@@ -36,11 +37,11 @@ def find_run(client: MlflowClient, state: State) -> str:
         _check_known(client, state)
         return state.run_id
     where = experiment_id(client, state.experiment)
-    # An earlier attempt may have made it without our having had the answer.
-    found = client.search_runs([where], f"tags.`{KEY_TAG}` = '{state.key}'")
-    if found:
-        return str(found[0].info.run_id)
-    run = client.create_run(where, run_name=state.run_name, tags={KEY_TAG: state.key})
+    # An earlier attempt may have made it without our having had the answer. So may a run that
+    # builds on it, which did not know its name.
+    run = active_run(client, state.key) or make_run(client, where, state.key, state.run_name)
+    if run.info.run_name == state.key:
+        client.update_run(run.info.run_id, name=state.run_name)
     return str(run.info.run_id)
 
 
@@ -142,9 +143,24 @@ class Sender:
     def _tags(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        entities = [RunTag(key, str(value)[:LONGEST_TAG]) for key, value in tags.items()]
+        told = {key: self._told(str(value)) for key, value in tags.items()}
+        entities = [RunTag(key, value[:LONGEST_TAG]) for key, value in told.items()]
         for part in _parts(entities, TEXTS_A_REQUEST):
             self._client.log_batch(self._run_id, tags=part)
+
+    def _told(self, value: str) -> str:
+        """Return a tag's value; of a reference by key, the id of the run that it means.
+
+        A run whose own records have not arrived yet is made here, for them to find it.
+        """
+        key = key_of(value)
+        if key is None:
+            return value
+        known = resolved(self._client, value)
+        if known is None:
+            beside = self._client.get_run(self._run_id).info.experiment_id
+            known = str(make_run(self._client, beside, key, key).info.run_id)
+        return known
 
     def _file(self, record: Record) -> None:
         path = self._spool.staged(record["staged"])

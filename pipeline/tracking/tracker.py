@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.common.references import by_key
 from pipeline.common.secrets import redacted, without_user
 from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.environment import surroundings, tags_from
@@ -74,8 +75,8 @@ class Tracker:
             run_name: the run's name, shown in MLflow.
             params: settings, nested as they are; written as `a.b.c`, lists as JSON.
             tags: text about the run.
-            run_id: continue this run; None: continue the folder's own run, else a new one.
-            parent_run_id: the run that this one builds on.
+            run_id: continue this MLflow run; None: continue the folder's own run, else a new one.
+            parent_run_id: the run that this one builds on: its id, or its `reference`.
             uri: the store; None: MLflow's own settings, else SQLite in the working folder.
             folder: the run folder, where undelivered records survive a kill; None: a temporary one.
 
@@ -115,6 +116,12 @@ class Tracker:
     def run_id(self) -> str:
         """The MLflow run's id; "" while the store has not been reached yet."""
         return self._delivery.state.run_id
+
+    @property
+    def reference(self) -> str:
+        """What finds the run: its id, or `key:KEY` while the store has not been reached yet."""
+        state = self._delivery.state
+        return state.run_id or by_key(state.key)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record `metrics` at `step`; a resumed run's repeated steps count once.

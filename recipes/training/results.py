@@ -26,8 +26,10 @@ from pipeline.codec.calibrating import calibrate
 from pipeline.common.atomic import write_json, write_text
 from pipeline.common.leases import LEASE_FILE
 from pipeline.common.locks import LOCK_FILE, check_held
+from pipeline.common.references import id_of
 from pipeline.evaluation.metrics import Picture
 from pipeline.tracking import Tracker
+from pipeline.tracking.resolving import run_reference
 from recipes.config import run_file
 from recipes.config.schema import Run
 from recipes.launching.environment import listed
@@ -73,7 +75,8 @@ class Results:
             f"{recipe.name}/{run.id}",
             params=run.decisive() | {"recipe": recipe.name},
             tags=self._tags(),
-            run_id=known.get("run_id") or None,
+            # Of a run without an id yet, the folder's own records know which one it is.
+            run_id=id_of(known.get("run_id")),
             parent_run_id=self._parent_run_id(),
             folder=run.folder,
         )
@@ -148,7 +151,7 @@ class Results:
             recipe_digest=run.recipe.digest,
             data_digest=self.data_digest,
             git_commit=git_commit(),
-            run_id=self.tracker.run_id,
+            run_id=self.tracker.reference,
             parent=run.parent.id if run.parent else run.init_model,
         )
 
@@ -176,14 +179,14 @@ class Results:
             return self.origin["run_id"] or None
         if self.run.init_model is not None:
             return lineage(self.run)["init_run_id"] or None
-        return read_run(self.run.parent.folder).get("run_id") if self.run.parent else None
+        return run_reference(self.run.parent.folder) if self.run.parent else None
 
     def _write_run(self, *, done: bool, step: int, failed: Mapping[str, Any] | None = None) -> None:
         run = self.run
         check_held(run.folder)
         content: dict[str, Any] = {
             "id": run.id,
-            "run_id": self.tracker.run_id,
+            "run_id": self.tracker.reference,
             "stage": run.stage.name,
             "rate_weight": run.rate_weight,
             "parent": run.parent.id if run.parent else None,
