@@ -7,6 +7,7 @@ every coefficient, where damage shows, and saves only the inverse transform, whi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,10 @@ from PIL import Image
 from pipeline.common.pictures import PictureError, Refusal, opened
 from pipeline.common.pictures.errors import first_line
 from pipeline.common.pictures.formats import usual_ending
+from pipeline.common.pictures.limits import MAX_PIXELS
 from pipeline.common.pictures.opening import header_of, load
 from pipeline.common.pictures.orientation import orientation_of
 from pipeline.common.pictures.samples import check_mode, check_samples
-from shards.options import MAX_AREA, Options
 from shards.samples.jpeg import jpeg_header
 
 # Messages of libjpeg about files that are odd but whole, or of kinds that it was not built for.
@@ -69,7 +70,27 @@ class Facts:
         return usual_ending(self.format)
 
 
-def examine(data: bytes, options: Options, ending: str = "", decoded: bool = False) -> Facts:
+class Limits(Protocol):
+    """What is asked of a picture; `shards.options.Options` has it."""
+
+    @property
+    def check(self) -> str:
+        """How closely it is looked at: "full", "header" or "none"."""
+
+    @property
+    def min_side(self) -> int:
+        """Pixels that its shorter side must have."""
+
+    @property
+    def max_area(self) -> int:
+        """Pixels that it may have."""
+
+    @property
+    def max_aspect(self) -> float:
+        """Longer side over shorter side that it may have; 0: any."""
+
+
+def examine(data: bytes, options: Limits, ending: str = "", decoded: bool = False) -> Facts:
     """Return facts about the picture `data`; `ending` is its file name's, for check "none".
 
     What is `decoded` by `plain_pixels` anyway is not decoded here.
@@ -95,12 +116,12 @@ def examine(data: bytes, options: Options, ending: str = "", decoded: bool = Fal
 def _quick_facts(data: bytes) -> Facts | None:
     """Return facts about an ordinary JPEG, or None where Pillow must be asked."""
     header = jpeg_header(data)
-    if header is None or header[0] * header[1] > MAX_AREA:
+    if header is None or header[0] * header[1] > MAX_PIXELS:
         return None
     return Facts("jpeg", *header)
 
 
-def _examine_by_pillow(data: bytes, options: Options, decoded: bool) -> Facts:
+def _examine_by_pillow(data: bytes, options: Limits, decoded: bool) -> Facts:
     """Return facts about the picture `data`; raises PictureError too."""
     with opened(data) as image:
         facts = _facts(image)
@@ -122,7 +143,7 @@ def _facts(image: Image.Image) -> Facts:
     return Facts(name, header.width, header.height, header.mode, header.orientation)
 
 
-def _within(facts: Facts, options: Options) -> None:
+def _within(facts: Facts, options: Limits) -> None:
     width, height = facts.width, facts.height
     short, long = sorted((width, height))
     size = f"{width} x {height}"
