@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
@@ -63,8 +66,9 @@ def git(folder: Path) -> dict[str, Any]:
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return {}
-    status = (_git(folder, "status", "--porcelain") or "").splitlines()
-    diff = _git(folder, "diff", "HEAD") or ""
+    with _copied_index(folder) as index:
+        status = (_git(folder, "status", "--porcelain", **index) or "").splitlines()
+        diff = _git(folder, "diff", "HEAD", **index) or ""
     cut = "" if len(diff) <= LONGEST_DIFF else f"\n[cut after {LONGEST_DIFF} characters]\n"
     return {
         "commit": commit.strip(),
@@ -103,10 +107,32 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def _git(folder: Path, *words: str) -> str | None:
+@contextmanager
+def _copied_index(folder: Path) -> Iterator[dict[str, str]]:
+    """Yield variables that let git refresh a copy of the checkout's index.
+
+    While git refreshes an index it locks it, and a process that is killed then leaves the lock to
+    its user.
+    """
+    place = (_git(folder, "rev-parse", "--git-path", "index") or "").strip()
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            # With its time, by which git tells what may have changed since.
+            copy = shutil.copy2(folder / place, temporary)
+        except OSError:
+            yield {}
+        else:
+            yield {"GIT_INDEX_FILE": copy}
+
+
+def _git(folder: Path, *words: str, **variables: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, timeout=30, check=False
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            timeout=30,
+            check=False,
+            env={**os.environ, **variables},
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from pipeline.tracking import (
     run_progress,
     spooled_progress,
 )
+from pipeline.tracking.environment import git
 from pipeline.tracking.store import client
 from tests.patience import patience, wait_for
 
@@ -358,3 +360,22 @@ def test_progress_of_a_run_is_read_from_its_own_records(
     assert spooled_progress(workdir / "run") == RunProgress(120, 0.2, "RUNNING")
     # And a server that is gone is not even loaded MLflow for.
     assert run_progress("0" * 32) is None
+
+
+def test_looking_at_a_checkout_leaves_it_alone(tmp_path: Path) -> None:
+    def run(*words: str) -> None:
+        author = ("-c", "user.name=n", "-c", "user.email=n@example.org")
+        subprocess.run(["git", "-C", str(tmp_path), *author, *words], check=True)
+
+    run("init", "--quiet")
+    (tmp_path / "a.py").write_text("1\n")
+    run("add", "a.py")
+    run("commit", "--quiet", "--message", "a")
+    os.utime(tmp_path / "a.py", (1e9, 1e9))  # git would note the new time in its index
+    before = (tmp_path / ".git" / "index").read_bytes()
+    assert git(tmp_path)["files"] == []
+    assert (tmp_path / ".git" / "index").read_bytes() == before
+    (tmp_path / "a.py").write_text("2\n")
+    found = git(tmp_path)
+    assert found["files"] == [" M a.py"]
+    assert "+2" in found["diff"]
