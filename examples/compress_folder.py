@@ -1,4 +1,4 @@
-"""Compress a folder of pictures from Python, and compare each with what comes back.
+"""Compress a folder of pictures from Python, and compare each with its decoded picture.
 
     python examples/compress_folder.py PICTURES STREAMS --model MODEL [--rate R]
 

@@ -1,8 +1,8 @@
-"""Stream WebDataset shards of anyone's into a plain PyTorch loop, in an exact order.
+"""Stream WebDataset tars from any tool into a plain PyTorch loop, in an exact order.
 
     python examples/stream_tars.py TARS [--batch-size 8] [--crop 128] [--epochs 1]
 
-TARS is a folder that `pipeline shard` wrote, or a pattern of tars that any other program wrote:
+TARS is a folder that `pipeline shard` wrote, or a pattern of tars that any other tool wrote:
 "photos-{000..009}.tar". The loop trains a small autoencoder: put your own model and loss in its
 place.
 """
