@@ -94,23 +94,23 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("recipe", metavar="RECIPE.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--stage", help="only the runs of this stage")
-    parser.add_argument("--rate-weight", type=float, help="of these, only the one at this weight")
+    parser.add_argument("--rate-weight", type=float, help="only the runs at this rate weight")
     parser.add_argument(
         "--from",
         dest="origin",
         metavar="CHECKPOINT",
-        help="go on from a step, a checkpoint's folder or a run's, under the settings of now",
+        help="start a new run from a step, a checkpoint's folder or a run's folder",
     )
     parser.add_argument(
-        "--anew", action="store_true", help="begin at step 0; what there is is set aside"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="describe, try a few steps, stop")
-    parser.add_argument(
-        "--price", type=float, help="of an hour of one process: --dry-run says what runs will cost"
+        "--anew", action="store_true", help="begin at step 0; set earlier checkpoints aside"
     )
     parser.add_argument(
-        "--profile", action="store_true", help="record a few steps of each run by torch's profiler"
+        "--dry-run", action="store_true", help="describe the runs and time a few steps"
     )
+    parser.add_argument(
+        "--price", type=float, help="price of an hour of one process, for the costs in --dry-run"
+    )
+    parser.add_argument("--profile", action="store_true", help="profile a few steps of each run")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_intermixed_args(arguments)
 

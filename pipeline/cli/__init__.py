@@ -1,4 +1,4 @@
-"""The `pipeline` command: it parses its arguments, calls the rooms, and prints what they return.
+"""The `pipeline` command: it parses arguments, calls the library, and prints results.
 
 Until `main` runs there is nothing to undo, so Ctrl-C ends the program at once. As an exception
 inside an import it would be shown as a traceback, or taken for a missing library.

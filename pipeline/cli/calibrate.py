@@ -29,28 +29,31 @@ def add_to(app: typer.Typer) -> None:
 def calibrate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     data: Annotated[
-        Path, typer.Option(help="Photographs, as the model will code; not those it is judged on.")
+        Path,
+        typer.Option(
+            help="A folder of pictures of the kind that the model will code; no test pictures."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The new model: a folder, or a .safetensors file.")],
     pictures: Annotated[
-        int, typer.Option(help="How many pictures to look at, evenly taken from all.", min=1)
+        int, typer.Option(help="Number of pictures to use, evenly spaced in the folder.", min=1)
     ] = 16,
     compare: Annotated[
         Path | None,
         typer.Option(
-            metavar="PICTURES", help="Code these with both models and say what changes (minutes)."
+            metavar="PICTURES", help="Code these with both models, and print the change (minutes)."
         ),
     ] = None,
     half: Annotated[
-        bool, typer.Option("--half", help="Store the weights as float16; they must fit.")
+        bool, typer.Option("--half", help="Store the weights as float16, if they fit.")
     ] = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Make a model whose entropy networks are quicker: sums exact in float32, not float64.
+    """Make a model with faster entropy networks: sums exact in float32 instead of float64.
 
-    The weights stay. The new model has a fingerprint of its own, its file needs format version 2,
-    and it does not decode the old one's files.
+    The weights stay the same. The new model has its own fingerprint and format version 2, and does
+    not decode files of the old model.
 
     Example: pipeline calibrate runs/mse/w0.85 --data photographs --out models/quick
     """

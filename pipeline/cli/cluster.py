@@ -33,7 +33,7 @@ PlanId = Annotated[str, typer.Argument(metavar="PLAN", help="The id that `schedu
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add this room's commands to `app`."""
+    """Add these commands to `app`."""
     for command in (schedule, status, logs, cancel, retry):
         app.command()(command)
 
@@ -50,13 +50,13 @@ def schedule(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and its scripts; submit nothing.")
     ] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until the plan has ended.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when the plan has ended.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Submit a recipe as a plan of dependent jobs, and print the plan's id.
 
-    The plan has jobs for sharding, for each stage at each rate, for evaluation, registration and
-    promotion. They run on the engine that the profile names. Finished work gets no job.
+    The plan has jobs for sharding, for each stage at each rate, and for evaluation, registration
+    and promotion. The profile names the engine that runs them. Finished work gets no job.
 
     Example: pipeline schedule recipes/imagenet.yaml --on orchestration/profiles/slurm.yaml
     """
@@ -87,8 +87,8 @@ def status(
 ) -> None:
     """Show each job of a plan: state, progress, time left, and why it waits or failed.
 
-    States come from the engine, progress from MLflow. Without PLAN, list the plans that were
-    scheduled from this folder.
+    States come from the engine, progress from the runs' records. Without PLAN, list the plans that
+    were scheduled from this folder.
 
     Example: pipeline status imagenet-261123-0950-7c1f
     """
@@ -117,7 +117,7 @@ def logs(
         bool, typer.Option("--follow", "-f", help="Print new lines until the job ends.")
     ] = False,
 ) -> None:
-    """Print a job's log; with --follow, also the lines that it still writes.
+    """Print a job's log; with --follow, also new lines until the job ends.
 
     Example: pipeline logs imagenet-261123-0950-7c1f train-base --follow
     """
@@ -132,8 +132,7 @@ def logs(
 def cancel(plan: PlanId, as_json: AsJson = False) -> None:
     """Stop all jobs of a plan; finished work and checkpoints are kept.
 
-    Training that runs is given the time to write its checkpoint. Returns when nothing runs any
-    more.
+    Running training has time to write a checkpoint. The command returns when no job runs.
 
     Example: pipeline cancel imagenet-261123-0950-7c1f
     """

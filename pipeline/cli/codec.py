@@ -17,36 +17,37 @@ if TYPE_CHECKING:
 
 IMPORTED = "import"  # the stage that an imported model's file names
 MODEL_HELP = (
-    "A model's file or folder, runs:/ID, models:/NAME/VERSION, models:/NAME@ALIAS, or box, the one "
-    "that comes with the package."
+    "A model's file or folder, runs:/ID, models:/NAME/VERSION, models:/NAME@ALIAS, or box, the "
+    "model that comes with the package."
 )
-Device = Annotated[str, typer.Option(help="Where the networks run: cpu, cuda, cuda:1, ...")]
+Device = Annotated[str, typer.Option(help="The device for the networks: cpu, cuda, cuda:1, ...")]
 Memory = Annotated[
     str,
     typer.Option(
-        help="Memory that the networks may use, such as 500MB or 4GB; less means smaller tiles."
+        help="Memory that the networks may use, such as 500MB or 4GB. Less memory means smaller "
+        "tiles."
     ),
 ]
 Workers = Annotated[
     int | None,
     typer.Option(
-        help="Files to process at once, each with up to --max-memory. Default: as many as cores "
-        "and memory allow; on a GPU two, if its memory allows.",
+        help="Number of files to process at once, each with up to --max-memory. Default: as many "
+        "as cores and memory allow; on a GPU two, if its memory allows.",
         min=1,
     ),
 ]
 OutDir = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="The folder that several files, or a folder's, go to."),
+    typer.Option(metavar="DIR", help="The folder to write the results to."),
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Replace files that this command did not write, too.")
+    bool, typer.Option("--force", help="Also replace files that this command did not write.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add this room's commands to `app`."""
+    """Add these commands to `app`."""
     app.command()(compress)
     app.command()(decompress)
     app.command("import")(import_published)
@@ -63,22 +64,23 @@ def compress(
     ],
     out_dir: OutDir = None,
     model: Annotated[
-        str, typer.Option(help=f"{MODEL_HELP} Default: that one.", show_default=False)
+        str, typer.Option(help=f"{MODEL_HELP} Default: box.", show_default=False)
     ] = "box",
     quality: Annotated[
         str | None,
         typer.Option(
             metavar="Q",
-            help="From 0 (smallest file) to 100 (best picture), much as a JPEG's, or lowest, low, "
-            "medium, high or highest. Default: medium.",
+            help="From 0 (smallest file) to 100 (best picture), similar to a JPEG's, or lowest, "
+            "low, medium, high or highest. Default: medium.",
         ),
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(help="The best picture in a file of at most so many bytes, such as 100KB."),
+        typer.Option(help="Make the best picture in a file of at most this size, such as 100KB."),
     ] = None,
     bpp: Annotated[
-        float | None, typer.Option(help="The best picture in at most so many bits a pixel.")
+        float | None,
+        typer.Option(help="Make the best picture in at most this number of bits per pixel."),
     ] = None,
     rate: Annotated[
         float | None,
@@ -98,8 +100,8 @@ def compress(
 ) -> None:
     """Compress pictures to .cca files.
 
-    Several pictures, or those of a folder, are compressed in parallel; running the same command
-    again compresses only those that are missing.
+    Several pictures, or those of a folder, are compressed in parallel. Running the same command
+    again compresses only the missing ones.
 
     Example: pipeline compress photo.jpg --quality high
     """
@@ -127,10 +129,10 @@ def decompress(
     out_dir: OutDir = None,
     model: Annotated[
         str | None,
-        typer.Option(help=f"{MODEL_HELP} Default: the one whose fingerprint is in the file."),
+        typer.Option(help=f"{MODEL_HELP} Default: the model whose fingerprint is in the file."),
     ] = None,
     preview: Annotated[
-        bool, typer.Option("--preview", help="Decode what a truncated file still holds.")
+        bool, typer.Option("--preview", help="Decode the part that a truncated file still holds.")
     ] = False,
     deep: Annotated[
         bool, typer.Option("--deep", help="Write 16-bit grey if the source was 16-bit grey.")
@@ -143,8 +145,8 @@ def decompress(
 ) -> None:
     """Decompress .cca files to pictures.
 
-    The model is found by its fingerprint: the one that comes with the package, or one beside the
-    file or in the working folder.
+    The command finds the model by its fingerprint: in the package, beside the file, in the working
+    folder, or among the models fetched from a registry.
 
     Example: pipeline decompress photo.cca photo.png
     """

@@ -30,7 +30,7 @@ def diff(
     a: Annotated[
         str, typer.Argument(metavar="A", help="A recipe's file, a run's folder, or runs:/ID.")
     ],
-    b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other recipe or run.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compare two runs or recipes: settings, data, code, machine, curves.

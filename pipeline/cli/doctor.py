@@ -27,7 +27,7 @@ EXTRAS = {
     "peers": "HEIC, JPEG XL and VVC in reports",
     "s3": "shards on s3://",
     "ray": "jobs on a Ray cluster",
-    "turbo": "decoding of a JPEG's crop alone (a system's libturbojpeg 3 serves as well)",
+    "turbo": "decoding only the crop of a JPEG (a system's libturbojpeg 3 works too), faster PNGs",
 }
 PROGRAMS = {
     "sbatch": "schedule on Slurm",
@@ -56,10 +56,10 @@ def add_to(app: typer.Typer) -> None:
         ] = None,
         as_json: bool = typer.Option(False, "--json", help="Print one JSON document."),
     ) -> None:
-        """Print versions, devices, what is missing, and the launches that go wrong here.
+        """Print versions, devices, missing packages, and launches that go wrong on this machine.
 
-        With --on, also compare the profile with its cluster (on Slurm: partitions, limits and
-        nodes). Exits with 1 when something necessary is missing.
+        With --on, also check that the cluster has what the profile asks for (on Slurm: partitions,
+        limits and nodes). Exits with 1 if something necessary is missing.
 
         Example:
             pipeline doctor

@@ -18,19 +18,21 @@ PEERS = "jpeg,jpeg2000,webp,heic,avif,jxl,vvc"
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add this room's commands to `app`."""
+    """Add these commands to `app`."""
     app.command("evaluate")(evaluate)
 
 
 def evaluate(
     data: Annotated[Path, typer.Option(help="A folder of pictures, searched recursively.")],
-    out: Annotated[Path, typer.Option(help="The folder to write; replaces an earlier evaluation.")],
+    out: Annotated[
+        Path, typer.Option(help="The folder to write; an earlier evaluation is replaced.")
+    ],
     models: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[MODEL]...",
             help="A model's file or folder, runs:/ID, models:/NAME/VERSION or models:/NAME@ALIAS. "
-            "Default: box, the one that comes with the package.",
+            "Default: box, the model that comes with the package.",
         ),
     ] = None,
     peers: Annotated[
@@ -40,14 +42,14 @@ def evaluate(
     rates: Annotated[
         str | None,
         typer.Option(
-            help="Rates to measure, for models with several, separated by commas, such as 0,0.5,1. "
+            help="Rates to measure, separated by commas, such as 0,0.5,1, for models with several. "
             "Default: the rates of their training."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(help="The device: auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Classical codecs to run at once. Default: one per core."),
+        typer.Option(min=1, help="Classical codecs to run at once. Default: one for each core."),
     ] = None,
     cache: Annotated[
         Path | None,
@@ -56,11 +58,13 @@ def evaluate(
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace --out whatever else it holds.")
+        bool, typer.Option("--force", help="Replace --out, whatever it holds.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Measure models on pictures: size of real files, PSNR, MS-SSIM, BD-rate; writes a report.
+    """Measure models on pictures, compare them with classical codecs, and write a report.
+
+    The report has sizes of real files, PSNR, MS-SSIM, BD-rates, times, and crops to compare.
 
     Example: pipeline evaluate out/mse/w0.85 models:/cca@champion --data kodak --out report
     """

@@ -20,7 +20,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add this room's commands to `app`."""
+    """Add these commands to `app`."""
     app.command()(register)
     app.command()(models)
     app.command()(promote)
@@ -39,15 +39,18 @@ def register(
             show_default=False,
         ),
     ] = "box",
-    alias: Annotated[str | None, typer.Option(help="An alias to point to the version.")] = None,
+    alias: Annotated[
+        str | None, typer.Option(help="An alias to set on the version, such as champion.")
+    ] = None,
     metrics: Annotated[
-        Path | None, typer.Option(help="results.json of `pipeline evaluate` with this model.")
+        Path | None,
+        typer.Option(help="The results.json that `pipeline evaluate` wrote for this model."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add a trained codec to the registry, with its origin and its measurements.
 
-    A codec that NAME already has keeps its version; its tags and alias are updated.
+    If NAME already has this codec, its version stays, and its tags and alias are updated.
 
     Example: pipeline register runs/mse/w0.85 --name cca --alias challenger --metrics results.json
     """
@@ -85,17 +88,19 @@ def models(
 
 def promote(
     name: Annotated[str, typer.Argument(help="A registered model with a challenger.")],
-    data: Annotated[Path, typer.Option(help="A folder of pictures to measure both trainings on.")],
+    data: Annotated[
+        Path, typer.Option(help="A folder of pictures on which to measure both trainings.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Keep the evaluation and its report in this folder.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(help="The device: auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Make the challenger the champion if its curve is better beyond the noise.
 
-    Both trainings' versions code the pictures. Resampling the pictures (bootstrap) tells how far
-    BD-rate can be trusted. Prints the decision with its reason; the exit code is 0 either way.
+    The versions of both trainings code the pictures. Resampling the pictures (bootstrap) shows how
+    reliable the BD-rate is. Prints the decision and its reason; the exit code is 0 either way.
 
     Example: pipeline promote cca --data kodak
     """
@@ -134,7 +139,7 @@ def deliver(
 ) -> None:
     """Send the records that runs could not send while the tracking server was down.
 
-    A run that still trains does this itself; this command is for runs that have ended.
+    A run that still trains sends its records itself; use this command for runs that have ended.
 
     Example: pipeline deliver out
     """

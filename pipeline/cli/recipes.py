@@ -26,7 +26,7 @@ def recipes(
         typer.Option(
             "--explain",
             metavar="KEY",
-            help="Explain a setting of recipes (stages.lr, spike), or `all` of them.",
+            help="Explain a setting of recipes, such as stages.lr or spike, or `all` of them.",
         ),
     ] = None,
     as_json: Annotated[
@@ -35,8 +35,8 @@ def recipes(
 ) -> None:
     """List the recipes, launch files and profiles that come with the project, or print one.
 
-    Every command finds them by these names from any folder. A file of the same name in the
-    working folder takes precedence.
+    Every command finds these files by their names, from any folder. A file of the same name in
+    the working folder takes precedence.
 
     Example: pipeline recipes recipes/imagenet.yaml > mine.yaml
     """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add this room's commands to `app`."""
+    """Add these commands to `app`."""
     app.command()(shard)
     app.command()(verify)
     app.command()(inspect)
@@ -50,7 +50,9 @@ def shard(
     html: given.Sheet = None,
     as_json: given.Json = False,
 ) -> None:
-    """Pack pictures into WebDataset shards; run again to continue after a stop.
+    """Pack pictures into WebDataset shards.
+
+    To continue after a stop, run the same command again: it makes only the missing shards.
 
     Example: pipeline shard imagenet/train --out shards-out --workers 8
     """
@@ -159,7 +161,7 @@ def inspect(
 ) -> None:
     """Show what shards contain: counts, bytes, picture sizes, rejects by reason.
 
-    With --stream, show instead how much each node will read while training on them.
+    With --stream, show instead how much each node will read in training.
 
     Example: pipeline inspect shards-out --html shards.html
     Example: pipeline inspect s3://bucket/shards --stream --nodes 8 --samples-per-second 20000

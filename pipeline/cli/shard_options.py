@@ -10,13 +10,14 @@ Sources = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="SOURCE...",
-        help="A folder, .tar (also of tars), .tar.gz (.xz, .bz2, .zst), .zip, .parquet or list "
-        "of paths (.txt), as a path or URL; hf:NAME[:SPLIT], or shards:PATTERN.",
+        help="Pictures: a folder, .tar (also of tars), .tar.gz (.xz, .bz2, .zst), .zip, .parquet "
+        "or list of paths (.txt), as a path or URL; hf:NAME[:SPLIT]; or shards:PATTERN.",
     ),
 ]
-Out = Annotated[str, typer.Option("--out", help="Where the shards go: a folder or an fsspec URL.")]
+Out = Annotated[str, typer.Option("--out", help="The folder or fsspec URL to write the shards to.")]
 NewSplits = Annotated[
-    str, typer.Option("--split", help="The split's name, or several: train=0.98,val=0.02.")
+    str,
+    typer.Option("--split", help="The split's name, or several with shares: train=0.98,val=0.02."),
 ]
 ShardSize = Annotated[str, typer.Option(help="The approximate size of a shard.")]
 Seed = Annotated[int, typer.Option(help="Seed of the order in which samples are shuffled.")]
@@ -24,15 +25,15 @@ Workers = Annotated[
     int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")
 ]
 MinSide = Annotated[
-    int, typer.Option(help="Reject pictures whose shorter side is smaller, in pixels.")
+    int, typer.Option(help="Reject pictures with a shorter side below this, in pixels.")
 ]
 MaxArea = Annotated[int, typer.Option(help="Reject pictures with more pixels than this.")]
 MaxAspect = Annotated[
     float,
-    typer.Option(help="Reject pictures with a longer to shorter side above this; 0 accepts any."),
+    typer.Option(help="Reject pictures with an aspect ratio above this; 0 accepts any."),
 ]
 Check = Annotated[
-    str, typer.Option(help="How to check pictures: full (decode each), header or none.")
+    str, typer.Option(help="Check of each picture: full (decode it), header or none.")
 ]
 Dedupe = Annotated[str, typer.Option(help="Which duplicates to reject: none, exact or near.")]
 Labels = Annotated[bool, typer.Option("--labels/--no-labels", help="Use class folders as labels.")]
@@ -45,7 +46,7 @@ Device = Annotated[
 ]
 Part = Annotated[str, typer.Option(metavar="I/N", help="Make only shards I, I+N, I+2N, ...")]
 Finish = Annotated[
-    bool, typer.Option("--finish", help="Only write the manifest, after all parts are complete.")
+    bool, typer.Option("--finish", help="Only write the manifest, once all parts are complete.")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete the split's shards and start again.")]
 DryRun = Annotated[
@@ -57,7 +58,7 @@ Sheet = Annotated[
     typer.Option(
         "--html",
         metavar="FILE",
-        help="With --dry-run --augment: show pictures before and after.",
+        help="With --dry-run --augment: write a page with pictures before and after.",
     ),
 ]
 
@@ -66,12 +67,18 @@ Split = Annotated[str | None, typer.Option(help="The split to look at. Default: 
 Html = Annotated[
     str | None, typer.Option(metavar="FILE", help="Write a page with histograms and pictures.")
 ]
-ForcePage = Annotated[bool, typer.Option("--force", help="Replace FILE of --html, whatever it is.")]
-StreamToo = Annotated[
-    bool, typer.Option("--stream", help="Show what each node will read: bytes, disk, bandwidth.")
+ForcePage = Annotated[
+    bool, typer.Option("--force", help="Replace the FILE of --html, whatever it is.")
 ]
-Nodes = Annotated[int, typer.Option(min=1, help="With --stream: nodes that train together.")]
-Block = Annotated[int, typer.Option(min=1, help="With --stream: shards shuffled together.")]
+StreamToo = Annotated[
+    bool, typer.Option("--stream", help="Show the bytes, disk and bandwidth that each node needs.")
+]
+Nodes = Annotated[
+    int, typer.Option(min=1, help="With --stream: number of nodes that train together.")
+]
+Block = Annotated[
+    int, typer.Option(min=1, help="With --stream: number of shards shuffled together.")
+]
 SamplesASecond = Annotated[
     float,
     typer.Option("--samples-per-second", help="With --stream: samples a second over all nodes."),

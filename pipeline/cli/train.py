@@ -26,7 +26,9 @@ def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[key=value]...", help="Changes to the recipe: stages.0.steps=200."),
+        typer.Argument(
+            metavar="[key=value]...", help="Settings to change in the recipe: stages.0.steps=200."
+        ),
     ] = None,
     stage: Annotated[str | None, typer.Option(help="Train only the runs of this stage.")] = None,
     rate_weight: Annotated[
@@ -34,36 +36,40 @@ def train(
     ] = None,
     accelerate: Annotated[
         Path | None,
-        typer.Option(metavar="CONFIG.yaml", help="Launch by this file of recipes/accelerate/."),
+        typer.Option(
+            metavar="CONFIG.yaml", help="Launch file, such as recipes/accelerate/gpu.yaml."
+        ),
     ] = None,
     origin: Annotated[
         str | None,
         typer.Option(
             "--from",
             metavar="CHECKPOINT",
-            help="Start a new run from a step, a checkpoint's folder or a run's, with the recipe's "
-            "current settings; the parent is recorded.",
+            help="Start a new run from a step of the run, a checkpoint's folder or a run's folder, "
+            "with the recipe's current settings. The parent is recorded.",
         ),
     ] = None,
     anew: Annotated[
         bool, typer.Option("--anew", help="Begin at step 0; earlier checkpoints are set aside.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Describe the runs, time a few steps, write nothing.")
+        bool,
+        typer.Option("--dry-run", help="Describe the runs and time a few steps; write nothing."),
     ] = False,
     price: Annotated[
         float | None,
-        typer.Option(min=0, help="Price of a process-hour, for the costs in --dry-run."),
+        typer.Option(min=0, help="Price of an hour of one process, for the costs in --dry-run."),
     ] = None,
     profile: Annotated[
         bool,
-        typer.Option("--profile", help="Record a few steps of each run: RUN/profile/*.json.gz."),
+        typer.Option("--profile", help="Profile a few steps of each run: RUN/profile/*.json.gz."),
     ] = False,
 ) -> None:
-    """Train the stages of a recipe in order; run again to go on after a stop.
+    """Train the stages of a recipe in order.
 
-    SIGTERM, SIGUSR1 and SIGHUP make it save its state and exit with 75, which asks to be run again.
-    Ctrl-C does the same and exits with 130; a second one ends it without saving.
+    To resume after a stop, run the same command again. SIGTERM, SIGUSR1 and SIGHUP make training
+    save its state and exit with 75. Ctrl-C makes it save its state and exit with 130; a second
+    Ctrl-C ends it without saving.
 
     Example: pipeline train recipes/imagenet.yaml data.train=shards-out model=tiny
     """
@@ -113,19 +119,22 @@ def export(
     ],
     out: Annotated[Path, typer.Option(help="The model: a folder, or a .safetensors file.")],
     force: Annotated[
-        bool, typer.Option("--force", help="Replace the file, even if it is no export of this run.")
+        bool,
+        typer.Option("--force", help="Replace the file, even if it is not an export of this run."),
     ] = False,
     best: Annotated[
         bool,
-        typer.Option("--best", help="A run's lowest held-out cost, not its newest checkpoint."),
+        typer.Option("--best", help="Take the run's checkpoint with the lowest held-out cost."),
     ] = False,
     half: Annotated[
-        bool, typer.Option("--half", help="Round the weights to float16: a file of half the size.")
+        bool,
+        typer.Option("--half", help="Round the weights to float16, for a file of half the size."),
     ] = False,
 ) -> None:
-    """Turn a checkpoint into a model, also while its run goes on or after it was stopped.
+    """Turn a checkpoint into a model, also while its run trains or after it was stopped.
 
-    Checkpoints of every launch work, those of ZeRO too. A finished run has its model already.
+    By default, take a run's newest checkpoint. Checkpoints of every launch work, including those
+    of ZeRO. A finished run already has its model.
 
     Example: pipeline export runs/cca-paper/base-high --best --out base-so-far
     """
