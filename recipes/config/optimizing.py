@@ -21,22 +21,22 @@ OF_MATRICES = frozenset({"soap", "muon"})
 
 
 class Optimizer(Section):
-    """The optimizer of the weights; quantiles are always stepped by Adam with the same betas."""
+    """The optimizer of the weights; Adam always steps the quantiles, with the same betas."""
 
     name: Literal["adam", "adamw", "soap", "muon"] = "adam"
     """`adamw`: Adam with decoupled weight decay; `soap`: Adam in the eigenbasis of Shampoo's
     preconditioner; `muon`: orthogonalised momentum for kernels, Adam for the rest. The last two
     need the extra `optimizers`."""
     betas: tuple[Beta, Beta] | None = None
-    """Decay of the first and second moments; default: 0.9 and 0.999, of soap 0.95 and 0.95."""
+    """Decay of the first and second moments; default: 0.9 and 0.999, for soap 0.95 and 0.95."""
     eps: Annotated[float, Field(gt=0, le=1), Number] = 1e-8
     """Added to the root of the second moment."""
     weight_decay: Weight = 0.0
-    """Decoupled decay of the weights, times lr, at each step; not for `adam`."""
+    """Decoupled decay of the weights at each step, times lr; not for `adam`."""
     precondition_every: Positive = 10
     """Steps between two updates of soap's eigenbasis."""
     precondition_up_to: Positive = 2048
-    """The longest side of a kernel that soap preconditions; longer sides are left as they are."""
+    """The longest side of a kernel that soap preconditions; it leaves longer sides unchanged."""
     momentum: Beta = 0.95
     """Muon's momentum."""
     kernel_lr: Rate | None = None
@@ -62,18 +62,18 @@ def named(given: object) -> object:
 
 
 class Shape(Section):
-    """The crops of a step: their side, and how many there are in a global batch."""
+    """The crops of a step: their side, and their number in a global batch."""
 
     crop: Crop
     """Side of the square crops, in pixels."""
     batch: Positive | None = None
-    """Pictures in a global batch; default: the stage's, or within a phase the phase's."""
+    """Pictures in a global batch; default: the stage's, or in a phase the phase's."""
 
 
 class Phase(Shape):
-    """Crops of another size from a step of a stage on; Adam's moments stay."""
+    """Crops of another size from a step of a stage on; the optimizer's moments stay."""
 
     step: Positive
-    """The first step that has them."""
+    """The first step with this size."""
     mix: list[Shape] = Field(default_factory=list)
-    """Shapes that steps take in turn with this one."""
+    """Sizes and batches that steps use in turn with this one."""

@@ -51,28 +51,29 @@ class Recipe(Section):
     """An experiment: what `accelerate launch recipes/train.py RECIPE.yaml` runs."""
 
     name: Name
-    """Name of the experiment, which its runs and models carry."""
+    """Name of the experiment, which is part of the names of its runs and models."""
     out: Folder
-    """Folder that runs are written to."""
+    """Folder for the runs."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the weights, the order and crops of pictures, and the training noise."""
     model: Word | dict[str, Any] = "paper"
     """A preset of CCA (`paper`, `tiny`), an architecture, ARCHITECTURE/PRESET, or a mapping of
     `architecture` (default: cca), `preset` and the fields of its config that differ."""
     start: Name = "random"
-    """How untrained weights start: `random` as torch does, or, where the architecture has it,
-    `pyramid`: transforms as wavelets, which saves a short training the way from noise to a blurred
-    picture (docs/training.md has measurements)."""
+    """How untrained weights start: `random`, as in torch, or another start of the architecture. CCA
+    has `pyramid`, which sets the transforms to wavelets and shortens a short training; small has
+    `transform`, a transform codec (docs/training.md has measurements)."""
     processes: Positive | None = None
-    """Processes to train with; default: one for each GPU, one on a CPU. Refused when it differs."""
+    """Processes that train; default: one for each GPU, one on a CPU. A launch with another number
+    is refused."""
     data: Data
     cca: Cca = Cca()
     loss: Loss = Loss()
     optimizer: Annotated[Optimizer, BeforeValidator(named)] = Optimizer()
     """The optimizer of the weights: a name alone, or a mapping."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of a moving average of the weights, 0.999 say, which is what evaluations measure and
-    what the final model, and a stage that starts from it, has. Default: the weights themselves."""
+    """Decay of a moving average of the weights, such as 0.999. Evaluations measure the average, and
+    it becomes the final model, from which later stages start. Default: no average."""
     stages: Annotated[list[Stage], Field(min_length=1)]
     evaluate_every: Positive = 5000
     """Steps between evaluations on the held-out pictures; there is always one at the end."""
@@ -80,7 +81,8 @@ class Recipe(Section):
     launch: Launch = Launch()
     tracking: Tracking = Tracking()
     speed: Annotated[Speed, BeforeValidator(fastest)] = Speed()
-    """`auto`: the fastest settings that this machine has, each with a sentence where it hasn't."""
+    """`auto` chooses the fastest settings that this machine supports, and says why it leaves others
+    out."""
 
     @field_validator("stages")
     @classmethod

@@ -100,17 +100,18 @@ class ShardCache(Section):
     gigabytes: Annotated[
         float, BeforeValidator(_in_gigabytes), Field(gt=0, allow_inf_nan=False)
     ] = 64.0
-    """Room for shards, in 10^9 bytes or as a size (500GB, 2TiB); unused longest goes first."""
+    """Limit of the cache, in 10^9 bytes or as a size (500GB, 2TiB); the parts unused for longest
+    are removed first."""
 
 
 class Augmentation(Section):
     """Operations on crops on the device; every draw is a function of seed and position."""
 
     downscale: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Smallest scale: one is drawn from [downscale, 1], which takes away the artefacts of pictures
-    that were compressed before. `crop` / `downscale` pixels a side are decoded for it."""
+    """Smallest scale. Each crop draws one from [downscale, 1], which removes the artefacts of
+    earlier compression. `crop` / `downscale` pixels a side are decoded for it."""
     colour: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Largest relative change of brightness, contrast and saturation; of hue, a tenth of it."""
+    """Largest relative change of brightness, contrast and saturation; hue changes by a tenth."""
 
 
 def _no_disk(value: object) -> object:
@@ -121,27 +122,27 @@ class Data(Section):
     """Where pictures come from."""
 
     train: Place | Annotated[dict[Place, CorpusWeight], Field(min_length=1)]
-    """Folder or URL of shards, as `pipeline shard` wrote them, or a pattern of other tars that ends
-    in .tar; several with their weights: {shards/imagenet: 3, shards/flickr: 1}."""
+    """Folder or URL of shards that `pipeline shard` wrote, or a pattern of other tars that ends in
+    .tar; or several of these with their weights: {shards/imagenet: 3, shards/flickr: 1}."""
     split: Name = "train"
     """The split of those shards to train on."""
     block: Positive | None = None
     """Shards that are shuffled together (docs/streaming.md has measurements); default: 8."""
     groups: Annotated[Positive, AfterValidator(_power_of_two)] | None = None
-    """Parts that each corpus is cut into, a power of two: a node reads its own ones, so take at
+    """Parts into which each corpus is cut, a power of two. A node reads its own parts, so choose at
     least as many as there will be nodes; default: 64."""
     cache: Annotated[ShardCache, BeforeValidator(_no_disk)] = ShardCache()
-    """The cache for shards behind a URL; `none`: no cache, each process reads into its memory."""
+    """The cache for shards behind a URL; with `none`, each process reads into its memory."""
     augment: Augmentation | None = None
     validation: Folder | None = None
-    """Folder of held-out pictures to judge by while training."""
+    """Folder of held-out pictures for evaluations while training."""
     validation_pictures: Positive = 24
-    """At most so many of them, the first by name."""
+    """The largest number of them to use, the first by name."""
     held_out: Annotated[int, Field(ge=0), Number] = 0
-    """Without `validation`: so many pictures of the shards to judge by, which are never trained on
-    then. Without either nothing is evaluated while training."""
+    """Without `validation`: number of pictures of the shards to evaluate on, which are then never
+    trained on. Without either key, nothing is evaluated while training."""
     test: Folder | None = None
-    """Folder of pictures that a plan reports on, and that training never sees; default:
+    """Folder of pictures for the reports of a plan, which training never sees; default:
     `validation`."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Loader processes beside each training process, at most one for each core; 0: none."""
@@ -168,7 +169,8 @@ class Cca(Section):
     """The causal context adjustment term of the loss (docs/training.md has the formulas)."""
 
     mode: Literal["adversarial", "published", "off"] = "adversarial"
-    """`published` keeps the published script's terms and collapses; it is there to compare."""
+    """The form of the loss. `published` has the published script's terms, and collapses; it is only
+    there for comparisons."""
     weight: Weight = 1.0
     """Weight of the main model's half, the rate of y."""
     auxiliary_weight: Weight | None = None
@@ -179,16 +181,16 @@ class Cca(Section):
     warmup: Annotated[int, Field(ge=0)] = 0
     """Steps over which both halves grow from 0 to their weights."""
     proportional: bool = False
-    """Scale both halves by the run's rate weight: the gap then weighs as a share of the rate."""
+    """Scale both halves by the run's rate weight, so that the gap counts as a share of the rate."""
     early_share: Rate | None = None
-    """Pull the share of y's bits that the first half of the slices has (of five, the first two) to
-    this one; in any mode, `off` too. Default: not at all."""
+    """Pull the first half of the slices (the first two of five) towards this share of y's bits, in
+    any mode, including `off`. Default: no pull."""
     early_weight: Weight = 1.0
     """Weight of the squared distance from `early_share`, times the rate of y."""
     clamp_warning: Rate = 0.05
-    """Warn when this share of the auxiliary likelihoods lies at the clamp."""
+    """Warn if this share of the auxiliary likelihoods is at the clamp."""
     clamp_error: Rate = 0.5
-    """Stop when this share does (never in mode `published`, which is known to collapse)."""
+    """Stop if this share is at the clamp, except in mode `published`, which always collapses."""
 
     @property
     def half(self) -> float:
@@ -216,8 +218,8 @@ class Loss(Section):
     ms_ssim_weight: Weight = 64.0
     """Weight of 1 - MS-SSIM."""
     balance: Annotated[float, Field(ge=0, le=1), Number] = 0.0
-    """Divide each picture's loss by its rate weight to this power; 0.5, the root, keeps any rate of
-    several from outweighing the others."""
+    """Divide each picture's loss by its rate weight to this power; 0.5, the root, keeps one of
+    several rates from outweighing the others."""
 
 
 class Plateau(Section):
@@ -226,36 +228,36 @@ class Plateau(Section):
     patience: Positive = 5
     """Evaluations in a row without an improvement."""
     improvement: Annotated[float, Field(ge=0, lt=1)] = 0.001
-    """The share by which the held-out cost must fall to count as one."""
+    """The share by which the held-out cost must fall to count as an improvement."""
     factor: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """The factor that multiplies lr at a plateau, instead of ending the stage; moments stay."""
+    """The factor of lr at a plateau; moments stay. Default: a plateau ends the stage."""
     reductions: Positive = 3
     """Plateaus that lower lr by `factor`; the next one ends the stage."""
 
 
 class Checkpoint(Section):
-    """When the state of training is kept."""
+    """When training writes checkpoints, and which ones stay."""
 
     every_steps: Positive = 5000
     """Optimizer steps between checkpoints."""
     every_minutes: Annotated[float, Field(gt=0)] = 15.0
-    """Minutes between checkpoints: whichever comes first."""
+    """Minutes between checkpoints, if these come before `every_steps`."""
     keep: Annotated[int, Field(ge=2)] = 2
-    """Newest checkpoints kept; one alone would be lost with a disk that fills while writing."""
+    """Number of newest checkpoints kept; a single one could be lost if the disk fills up."""
     keep_best: bool = True
     """Keep the checkpoint with the lowest held-out cost of the stage as well."""
     background: bool = True
-    """Write while the next steps run."""
+    """Write checkpoints while the next steps run."""
     spike: Annotated[float, Field(gt=1)] | None = 20.0
-    """Keep the checkpoint before a step whose loss or gradient is so many times its median over
-    the last 200 steps: to go back to by --from. Null: don't look."""
+    """Keep the checkpoint before a step whose loss or gradient is more than this many times its
+    median over the last 200 steps, so that --from can go back to it. Null turns this off."""
 
 
 class Launch(Section):
-    """How processes that train together watch each other."""
+    """How processes that train together detect one that hangs."""
 
     patience: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds without progress after which they say which of them hangs, and end (code 75)."""
+    """Seconds without progress after which they name the one that hangs, and end (code 75)."""
 
 
 class Tracking(Section):
@@ -274,28 +276,28 @@ AUTO = "auto"
 
 
 class Speed(Section):
-    """How the same arithmetic is done faster; docs/training.md has measurements."""
+    """Settings that make steps faster; docs/training.md has measurements."""
 
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """bf16: transforms under autocast; parameters, entropy models and loss stay float32. auto: bf16
-    where this machine computes faster in it; a run keeps to what it began with."""
+    if this machine is faster with it; a run keeps the precision with which it began."""
     accumulate: Positive = 1
-    """Parts a global batch is cut into, one after another on each process."""
+    """Parts into which the batch of each process is cut, computed one after another."""
     compile: bool | Literal["auto"] = False
-    """torch.compile the blocks of the transforms and supports; auto: on a GPU that Triton knows."""
+    """torch.compile the blocks of transforms and supports; auto: on a GPU that Triton supports."""
     cuda_graphs: bool | Literal["auto"] = False
-    """Replay steps as CUDA graphs: a GPU with a small batch then waits for no Python; auto: on a
-    GPU, where neither DeepSpeed nor the optimizer forbids it."""
+    """Replay steps as CUDA graphs, so that a GPU with a small batch does not wait for Python; auto:
+    on a GPU, unless DeepSpeed or the optimizer prevents it."""
     channels_last: bool = True
     """Keep feature maps in NHWC order."""
     activation_checkpointing: bool = False
-    """Recompute the transforms' activations in the backward pass: less memory, more time."""
+    """Recompute the transforms' activations in the backward pass, for less memory and more time."""
     threads: Annotated[int, Field(gt=0, le=1024), Number] | None = None
-    """Threads that a process computes with on a CPU. They decide in which order sums are added, so
-    a run keeps to those it began with, and OMP_NUM_THREADS decides nothing. Default: the cores that
-    there are, shared by the processes; 1 for a step of so little work that more would not pay."""
+    """Threads of a process on a CPU. They decide in which order sums are added, so a run keeps the
+    number with which it began, and OMP_NUM_THREADS has no effect. Default: the machine's cores,
+    divided among the processes, or 1 if a step is so little work that more would not pay."""
     fused: bool = True
-    """One kernel for Adam over all parameters; the same numbers on the same device."""
+    """Use one kernel for Adam over all parameters, with the same results on the same device."""
 
     @model_validator(mode="after")
     def _graphs_fused(self) -> Self:

@@ -33,44 +33,44 @@ MS_SSIM_CROP = 192
 
 
 class Stage(Section):
-    """One stage of training: what it starts from, what it minimises, for how long."""
+    """One stage of training: its initial weights, its loss and its number of steps."""
 
     name: Name
     """The name by which runs, folders and other stages refer to it."""
     init: Place | None = None
-    """The start of this stage: an earlier stage, or any MODEL (a file or folder, `runs:/ID`,
-    `models:/NAME@ALIAS`, or `box`, the one that comes with the package); without one, random
-    weights."""
+    """The initial weights of this stage: an earlier stage, or any MODEL (a file or folder,
+    `runs:/ID`, `models:/NAME@ALIAS`, or `box`, the model that comes with the package). Default:
+    untrained weights, as `start` of the recipe says."""
     init_partial: bool = False
-    """Take from `init` the weights that fit, where its model has another size."""
+    """Take the weights that fit from `init`, if its model has another size."""
     variable_rate: Annotated[list[RateWeight], Field(min_length=2, max_length=64)] | None = None
-    """In place of `rate_weight`: one run, whose model serves all of these weights and the rates
+    """Instead of `rate_weight`: one run, whose model codes at all of these weights and the rates
     between them. Each sample of a batch is trained at one of them, drawn at random."""
     rate_weight: Annotated[
         RateWeight | Annotated[list[RateWeight], Field(min_length=1)] | None,
         Field(validate_default=True),
     ] = None
-    """Weight of the rate in the loss; a list makes one run, and one model, for each."""
+    """Weight of the rate in the loss; a list makes a run, and a model, for each weight."""
     distortion: Literal["mse", "ms-ssim", "mixed"] = "mse"
-    """The distortion to train for; `mixed`: the sum of both, by their weights in `loss`."""
+    """The distortion to train for; `mixed` is the sum of both, by their weights in `loss`."""
     rates: Literal["each", "spread"] = "each"
-    """The rates of a batch's pictures, for a model with several: `each`: one of the model's, drawn
-    at random; `spread`: also between them, evenly over each batch."""
+    """The rates of a batch's pictures, for a model with several rates. `each` draws one of the
+    model's rates at random; `spread` also trains between them, evenly over each batch."""
     quantisation: Literal["noise", "rounded"] = "noise"
-    """The latents that rates are counted on in training: with uniform noise added, or `rounded` as
-    in files, with straight-through gradients. The decoder sees rounded ones in both."""
+    """The latents on which training counts rates: with uniform noise added (`noise`), or rounded as
+    in files, with straight-through gradients (`rounded`). The decoder always sees rounded ones."""
     steps: Positive
     """Optimizer steps."""
     batch: Positive = 8
-    """Pictures in a global batch: over all processes and all accumulated parts."""
+    """Pictures in a global batch, over all processes and all accumulated parts."""
     crop: Crop = 256
     """Side of the square crops, in pixels."""
     mix: list[Shape] = Field(default_factory=list)
-    """Other crops, with their batches, that steps take in turn with `crop`."""
+    """Other crop sizes, with their batches, which steps use in turn with `crop`."""
     phases: list[Phase] = Field(default_factory=list)
-    """Crops and batches that change within the stage, from a step on."""
+    """Changes of crop and batch within the stage, each from a step on."""
     optimizer: Annotated[Optimizer, BeforeValidator(named)] | None = None
-    """In place of the recipe's `optimizer`."""
+    """Replaces the recipe's `optimizer`."""
     lr: Rate = 1e-4
     """The optimizer's learning rate for the weights."""
     quantile_lr: Rate = 1e-3
@@ -78,49 +78,50 @@ class Stage(Section):
     quantile_schedule: Literal["constant", "same"] = "constant"
     """`same`: quantile_lr follows lr's schedule."""
     schedule: Literal["constant", "cosine", "linear", "sqrt"] = "constant"
-    """How lr goes from its value to final_lr * lr over the steps after the warm-up; `sqrt`: as
-    1 - sqrt of the way."""
+    """How lr falls to final_lr * lr over the steps after the warm-up; `sqrt` falls as 1 - the root of
+    the elapsed share."""
     decay: Annotated[float, Field(gt=0, le=1), Number] = 1.0
-    """The last share of these steps, in which a falling schedule falls; lr is constant before."""
+    """The last share of these steps, during which the schedule falls; lr is constant before."""
     milestones: dict[Positive, Annotated[float, Field(gt=0, le=1), Number]] = Field(
         default_factory=dict
     )
-    """From these steps on, lr is so many times what it would be: {60000: 0.1, 80000: 0.01}."""
+    """Factors of lr from these steps on: {60000: 0.1, 80000: 0.01}."""
     restarts: list[Positive] = Field(default_factory=list)
-    """Steps at which warm-up and schedule begin again; each runs up to the next."""
+    """Steps at which warm-up and schedule begin again; each schedule ends at the next restart."""
     warmup: Annotated[int, Field(ge=0)] = 0
     """Steps over which lr grows from 0."""
     final_lr: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """The share of lr that a falling schedule ends with."""
+    """The share of lr with which a falling schedule ends."""
     clip: Annotated[float, Field(gt=0)] = 1.0
-    """Largest norm of the gradient; main and auxiliary model are clipped apart."""
+    """Largest norm of the gradient; main and auxiliary model are clipped separately."""
     rate_warmup: Annotated[int, Field(ge=0), Number] = 0
-    """Steps over which the rate's weight grows from 0, so that distortion is learned first."""
+    """Steps over which the weight of the rate grows from 0, so that distortion is learned first."""
     skip: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
     """Steps whose batches are left out, such as one whose loss was not finite. They still count."""
     frozen: list[str] = Field(default_factory=list)
-    """Parts of the model that are not trained: names, or patterns such as `g_a*`."""
+    """Parts of the model that are not trained: names, or patterns such as `hyper_*`."""
     plateau: Plateau | None = None
     """When to lower lr, or to stop before `steps`; needs `data.validation` or `data.held_out`."""
     cca: Cca | None = None
-    """In place of the recipe's `cca`."""
+    """Replaces the recipe's `cca`."""
     loss: Loss | None = None
-    """In place of the recipe's `loss`."""
+    """Replaces the recipe's `loss`."""
     data: Data | None = None
-    """In place of the recipe's `data`, all of it."""
+    """Replaces the whole of the recipe's `data`."""
     ema: Annotated[float, Field(ge=0, lt=1), Number] | None = None
-    """In place of the recipe's `ema`; 0: none."""
+    """Replaces the recipe's `ema`; 0 turns it off."""
     swa: Rate | None = None
-    """In place of `ema`, the plain mean of the weights over this last share of the steps
-    (stochastic weight averaging); before it, the weights themselves."""
+    """Instead of `ema`: the plain mean of the weights over this last share of the steps
+    (stochastic weight averaging). Before it, the weights themselves are evaluated."""
     model: Word | dict[str, Any] | None = None
-    """In place of the recipe's `model`."""
+    """Replaces the recipe's `model`."""
     calibrate: Annotated[int, Field(ge=0, le=4096), Number] = 0
-    """Crops of training pictures, the first of the run, on which the trained model gets the scales
-    that make its entropy networks quicker; 0: it gets none. See docs/codec.md."""
+    """Number of training crops, the first of the run, on which the trained model gets the scales
+    that make its entropy networks quicker; 0 means no scales. See docs/codec.md."""
     draws: Name | None = None
-    """Stages of one seed that say the same here see the same pictures, crops and noise, at every
-    rate: to compare them. Default: each stage its own pictures, each run its own noise."""
+    """Stages with the same seed and the same name here see the same pictures, crops and noise, at
+    every rate, so that you can compare them. Default: each stage has its own pictures, and each
+    run its own noise."""
 
     @field_validator("variable_rate")
     @classmethod
