@@ -78,8 +78,8 @@ class Stage(Section):
     quantile_schedule: Literal["constant", "same"] = "constant"
     """`same`: quantile_lr follows lr's schedule."""
     schedule: Literal["constant", "cosine", "linear", "sqrt"] = "constant"
-    """How lr falls to final_lr * lr over the steps after the warm-up; `sqrt` falls as 1 - the root of
-    the elapsed share."""
+    """How lr falls to final_lr * lr over the steps after the warm-up; `sqrt` falls as 1 - the root
+    of the elapsed share."""
     decay: Annotated[float, Field(gt=0, le=1), Number] = 1.0
     """The last share of these steps, during which the schedule falls; lr is constant before."""
     milestones: dict[Positive, Annotated[float, Field(gt=0, le=1), Number]] = Field(
