@@ -1,4 +1,4 @@
-# make demo: the whole main job on real pictures. make test: every check and test. Both set up .venv first.
+# make demo: the whole pipeline on sample photographs. make test: every check and test. Both set up .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,10 +16,10 @@ help:
 	@echo 'make setup      the environment, in .venv'
 	@echo 'make demo       shard -> train stage by stage -> evaluate -> register -> compress one picture'
 	@echo 'make test       linters, types, import contract, every test'
-	@echo 'make test-fast  the tests that take seconds'
+	@echo 'make test-fast  the tests without the slow ones'
 	@echo 'make test-gpu   the tests that need a CUDA device'
-	@echo 'make docs       the site, in site/: every page, and a reference made of docstrings'
-	@echo 'make coverage   the quick tests, with the lines that they run'
+	@echo 'make docs       the site, in site/: every page, and an API reference from docstrings'
+	@echo 'make coverage   the quick tests, with a report of the lines that they run'
 	@echo 'make lowest     the quick tests with the lowest versions of all dependencies; make highest'
 
 setup: $(VENV)/.ready
