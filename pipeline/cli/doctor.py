@@ -23,8 +23,9 @@ from pipeline.common.machine import usable_cores
 PROJECT = "cca-pipeline"
 # What each optional package is for.
 EXTRAS = {
+    "formats": "HEIC and JPEG XL pictures",
     "optimizers": "the optimizers soap and muon",
-    "peers": "HEIC, JPEG XL and VVC in reports",
+    "peers": "VVC in reports",
     "s3": "shards on s3://",
     "ray": "jobs on a Ray cluster",
     "turbo": "decoding only the crop of a JPEG (a system's libturbojpeg 3 works too), faster PNGs",
@@ -103,7 +104,8 @@ def _packages() -> Iterator[Finding]:
         yield _package(one, "missing", f"pip install '{one.name}{one.specifier}'")
     for extra, use in EXTRAS.items():
         for one in map(Requirement, asked):
-            if _applies(one, extra) and not _applies(one):
+            # An extra that includes another one names the project itself.
+            if one.name != PROJECT and _applies(one, extra) and not _applies(one):
                 yield _package(one, "optional", f"{use}: pip install '{PROJECT}[{extra}]'")
 
 

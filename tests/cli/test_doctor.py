@@ -16,7 +16,10 @@ PIPELINE = Path(sys.executable).parent / "pipeline"
 def test_doctor_names_versions_and_devices() -> None:
     done = subprocess.run([PIPELINE, "doctor", "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = {one["what"]: one for one in json.loads(done.stdout)}
+    listed = json.loads(done.stdout)
+    found = {one["what"]: one for one in listed}
+    assert [one["what"] for one in listed].count("cca-pipeline") == 1
+    assert found["pillow-heif"]["state"] in ("ok", "optional")
     assert found["torch"]["detail"] == metadata.version("torch")
     assert found["cpu"]["state"] == "ok"
     assert found["precision"]["detail"].startswith("speed.precision=auto takes ")
