@@ -164,6 +164,7 @@ def inspect(
     With --stream, show instead how much each node will read in training.
 
     Example: pipeline inspect shards-out --html shards.html
+
     Example: pipeline inspect s3://bucket/shards --stream --nodes 8 --samples-per-second 20000
     """
     if stream:

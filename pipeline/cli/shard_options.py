@@ -22,7 +22,8 @@ NewSplits = Annotated[
 ShardSize = Annotated[str, typer.Option(help="The approximate size of a shard.")]
 Seed = Annotated[int, typer.Option(help="Seed of the order in which samples are shuffled.")]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")
+    int | None,
+    typer.Option(min=1, help="Number of processes. Default: as many as cores and memory allow."),
 ]
 MinSide = Annotated[
     int, typer.Option(help="Reject pictures with a shorter side below this, in pixels.")

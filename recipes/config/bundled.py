@@ -41,7 +41,7 @@ def listed() -> Iterator[tuple[str, Path]]:
 def purpose(path: Path) -> str:
     """Return how the comment at the top of a file begins, after the command that it shows."""
     if path.suffix == ".json":
-        return "What the launch file of the same name tells DeepSpeed"
+        return "DeepSpeed's settings for the launch file of the same name"
     lines = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
     text = " ".join(line for line in lines if not COMMAND.search(line)).strip()
     return re.split(r"[.:;] | \(", text)[0].rstrip(".")
