@@ -62,8 +62,7 @@ def add_to(app: typer.Typer) -> None:
         With --on, also check that the cluster has what the profile asks for (on Slurm: partitions,
         limits and nodes). Exits with 1 if something necessary is missing.
 
-        Example:
-            pipeline doctor
+        Example: pipeline doctor
         """
         findings = [*_packages(), *_programs(), *_devices()]
         findings += _cluster(on) if on else []

@@ -49,7 +49,10 @@ def evaluate(
     device: Annotated[str, typer.Option(help="The device: auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Classical codecs to run at once. Default: one for each core."),
+        typer.Option(
+            min=1,
+            help="Classical codecs to run at once. Default: as many as cores and memory allow.",
+        ),
     ] = None,
     cache: Annotated[
         Path | None,
