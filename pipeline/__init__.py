@@ -15,9 +15,9 @@ __all__ = ["load_model"]
 def load_model(model: str | Path = "box", device: str = "cpu") -> Model:
     """Load a codec: file, folder, `runs:/ID`, `models:/NAME/VERSION` or `models:/NAME@ALIAS`.
 
-    Without one, or as `box`, it is the model that comes with the package. Returns the model in
-    evaluation mode on `device`. Raises `ValueError` when there is no such model, when it is not
-    one of ours, or without such a device.
+    Without a name, or with `box`, it is the model that comes with the package. Returns the model in
+    evaluation mode on `device`. Raises `ValueError` if there is no such model or device, or if the
+    file is not a model of this project.
     """
     from pipeline import codec
     from pipeline.codec import box

@@ -19,21 +19,21 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True)
 class Options:
-    """Everything beside the source that decides the bytes of the shards.
+    """All options that decide the bytes of the shards, together with the source.
 
     Attributes:
         split: name of the split, or several with their shares: "train=0.98,val=0.02".
         seed: of the permutation that mixes the listing before it is cut into shards.
-        shard_size: bytes that a shard's tar stays under, where a single sample allows it.
-        min_side: pixels that a picture's shorter side must have.
-        max_area: pixels that a picture may have; larger ones are never decoded.
-        max_aspect: longer side over shorter side that a picture may have; 0: any.
-        check: "full" decodes every picture, "header" reads its header, "none" does so too but
-            keeps what it cannot read.
+        shard_size: largest size of a shard's tar in bytes, unless a single sample is larger.
+        min_side: smallest shorter side of a picture in pixels.
+        max_area: largest number of pixels of a picture; larger ones are never decoded.
+        max_aspect: largest ratio of longer to shorter side; 0: any.
+        check: "full" decodes every picture, "header" reads its header, "none" also reads it but
+            keeps pictures that it cannot read.
         dedupe: "exact" rejects pictures whose bytes came earlier in the listing, "near" also
             those that look the same.
         labels: whether class folders become labels.
-        augment: what `augment_options` gives, or None to keep the original bytes.
+        augment: the result of `augment_options`, or None to keep the original bytes.
     """
 
     split: str = "train"

@@ -66,25 +66,25 @@ def shard(
     sheet: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Summary]:
-    """Make the shards of `sources` in `dest`, or those that are still missing; a summary a split.
+    """Make the missing shards of `sources` in `dest`; return a summary for each split.
 
     Args:
-        sources: what a user names: see `shards.sources`.
+        sources: the SOURCE words of `pipeline shard`: see `shards.sources`.
         dest: a folder or an fsspec URL.
-        options: everything that decides the shards' bytes.
+        options: the options that decide the shards' bytes.
         workers: processes (default: the cores this process may use).
-        part: (I, N) makes the shards I, I + N, I + 2 N, ... only.
-        fresh: remove what the destination holds of these splits first.
-        dry_run: list and plan, and write nothing.
-        devices: torch's names of the devices that augment in processes of their own (default: all
-            GPUs where the options say so; without any, workers augment themselves).
-        sheet: with `dry_run`, a page to write: pictures before and after augmentation.
-        progress: called with pictures done, pictures to do, and a few words.
+        part: (I, N) makes only the shards I, I + N, I + 2 N, ...
+        fresh: first remove the shards of these splits from the destination.
+        dry_run: list and plan; write nothing.
+        devices: torch's names of the devices that augment, in processes of their own (default: all
+            GPUs if the options ask for them; without any, workers augment by themselves).
+        sheet: with `dry_run`, the path of a page with pictures before and after augmentation.
+        progress: called with the number of pictures done, the number to do, and a few words.
 
     Raises:
-        ShardsError: a source cannot be used, the destination holds something else, or `fresh`
-            is asked of a part, which would remove what the others make.
-        ShardsRuntimeError: no space, a store that does not answer, a worker that was killed.
+        ShardsError: a source cannot be used, the destination has other shards, or `fresh` is used
+            with a part, which would remove the shards of the others.
+        ShardsRuntimeError: the disk is full, a store does not answer, or a worker was killed.
     """
     store = Store(dest)
     scratch = _existing(store)

@@ -46,9 +46,9 @@ class Spec:
         operations: the operations on each picture, in order.
         format: "png", "webp" or "jxl"; all are written without loss.
         version: of the operations' definitions.
-        encode: one of `ENCODERS[format]`; "" stands for the quickest one here.
-        colours: "srgb" converts to what a viewer shows, "kept" leaves the samples as they are
-            and writes the colour profile beside them.
+        encode: one of `ENCODERS[format]`; "" stands for the quickest one on this machine.
+        colours: "srgb" converts to the colours that a viewer shows, "kept" keeps the samples and
+            writes the colour profile into the file.
     """
 
     operations: tuple[Operation, ...]

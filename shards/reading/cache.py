@@ -47,13 +47,13 @@ Arrived = Callable[[int, float], object]
 
 @dataclass(frozen=True)
 class Cache:
-    """The place for remote shards on this machine, and the room that they may take.
+    """The cache for remote shards on this machine, and its limit.
 
     Attributes:
-        folder: on a local disk; all processes of a machine should name the same one. None: no disk
-            is used, each process reads what it needs into its memory.
-        limit: bytes; the files longest unused make room, those being read never do.
-        patience: how long a failing store is asked again.
+        folder: on a local disk; all processes of a machine should use the same one. None: no disk
+            is used, and each process reads into its memory.
+        limit: bytes. Files unused for longest are removed first; files being read stay.
+        patience: how often and how long a failing request is repeated.
     """
 
     folder: Path | None = field(default_factory=lambda: cache_folder("shards"))

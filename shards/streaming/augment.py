@@ -21,16 +21,18 @@ from shards.purposes import AUGMENT
 class Augment:
     """Crop, downscale, flip and colour changes, in this order. Each picture has its own draws.
 
-    A picture's result does not depend on the others in its batch, so neither on ranks.
+    A picture's result does not depend on the others in its batch, nor on ranks.
 
     Attributes:
-        crop: S, the side of what leaves; S' must be at least S / downscale.
+        crop: S, the side of the results in pixels; that of the input, S', must be at least
+            S / downscale.
         downscale: the smallest scale; one is drawn uniformly from [downscale, 1] and antialiased.
-            It hides the artefacts of pictures that were compressed before. A picture with a side
-            below S / scale is scaled by less, so that no mirrored edge comes in. 1: none.
+            It removes the artefacts of earlier compression. A picture with a side below S / scale
+            is scaled by less, so that no mirrored edge comes in. 1: no downscaling.
         flip: the probability of mirroring left to right.
         colour: brightness, contrast and saturation are each multiplied by a factor drawn uniformly
-            from [1 - colour, 1 + colour], and hue turned by up to colour / 10 of a circle. 0: none.
+            from [1 - colour, 1 + colour], and hue turned by up to colour / 10 of a circle. 0: no
+            change.
     """
 
     crop: int

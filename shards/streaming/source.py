@@ -51,14 +51,14 @@ class Batch:
         images: uint8 (B, 3, S, S), RGB.
         keys: the samples' keys, B of them.
         positions: their positions in the epoch, ascending.
-        epoch: the epoch that the positions count in.
-        state: where a stream continues after this batch, `{"epoch", "samples_seen", "order"}`.
-        skipped: broken samples whose positions others took.
-        extents: height and width in pixels of what each crop shows of its picture, from the upper
-            left on: less than S where the picture is smaller; the rest mirrors it.
-        slots: their places in the global batch, in [0, G): what else is drawn for each picture has
-            them for an address, so that it does not depend on ranks.
-        traffic: what reading from a store took for it.
+        epoch: the epoch of the positions.
+        state: the state of a stream after this batch, `{"epoch", "samples_seen", "order"}`.
+        skipped: broken samples that others replaced.
+        extents: height and width in pixels of the part of each crop that shows its picture, from
+            the upper left corner. They are below S if the picture is smaller; the rest mirrors it.
+        slots: the pictures' places in the global batch, in [0, G). Further draws for a picture use
+            them as an address, so that draws do not depend on ranks.
+        traffic: bytes and requests that reading it from a store took.
     """
 
     images: Tensor

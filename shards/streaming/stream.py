@@ -54,46 +54,45 @@ def _check(workers: int, crop: int, augment: Augment | None) -> None:
 
 
 class Stream(IterableDataset[Batch]):
-    """Batches of random crops, epoch after epoch, in an order that is arithmetic.
+    """Yields batches of random crops, epoch after epoch, in an exact order.
 
     The picture at a position of an epoch, its crop and its flip are functions of (shards, seed,
     epoch, position): the same for any number of ranks and workers. The global batch that follows
-    `samples_seen` samples has the next G = batch_size x world_size positions. They are dealt to the
-    ranks by groups, so that each rank reads its own share of the corpus. What is left of an epoch
-    below G is dropped.
+    `samples_seen` samples has the next G = batch_size x world_size positions. Ranks
+    take them by groups, so that each rank reads its own share of the corpus. Samples after the
+    last whole global batch of an epoch are dropped.
 
-    Iterating continues from `state_dict()`, which counts what was received, never what workers made
-    ahead. In a worker of a DataLoader (`loader`) a stream makes its share of the batches, and
-    `batch.state` says what to continue from. Accelerate's `prepare` leaves a stream alone.
+    Iterating continues from `state_dict()`, which counts received samples, not those that workers
+    made ahead. In a worker of a DataLoader (`loader`), a stream makes its share of the batches, and
+    `batch.state` is the state to continue from. Accelerate's `prepare` returns a stream unchanged.
 
     Args:
-        dest: where `pipeline shard` wrote, a folder or any fsspec URL; or tars that others
-            made, as a pattern that ends in `.tar`; or several of these with their weights,
+        dest: a folder or any fsspec URL to which `pipeline shard` wrote; or a pattern that ends in
+            `.tar`, for tars from other tools; or several of these with their weights,
             `{"shards/a": 3, "shards/b": 1}`.
-        split: which of its splits.
+        split: name of the split.
         batch_size: pictures in a batch of this rank.
         crop: side of the crops in pixels; smaller pictures are mirrored until they fill it.
         seed: of the order, the crops and the flips.
         rank: this process's number, below `world_size`.
         world_size: processes that train together.
-        workers: processes that decode for this rank; 0: this process does.
-        block: shards whose number of samples is shuffled together.
-        groups: parts that the corpus is cut into, a power of two: ranks read whole groups, so
-            take at least as many as there will be nodes.
-        order: number of the order that positions count in; None: that of the state that is
-            loaded, or else the newest.
+        workers: processes that decode for this rank; with 0, this process decodes.
+        block: as many samples as this number of shards has are shuffled together.
+        groups: parts into which the corpus is cut, a power of two. Ranks read whole groups, so
+            choose at least as many as there will be nodes.
+        order: number of the order of samples; None: that of the loaded state, or else the newest.
         flip: whether half of the crops are mirrored left to right.
         max_broken: broken samples in a row that stop the run.
-        epochs: how many epochs an iteration lasts; None: for ever.
-        held_out: samples that are no part of any epoch: `shards.streaming.holding` says which.
-        cache: where shards behind a URL are kept on this machine; None: `Cache()`.
-        device: where the images are to be, copied ahead of use; None: left in main memory.
-        augment: what is done to them there; they are float32 in [0, 1] then. Its crop is cut
-            from the stream's, and its flips come on top: `flip=False` leaves them to it.
+        epochs: number of epochs of an iteration; None: no end.
+        held_out: number of samples that are left out of all epochs (`shards.streaming.holding`).
+        cache: the cache for shards behind a URL; None: `Cache()`.
+        device: the device to which images are copied, ahead of use; None: they stay in memory.
+        augment: operations on the images there, which are then float32 in [0, 1]. Its crop is cut
+            from the stream's. Its flips come in addition: pass `flip=False` with it.
 
     Raises:
-        ShardsError: no such split, numbers that make no batch, or fewer samples than one
-            global batch.
+        ShardsError: there is no such split, an argument is out of range, or there are fewer
+            samples than one global batch.
     """
 
     def __init__(
@@ -170,7 +169,7 @@ class Stream(IterableDataset[Batch]):
         return self.samples // self._source.global_batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the next batch begins, `{"epoch", "samples_seen", "order"}`.
+        """Return the start of the next batch, `{"epoch", "samples_seen", "order"}`.
 
         It is the same on all ranks.
         """
@@ -179,11 +178,11 @@ class Stream(IterableDataset[Batch]):
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continue from `state`; the number of ranks may differ from that of the saved stream.
 
-        A state that names no order counts in the first one.
+        A state without an order is one of order 1.
 
         Raises:
-            ShardsError: not such a state, one of more samples than an epoch has, or one that counts
-                in another order than this stream was opened with.
+            ShardsError: this is not a state, it has more samples than an epoch, or its order is not
+                the one with which this stream was opened.
         """
         if not {"epoch", "samples_seen"} <= set(state) <= {"epoch", "samples_seen", "order"}:
             raise ShardsError(
@@ -212,7 +211,7 @@ class Stream(IterableDataset[Batch]):
         return self._iterator
 
     def loader(self, workers: int = 0) -> DataLoader[Batch]:
-        """Return a DataLoader over this stream, for code that wants one.
+        """Return a DataLoader over this stream, for code that needs one.
 
         Accelerate's `prepare` leaves it as it is: the ranks' parts are cut already. It does not
         move this stream's state: `batch.state` says what to continue from.
@@ -369,7 +368,8 @@ def stream(
 ) -> Iterator[Batch]:
     """Yield the batches of one epoch, `batch_size` per rank; the last incomplete one is dropped.
 
-    `start` samples of the epoch, of all ranks, are taken as seen. All else is as in `Stream`.
+    The first `start` samples of the epoch, over all ranks, are skipped. Other arguments are as in
+    `Stream`.
 
     Raises:
         ShardsError: as `Stream`, at the call.
