@@ -43,7 +43,7 @@ class Noise(dict[str, Tensor]):
 
 @dataclass(frozen=True)
 class HyperOutput:
-    """What the hyper-latent alone says about y: `mean` and `scale`, (N, M, h, w)."""
+    """The prediction of y from the hyper-latent alone: `mean` and `scale`, (N, M, h, w)."""
 
     mean: Tensor
     scale: Tensor
@@ -51,11 +51,11 @@ class HyperOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class CodecOutput:
-    """What a pass gives. `x_hat` (N, 3, H, W) is not clamped.
+    """The output of a pass. `x_hat` (N, 3, H, W) is not clamped.
 
     `likelihoods` has "y", (N, M, h, w) of the padded picture, and one entry for each latent
-    that is coded beside it. `y` is what is coded, with the gain where there are gains; `hyper`
-    is what an auxiliary model needs beside it.
+    that is coded beside it. `y` is the coded latent, multiplied by the gain if the model has
+    gains; an auxiliary model needs `y` and `hyper`.
     """
 
     x_hat: Tensor
@@ -65,14 +65,14 @@ class CodecOutput:
 
 
 class Trained(nn.Module):
-    """What models and auxiliary models tell the training about themselves."""
+    """The properties of models and auxiliary models that training asks for."""
 
     def quantiles(self) -> list[nn.Parameter]:
-        """Return the parameters that `quantile_loss` alone trains (at a rate of their own)."""
+        """Return the parameters that only `quantile_loss` trains, at a learning rate of their own."""
         return [density.quantiles for density in self._densities()]
 
     def quantile_loss(self) -> Tensor:
-        """Return the quantiles' loss, a scalar; its gradient reaches the quantiles only."""
+        """Return the quantiles' loss, a scalar; only the quantiles get a gradient from it."""
         return torch.stack([density.quantile_loss() for density in self._densities()]).sum()
 
     def costly_parts(self) -> Iterator[nn.Module]:
@@ -97,8 +97,8 @@ class Model(Trained, ABC):
     With `config.rate_weights` it has gains for a range of rates (see `Gains`), of which `forward`
     and `compress` take one: a real number from 0 to K - 1, by default the middle.
 
-    Every parameter gets a gradient from `forward`'s outputs, but the quantiles, which get theirs
-    from `quantile_loss` alone.
+    Every parameter gets a gradient from the outputs of `forward`, except the quantiles, which get
+    theirs only from `quantile_loss`.
     """
 
     config: Config
@@ -154,7 +154,7 @@ class Model(Trained, ABC):
     def compress(self, x: Tensor, rate: float | None = None) -> bytes:
         """Return the `.cca` stream of picture x, floats (1, 3, H, W) in [0, 1].
 
-        `rate` is a real number in `config.rates`, more for more bits; None takes the middle.
+        `rate` is a real number in `config.rates`; a higher rate takes more bits; None: the middle.
         Raises `CodecError` on other shapes and rates, and where the weights are not finite.
         """
         return coding.compress(self, coding.TensorSource(x), rate=rate)
@@ -247,10 +247,10 @@ class AuxiliaryOutput:
 
 
 class AuxiliaryModel(Trained, ABC):
-    """An entropy model that sees less than the model's own: what withheld context is worth.
+    """An entropy model that sees less context than the model's own, to show what context is worth.
 
     Only training uses it, for the causal context adjustment term of the loss. It detaches
-    nothing and reverses nothing: that is up to what is passed in. `density` gets a gradient only
+    nothing and reverses nothing; the caller does. `density` gets a gradient only
     through `likelihoods_factorized`, its quantiles only through `quantile_loss`.
     """
 

@@ -70,10 +70,10 @@ def save_model(
 def load_model(path: str | Path, device: str = "cpu") -> Model:
     """Read the model in `path` (a file, or a folder with a `model.safetensors`) for evaluation.
 
-    The weights are in memory of their own: what happens to the file afterwards does not reach them.
+    The weights have memory of their own: later changes of the file do not affect them.
 
-    Raises `CodecError` when there is none, when it isn't one of ours or when its weights are not
-    those that it was written with, and otherwise as `pick_device` does.
+    Raises `CodecError` if there is no file, if it is not a model of this project, or if its weights
+    do not match its fingerprint; and as `pick_device` does.
     """
     file = model_file(path)
     config, info, claimed = read_header(file)

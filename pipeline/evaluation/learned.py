@@ -32,7 +32,7 @@ from pipeline.evaluation.results import Measurement, ModelResult, Point
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model to evaluate: what the report calls it, its file or folder, and one of its rates."""
+    """A model to evaluate: its name in the report, its file or folder, and one of its rates."""
 
     name: str
     path: Path

@@ -59,10 +59,10 @@ def evaluate(
 
     `out` gets results.json, results.csv, rd-curve.png and .svg, report.html and every stream under
     streams/, whole or not at all; an earlier evaluation there is replaced. `cache`: a folder that
-    remembers what classical codecs gave on a picture. `workers`: how many of them run at once.
-    `rates`: those that models with several are measured at; by default those of their training.
-    `force`: replace `out` though it holds other things than an evaluation.
-    Raises EvaluationError on bad input, MeasurementError when a model fails.
+    keeps the results of classical codecs for later calls. `workers`: how many codecs run at once.
+    `rates`: the rates at which models with several are measured; default: those of their training.
+    `force`: replace `out` even if it holds other things than an evaluation.
+    Raises EvaluationError on bad input, MeasurementError if a model fails.
     """
     if not models:
         raise EvaluationError("no model to evaluate: name at least one")

@@ -24,7 +24,7 @@ MANIFEST = "data/{name}.json"
 
 @dataclass(frozen=True)
 class Data:
-    """What a run was trained on; `manifest` is what the shards said of themselves, if kept."""
+    """The shards on which a run was trained; `manifest` is theirs, if it was kept."""
 
     name: str
     digest: str
@@ -47,7 +47,7 @@ class StageRun:
 
 @dataclass(frozen=True)
 class Lineage:
-    """A model's way back, the latest run first; `gap` says why it ends before it should."""
+    """The origin of a model, latest run first; `gap` says why it is incomplete."""
 
     model: str
     version: Version | None

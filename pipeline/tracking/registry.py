@@ -41,7 +41,7 @@ UNTRACKED = "untracked models"
 class Version:
     """A registered version: rates in bits per pixel, PSNR in dB, BD-rates in percent.
 
-    What was not measured or not recorded is None (or empty).
+    A value that was not measured or recorded is None (or empty).
     """
 
     name: str
@@ -81,8 +81,8 @@ def register_model(
 ) -> Version:
     """Make the codec `source` (a MODEL or a run's id) the next version of the model `name`.
 
-    A codec that is a version of `name` already gets no second one, only its new tags and alias.
-    `metrics` are what evaluation measured (`measurements`); `alias` moves to the version.
+    If the codec is already a version of `name`, only its tags and alias are updated. `metrics` are
+    the results of an evaluation (`measurements`); `alias` moves to the version.
     Raises TrackingError when there is no such codec, or for a name that can't be used.
     """
     from pipeline.codec import load_model

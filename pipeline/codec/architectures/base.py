@@ -27,8 +27,8 @@ Importer = Callable[[Path], "tuple[Model, AuxiliaryModel | None]"]
 class Architecture(Generic[C]):
     """A kind of network, and how to make one.
 
-    `name` is what files and recipes call it, `title` what reports do. `presets` are configs with
-    names; without one, a recipe's fields differ from the config's own defaults.
+    `name` is its name in files and recipes, `title` that in reports. `presets` are named configs;
+    without a preset, a recipe's fields change the config's own defaults.
     """
 
     name: str

@@ -92,7 +92,7 @@ class CCAConfig(Config):
     def reach(self) -> int:
         """Pixels that the convolutions depend on around each.
 
-        The means over all positions inside the NAF blocks are left out: they see all there is.
+        The means inside the NAF blocks, which run over all positions, are left out.
         """
         blocks = [RESIDUAL_BLOCKS + count for count in self.transform_blocks]
         # Analysis: a 5x5 convolution of stride 2 reaches 2 of its inputs, a block 1 (3x3).
@@ -146,8 +146,8 @@ class CCAConfig(Config):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values (tuples as lists), no rate weights if none.
 
-        Neither the architecture is named nor that there are no shortcuts: files were made, and have
-        fingerprints, from before there were others.
+        The architecture's name is left out, and so are absent shortcuts: files and fingerprints
+        that are older than these fields lack them.
         """
         left_out = {"architecture"} if self.shortcuts else {"architecture", "shortcuts"}
         return {name: value for name, value in super().to_dict().items() if name not in left_out}

@@ -32,7 +32,7 @@ from pipeline.codec.model import CodecOutput, HyperOutput, Model, add_noise, che
 
 @dataclass(frozen=True, kw_only=True)
 class CCAOutput(CodecOutput):
-    """What a pass gives beside what every model does.
+    """The output of a pass: that of every model, and more.
 
     `z` (N, Z, h/4, w/4); `y_hat`, `means` and `scales` (as the heads give them, unbounded) are
     (N, M, h, w) of the padded picture. Where the model has gains, z is with the gain and y_hat
