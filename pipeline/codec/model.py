@@ -68,7 +68,7 @@ class Trained(nn.Module):
     """The properties of models and auxiliary models that training asks for."""
 
     def quantiles(self) -> list[nn.Parameter]:
-        """Return the parameters that only `quantile_loss` trains, at a learning rate of their own."""
+        """Return the parameters that only `quantile_loss` trains, at their own learning rate."""
         return [density.quantiles for density in self._densities()]
 
     def quantile_loss(self) -> Tensor:
