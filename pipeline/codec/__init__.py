@@ -1,6 +1,6 @@
-"""The models, their entropy coding, their bitstream and their files: all that a decoder needs.
+"""Models, entropy coding, the bitstream and model files: everything that a decoder needs.
 
-Names are loaded when they are first asked for here: reading a stream's header needs no torch.
+Names are imported on first access, so that reading a stream's header does not import torch.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ __all__ = [
 ]
 
 
-# Where each name is defined.
+# The module that defines each name.
 _HOMES = {
     "config": ("Config",),
     "info": ("ModelInfo",),

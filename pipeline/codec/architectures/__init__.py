@@ -1,9 +1,8 @@
-"""The architectures that there are, by name: nothing else in the project knows one.
+"""The registry of architectures, by name. No other part of the project imports an architecture.
 
-An architecture is a folder here whose package has an `ARCHITECTURE` (its name, with underscores
-for hyphens); or, in a package of its own,
-an entry point of the group `cca_pipeline.architectures`, or what a program `register`s.
-See docs/architecture.md.
+There are three ways to add one: a folder here whose package defines `ARCHITECTURE` (the folder has
+the architecture's name, with underscores for hyphens); an installed package with an entry point of
+the group `cca_pipeline.architectures`; or a call of `register`. See docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ __all__ = [
     "register",
 ]
 
-# What files and recipes mean that name none: they are older than the choice.
+# Files and recipes that name no architecture mean this one: they are older than the choice.
 DEFAULT = "cca"
 ENTRY_POINTS = "cca_pipeline.architectures"
 
@@ -42,7 +41,7 @@ _registered: dict[str, Architecture[Any]] = {}
 def register(architecture: Architecture[Any]) -> Architecture[Any]:
     """Make `architecture` known in this process, and return it.
 
-    Raises `CodecError` when its name is another one's already.
+    Raises `CodecError` when another architecture has this name already.
     """
     known = _registered.get(architecture.name)
     if known not in (None, architecture) or architecture.name in _built_in():
@@ -52,7 +51,7 @@ def register(architecture: Architecture[Any]) -> Architecture[Any]:
 
 
 def forget(name: str) -> None:
-    """Undo `register`, and what `load` remembers of an installed architecture."""
+    """Undo `register`, and forget an installed architecture that `load` has cached."""
     _registered.pop(name, None)
 
 
@@ -61,18 +60,18 @@ def load(name: str) -> Architecture[Any]:
     if name in _registered:
         return _registered[name]
     if name in _built_in():
-        found = import_module(f"{__name__}.{folder_name(name)}").ARCHITECTURE
+        architecture = import_module(f"{__name__}.{folder_name(name)}").ARCHITECTURE
     else:
         entry = entry_point(name)
         if entry is None:
             raise CodecError(
                 f"there is no architecture called {name!r}; known are {', '.join(names())}"
             )
-        found = entry.load()
-    if not isinstance(found, Architecture) or found.name != name:
-        raise CodecError(f"what is installed as the architecture {name} is none, or another one")
-    _registered[name] = found
-    return found
+        architecture = entry.load()
+    if not isinstance(architecture, Architecture) or architecture.name != name:
+        raise CodecError(f"what is installed as {name!r} is not an architecture of that name")
+    _registered[name] = architecture
+    return architecture
 
 
 def names() -> list[str]:
@@ -82,7 +81,7 @@ def names() -> list[str]:
 
 
 def is_built_in(name: str) -> bool:
-    """Tell whether `name` is one of the codec's own, which every copy of it has."""
+    """Tell whether the architecture `name` is part of this package."""
     return name in _built_in()
 
 
@@ -94,9 +93,9 @@ def entry_point(name: str) -> EntryPoint | None:
 def config_of(description: str | Mapping[str, Any]) -> Config:
     """Return the config that a recipe, a model file or a checkpoint describes.
 
-    A mapping has an `architecture` (by default "cca"), a `preset` if any, and the fields that
-    differ from it; a word is an architecture, ARCHITECTURE/PRESET, or a preset of the default
-    architecture. Raises `CodecError` naming what is unknown or not usable.
+    A mapping has an `architecture` (by default "cca"), an optional `preset`, and the fields that
+    differ from the preset. A string is an architecture, ARCHITECTURE/PRESET, or a preset of the
+    default architecture. Raises `CodecError` naming the part that is unknown or unusable.
     """
     if isinstance(description, str):
         description = _in_words(description)
@@ -124,7 +123,7 @@ def _in_words(word: str) -> dict[str, str]:
 
 
 def folder_name(name: str) -> str:
-    """Return the name of the folder that the architecture `name` has among the codec's own."""
+    """Return the folder of the built-in architecture `name`, relative to this package."""
     return name.replace("-", "_")
 
 

@@ -1,7 +1,7 @@
-"""What an architecture states: the one place that the rest of the project asks.
+"""The description of an architecture, through which the rest of the project uses it.
 
-Sizes in pixels, memory and noise are its config's (`pipeline.codec.config.Config`), networks and
-coder its model's (`pipeline.codec.model.Model`).
+The config (`pipeline.codec.config.Config`) gives sizes in pixels, memory and noise; the model
+(`pipeline.codec.model.Model`) has the networks and the entropy coder.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Importer = Callable[[Path], "tuple[Model, AuxiliaryModel | None]"]
 class Architecture(Generic[C]):
     """A kind of network, and how to make one.
 
-    `name` is its name in files and recipes, `title` that in reports. `presets` are named configs;
-    without a preset, a recipe's fields change the config's own defaults.
+    Files and recipes use `name`, reports use `title`. `presets` are named configs; a recipe that
+    names none starts from the config's own defaults.
     """
 
     name: str
@@ -36,22 +36,22 @@ class Architecture(Generic[C]):
     config: type[C]
     model: Callable[[C], Model]
     presets: Mapping[str, C]
-    # Makes the auxiliary model for the causal context adjustment term; None: it has none.
+    # Makes the auxiliary model for the causal context adjustment term; None if there is none.
     auxiliary: Callable[[C], AuxiliaryModel] | None = None
     # How many groups of `Model.group_bits` count as early; 0 where there is but one group.
     early_groups: Callable[[C], int] = lambda config: 0
-    # Other ways to start untrained weights than at random, by the name that recipes give them.
+    # Initialisations other than the random one, by the names that recipes give them.
     starts: Mapping[str, Callable[[Any], None]] = field(default_factory=dict)
-    # Returns its networks without torch, for a quick start (`pipeline.codec.light`).
+    # Returns the networks in numpy, which start without torch (`pipeline.codec.light`).
     light: Callable[[], LightForm] | None = None
     read_published: Importer | None = None
     # Parameters of the published model, in millions, for a report to compare with.
     published_millions: float | None = None
 
     def config_of(self, fields: Mapping[str, Any]) -> C:
-        """Return the config that `fields` describe: a `preset`, if named, and what differs from it.
+        """Return the config of `fields`: an optional `preset`, and the fields that differ from it.
 
-        Raises `CodecError` naming what is unknown or not usable.
+        Raises `CodecError` naming the part that is unknown or unusable.
         """
         rest = dict(fields)
         preset = rest.pop("preset", None)

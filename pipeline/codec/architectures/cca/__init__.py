@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-# What needs torch waits until it is asked for.
+# Names that need torch are imported on first access.
 __getattr__ = exporting(
     __name__,
     {
@@ -68,7 +68,7 @@ ARCHITECTURE = Architecture(
     model=_model,
     presets={"paper": CCAConfig(), "tiny": CCAConfig.tiny()},
     auxiliary=_auxiliary,
-    # The middle one of an odd number of slices is late.
+    # With an odd number of slices, the middle one counts as late.
     early_groups=lambda config: config.slices // 2,
     starts={"pyramid": _start_as_pyramid},
     read_published=_read_published,

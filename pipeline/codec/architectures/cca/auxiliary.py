@@ -1,6 +1,6 @@
-"""The auxiliary entropy model: what y would cost if each slice's latest neighbour were withheld.
+"""The auxiliary entropy model: what y would cost if each slice did not see the one before it.
 
-Used in training alone, by the causal context adjustment loss.
+Only training uses it, for the causal context adjustment loss.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.codec.model import AuxiliaryModel, AuxiliaryOutput, HyperOutput, a
 
 
 class AuxiliaryEntropyModel(AuxiliaryModel):
-    """A context model of its own, in which slice i sees its own decoded slices 0 to i-2."""
+    """A separate context model, in which slice i sees its own decoded slices 0 to i-2."""
 
     def __init__(self, config: CCAConfig | None = None) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class AuxiliaryEntropyModel(AuxiliaryModel):
         return AuxiliaryOutput(likelihoods, self.density(seen))
 
     def costly_parts(self) -> Iterator[nn.Module]:
-        """Yield supports and heads."""
+        """Yield the supports and heads."""
         yield from self.context.costly_parts()
 
     def stacks(self) -> Iterator[nn.Module]:

@@ -17,7 +17,7 @@ from pipeline.codec.paired_layers import paired
 
 
 class CCACoder(HyperpriorCoder):
-    """Codes the slices of y in order, each given the ones before."""
+    """Codes the slices of y in order, each conditioned on the slices before it."""
 
     def __init__(
         self,
@@ -27,23 +27,23 @@ class CCACoder(HyperpriorCoder):
         hyper: tuple[nn.Module, nn.Module],
         context: ContextModel,
     ) -> None:
-        """`hyper` are the hyper-decoders of mean and scale."""
+        """`hyper` has the hyper-decoders of mean and scale."""
         super().__init__(density, exact_dtype(context))
         self._hyper_analysis = hyper_analysis
         self._hyper_mean, self._hyper_scale = map(exact_copy, hyper)
         self._context = exact_copy(context)
         self._context.pair(paired)
-        # The exact gains at a rate of the model (None: it has but one); the last few are kept.
+        # The exact gains at a rate (None for a model with a single rate), cached for a few rates.
         self._gained = lru_cache(maxsize=16)(partial(_gained, gains, self.device))
 
     def analyse_y(self, y: Tensor, rate: float | None) -> tuple[Tensor, Tensor]:
-        """Return y and z with their gains."""
+        """Return y and z, multiplied by their gains."""
         gained = self._gained(rate)
         y = y * gained.y
         return y, self._hyper_analysis(y) * gained.z
 
     def decode_y(self, z_hat: Tensor, y: Tensor | None, code: Code, rate: float | None) -> Tensor:
-        """Return the decoded latent (1, M, h, w), its gain undone, having coded its slices."""
+        """Code the slices of y; return the decoded latent (1, M, h, w), with its gain undone."""
         gained = self._gained(rate)
         z_hat = z_hat * gained.z_inverse
         hyper = HyperOutput(self._hyper_mean(z_hat), self._hyper_scale(z_hat))
@@ -57,6 +57,6 @@ class CCACoder(HyperpriorCoder):
 
 
 def _gained(gains: Gains | None, device: torch.device, rate: float | None) -> Gained:
-    # Kept from one pass to the next, so free of the mode of the one that asks first.
+    # Cached for later passes, which may be outside of inference mode.
     with torch.inference_mode(False):
         return Gained.none(device) if gains is None or rate is None else gains.exact(rate)

@@ -1,4 +1,4 @@
-"""The shape of a CCA model: the numbers that, with the weights, make it up."""
+"""The sizes of a CCA model: the numbers that, with the weights, define it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from pipeline.codec.errors import CodecError
 LATENT_STRIDE = 16
 HYPER_STRIDE = 64
 RESIDUAL_BLOCKS = 3
-# The margin that tiles have where the convolutions reach no farther, as at the published size.
-# Another one would change the means inside the NAF blocks, and so the pixels of older files, and
-# the memory that these take.
+# The margin of tiles where the convolutions reach no farther, as at the published size. Another
+# margin would change the means inside the NAF blocks, and so the pixels of older files and the
+# memory that decoding them takes.
 _MARGIN = 128
 
 
@@ -38,7 +38,7 @@ class CCAConfig(Config):
 
     # M, the channels of the latent y.
     latent_channels: int = 320
-    # S, the parts in which the channels of y are coded, one after the other.
+    # S, the number of slices: groups of channels of y that are coded one after the other.
     slices: int = 5
     # k: slice i has a share of the channels proportional to i^k.
     slice_exponent: float = 1.7
@@ -75,7 +75,7 @@ class CCAConfig(Config):
 
     @property
     def slice_sizes(self) -> tuple[int, ...]:
-        """Channels of each slice: floor(M i^k / sum), the last one takes the remainder."""
+        """Channels of each slice: floor(M i^k / sum); the last slice takes the remainder."""
         return slice_sizes(self.latent_channels, self.slices, self.slice_exponent)
 
     @property
@@ -90,7 +90,7 @@ class CCAConfig(Config):
 
     @property
     def reach(self) -> int:
-        """Pixels that the convolutions depend on around each.
+        """Pixels around each pixel that the convolutions depend on.
 
         The means inside the NAF blocks, which run over all positions, are left out.
         """
@@ -99,8 +99,8 @@ class CCAConfig(Config):
         analysis = 2 << len(blocks)
         for level, count in enumerate(blocks):
             analysis += (1 + count) << (level + 1)
-        # Synthesis, backwards from the pixels: what a transposed 5x5 convolution of stride 2 gives
-        # within r depends on its inputs within (r + 2) / 2.
+        # Synthesis, backwards from the pixels: the outputs of a transposed 5x5 convolution of
+        # stride 2 within a distance r depend on its inputs within (r + 2) / 2.
         positions = 1
         for count in blocks:
             positions = -(-(positions + count + 2) // 2)
@@ -108,10 +108,10 @@ class CCAConfig(Config):
 
     @property
     def margin(self) -> int:
-        """Pixels that the transforms are given around a tile.
+        """Pixels around a tile that the transforms see.
 
-        A model of the published number of blocks or fewer has 128: a tile then sees a little less
-        than all in the outermost of the blended pixels.
+        Models with at most the published number of blocks have 128: the outermost of the blended
+        pixels then miss the edge of what they depend on.
         """
         return _MARGIN if self.reach <= _MARGIN else super().margin
 
@@ -124,7 +124,7 @@ class CCAConfig(Config):
         return math.ceil(4 * 10 * transforms + 8 * 2 * context) + 64
 
     def noise_shapes(self, side: int) -> dict[str, Shape]:
-        """Return the shapes of the noise of y, z and, in the auxiliary model, of y again."""
+        """Return the shapes of the noise for y, for z and, in the auxiliary model, for y again."""
         latent = (self.latent_channels, side // LATENT_STRIDE, side // LATENT_STRIDE)
         hyper = (self.hyper_latent_channels, side // HYPER_STRIDE, side // HYPER_STRIDE)
         return {"y": latent, "z": hyper, "aux_y": latent, "aux_factorized": latent}
@@ -144,7 +144,7 @@ class CCAConfig(Config):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values (tuples as lists), no rate weights if none.
+        """Return the fields as plain JSON values (tuples as lists), without empty rate weights.
 
         The architecture's name is left out, and so are absent shortcuts: files and fingerprints
         that are older than these fields lack them.

@@ -27,7 +27,7 @@ Quantise = Callable[[int, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ContextOutput:
-    """What a pass over the slices gives: decoded slices, means and raw scales, one per slice."""
+    """The results of a pass over the slices: decoded parts, means and raw scales, one per slice."""
 
     decoded: list[Tensor]
     means: list[Tensor]
@@ -35,7 +35,7 @@ class ContextOutput:
 
 
 class Support(nn.Module):
-    """NAF blocks at the context's width, between two 1x1 convolutions: keeps the shape."""
+    """NAF blocks at the context's width between two 1x1 convolutions; keeps the shape."""
 
     def __init__(self, inputs: int, config: CCAConfig) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Support(nn.Module):
 
 
 class ResidualHead(nn.Module):
-    """Latent residual prediction: half a tanh of a head, what rounding is expected to have lost."""
+    """Latent residual prediction: 0.5 * tanh(head), which estimates the rounding error."""
 
     def __init__(self, inputs: int, outputs: int, config: CCAConfig) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class ResidualHead(nn.Module):
         self.tanh = nn.Tanh()
 
     def forward(self, support: Tensor, quantised: Tensor) -> Tensor:
-        """Return the correction of `quantised` (N, C_i, h, w), in (-1/2, 1/2)."""
+        """Return the correction to add to `quantised` (N, C_i, h, w), in (-1/2, 1/2)."""
         out: Tensor = 0.5 * self.tanh(self.head(torch.cat([support, quantised], dim=1)))
         return out
 
@@ -90,24 +90,24 @@ class ContextModel(nn.Module):
         self.residual_heads = nn.ModuleList(
             ResidualHead(inputs[i] + sizes[i], sizes[i], config) for i in range(refined)
         )
-        # The supports of mean and scale of each slice as one, and their heads; see `pair`.
+        # For each slice, the supports of mean and scale as one module, and the heads; see `pair`.
         self.pairs: list[tuple[nn.Module, nn.Module]] | None = None
 
     def pair(self, make: Callable[[nn.Module, nn.Module], nn.Module | None]) -> None:
-        """Run the networks of means together with those of scales, if `make` can pair them all.
+        """Run the networks of means and of scales together, if `make` can pair all of them.
 
-        `make` gets two modules and returns one that maps a batch of two, or None.
+        `make` takes two modules and returns one that maps a batch of two, or None.
         """
         supports = map(make, self.mean_supports, self.scale_supports)
         heads = map(make, self.mean_heads, self.scale_heads)
-        found = [(s, h) for s, h in zip(supports, heads, strict=True) if s and h]
-        self.pairs = found if len(found) == len(self.sizes) else None
+        pairs = [(s, h) for s, h in zip(supports, heads, strict=True) if s and h]
+        self.pairs = pairs if len(pairs) == len(self.sizes) else None
 
     def _seen(self, slice_index: int) -> int:
         return max(0, slice_index - self.withheld)
 
     def costly_parts(self) -> Iterator[nn.Module]:
-        """Yield supports and heads."""
+        """Yield the supports and heads."""
         yield from (*self.mean_supports, *self.scale_supports)
         yield from (*self.mean_heads, *self.scale_heads, *self.residual_heads)
 
@@ -118,9 +118,10 @@ class ContextModel(nn.Module):
             yield support.blocks
 
     def forward(self, hyper: HyperOutput, quantise: Quantise) -> ContextOutput:
-        """Go through the slices in order; `quantise` supplies each one once it is predicted.
+        """Predict the slices in order; `quantise` supplies each slice once it is predicted.
 
-        Forward, compression and decompression differ in `quantise` alone, so they cannot drift.
+        Training, compression and decompression differ only in `quantise`, so they cannot drift
+        apart.
         """
         output = ContextOutput([], [], [])
         for i in range(len(self.sizes)):
@@ -137,7 +138,7 @@ class ContextModel(nn.Module):
         return output
 
     def _predict(self, i: int, means: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the support of the mean of slice i, its mean and its scale."""
+        """Return the mean's support, the mean and the scale of slice i."""
         if self.pairs is not None and len(means) == 1:
             support, head_ = self.pairs[i]
             both = support(torch.cat([means, scales]))

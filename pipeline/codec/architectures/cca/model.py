@@ -1,4 +1,4 @@
-"""The CCA model: forward for training and evaluation, the coder of its latents.
+"""The CCA model: its forward pass for training and evaluation, and the coder of its latents.
 
 Shapes: N batch, M latent channels, Z hyper-latent channels; h = H/16, w = W/16.
 """
@@ -32,11 +32,11 @@ from pipeline.codec.model import CodecOutput, HyperOutput, Model, add_noise, che
 
 @dataclass(frozen=True, kw_only=True)
 class CCAOutput(CodecOutput):
-    """The output of a pass: that of every model, and more.
+    """The output of a CCA model: that of every model, and the tensors of its entropy model.
 
-    `z` (N, Z, h/4, w/4); `y_hat`, `means` and `scales` (as the heads give them, unbounded) are
-    (N, M, h, w) of the padded picture. Where the model has gains, z is with the gain and y_hat
-    before the inverse one.
+    `z` is (N, Z, h/4, w/4); `y_hat`, `means` and `scales` (as the heads give them, unbounded) are
+    (N, M, h, w), all of the padded picture. In a model with gains, `z` is taken after its gain and
+    `y_hat` before the inverse gain.
     """
 
     z: Tensor
@@ -46,7 +46,7 @@ class CCAOutput(CodecOutput):
 
 
 class CCAModel(Model):
-    """A CCA image codec of the size that `config` says, by default the published one."""
+    """A CCA image codec with the sizes of `config`, by default the published ones."""
 
     config: CCAConfig
     analysis: Analysis
@@ -92,27 +92,27 @@ class CCAModel(Model):
         )
 
     def make_coder(self) -> CCACoder:
-        """Return the entropy coder of the latents, with the weights of this moment."""
+        """Return the entropy coder of the latents, with the current weights."""
         hyper = self.hyper_mean, self.hyper_scale
         return CCACoder(self.hyper_analysis, self.hyper_density, self.gains, hyper, self.context)
 
     def group_bits(self, bits: Tensor) -> dict[str, Tensor]:
-        """Return the bits of each slice, (N,), of those of y (N, M, h, w)."""
+        """Return the bits of each slice (N,), given the bits of y (N, M, h, w)."""
         parts = torch.split(bits, list(self.config.slice_sizes), dim=1)
         return {f"slice {i}": part.sum((1, 2, 3)) for i, part in enumerate(parts, 1)}
 
     def costly_parts(self) -> Iterator[nn.Module]:
-        """Yield transforms, hyper-transforms, supports and heads."""
+        """Yield the transforms, hyper-transforms, supports and heads."""
         yield from (self.analysis, self.synthesis, self.hyper_analysis)
         yield from (self.hyper_mean, self.hyper_scale)
         yield from self.context.costly_parts()
 
     def stacks(self) -> Iterator[nn.Module]:
-        """Yield the sequences of blocks: of seven kinds, for the supports' are of one."""
+        """Yield the sequences of blocks. There are seven kinds: all supports have the same."""
         yield from (*self.analysis.blocks, *self.synthesis.blocks, *self.context.stacks())
 
     def hyper(self, z_hat: Tensor) -> HyperOutput:
-        """Return what the quantised hyper-latent (N, Z, h/4, w/4) says about y."""
+        """Run the hyper-decoders on the quantised hyper-latent (N, Z, h/4, w/4)."""
         return HyperOutput(self.hyper_mean(z_hat), self.hyper_scale(z_hat))
 
     def _code_hyper(self, z: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -127,8 +127,8 @@ def code_slices(
 ) -> tuple[ContextOutput, Tensor]:
     """Run `context` over y (N, M, h, w); return its output and the likelihoods of y.
 
-    In training the likelihoods are those of y + noise, in evaluation those of the rounded y;
-    what later slices see is the straight-through rounding in both.
+    The likelihoods are of y + noise in training, and of the rounded y in evaluation. Later slices
+    see the straight-through rounding in both.
     """
     sizes = list(context.sizes)
     parts = torch.split(y, sizes, dim=1)

@@ -1,8 +1,8 @@
-"""Checkpoints of the paper's authors: their names for our parameters, and reading them.
+"""Reads checkpoints that the paper's authors published, and maps their parameter names to ours.
 
-Their library called the densities' parameters `_matrix0`, ... where newer ones say
-`matrices.0`; keys may carry `module.`; derived buffers are no weights and are never read; the
-auxiliary model may be missing.
+Their library named the densities' parameters `_matrix0`, ...; newer versions say `matrices.0`.
+Keys may start with `module.`. Derived buffers are not weights and are never read. The auxiliary
+model may be missing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _DERIVED = re.compile(
 _OLDER = re.compile(r"\._(matrix|bias|factor)(\d)$")
 _NEWER = {"matrix": "matrices", "bias": "biases", "factor": "factors"}
 
-# Ours -> theirs: first the start of a name, then its words.
+# Ours -> theirs: first the start of a name is replaced, then its words.
 _STARTS = (
     ("analysis.last.", "g_a.down.3."),
     ("analysis.", "g_a."),
@@ -68,22 +68,25 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Published:
-    """A published checkpoint in our form; `auxiliary` is None where the file has none."""
+    """A published checkpoint as our models; `auxiliary` is None if the file has none."""
 
     model: CCAModel
     auxiliary: AuxiliaryEntropyModel | None
 
 
 def read_published(path: Path) -> Published:
-    """Read a checkpoint of the paper's authors (a pickle, of which nothing is executed).
+    """Read a checkpoint of the paper's authors (a pickle, read without running its code).
 
-    Raises `CodecError` when the file is no such checkpoint or has another architecture.
+    Raises `CodecError` when the file is not such a checkpoint or has another architecture.
     """
     return from_published(_read_state(path), str(path))
 
 
 def from_published(state: Mapping[str, Tensor], where: str = "the checkpoint") -> Published:
-    """Make models of the authors' parameters `state`; strict, `where` names them in errors."""
+    """Make models from the authors' parameters `state`; errors call them `where`.
+
+    Raises `CodecError` unless the parameters are exactly those of a CCA model.
+    """
     weights = {_canonical(name): tensor for name, tensor in state.items()}
     weights = {name: t for name, t in weights.items() if not _DERIVED.search(name)}
     config = _config_of(weights, where)
@@ -120,7 +123,7 @@ def _published_name(name: str) -> str:
 def _canonical(name: str) -> str:
     """Return the newer form of a key of the authors' files."""
     name = name.removeprefix("module.")
-    return _OLDER.sub(lambda found: f".{_NEWER[found[1]]}.{found[2]}", name)
+    return _OLDER.sub(lambda match: f".{_NEWER[match[1]]}.{match[2]}", name)
 
 
 def _read_state(path: Path) -> Mapping[str, Tensor]:
@@ -134,7 +137,7 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError,
             IndexError, TypeError, AttributeError, AssertionError, zipfile.BadZipFile,
             MemoryError, OverflowError, RecursionError) as error:  # fmt: skip
-        # torch's own sentence advises to let the file run its code; ours must not.
+        # torch's own message advises letting the file run its code; ours must not.
         raise CodecError(
             f"{path} is not a checkpoint of plain tensors ({type(error).__name__}): it is broken, "
             "something else, or would have to run code to be read, which is refused"
@@ -148,7 +151,7 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
             raise CodecError(f"{path} has a `state_dict` with something that is no tensor: {name}")
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     if claimed > path.stat().st_size:
-        # Views that repeat a few bytes: copied, they would take any amount of memory.
+        # Views can repeat a few bytes; copies of them could take any amount of memory.
         raise CodecError(
             f"{path} claims weights of {claimed} bytes, and is {path.stat().st_size} long"
         )
@@ -156,7 +159,7 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
 
 
 def _check_unpacked(path: Path) -> None:
-    """Refuse an archive that would unpack to more than it has bytes: torch's are not packed."""
+    """Refuse a compressed archive, which may unpack to any size: torch does not compress."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -166,15 +169,15 @@ def _check_unpacked(path: Path) -> None:
 
 
 def _config_of(weights: Mapping[str, Tensor], where: str) -> CCAConfig:
-    """Return the size of the model that has these parameters."""
+    """Return the config of the model that has these parameters."""
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in weights:
             raise CodecError(f"{where} is of another architecture: it has no {name}")
-        found = tuple(weights[name].shape)
-        if len(found) != 4:
-            raise CodecError(f"{where} is of another architecture: {name} is {found}")
-        return found
+        sizes = tuple(weights[name].shape)
+        if len(sizes) != 4:
+            raise CodecError(f"{where} is of another architecture: {name} is {sizes}")
+        return sizes
 
     slices = _count(weights, r"mean_cc_transforms\.(\d+)\.4\.weight$")
     fields: dict[str, Any] = {
@@ -194,11 +197,11 @@ def _config_of(weights: Mapping[str, Tensor], where: str) -> CCAConfig:
 
 
 def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
-    return len({found[1] for name in weights if (found := re.match(pattern, name))})
+    return len({match[1] for name in weights if (match := re.match(pattern, name))})
 
 
 def _with_exponent(fields: dict[str, Any], sizes: tuple[int, ...], where: str) -> CCAConfig:
-    # The file doesn't say the exponent; the published one first, then others in steps of 0.1.
+    # The file does not state the exponent: try the published one, then steps of 0.1.
     for exponent in (1.7, *(i / 10 for i in range(41))):
         try:
             config = CCAConfig(slice_exponent=exponent, **fields)

@@ -1,11 +1,11 @@
-"""How the transforms start: as a pyramid of Haar wavelets, so that training starts with a picture.
+"""Starts the transforms as a pyramid of Haar wavelets, so that training starts with a picture.
 
 Each halving of the resolution splits a channel into four: sums and differences of 2 x 2
-neighbours. After four, the channels are Walsh functions of a 16 x 16 block, named by a colour
-and two frequencies (u, v); of these the lowest that fit are kept, in order, so that the first
-slices hold the coarse picture. The synthesis starts as the transpose, every residual block at
-identity, and the predicted scales as the spectrum of natural pictures. All of it is free to
-move; only the way from noise to a first blurred picture is saved.
+neighbours. After four halvings, the channels are Walsh functions of a 16 x 16 block, each with a
+colour and two frequencies (u, v). The lowest frequencies that fit are kept, in order, so that the
+first slices hold the coarse picture. The synthesis starts as the transpose, every residual block
+as the identity, and the predicted scales follow the spectrum of natural pictures. Training may
+change all of it; the start only saves the steps from noise to a first blurred picture.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from pipeline.codec.layers import ResidualBottleneck
 if TYPE_CHECKING:
     from pipeline.codec.architectures.cca.model import CCAModel
 
-# Rows: luminance and two differences of colours, orthonormal.
+# Orthonormal rows: luminance and two colour differences.
 _COLOURS = ((3**-0.5,) * 3, (2**-0.5, 0.0, -(2**-0.5)), (6**-0.5, -2 * 6**-0.5, 6**-0.5))
-# A difference of colours counts like a luminance of this frequency more.
+# A colour difference is ordered like a luminance band whose frequency is this much higher.
 _COLOUR_PENALTY = 4
-# Latents in units of the quantisation step, per unit of an orthonormal transform.
+# Quantisation steps of the latent per unit of an orthonormal transform.
 _GAIN = 3.0
 _LEVELS = 4
 
 
 @dataclass(frozen=True)
 class _Band:
-    """A channel: its colour and its frequencies in a 16 x 16 block, as far as decided."""
+    """A channel: its colour and its frequencies in a 16 x 16 block, as far as they are known."""
 
     colour: int
     u: int = 0
@@ -42,21 +42,21 @@ class _Band:
 
     @property
     def cost(self) -> tuple[int, int, int]:
-        """What orders channels: the lower, the earlier."""
+        """The sort key of channels: the lower, the earlier."""
         return (
             self.u + self.v + _COLOUR_PENALTY * (self.colour > 0), max(self.u, self.v), self.colour
         )  # fmt: skip
 
     @property
     def spread(self) -> float:
-        """The rough standard deviation of the latent: falls with frequency as pictures do."""
+        """The rough standard deviation of the latent, which falls with frequency as in pictures."""
         strength = 0.15 if self.colour else 1.0
         return float(_GAIN * strength * 4.0 / (1 + self.u + self.v) ** 1.7)
 
 
 @torch.no_grad()
 def start_as_pyramid(model: CCAModel) -> None:
-    """Set the weights of `model`'s transforms, and its scales, as this module describes."""
+    """Set the transforms and the predicted scales of `model` as this module describes."""
     bands = [_Band(colour) for colour in range(3)]
     ups = [model.synthesis.last, *reversed(model.synthesis.up)]
     for level, (down, up) in enumerate(
@@ -73,7 +73,7 @@ def start_as_pyramid(model: CCAModel) -> None:
 
 
 def _split(bands: list[_Band], level: int, down: nn.Module, up: nn.Module) -> list[_Band]:
-    """Make `down` split `bands` (its inputs) and `up` join them; return the bands kept."""
+    """Make `down` split `bands`, its inputs, and `up` join them; return the bands kept."""
     split_weight, split_bias = down.get_parameter("weight"), down.get_parameter("bias")
     join_weight, join_bias = up.get_parameter("weight"), up.get_parameter("bias")
     outputs, inputs = split_weight.shape[:2]
@@ -92,13 +92,13 @@ def _split(bands: list[_Band], level: int, down: nn.Module, up: nn.Module) -> li
     join_weight[len(split) :] = 0
     for target, (band, source, i, j) in enumerate(split):
         taps = _taps(i, j)
-        mix = torch.tensor(_COLOURS[band.colour]) if first else _one(source, inputs)
+        mix = torch.tensor(_COLOURS[band.colour]) if first else _one_hot(source, inputs)
         split_weight[target] = gain * mix.view(-1, 1, 1) * taps
         split_bias[target] = 0
         join_weight[target] = mix.view(-1, 1, 1) * taps / gain
     join_bias[: len(bands)] = 0
     if first:
-        # Mid-grey is zero inside.
+        # Mid-grey becomes zero.
         split_bias[0] = -(3**0.5)
         join_bias.fill_(0.5)
     return [entry[0] for entry in split]
@@ -113,7 +113,7 @@ def _taps(i: int, j: int) -> Tensor:
     return taps
 
 
-def _one(index: int, size: int) -> Tensor:
+def _one_hot(index: int, size: int) -> Tensor:
     return F.one_hot(torch.tensor(index), size).float()
 
 

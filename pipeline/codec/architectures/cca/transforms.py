@@ -72,7 +72,7 @@ class Synthesis(nn.Module):
 def _through(
     x: Tensor, changes: Sequence[nn.Module], blocks: nn.ModuleList, shortcuts: nn.ModuleList
 ) -> Tensor:
-    """Run x through `changes` of resolution, the `blocks` behind each, and the path beside them."""
+    """Run x through `changes` of resolution, the `blocks` after each, and `shortcuts` beside."""
     beside = x
     for level, change in enumerate(changes):
         x = change(x)

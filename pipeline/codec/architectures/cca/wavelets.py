@@ -1,10 +1,11 @@
-"""Linear shortcuts of wavelets beside the transforms, for models that are trained anew.
+"""Linear wavelet shortcuts beside the transforms, for newly trained models.
 
-A path of Haar wavelets, a scale for each band and a pointwise mix at each halving of the resolution
-carries the picture to the latent, and another one back. What it has is added to the transform's
-features at each resolution, so that these need to learn only what is not linear. After Li et al.,
-"On Disentangled Training for Nonlinear Transform in Learned Image Compression" (ICLR 2025), whose
-mixes are held near orthogonal by a further loss; here they only start so.
+At each halving of the resolution, a shortcut applies a Haar transform, a scale for each band and a
+pointwise mix. One chain of them carries the picture to the latent, another one carries the latent
+back. Their outputs are added to the transform's features at each resolution, so that the transform
+needs to learn only the non-linear part. After Li et al., "On Disentangled Training for Nonlinear
+Transform in Learned Image Compression" (ICLR 2025), where an additional loss keeps the mixes near
+orthogonal; here they only start orthogonal.
 
 Shapes: N batch, C and O channels, H and W positions.
 """
@@ -44,19 +45,19 @@ class WaveletUp(nn.Module):
 
 
 def close(path: nn.ModuleList) -> None:
-    """Let a path give zeros, until training moves it."""
+    """Make a path of shortcuts output zeros until training changes it."""
     for step in path:
         nn.init.zeros_(step.get_submodule("mix").get_parameter("weight"))
 
 
 def _orthogonal(inputs: int, outputs: int) -> nn.Conv2d:
-    made = nn.Conv2d(inputs, outputs, 1, bias=False)
-    nn.init.orthogonal_(made.weight.view(outputs, inputs))
-    return made
+    mix = nn.Conv2d(inputs, outputs, 1, bias=False)
+    nn.init.orthogonal_(mix.weight.view(outputs, inputs))
+    return mix
 
 
 def _haar(x: Tensor) -> Tensor:
-    """Return sums and differences of each four channels, (N, 4 C, H, W); it is its own inverse."""
+    """Return sums and differences of every four channels (N, 4 C, H, W); it is its own inverse."""
     a, b, c, d = (x[:, position::4] for position in range(4))
     together, apart, left, right = a + b, a - b, c + d, c - d
     bands = (together + left, apart + right, together - left, apart - right)

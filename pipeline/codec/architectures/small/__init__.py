@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ARCHITECTURE", "SmallConfig", "SmallModel", "start_as_transform"]
 
-# What needs torch waits until it is asked for.
+# Names that need torch are imported on first access.
 __getattr__ = exporting(__name__, {"SmallModel": ".model", "start_as_transform": ".start"})
 
 

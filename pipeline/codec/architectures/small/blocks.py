@@ -1,4 +1,4 @@
-"""The building blocks of the small model, all made of layers that have an exact copy.
+"""The building blocks of the small model. All of their layers have an exact form.
 
 Shapes: N batch, C channels, H x W positions, K rates.
 """
@@ -32,16 +32,16 @@ class Pointwise(nn.Conv2d):
 
 
 def set_zero(layer: nn.Conv2d) -> None:
-    """Let `layer` give zeros until it has learned."""
+    """Make `layer` output zeros until training changes it."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
 
 
 class Exp(nn.Module):
-    """e^x, with x held below 8."""
+    """e^x, with x clamped to at most 8."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the powers of numbers of any shape."""
+        """Map x of any shape to the same shape."""
         return x.clamp(max=_LARGEST_LOG).exp()
 
 
@@ -55,7 +55,7 @@ class RateAffine(nn.Module):
 
     def forward(self, x: Tensor, rate: Rate) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
-        # Two operations: a fused one rounds once on some machines and twice on others.
+        # Two operations, because a fused one rounds once on some machines and twice on others.
         return x * (mixed(rate, self.scale) + 1) + mixed(rate, self.shift)
 
 

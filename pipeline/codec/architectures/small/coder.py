@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class SmallCoder(HyperpriorCoder):
-    """Codes z in steps of its own, then the slices of y in order, each given the ones before."""
+    """Codes z, then the slices of y in order, each conditioned on the slices before it."""
 
     def __init__(self, model: SmallModel) -> None:
         super().__init__(model.hyper_density, exact_dtype(model.context))
@@ -37,7 +37,7 @@ class SmallCoder(HyperpriorCoder):
         return y, self._hyper_analysis(y, floats) / z_step.float()
 
     def decode_y(self, z_hat: Tensor, y: Tensor | None, code: Code, rate: float | None) -> Tensor:
-        """Return the decoded latent (1, M, h, w), having coded its slices."""
+        """Code the slices of y; return the decoded latent (1, M, h, w)."""
         at, y_logs, z_step = self._at(rate)
         features = self._hyper_synthesis(z_hat * z_step, at)
         parts = None if y is None else torch.split(y, self._context.sizes, dim=1)
@@ -50,8 +50,8 @@ class SmallCoder(HyperpriorCoder):
         return y_hat
 
     def _place(self, rate: float | None) -> tuple[Rate, Tensor, Tensor]:
-        """Return where `rate` lies, y's log steps and z's steps there, exact."""
-        # Kept from one pass to the next, so free of the mode of the one that asks first.
+        """Return the place of `rate` between learned rates, y's log steps and z's steps, exact."""
+        # Cached for later passes, which may be outside of inference mode.
         with torch.inference_mode(False):
             number = torch.tensor([rate or 0.0], dtype=torch.float64, device=self.device)
             at = Rate.of(number, self._vectors)

@@ -1,4 +1,4 @@
-"""The shape of a small model: the numbers that, with the weights, make it up."""
+"""The sizes of a small model: the numbers that, with the weights, define it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HYPER_STRIDE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class SmallConfig(Config):
-    """Sizes of a small model; the defaults are those of the codec that ships.
+    """Sizes of a small model; the defaults are those of the packaged codec.
 
     Raises `CodecError` naming the field when a value is not usable.
     """
@@ -26,16 +26,16 @@ class SmallConfig(Config):
 
     # M, the channels of the latent y.
     latent_channels: int = 256
-    # S, the parts in which the channels of y are coded, one after the other.
+    # S, the number of slices: groups of channels of y that are coded one after the other.
     slices: int = 5
     # k: slice i has a share of the channels proportional to i^k.
     slice_exponent: float = 1.7
-    # Channels of the features at 1/8 of the picture's resolution, blocks there, and the channels
-    # behind their gates.
+    # At 1/8 of the picture's resolution: channels of the features, the number of blocks, and the
+    # channels behind the blocks' gates.
     width: int = 128
     blocks: int = 4
     inner_width: int = 256
-    # Blocks on the latent, and the channels behind their gates.
+    # The number of blocks on the latent, and the channels behind their gates.
     latent_blocks: int = 2
     latent_inner_width: int = 96
     # Width and blocks of the context model.
@@ -62,12 +62,12 @@ class SmallConfig(Config):
 
     @property
     def slice_sizes(self) -> tuple[int, ...]:
-        """Channels of each slice: floor(M i^k / sum), the last one takes the remainder."""
+        """Channels of each slice: floor(M i^k / sum); the last slice takes the remainder."""
         return slice_sizes(self.latent_channels, self.slices, self.slice_exponent)
 
     @property
     def vectors(self) -> int:
-        """K, the number of rates that the model has vectors for: 1 where it has a single rate."""
+        """K, the number of rates that the model has vectors for; 1 for a single-rate model."""
         return max(1, len(self.rate_weights))
 
     @property
@@ -94,13 +94,13 @@ class SmallConfig(Config):
         return math.ceil(4 * (features + latents) + 8 * 2 * seen / LATENT_STRIDE**2) + 64
 
     def noise_shapes(self, side: int) -> dict[str, Shape]:
-        """Return the shape of each array of noise of a training pass over crops of `side`."""
+        """Return the shapes of the noise of a training pass over square crops of `side` pixels."""
         y, z = -(-side // HYPER_STRIDE) * 4, -(-side // HYPER_STRIDE)
         return {"y": (self.latent_channels, y, y), "z": (self.hyper_latent_channels, z, z)}
 
     @classmethod
     def tiny(cls) -> SmallConfig:
-        """Return a size for tests and first tries."""
+        """Return a size for tests and first trials."""
         return cls(
             latent_channels=48, slices=3, width=32, blocks=1, inner_width=32, latent_blocks=1,
             latent_inner_width=16, context_channels=32, hyper_channels=32, hyper_latent_channels=8,

@@ -1,12 +1,12 @@
-"""What the entropy coder believes of y: hyper networks and the model of slices.
+"""The entropy model of y: the hyper networks and the context model over slices.
 
-One network for each slice gives means and scales at once, from the hyper-decoder's features and
-the earlier slices; a second, smaller one guesses what rounding has lost (latent residual
+For each slice, one network predicts means and scales together, from the hyper-decoder's features
+and the earlier slices. A second, smaller one estimates the rounding error (latent residual
 prediction).
 
-y, means and decoded slices are in the transforms' units whatever the rate; a symbol is one
-quantisation step of its channel at the rate. So the networks see pictures of one strength at all
-rates, and what changes with the rate is the step and what the rate's vectors say.
+y, means and decoded slices are in the transforms' units at every rate; a symbol counts quantisation
+steps of its channel at the rate. So the networks see values of the same magnitude at all rates.
+Only the steps and the vectors of each `RateAffine` change with the rate.
 
 Shapes: N batch, K rates, M latent channels, C_i channels of slice i, Z hyper-latent channels,
 F features; h = H/16, w = W/16.
@@ -27,7 +27,7 @@ from pipeline.codec.architectures.small.rates import Rate
 # round((y - mean) / step). The scale is that of the symbols.
 Quantise = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
-# Beyond this, a symbol's size says nothing about what rounding has lost.
+# Beyond this magnitude, a symbol says nothing about its rounding error.
 _SEEN = 4.0
 
 
@@ -62,14 +62,14 @@ class HyperSynthesis(nn.Module):
         self.second = GatedBlock(width, width, rates)
 
     def forward(self, z_hat: Tensor, rate: Rate) -> Tensor:
-        """Return what the decoded hyper-latent says about y."""
+        """Return the features that the slices are predicted from."""
         h = self.first(spread(self.enter(z_hat), 2), rate)
         features: Tensor = self.second(spread(self.up(h), 2), rate)
         return features
 
 
 class SliceModel(nn.Module):
-    """Means, scales and corrections of one slice."""
+    """Predicts the means, scales and corrections of one slice."""
 
     def __init__(self, inputs: int, size: int, config: SmallConfig) -> None:
         super().__init__()
@@ -87,14 +87,14 @@ class SliceModel(nn.Module):
             set_zero(layer)
 
     def forward(self, x: Tensor, rate: Rate) -> Tensor:
-        """Return the slice's support (N, width, h, w) of what is known, (N, inputs, h, w)."""
+        """Map the features and earlier slices (N, inputs, h, w) to the support (N, width, h, w)."""
         h: Tensor = self.enter(x)
         for block in self.blocks:
             h = block(h, rate)
         return h
 
     def corrected(self, support: Tensor, symbols: Tensor) -> Tensor:
-        """Return the symbols (N, C_i, h, w) plus what rounding may have lost, below half a step."""
+        """Return symbols (N, C_i, h, w) plus the estimated rounding error, under half a step."""
         seen = torch.cat([support, symbols.clamp(-_SEEN, _SEEN)], dim=1)
         first, second = self.correct(seen).chunk(2, dim=1)
         lost: Tensor = 0.5 * self.tanh(self.correction(first * second))
@@ -102,7 +102,7 @@ class SliceModel(nn.Module):
 
 
 class ContextModel(nn.Module):
-    """The slices' models, in the order of coding."""
+    """The models of all slices, in the order of coding."""
 
     def __init__(self, config: SmallConfig) -> None:
         super().__init__()
@@ -115,17 +115,17 @@ class ContextModel(nn.Module):
 
     def slice_model(self, number: int) -> SliceModel:
         """Return the model of a slice, numbered from 0."""
-        found = self.slices[number]
-        assert isinstance(found, SliceModel)
-        return found
+        model = self.slices[number]
+        assert isinstance(model, SliceModel)
+        return model
 
     def forward(
         self, features: Tensor, log_steps: Tensor, rate: Rate, quantise: Quantise
     ) -> Tensor:
-        """Go through the slices in order; return the decoded latent (N, M, h, w).
+        """Predict the slices in order; return the decoded latent (N, M, h, w).
 
-        `quantise` gives each slice's symbols once it is predicted: training, encoder and decoder
-        differ in it alone. `log_steps` (N, M, 1, 1) are the logarithms of y's steps.
+        `quantise` supplies each slice's symbols once the slice is predicted; training, encoder and
+        decoder differ only in it. `log_steps` (N, M, 1, 1) are the logarithms of y's steps.
         """
         decoded: list[Tensor] = []
         for i, log_step in enumerate(torch.split(log_steps, self.sizes, dim=1)):

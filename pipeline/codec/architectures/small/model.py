@@ -1,4 +1,4 @@
-"""The small model: forward for training and evaluation, the coder of its latents.
+"""The small model: its forward pass for training and evaluation, and the coder of its latents.
 
 Shapes: N batch, M latent channels, Z hyper-latent channels, K rates; h = H/16, w = W/16.
 """
@@ -25,7 +25,7 @@ from pipeline.codec.model import CodecOutput, HyperOutput, Model, add_noise, che
 
 
 class SmallModel(Model):
-    """A small image codec, by default of the size that ships, for one rate or for a range."""
+    """A small image codec for one rate or a range of rates, by default with the packaged sizes."""
 
     config: SmallConfig
     analysis: Analysis
@@ -68,10 +68,10 @@ class SmallModel(Model):
         )
 
     def at(self, rate: Tensor | float | None, x: Tensor) -> Rate:
-        """Return where the rates of pictures x lie between the learned ones; see `forward`."""
+        """Return where the rates of pictures x lie between learned rates; see `Model.forward`."""
         if not isinstance(rate, Tensor):
-            one = self.config.check_rate(rate) or 0.0
-            rate = torch.full((len(x),), one, device=x.device)
+            number = self.config.check_rate(rate) or 0.0
+            rate = torch.full((len(x),), number, device=x.device)
         return Rate.of(rate.float(), self.config.vectors)
 
     def analyse(self, x: Tensor, rate: float | None = None) -> Tensor:
@@ -106,15 +106,15 @@ class SmallModel(Model):
         return y_hat, torch.cat(likelihoods, dim=1)
 
     def make_coder(self) -> SmallCoder:
-        """Return the entropy coder of the latents, with the weights of this moment."""
+        """Return the entropy coder of the latents, with the current weights."""
         return SmallCoder(self)
 
     def group_bits(self, bits: Tensor) -> dict[str, Tensor]:
-        """Return the bits of each slice, (N,), of those of y (N, M, h, w)."""
+        """Return the bits of each slice (N,), given the bits of y (N, M, h, w)."""
         parts = torch.split(bits, list(self.config.slice_sizes), dim=1)
         return {f"slice {i}": part.sum((1, 2, 3)) for i, part in enumerate(parts, 1)}
 
     def costly_parts(self) -> Iterator[nn.Module]:
-        """Yield transforms, hyper-transforms and the slices' models."""
+        """Yield the transforms, the hyper-transforms and the models of all slices."""
         yield from (self.analysis, self.synthesis, self.hyper_analysis, self.hyper_synthesis)
         yield from self.context.slices

@@ -1,7 +1,7 @@
-"""What changes with the rate: quantisation steps, and vectors inside the blocks.
+"""The parameters that change with the rate: quantisation steps, and vectors inside the blocks.
 
-Everything is learned for K rates, numbered from 0, and interpolated linearly between two
-neighbours (the steps' logarithms), so a rate R is any real number from 0 to K - 1.
+They are learned for K rates, numbered from 0, and interpolated linearly between two neighbours
+(steps by their logarithms), so that a rate R is any real number from 0 to K - 1.
 
 Shapes: N batch, K rates, M latent channels, Z hyper-latent channels.
 """
@@ -26,9 +26,9 @@ class Steps(nn.Module):
 
 
 class Rate(NamedTuple):
-    """Where rates lie between the K that are learned: `share` of the way from lower to upper.
+    """The places of rates between the K learned ones: `share` of the way from lower to upper.
 
-    `lower` and `upper` are numbers (N,), int64; `share` (N, 1) is from 0 to 1.
+    `lower` and `upper` are the numbers of learned rates (N,), int64; `share` (N, 1) is from 0 to 1.
     """
 
     lower: Tensor
@@ -44,6 +44,6 @@ class Rate(NamedTuple):
 
 
 def mixed(rate: Rate, vectors: Tensor) -> Tensor:
-    """Return the vectors (K, C) at `rate`: (N, C, 1, 1); those of a learned rate are exact."""
+    """Interpolate the vectors (K, C) at `rate`: (N, C, 1, 1). Learned rates give their own vector."""
     below, above = vectors[rate.lower], vectors[rate.upper]
     return (below * (1 - rate.share) + above * rate.share)[:, :, None, None]

@@ -1,10 +1,10 @@
-"""The start of a small model's weights: a transform codec, from which training goes on.
+"""Starts a small model's weights as a transform codec, from which training continues.
 
 The first layer splits 8 x 8 patches, in orthonormal opponent colours, by the cosine transform (as
-JPEG does); the second splits each band once more by the Haar transform, over 2 x 2 patches. Bands
-are kept by their strength in photographs. The blocks between start as the identity, the synthesis
-undoes the analysis, and steps and scales are those of high-rate theory. So the first pass is a
-picture already, and what is learned is what a transform codec can't do.
+JPEG does). The second layer splits each band once more by the Haar transform, over 2 x 2 patches.
+The bands that are strongest in photographs are kept. The blocks in between start as the identity,
+the synthesis inverts the analysis, and steps and scales follow high-rate theory. So the first pass
+already gives a picture, and training learns what a transform codec cannot do.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _COLOURS = (
     (-0.40825, -0.40825, 0.81650),
     (0.70711, -0.70711, 0.0),
 )
-# How strong colours are beside luminance, and how a band's strength falls with its frequency.
+# The strength of colours relative to luminance, and how strength falls with frequency.
 _CHROMA = 0.16
 _STRENGTH, _FALL = 4.0, 1.35
-# What is not set is not quite zero, so that it can learn.
+# The spread of the weights that are not set: not quite zero, so that they can learn.
 _NOISE = 1e-3
-# How much of torch's own start is left around the depthwise convolutions' centres.
+# The share of torch's own initialisation that depthwise convolutions keep.
 _SPREAD = 0.3
-# The weight of 255^2 MSE beside a rate weight, and that which a model with a single rate starts at.
+# The weight of 255^2 MSE in the loss, and the rate weight that a single-rate model starts at.
 _DISTORTION = 0.05
 _MIDDLE = 3.0
 
@@ -56,7 +56,7 @@ class _Band(NamedTuple):
 
 @torch.no_grad()
 def start_as_transform(model: SmallModel) -> None:
-    """Set the weights of `model`'s outer layers, its steps and scales, and quieten its blocks."""
+    """Set `model`'s outer layers, its steps and its scales, and weaken its blocks."""
     bands = _cosine(model.analysis.embed, model.synthesis.last, model.config.width)
     strengths = _haar(model.analysis.down, model.synthesis.up, bands)
     for vector, weight in zip(model.steps.y, model.config.rate_weights or (_MIDDLE,), strict=True):
@@ -86,7 +86,7 @@ def _cosine(split: nn.Conv2d, join: nn.Conv2d, width: int) -> list[_Band]:
 
 
 def _haar(split: nn.Conv2d, join: nn.Conv2d, bands: list[_Band]) -> list[float]:
-    """Make `split` and `join` a Haar transform of `bands`; return the strengths of those kept."""
+    """Make `split` and `join` a Haar transform of `bands`; return the strengths kept."""
     parts = [
         (_Band.of(band.colour, band.u + down, band.v + across), source, down, across)
         for source, band in enumerate(bands)
@@ -108,7 +108,7 @@ def _haar(split: nn.Conv2d, join: nn.Conv2d, bands: list[_Band]) -> list[float]:
 
 
 def _scales(model: SmallModel, strengths: list[float]) -> None:
-    """Let the context model expect channels as strong as photographs' bands are."""
+    """Make the context model predict scales as strong as the bands of photographs are."""
     missing = model.config.latent_channels - len(strengths)
     logs = (UNIT * torch.tensor(strengths + [min(strengths)] * missing)).log()
     for i, log in enumerate(torch.split(logs, model.context.sizes)):

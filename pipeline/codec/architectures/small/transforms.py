@@ -1,9 +1,9 @@
 """Picture to latent and back.
 
-No layer works at more than 1/8 of the picture's resolution, where a picture costs least: the first
-one turns 8 x 8 patches into features, the last one features into patches, and the depthwise
-convolutions of the blocks between carry what crosses the patches' borders. What the weights start
-as, `start_as_transform` says.
+To be cheap, no layer works at more than 1/8 of the picture's resolution: the first layer turns
+8 x 8 patches into features, the last layer turns features into patches, and the depthwise
+convolutions of the blocks in between carry information across the patches' borders.
+`start_as_transform` sets the weights for training from scratch.
 
 Shapes: N batch, M latent channels; h = H/16, w = W/16.
 """

@@ -1,4 +1,4 @@
-"""The small model without torch: its networks in numpy, the exact ones equal to the last bit."""
+"""The small model without torch: networks in numpy, the exact ones equal to the last bit."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class LightSmall:
         self.coder = LightCoder(weights, config, scales)
 
     def encode(self, x: Floats, rate: float | None) -> tuple[Words, int]:
-        """Return the words of a picture x (H, W, 3), and the CRC-32 of its symbols."""
+        """Return the words of a picture x (H, W, 3), and the CRC-32 of their symbols."""
         at = Rate.of(rate, self._config.vectors)
         y = self._analysis(x, at)
         z = self._hyper_analysis(y, at) / self.coder.z_step(at).astype(np.float32)
         return self.coder.encode(y, z, rate)
 
     def decode(self, words: Words, size: tuple[int, int], rate: float | None) -> tuple[Floats, int]:
-        """Return the latent (h, w, M) of words, and the CRC-32 of its symbols."""
+        """Return the latent (h, w, M) of `words`, and the CRC-32 of their symbols."""
         return self.coder.decode(words, size, rate)
 
     def synthesise(self, y_hat: Floats, rate: float | None) -> Floats:

@@ -1,6 +1,6 @@
-"""The entropy coder of the small model's latents in numpy: the words of its coder in torch.
+"""The entropy coder of the small model's latents in numpy; writes the same words as in torch.
 
-Shapes: latents are (h, w, M) and (h/4, w/4, Z); they are coded channel by channel, in rows.
+Shapes: the latents are (h, w, M) and (h/4, w/4, Z); they are coded channel by channel, by rows.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from pipeline.codec.symbols import (
 )
 
 
-class _Coded:
-    """Symbols in the order of the file: an encoder's where it was given values."""
+class _SymbolCoder:
+    """Encodes or decodes symbols in the order of the file, and keeps their CRC-32."""
 
     def __init__(self, words: Words | None) -> None:
-        """`words` to decode; None encodes."""
+        """Decode `words`; with None, encode."""
         self.encoder, self.check = SymbolEncoder(), 0
         self.decoder = None if words is None else SymbolDecoder(words)
 
@@ -44,15 +44,15 @@ class _Coded:
             symbols = self.decoder.decode(index, tables)
         else:
             assert values is not None
-            held = np.clip(np.rint(values), -LARGEST_SYMBOL, LARGEST_SYMBOL)
-            symbols = held.astype(np.int32)
+            rounded = np.clip(np.rint(values), -LARGEST_SYMBOL, LARGEST_SYMBOL)
+            symbols = rounded.astype(np.int32)
             self.encoder.encode(symbols, index, tables)
         self.check = zlib.crc32(symbols.astype("<i4", copy=False).data, self.check)
         return symbols
 
 
 class LightCoder:
-    """Codes z, then the slices of y in order, each given the ones before."""
+    """Codes z, then the slices of y in order, each conditioned on the slices before it."""
 
     def __init__(self, weights: Weights, config: SmallConfig, scales: Scales) -> None:
         self._config = config
@@ -65,27 +65,27 @@ class LightCoder:
         self._medians = density.medians.astype(self._dtype)
 
     def z_step(self, at: Rate) -> Floats:
-        """Return the steps of z, (Z,)."""
+        """Return the quantisation steps of z, (Z,)."""
         return self._context.exp(at.mixed(self._log_steps[1]))
 
     def encode(self, y: Floats, z: Floats, rate: float | None) -> tuple[Words, int]:
         """Return the words of y and z, and the CRC-32 of their symbols."""
-        coded = _Coded(None)
-        self._run(coded, z.shape[:2], y.astype(self._dtype), z.astype(self._dtype), rate)
-        return coded.encoder.words, coded.check
+        coder = _SymbolCoder(None)
+        self._code(coder, z.shape[:2], y.astype(self._dtype), z.astype(self._dtype), rate)
+        return coder.encoder.words, coder.check
 
     def decode(self, words: Words, size: tuple[int, int], rate: float | None) -> tuple[Floats, int]:
-        """Return the latent (h, w, M), float32, and the CRC-32 of its symbols.
+        """Return the latent (h, w, M), float32, of `words`, and the CRC-32 of their symbols.
 
-        `size` are the positions of z. Raises `CodecError` when no encoder wrote the words.
+        `size` is the height and width of z. Raises `CodecError` when no encoder wrote the words.
         """
-        coded = _Coded(words)
-        y_hat = self._run(coded, size, None, None, rate)
-        return y_hat.astype(np.float32), coded.check
+        coder = _SymbolCoder(words)
+        y_hat = self._code(coder, size, None, None, rate)
+        return y_hat.astype(np.float32), coder.check
 
-    def _run(
+    def _code(
         self,
-        coded: _Coded,
+        coder: _SymbolCoder,
         size: tuple[int, ...],
         y: Floats | None,
         z: Floats | None,
@@ -95,15 +95,15 @@ class LightCoder:
         channels = len(self._medians)
         index = np.repeat(np.arange(channels, dtype=np.uint16), size[0] * size[1])
         values = None if z is None else _by_channel(z - self._medians)
-        symbols = coded.code(values, index, self._hyper_tables)
-        z_hat = _by_position(symbols, (*size, channels), self._dtype) + self._medians
+        z_symbols = coder.code(values, index, self._hyper_tables)
+        z_hat = _by_position(z_symbols, (*size, channels), self._dtype) + self._medians
         features = self._hyper_synthesis(z_hat * self.z_step(at), at)
         parts = None if y is None else np.split(y, self._context.ends, axis=-1)
 
         def quantise(i: int, mean: Floats, step: Floats, scale: Floats) -> Floats:
             values = None if parts is None else _by_channel((parts[i] - mean) / step)
-            found = coded.code(values, _levels(_by_channel(scale)), gaussian_tables())
-            return _by_position(found, mean.shape, self._dtype)
+            symbols = coder.code(values, _levels(_by_channel(scale)), gaussian_tables())
+            return _by_position(symbols, mean.shape, self._dtype)
 
         return self._context(features, at.mixed(self._log_steps[0]), at, quantise)
 

@@ -1,4 +1,4 @@
-"""The networks of `pipeline.codec.architectures.small` in numpy, by the names of its weights.
+"""The networks of `pipeline.codec.architectures.small` in numpy; weights have the same names.
 
 Shapes: arrays are (h, w, C), channels last; M latent channels, Z hyper-latent channels, K rates.
 """
@@ -26,7 +26,7 @@ _UNIT, _SEEN, _EPS = np.float32(10.0), 4.0, 1e-6
 
 @dataclass(frozen=True)
 class Rate:
-    """Where a rate lies between the K learned ones: `share` of the way from lower to upper."""
+    """The place of a rate between the K learned ones: `share` of the way from lower to upper."""
 
     lower: int
     upper: int
@@ -34,20 +34,20 @@ class Rate:
 
     @classmethod
     def of(cls, rate: float | None, vectors: int) -> Rate:
-        """Return the place of `rate`, from 0 to `vectors` - 1; None is 0."""
+        """Return the place of `rate`, from 0 to `vectors` - 1; None means 0."""
         number = rate or 0.0
         lower = min(max(int(number), 0), max(0, vectors - 2))
         return cls(lower, min(lower + 1, vectors - 1), number - lower)
 
     def mixed(self, vectors: Floats) -> Floats:
-        """Return the vectors (K, C) at this rate, (C,), in their own precision."""
+        """Interpolate the vectors (K, C) at this rate: (C,), in their own precision."""
         share = vectors.dtype.type(self.share)
-        found: Floats = vectors[self.lower] * (1 - share) + vectors[self.upper] * share
-        return found
+        vector: Floats = vectors[self.lower] * (1 - share) + vectors[self.upper] * share
+        return vector
 
 
 class _Matrix:
-    """A pointwise layer in float32, or any whose inputs lie in one row."""
+    """A pointwise layer in float32, or any layer whose inputs are flattened into one row."""
 
     def __init__(self, weight: Floats, bias: Floats) -> None:
         self.weight, self.bias = weight.reshape(len(weight), -1).T, bias
@@ -57,6 +57,8 @@ class _Matrix:
 
 
 class _Taps:
+    """A depthwise 3x3 convolution in float32."""
+
     def __init__(self, weight: Floats, bias: Floats) -> None:
         self.weight, self.bias = np.ascontiguousarray(weight[:, 0].transpose(1, 2, 0)), bias
 
@@ -67,6 +69,8 @@ class _Taps:
 
 
 class _Norm:
+    """Layer normalisation over channels in float32."""
+
     def __init__(self, weight: Floats, bias: Floats, eps: float) -> None:
         self.weight, self.bias, self.eps = weight, bias, np.float32(eps)
 
@@ -81,16 +85,16 @@ class _Norm:
 
 @dataclass(frozen=True)
 class Kind:
-    """The layers that networks are made of, and the precision of their other weights."""
+    """The layers that networks are built of, and the precision of all other weights."""
 
     matrix: Callable[..., Callable[[Floats], Floats]]
     taps: Callable[..., Callable[[Floats], Floats]]
     norm: Callable[..., Callable[[Floats], Floats]]
     dtype: type[np.floating[Any]]
-    # The functions by table.
+    # Elementwise functions; the exact ones are table look-ups.
     exp: Callable[[Floats], Floats]
     tanh: Callable[[Floats], Floats]
-    # Layers take their scale, by its name.
+    # Whether layers take a scale, by their name.
     scaled: bool = False
 
 
@@ -103,14 +107,14 @@ SCALED = Kind(
 
 
 class _Named:
-    """Gives layers of one kind by the prefix of their weights' names."""
+    """Makes layers of one kind, by the prefix of their weights' names."""
 
     def __init__(self, weights: Weights, kind: Kind, scales: Scales | None = None) -> None:
         self.weights, self.kind, self.scales = weights, kind, scales or {}
 
     @classmethod
     def exact(cls, weights: Weights, scales: Scales) -> _Named:
-        """Return the exact layers, in float32 if there are scales."""
+        """Make exact layers: in float32 if there are scales, else in float64."""
         return cls(weights, SCALED if scales else EXACT, scales)
 
     def array(self, name: str) -> Floats:
@@ -176,7 +180,7 @@ def _patches(x: Floats, side: int) -> Floats:
 
 
 class Analysis:
-    """g_a: (H, W, 3), whole units, to (h, w, M)."""
+    """g_a: (H, W, 3) to (h, w, M), for H and W multiples of 16."""
 
     def __init__(self, weights: Weights, config: SmallConfig) -> None:
         named = _Named(weights, FLOAT)
@@ -247,7 +251,7 @@ class HyperSynthesis:
         )
 
     def __call__(self, z_hat: Floats, at: Rate) -> Floats:
-        """Return what the decoded hyper-latent says about y."""
+        """Return the features that the slices are predicted from."""
         h = self.first(_spread(self.enter(z_hat), 2), at)
         return self.second(_spread(self.up(h), 2), at)
 
@@ -270,12 +274,12 @@ class _Slice:
     def corrected(self, support: Floats, symbols: Floats) -> Floats:
         seen = np.concatenate([support, np.clip(symbols, -_SEEN, _SEEN)], axis=-1)
         lost = 0.5 * self.tanh(self.correction(_gated(self.correct(seen))))
-        found: Floats = symbols + lost
-        return found
+        corrected: Floats = symbols + lost
+        return corrected
 
 
 class Context:
-    """The slices' models, exact, in the order of coding."""
+    """The exact models of all slices, in the order of coding."""
 
     def __init__(self, weights: Weights, config: SmallConfig, scales: Scales) -> None:
         named = _Named.exact(weights, scales)
@@ -286,7 +290,7 @@ class Context:
         ]
 
     def __call__(self, features: Floats, log_steps: Floats, at: Rate, quantise: Quantise) -> Floats:
-        """Go through the slices; return the decoded latent (h, w, M). `log_steps` is (M,)."""
+        """Predict the slices in order; return the latent (h, w, M). `log_steps` is (M,)."""
         decoded: list[Floats] = []
         for i, log_step in enumerate(np.split(log_steps, self.ends)):
             model = self.slices[i]

@@ -1,4 +1,4 @@
-"""The names and shapes of a small model's weights: what a file must hold, no more and no less."""
+"""The names and shapes of a small model's weights; a model file must hold exactly these."""
 
 from __future__ import annotations
 
