@@ -1,6 +1,7 @@
-"""Pictures to streams and back with a model in either form: with torch, or without it.
+"""Compresses and decodes pictures with a model in either form: with torch, or without it.
 
-A model without torch takes whole pictures of one tile; with any other it becomes one with torch.
+A model without torch takes pictures of a single tile; for any other picture its form with torch is
+loaded.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def compress(
     rate: float | None = None,
     progress: TilesDone | None = None,
 ) -> bytes:
-    """Return the stream of `picture`; as `pipeline.codec.coding.compress` in all else."""
+    """Return the stream of `picture`; see `pipeline.codec.coding.compress`."""
     if isinstance(model, LightModel):
         if model.takes(*picture.size) and not tile_size(model.config, *picture.size, max_memory):
             data = model.compress(picture.array(), header, side, rate)
@@ -49,8 +50,10 @@ def decode_stream(
     max_memory: int = MAX_MEMORY,
     progress: TilesDone | None = None,
 ) -> None:
-    """Give the picture of `stream` to `sink`, a tensor or an array; else as
-    `pipeline.codec.coding.decode_stream`."""
+    """Pass the picture of `stream` to `sink`, as tensors or arrays.
+
+    See `pipeline.codec.coding.decode_stream`.
+    """
     header = stream.header
     if isinstance(model, LightModel):
         whole = stream.complete and not header.tile and model.takes(header.height, header.width)

@@ -31,11 +31,11 @@ TILE_UNIT = 64
 
 @dataclass(frozen=True)
 class Header:
-    """What a stream says about itself before its pixels.
+    """The header of a stream.
 
-    `fingerprint` is the first 16 hex digits of the model's; `tile` the side of a tile in
-    pixels, a multiple of 64, or 0 for a single tile; `rate` the rate point asked for, if the
-    model has several; `deep` says that the source had 16 bits.
+    `fingerprint` has the first 16 hex digits of the model's fingerprint. `tile` is the side of a
+    tile in pixels, a multiple of 64, or 0 for a single tile. `rate` is None for a model with a
+    single rate. `deep` tells that the source had 16 bits.
     """
 
     width: int
@@ -60,10 +60,10 @@ class Header:
 
 @dataclass(frozen=True)
 class Stream:
-    """A parsed file. `tiles` are the words of each; of a cut file those that arrived.
+    """A parsed file. `tiles` has the words of each tile; in a cut file, of those that arrived.
 
-    `complete` is False when the file was cut and that was allowed; `symbol_check` then None,
-    and `cut_tile` says whether the last of `tiles` is only the beginning of one.
+    `complete` is False for a cut file that was read with `partial`. `symbol_check` is then None,
+    and `cut_tile` tells whether the last of `tiles` is only the beginning of a tile.
     """
 
     header: Header
@@ -89,15 +89,15 @@ def write_stream(
 
 
 def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
-    """Return the header of a file of which `data` is at least the start; see `read_stream`."""
+    """Return the header of a file; its beginning is enough as `data`. Raises as `read_stream`."""
     return _unpack_header(data, max_pixels)[0]
 
 
 def read_stream(data: bytes, max_pixels: int = MAX_PIXELS, partial: bool = False) -> Stream:
-    """Take a file apart; with `partial` one whose end is missing.
+    """Parse a file; `partial` also accepts one whose end is missing.
 
-    Raises `CodecError` when it is no such file, is damaged or cut, or has more than
-    `max_pixels`.
+    Raises `CodecError` when it is not a `.cca` file, is damaged or cut, or has more than
+    `max_pixels` pixels.
     """
     header, start = _unpack_header(data, max_pixels)
     reader = _Reader(data, start)
@@ -206,7 +206,7 @@ class _Reader:
             self._words_start = None
 
     def whole_words(self) -> list[Words]:
-        """Return the words of the tile that the file ends in, none if it doesn't end in one."""
+        """Return the words that arrived of the tile in which the file is cut, if any."""
         if self._words_start is None:
             return []
         rest = self.data[self._words_start :]

@@ -1,7 +1,8 @@
-"""Scales for the layers of the entropy model, found on pictures (format version 2 of models).
+"""Sets the scales of the entropy model's layers from pictures (format version 2 of models).
 
-A layer's inputs are seen while pictures are coded at all of a model's rates; the scale that it gets
-holds twice the largest of them. Beyond that inputs are clipped, in the encoder as in the decoder.
+The inputs of each layer are observed while pictures are coded at all of a model's rates. The
+layer's scale covers twice the largest of them. Larger inputs are clipped, in the encoder as in the
+decoder.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ from pipeline.codec.layers import ChannelNorm
 from pipeline.codec.model import Model
 from pipeline.codec.scales import LARGEST_SUM, Scale
 
-# Bits of inputs, sign included, by the inputs that a block adds up: with more of them, weights
-# become coarser. Measured in docs/codec.md.
+# (inputs of a sum at most, bits of each input with its sign): more bits would make the weights
+# coarser. Measured in docs/codec.md.
 _BITS = ((32, 13), (128, 12), (1 << 30, 11))
 # Bits that a norm's inputs may have. Where float32 would leave fewer, the norm sums in float64.
 _NORM_BITS = range(8, 14)
-# How much larger than all that was seen an input may be.
+# An input may be this many times as large as the largest one seen.
 _ROOM = 2.0
 _FINEST, _COARSEST = 30, -30
 
-# Told after each picture: how many are done.
+# Called after each picture with the number of pictures that are done.
 Done = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Words of the same latents with and without scales, in bytes, and the coder's CPU seconds."""
+    """Bytes of the same latents without and with scales, and the coder's CPU seconds."""
 
     bytes_before: int
     bytes_after: int
@@ -47,21 +48,21 @@ class Comparison:
 
     @property
     def percent(self) -> float:
-        """How many percent of bytes the scales cost (below 0: save)."""
+        """The bytes that the scales cost, in percent; negative if they save bytes."""
         return 100 * (self.bytes_after / self.bytes_before - 1)
 
     @property
     def times(self) -> float:
-        """How many times as fast the coder of latents is with scales."""
+        """The coder's speed with scales, as a multiple of its speed without."""
         return self.seconds_before / max(self.seconds_after, 1e-9)
 
 
 @torch.no_grad()
 def calibrate(model: Model, pictures: Sequence[Tensor], done: Done | None = None) -> None:
-    """Give the layers of the entropy model the scales that `pictures` (1, 3, H, W) ask for.
+    """Set the scales of the entropy model's layers from `pictures` (1, 3, H, W).
 
-    The model's fingerprint changes, and with it which files it decodes. Raises `CodecError` for no
-    pictures, and when an input of a layer is not finite.
+    The model's fingerprint changes, so it no longer decodes its earlier files. Raises `CodecError`
+    when there are no pictures, when none reaches a layer, and when an input is not finite.
     """
     if not pictures:
         raise CodecError("there are no pictures to calibrate the model on")
@@ -85,9 +86,9 @@ def calibrate(model: Model, pictures: Sequence[Tensor], done: Done | None = None
 def compare(
     before: Model, after: Model, pictures: Iterable[Tensor], done: Done | None = None
 ) -> Comparison:
-    """Code the latents of `pictures` (1, 3, H, W) with two models that differ in scales alone.
+    """Code the latents of `pictures` (1, 3, H, W) with two models that differ only in scales.
 
-    At the lowest, the middle and the highest rate of a model with several.
+    Models with several rates are compared at the lowest, the middle and the highest rate.
     """
     coders = before.coder(), after.coder()
     sizes, seconds = [0, 0], [0.0, 0.0]
@@ -123,13 +124,13 @@ def _bits_of(inputs: int) -> int:
 
 
 def _norm_bits(channels: int) -> int:
-    """Return the bits with which the squares of so many inputs are added up in float32."""
+    """Return the most bits with which float32 adds up the squares of so many inputs exactly."""
     fit = [bits for bits in _NORM_BITS if channels * Scale(0, bits).largest ** 2 <= LARGEST_SUM]
     return fit[-1] if fit else _NORM_BITS[-1]
 
 
 def _inputs(layer: Any) -> int:
-    """Return how many inputs a sum has: of a dense convolution, those of one tap."""
+    """Return the number of inputs of a sum; in a dense convolution, those of one tap."""
     if isinstance(layer, nn.Linear):
         return layer.in_features
     return int(math.prod(layer.kernel_size) if layer.groups > 1 else layer.in_channels)
@@ -137,14 +138,14 @@ def _inputs(layer: Any) -> int:
 
 @contextmanager
 def _largest_inputs(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, float]]:
-    """Keep the largest size of an input that each of `layers` gets while this lasts."""
+    """Record the largest absolute input of each of `layers` inside the block."""
     largest: dict[nn.Module, float] = {}
 
     def see(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        found = float(inputs[0].abs().max())
-        if not math.isfinite(found):
-            raise CodecError("the model makes numbers of a picture that are not finite")
-        largest[layer] = max(largest.get(layer, 0.0), found)
+        peak = float(inputs[0].abs().max())
+        if not math.isfinite(peak):
+            raise CodecError("the model computes numbers that are not finite for a picture")
+        largest[layer] = max(largest.get(layer, 0.0), peak)
 
     hooks = [layer.register_forward_pre_hook(see) for layer in layers]
     try:

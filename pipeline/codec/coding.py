@@ -1,9 +1,9 @@
-"""Pictures to `.cca` bytes and back, in one piece or in tiles of bounded memory.
+"""Compresses pictures to `.cca` bytes and back, in one piece or in tiles of bounded memory.
 
-Latents are coded tile by tile, each with an entropy model that sees its own tile only. The
-transforms see more: the analysis a margin of pixels around the tile, the synthesis a margin of
-latents, both wide enough for all convolutions, so that a tile's border is none to them. What
-still differs from tile to tile is the mean over all positions inside the NAF blocks; neighbours
+Latents are coded tile by tile, and the entropy model sees one tile at a time. The transforms see
+more: the analysis sees a margin of pixels around the tile, the synthesis a margin of latents. Both
+margins are wide enough for all convolutions, so that a tile's border does not affect them. Only the
+means inside the NAF blocks, over all positions, still differ from tile to tile. Neighbouring tiles
 are therefore blended over a band on both sides of their border.
 
 Shapes: pictures are (1, 3, H, W), H and W anything from 1 up; M latent channels.
@@ -34,7 +34,7 @@ from pipeline.codec.tiles import Sink, TileRows, TilesDone, paint
 
 
 class PictureSource(Protocol):
-    """A picture that gives its parts as floats in [0, 1]."""
+    """A picture whose regions can be read as floats in [0, 1]."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -47,7 +47,7 @@ class PictureSource(Protocol):
 
 
 class TensorSource:
-    """A picture that is a tensor (1, 3, H, W) already."""
+    """A picture in memory: a tensor (1, 3, H, W)."""
 
     def __init__(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != 3 or min(x.shape) < 1 or not x.is_floating_point():
@@ -80,9 +80,9 @@ def compress(
 ) -> bytes:
     """Return the stream of the picture `source`.
 
-    `header` brings what the stream should say beside size, tiles, model and rate; `side` its side
-    data. Raises `CodecError` when the picture is too large, `max_memory` (bytes) too small, or
-    `rate` outside of the model's.
+    `header` supplies the other fields of the stream's header; size, tiles, model and rate are set
+    here. `side` is its side data. Raises `CodecError` when the picture is too large, `max_memory`
+    (bytes) is too small, or the model does not have `rate`.
     """
     height, width = source.size
     if width * height > MAX_PIXELS:
@@ -113,8 +113,8 @@ def decompress(
 ) -> Tensor:
     """Return the picture (1, 3, H, W) in [0, 1] of a stream, on the CPU.
 
-    Raises `CodecError` when `data` is no whole stream of this model and `MismatchError` when it
-    is, but decodes to other symbols than were encoded.
+    Raises `CodecError` when `data` is not a whole stream of this model, and `MismatchError` when
+    it decodes to other symbols than were encoded.
     """
     stream = read_stream(data, max_pixels)
     check_model(model, stream.header)
@@ -131,10 +131,10 @@ def decode_stream(
     max_memory: int = MAX_MEMORY,
     progress: TilesDone | None = None,
 ) -> None:
-    """Give the picture of a parsed stream of this model to `sink`, from top to bottom.
+    """Pass the picture of a parsed stream of this model to `sink`, from top to bottom.
 
-    What a cut stream lacks takes its predicted mean. In a whole one other symbols than were
-    encoded raise `MismatchError`, but only at the end: what `sink` has got by then is waste.
+    Latents that a cut stream lacks take their predicted means. If a whole stream decodes to other
+    symbols than were encoded, `MismatchError` is raised at the end: discard what `sink` got.
     """
     header = stream.header
     height, width = header.tiles()[0][2:]
@@ -154,7 +154,7 @@ def decode_stream(
 def _analyse(
     model: Codec, source: PictureSource, box: tuple[int, int, int, int], rate: float | None
 ) -> Tensor:
-    """Return the latent of one tile, (1, M, h, w), for whole units of pixels."""
+    """Return the latent (1, M, h, w) of one tile, rounded up to whole units of pixels."""
     (top, left, height, width), config = box, model.config
     margin, stride = config.margin, config.latent_stride
     start = max(0, top - margin), max(0, left - margin)

@@ -1,8 +1,8 @@
-"""The numbers that, with the weights, make a model: what every architecture's config has in common.
+"""The base of all configs: the numbers that, with the weights, define a model.
 
-An architecture's own config is a frozen dataclass that extends `Config`. What the codec asks of
-it are sizes in pixels (strides, reach), memory, and the shapes of training noise; no part of the
-codec holds a constant of one architecture.
+An architecture's own config is a frozen dataclass that extends `Config`. It tells the codec sizes
+in pixels (strides, reach), memory, and the shapes of training noise; no other part of the codec
+holds constants of an architecture.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.codec.errors import CodecError
 # The largest width, count or rate weight that a config may name.
 LARGEST = 65_536
 _MOST_RATES = 64
-# The largest exponent of slices: powers of their number stay within a float.
+# The largest slice exponent: powers of the number of slices stay within a float.
 _STEEPEST = 50
 # Neighbouring tiles are blended over this many pixels on either side of their border.
 BLEND = 32
@@ -35,8 +35,8 @@ class Config(ABC):
     # The name of the architecture, by which files and recipes choose it.
     architecture: ClassVar[str]
 
-    # Weights of the rate in the loss that one model has gains for, falling, so that the rate
-    # rises: rate 0 is the first. Empty: the model has a single rate and no gains.
+    # The rate weights of the loss that one model has gains for, falling, so that the bits rise:
+    # rate 0 is the first. Empty for a model with a single rate and no gains.
     rate_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -52,15 +52,15 @@ class Config(ABC):
     @property
     @abstractmethod
     def unit(self) -> int:
-        """The multiple of pixels that pictures are padded to, across and down.
+        """Pixels, across and down, of one position of the coarsest latent.
 
-        That is one position of the coarsest latent; a multiple of `latent_stride`.
+        Pictures are padded to multiples of it. It is a multiple of `latent_stride`.
         """
 
     @property
     @abstractmethod
     def reach(self) -> int:
-        """Pixels that a pixel's analysis or synthesis depends on, across and down, at most."""
+        """The farthest, in pixels, that analysis or synthesis reach across and down."""
 
     @property
     @abstractmethod
@@ -69,28 +69,28 @@ class Config(ABC):
 
     @abstractmethod
     def noise_shapes(self, side: int) -> dict[str, Shape]:
-        """Return the shape of each array of noise that a training pass over a crop takes.
+        """Return the shape of each array of noise in a training pass, in the order of drawing.
 
-        `side` is that of the square crop in pixels. The order is that in which they are drawn.
+        `side` is the side of the square crop, in pixels.
         """
 
     @property
     def margin(self) -> int:
-        """Pixels that the transforms are given around a tile, in whole units.
+        """Pixels around a tile that the transforms see, in whole units.
 
-        With `reach` beyond what is blended, a tile's border is none to its convolutions.
+        It covers `reach` beyond the blended band, so a tile's border does not affect convolutions.
         """
         return -(-(self.reach + BLEND) // self.unit) * self.unit
 
     @property
     def rates(self) -> tuple[float, float] | None:
-        """The lowest and the highest rate that can be asked for; None: there is but one."""
+        """The lowest and the highest rate of the model; None if it has a single rate."""
         return (0.0, float(len(self.rate_weights) - 1)) if self.rate_weights else None
 
     def check_rate(self, rate: float | None) -> float | None:
-        """Return `rate` as a stream states it (float32); None: the middle, if there are several.
+        """Return `rate` as a stream states it (float32); None means the middle of `rates`.
 
-        Raises `CodecError` when it is outside of `rates`, or given where there is but one.
+        Raises `CodecError` when it is outside of `rates`, or given for a single-rate model.
         """
         if self.rates is None:
             if rate is not None:
@@ -109,14 +109,14 @@ class Config(ABC):
         return float(unpack("<f", pack("<f", rate))[0])
 
     def rate_weight_at(self, rate: float) -> float:
-        """Return the rate weight that `rate` (from 0 to K - 1) stands for, as gains do between."""
+        """Return the rate weight at `rate` (from 0 to K - 1), interpolated as the gains are."""
         lower = min(int(rate), len(self.rate_weights) - 2)
         below, above = self.rate_weights[lower : lower + 2]
         return float(below ** (1 - (rate - lower)) * above ** (rate - lower))
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
-        """Make a config of `mapping`; unknown fields and unusable values raise `CodecError`."""
+        """Make a config from `mapping`; unknown fields and unusable values raise `CodecError`."""
         known = {field.name for field in fields(cls)}
         unknown = sorted(str(name) for name in mapping if name not in known)
         if unknown:
@@ -128,7 +128,7 @@ class Config(ABC):
     def to_dict(self) -> dict[str, Any]:
         """Return the architecture's name and the fields as plain JSON values (tuples as lists).
 
-        The fingerprint is made of it. `rate_weights` are left out where there are none.
+        The fingerprint covers it. Empty `rate_weights` are left out.
         """
         return {
             "architecture": self.architecture,
@@ -141,7 +141,7 @@ class Config(ABC):
 
 
 def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
-    """Return the field `name`'s list or tuple as a tuple; else raise `CodecError`."""
+    """Return the value of the field `name` as a tuple; raise `CodecError` if it is no list."""
     if isinstance(value, str) or not hasattr(value, "__iter__"):
         raise CodecError(f"{name} must be a list of numbers, not {value!r}")
     return tuple(value)
@@ -163,14 +163,14 @@ def check_integer(name: str, value: Any, least: int) -> None:
 
 
 def slice_sizes(channels: int, slices: int, exponent: float) -> tuple[int, ...]:
-    """Return each slice's channels: floor(M i^k / sum), the last one takes the remainder."""
+    """Return each slice's channels: floor(M i^k / sum); the last slice takes the remainder."""
     shares = [i**exponent for i in range(1, slices + 1)]
     sizes = [int(channels * share / sum(shares)) for share in shares[:-1]]
     return (*sizes, channels - sum(sizes))
 
 
 def check_slices(channels: int, slices: int, exponent: Any) -> None:
-    """Raise `CodecError` unless `slices` slices of the latent's channels all have some."""
+    """Raise `CodecError` unless each of `slices` slices gets a channel of the latent."""
     if not isinstance(exponent, int | float) or not 0 <= exponent <= _STEEPEST:
         raise CodecError(f"slice_exponent must be a number from 0 to {_STEEPEST}, not {exponent!r}")
     if min(slice_sizes(channels, slices, exponent)) < 1:

@@ -1,6 +1,6 @@
-"""What the entropy models believe: Gaussians for y, a learned factorised density for z.
+"""The densities of the entropy models: Gaussians for y, a learned factorised density for z.
 
-Likelihoods and their bounds are computed in float32 whatever autocast says.
+Likelihoods and their bounds are computed in float32, also under autocast.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ class _LowerBound(torch.autograd.Function):
 
 
 def lower_bound(x: Tensor, bound: float) -> Tensor:
-    """Return max(x, bound); below it only gradients that would raise x pass."""
+    """Return max(x, bound); below the bound, only gradients that would raise x pass."""
     # Function.apply has no types.
-    # torch gives apply no types.
     bounded: Tensor = _LowerBound.apply(x, bound)  # type: ignore[no-untyped-call]
     return bounded
 
@@ -64,10 +63,10 @@ def _normal_cdf(x: Tensor) -> Tensor:
 
 
 class FactorizedDensity(nn.Module):
-    """A density for each channel, learned (Balle et al. 2018, appendix 6.1).
+    """A learned density for each channel (Balle et al. 2018, appendix 6.1).
 
-    `quantiles` (C, 1, 3) follow the density's lower tail, median and upper tail by a loss of
-    their own, `quantile_loss`; nothing else gives them a gradient, and it reaches nothing else.
+    `quantiles` (C, 1, 3) follow the density's lower tail, median and upper tail. Only
+    `quantile_loss` gives them a gradient, and that loss reaches no other parameter.
     """
 
     def __init__(self, channels: int) -> None:
@@ -78,7 +77,7 @@ class FactorizedDensity(nn.Module):
             torch.full((channels, after, before), math.log(math.expm1(1 / scale / after)))
             for before, after in pairs
         )
-        # In place, for arithmetic on the meta device would load torch's compiler: seconds.
+        # In place: arithmetic on the meta device would load torch's compiler, which takes seconds.
         self.biases = nn.ParameterList(
             torch.empty(channels, after, 1).uniform_(-0.5, 0.5) for _, after in pairs
         )
@@ -119,7 +118,10 @@ class FactorizedDensity(nn.Module):
         return (torch.sigmoid(sign * upper) - torch.sigmoid(sign * lower)).abs()
 
     def logits(self, values: Tensor, detach: bool = False) -> Tensor:
-        """Return the logit of the cumulative at `values` (C, 1, n); `detach`: of them alone."""
+        """Return the logit of the cumulative distribution at `values` (C, 1, n).
+
+        With `detach`, only `values` get a gradient, not the density's parameters.
+        """
         for i, (matrix, bias) in enumerate(zip(self.matrices, self.biases, strict=True)):
             matrix, bias = (matrix.detach(), bias.detach()) if detach else (matrix, bias)
             values = torch.matmul(F.softplus(matrix), values) + bias
@@ -132,6 +134,6 @@ class FactorizedDensity(nn.Module):
         """Return the sum of |logit(quantile) - t|, t = (-T, 0, T), T = ln(2 / 1e-9 - 1)."""
         tail = math.log(2 / LIKELIHOOD_BOUND - 1)
         with torch.autocast(self.quantiles.device.type, enabled=False):
-            # Made on the device: a list of numbers would be copied there, and waited for.
+            # Made on the device: copying a list of numbers there would synchronise.
             target = tail * torch.arange(-1.0, 2.0, device=self.quantiles.device)
             return (self.logits(self.quantiles.float(), detach=True) - target).abs().sum()

@@ -1,4 +1,4 @@
-"""The room's errors: what a user can put right, and what went wrong at run time."""
+"""The codec's errors: bad input that a user can correct, and failures at run time."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ class CodecError(UsageError):
 
 
 class MismatchError(RunError):
-    """A stream that is whole, but that this machine or model decodes to other symbols."""
+    """A whole stream that this machine or model decodes to other symbols than were encoded."""

@@ -1,14 +1,14 @@
-"""Networks that give the same numbers, bit by bit, on any device and with any thread count.
+"""Exact copies of networks: the same results, bit by bit, on any device and number of threads.
 
-What the entropy decoder is steered by must come out equal in encoder and decoder, but floating
-point sums depend on their order, hence on threads, batch sizes, libraries and devices. Here
-every sum is exact, so that it has no order (`pipeline.codec.exact_layers`). What is not a sum
-works on one number at a time with operations that IEEE 754 defines to the last bit (+, -, *, /,
-sqrt, rounding), or looks it up in a table (GELU, tanh).
+Encoder and decoder must predict equal means and scales, but floating-point sums depend on their
+order, and so on threads, batch sizes, libraries and devices. In an exact copy every sum is exact,
+so its order does not matter (`pipeline.codec.exact_layers`). All other operations work on one
+number at a time: either IEEE 754 defines them to the last bit (+, -, *, /, sqrt, rounding), or they
+are looked up in a table (GELU, tanh).
 
-The structure is the float model's: `exact_copy` replaces its layers, not its code. A layer, or a
-setting of one, that has no exact form is refused by name. The code between the layers, which may
-add and multiply but not sum, is watched once for each model (`pipeline.codec.exact_code`).
+`exact_copy` replaces the layers of the float model and keeps its code. It refuses, by name, a layer
+or a setting that has no exact form. The code between the layers may add and multiply single numbers
+but not sum over them; it is checked once for each model (`pipeline.codec.exact_code`).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from pipeline.codec.scaled_layers import (
 
 L = TypeVar("L", bound=nn.Module)
 
-# torch's own that move numbers, or work on each alone by operations that IEEE 754 defines.
+# torch's layers that move numbers, or change each number by operations that IEEE 754 defines.
 _EXACT_ALREADY: tuple[type[nn.Module], ...] = (
     nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.Hardtanh,
     nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad2d,
@@ -64,40 +64,40 @@ _FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {}
 
 
 def exact_form(kind: type[L], make: Callable[[L], nn.Module]) -> None:
-    """Let `exact_copy` replace layers of just the class `kind` by what `make` returns for them.
+    """Register `make`, with which `exact_copy` replaces layers of exactly the class `kind`.
 
-    `make` gets a float64 layer on the CPU and returns an `ExactLayer` with the same inputs and
-    outputs, which computes the same to the last bit whatever the device and the order of its
-    sums. It raises `CodecError` for settings that it can't.
+    `make` takes a float64 layer on the CPU and returns an `ExactLayer` with the same inputs and
+    outputs, whose results are the same to the last bit on any device and in any order of its sums.
+    It raises `CodecError` for settings that it can't compute.
     """
     _FORMS[kind] = make
 
 
 def exact_copy(module: nn.Module) -> Any:
-    """Return a copy of `module`, where it is, whose results don't depend on sums' order.
+    """Return a copy of `module`, on its device, whose results don't depend on the order of sums.
 
-    It computes in float64; where the layers have scales (`pipeline.codec.scales`), in float32.
-    Knows convolutions (masked, grouped, dilated and strided ones too), transposed convolutions,
-    linear layers, `ChannelNorm`, `GlobalMean`, ReLU and its kind, GELU, SiLU, sigmoid and tanh.
-    Raises `CodecError` naming a layer that it doesn't know, a setting that it can't compute, or
-    a layer without a scale where others have one, and when a weight is not finite.
+    The copy computes in float64, or in float32 if the layers have scales (`pipeline.codec.scales`).
+    Supported are convolutions (masked, grouped, dilated and strided ones too), transposed
+    convolutions, linear layers, `ChannelNorm`, `GlobalMean`, ReLU and similar functions, GELU,
+    SiLU, sigmoid and tanh. Raises `CodecError` naming a layer or a setting that is not supported,
+    or a layer without a scale where others have one, and when a weight is not finite.
     """
-    held = next(module.parameters(), None)
-    # Made on the CPU: the grids of weights come from sums in floating point.
-    found = copy.deepcopy(module).cpu().double().requires_grad_(False).eval()
-    if any(not tensor.isfinite().all() for tensor in found.state_dict().values()):
+    parameter = next(module.parameters(), None)
+    # Made on the CPU, because the grids of weights come from floating-point sums.
+    copied = copy.deepcopy(module).cpu().double().requires_grad_(False).eval()
+    if any(not tensor.isfinite().all() for tensor in copied.state_dict().values()):
         raise CodecError("the model has weights that are not finite numbers; it can't be used")
     scaled = exact_dtype(module) == torch.float32
     if _seen.layers is not None:
         _seen.layers.update(layer for layer in module.modules() if takes_scale(layer))
-    found = _exact(found, type(module).__name__, {}, scaled)
+    copied = _exact(copied, type(module).__name__, {}, scaled)
     if scaled:
-        _to_float32(found)
-    return found if held is None else found.to(held.device)
+        _to_float32(copied)
+    return copied if parameter is None else copied.to(parameter.device)
 
 
 def exact_dtype(module: nn.Module) -> torch.dtype:
-    """Return what `exact_copy` of `module` computes in: float32 if its layers have scales."""
+    """Return the dtype that `exact_copy` of `module` computes in: float32 if layers have scales."""
     scaled = any(scale_of(layer) is not None for layer in module.modules())
     return torch.float32 if scaled else torch.float64
 
@@ -105,7 +105,7 @@ def exact_dtype(module: nn.Module) -> torch.dtype:
 def takes_scale(layer: nn.Module) -> bool:
     """Tell whether a layer may have a scale: its sums then become exact in float32.
 
-    Those are linear layers, norms over channels, and convolutions that are dense or depthwise.
+    Linear layers, norms over channels, and dense or depthwise convolutions may have one.
     """
     if type(layer) not in _FORMS:
         return False
@@ -118,7 +118,7 @@ def takes_scale(layer: nn.Module) -> bool:
 
 @contextmanager
 def layers_seen() -> Iterator[set[nn.Module]]:
-    """Yield a set that gets the layers copied by this thread, of those that may have a scale."""
+    """Yield a set that collects the layers copied by this thread which may have a scale."""
     before, _seen.layers = _seen.layers, set()
     try:
         yield _seen.layers
@@ -134,10 +134,9 @@ _seen = _Seen()
 
 
 def _to_float32(copied: nn.Module) -> None:
-    """Let what works on single numbers do so in float32; layers with sums keep their own."""
+    """Convert elementwise layers to float32; layers with sums keep their own precision."""
     for module in copied.modules():
         if not isinstance(module, ExactLayer):
-            # torch gives Module._apply no types.
             module._apply(_single, recurse=False)
 
 
@@ -146,7 +145,7 @@ def _single(x: torch.Tensor) -> torch.Tensor:
 
 
 def _exact(module: nn.Module, name: str, done: dict[int, nn.Module], scaled: bool) -> nn.Module:
-    """Return the exact form of `module`; `done` has those of modules met before, by identity."""
+    """Return the exact form of `module`; `done` caches the forms by the identity of modules."""
     if id(module) not in done:
         done[id(module)] = _replaced(module, name, done, scaled)
     return done[id(module)]
@@ -166,21 +165,21 @@ def _replaced(module: nn.Module, name: str, done: dict[int, nn.Module], scaled: 
         if scaled and takes_scale(module) and scale_of(module) is None:
             raise CodecError(f"the layer {name} has no scale, and others have: calibrate it again")
         try:
-            made = _FORMS[kind](module) if kind in _FORMS else module
+            form = _FORMS[kind](module) if kind in _FORMS else module
         except CodecError as error:
             raise CodecError(f"the layer {name} ({kind.__name__}): {error}") from error
-        return _in_float32(made) if scaled else made
+        return _in_float32(form) if scaled else form
     for part, child in list(module._modules.items()):
         if child is not None:
             module._modules[part] = _exact(child, f"{name}.{part}", done, scaled)
     return module
 
 
-def _in_float32(made: nn.Module) -> nn.Module:
-    """Return the form in float32 of a layer that needs no scale, and others as they are."""
-    if isinstance(made, Lookup):
-        return ScaledLookup(made)
-    return OrderedMean() if isinstance(made, ExactMean) else made
+def _in_float32(form: nn.Module) -> nn.Module:
+    """Return the float32 form of a look-up or a mean, which need no scale; others as they are."""
+    if isinstance(form, Lookup):
+        return ScaledLookup(form)
+    return OrderedMean() if isinstance(form, ExactMean) else form
 
 
 def _known() -> str:
@@ -196,7 +195,7 @@ def conv_form(layer: nn.Conv2d) -> nn.Module:
 
 
 def _deconv(layer: nn.ConvTranspose2d) -> nn.Module:
-    # Made first: it refuses the settings that neither can compute.
+    # Made in any case: it refuses the settings that neither form can compute.
     plain = ExactDeconv(layer)
     return plain if scale_of(layer) is None else ScaledDeconv(layer)
 

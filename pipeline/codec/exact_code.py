@@ -1,9 +1,9 @@
-"""Watches the code between exact layers: what it does must come out the same on any device.
+"""Checks the code between exact layers, whose results must be the same on any device.
 
 `exact_copy` replaces a network's layers and leaves its Python code as it is. Sums, products of
-matrices and functions such as exp come out differently from device to device, so code that the
-decoder repeats may use none of them; elementwise +, -, *, /, sqrt and rounding, comparisons,
-and whatever moves numbers about, are defined to the last bit by IEEE 754.
+matrices and functions such as exp give different results from device to device, so code that the
+decoder repeats must not use them. It may use elementwise +, -, *, /, sqrt and rounding, which
+IEEE 754 defines to the last bit, comparisons, and operations that move numbers.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ _OF_INTEGERS = frozenset(
 
 @contextmanager
 def only_exact(what: str) -> Iterator[None]:
-    """Raise `CodecError` for an inexact operation done outside of exact layers while this lasts.
+    """Raise `CodecError` for an inexact operation inside the block and outside of exact layers.
 
-    `what` names in the error what is run.
+    The error calls the code in the block `what`.
     """
     with _Watch(what):
         yield
@@ -60,14 +60,13 @@ def only_exact(what: str) -> Iterator[None]:
 # torch gives the methods of TorchDispatchMode no types.
 class _Watch(TorchDispatchMode):
     def __init__(self, what: str) -> None:
-        # As the class, its initialiser has no types.
-        # torch gives it no types.
+        # Its initialiser has no types, either.
         super().__init__()  # type: ignore[no-untyped-call]
         self.what = what
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # Else torch loads its compiler at the first operation, which takes seconds.
+        # Otherwise torch loads its compiler at the first operation, which takes seconds.
         return False
 
     def __torch_dispatch__(
@@ -75,7 +74,7 @@ class _Watch(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if not inside_layer():
-            # In inference mode operations come as they were called: taken apart, they are known.
+            # In inference mode, composite operations arrive whole; only their parts are known.
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
@@ -90,7 +89,7 @@ class _Watch(TorchDispatchMode):
 
 
 def _name(func: Any) -> str:
-    """Return an operation's name, that in place as the other: `add` for aten::add_.Tensor."""
+    """Return an operation's name, without the underscore of in-place ones: `add` for aten::add_."""
     name = str(func._schema.name).split("::")[-1]
     return name if name.startswith("__") or not name.endswith("_") else name[:-1]
 
@@ -100,10 +99,10 @@ def _is_exact(func: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
     if name in _OF_INTEGERS:
         return _whole(args[0])
     if name in ("add", "sub", "rsub"):
-        # With another factor than these, some processors add and multiply in one, others in two.
+        # With any other factor, some processors fuse multiplication and addition, others do not.
         return bool(abs(kwargs.get("alpha", args[2] if len(args) > 2 else 1)) == 1)
     if name == "div":
-        # CUDA divides by a plain number as times its reciprocal.
+        # CUDA divides by a Python number by multiplying with its reciprocal.
         return isinstance(args[1], Tensor) or _power_of_two(args[1])
     if name == "pow":
         return not isinstance(args[1], Tensor) and bool(args[1] == 2)

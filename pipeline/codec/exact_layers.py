@@ -1,8 +1,9 @@
-"""Layers whose sums are exact, and so have no order; what `exact_copy` replaces layers by.
+"""Layers with exact sums, whose order does not matter: `exact_copy` puts them in place of others.
 
-Inputs of a layer are rounded to a fixed-point grid of 2^-12 and held below 2^12 (25 bits with the
-sign), weights to a power-of-two grid of the layer's own, fine enough for all products and sums to
-be integers below 2^53, which float64 holds exactly. A bias is added by one operation.
+Inputs of a layer are rounded to a fixed-point grid of 2^-12 and clamped below 2^12 (25 bits with
+the sign). Weights are rounded to a power-of-two grid of the layer's own: the finest on which all
+products and sums are integers below 2^53, which float64 holds exactly. A bias is added in one
+operation.
 
 Shapes: N batch, C channels, H x W positions; sums are float64 (`pipeline.codec.scaled_layers` has
 the layers that add up in float32).
@@ -29,18 +30,18 @@ _WEIGHT_SUM = 2.0**28
 # Squares are summed on a coarser grid: 2 * (12 + 8) bits and 2^13 channels make 53.
 _COARSE = 2.0**8
 _TABLE_GRID = 2.0**20
-# Bytes of sums that a processor's second cache holds beside as many inputs.
+# Bytes of sums that a processor's L2 cache holds together with as many bytes of inputs.
 _CACHED = 2**19
 
-# What layers of this thread know of one another: `layer` while one runs, `double` on request.
+# State of this thread: `layer` is set while a layer runs, `double` by `arithmetic.in_float64`.
 local = threading.local()
 
 
 class ExactLayer(nn.Module):
-    """A layer that computes exactly, whatever operations it uses to do so."""
+    """A layer whose results are exact, whatever operations it uses."""
 
     def __call__(self, *inputs: Any) -> Any:
-        """Call `forward`; while it runs, `inside_layer` says so."""
+        """Call `forward`; `inside_layer` is true while it runs."""
         before = inside_layer()
         local.layer = True
         try:
@@ -50,12 +51,12 @@ class ExactLayer(nn.Module):
 
 
 def inside_layer() -> bool:
-    """Tell whether this thread is in an `ExactLayer`, whose operations need no watching."""
+    """Tell whether this thread is in an `ExactLayer`, whose operations are not checked."""
     return getattr(local, "layer", False)
 
 
 def snap(x: Tensor) -> Tensor:
-    """Round x to the grid and hold it within its limits; float32 or float64, as x is."""
+    """Round x to the grid and clamp it to the grid's limits, in its own precision."""
     return (x * _GRID).round_().mul_(1 / _GRID).clamp_(-_LIMIT, _LIMIT)
 
 
@@ -68,14 +69,14 @@ def snap_weight(weight: Tensor) -> Tensor:
 
 
 class ExactConv(ExactLayer):
-    """A convolution: as matrix products, or tap by tap when it is depthwise."""
+    """A convolution: by matrix products, or tap by tap if it is depthwise."""
 
-    # (O, C / groups, k, k), or (k, k, O, C) where pictures are shifted.
+    # (O, C / groups, k, k), or (k, k, O, C) for `_by_shifts`.
     weight: Tensor
     bias: Tensor | None
 
     def __init__(self, layer: nn.Conv2d, weight: Tensor | None = None) -> None:
-        """`weight` (O, C / groups, k, k) in place of the layer's own."""
+        """Take `weight` (O, C / groups, k, k), if given, in place of the layer's own."""
         super().__init__()
         snapped = snap_weight(layer.weight if weight is None else weight)
         self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
@@ -108,9 +109,9 @@ class ExactConv(ExactLayer):
         return out if self.bias is None else out.add_(self.bias.view(-1, 1, 1))
 
     def _by_shifts(self, x: Tensor, h: int, w: int) -> Tensor:
-        """Add up a matrix product for each tap, of the picture shifted: nothing is copied.
+        """For each tap, add a matrix product with the shifted picture, without copying it.
 
-        Rows are as long as those of the padded picture, their ends are left out at last.
+        Rows of the sums are as long as those of the padded picture; their ends are cut off.
         """
         (kh, kw), (dh, dw), width = self.kernel, self.dilation, x.shape[3]
         out = x.new_empty(len(x), self.weight.shape[2], h * width)
@@ -124,7 +125,7 @@ class ExactConv(ExactLayer):
         return out.view(len(x), -1, h, width)[..., :w]
 
     def _by_columns(self, x: Tensor, h: int, w: int) -> Tensor:
-        """Multiply a matrix of all that each output sees."""
+        """Multiply the weights by a matrix of the inputs of each output (im2col)."""
         columns = F.unfold(x, self.kernel, self.dilation, stride=self.stride)
         if self.groups == 1:
             out = torch.matmul(self.weight.flatten(1), columns)
@@ -134,7 +135,7 @@ class ExactConv(ExactLayer):
         return out.reshape(len(x), -1, h, w)
 
     def _by_taps(self, x: Tensor, h: int, w: int) -> Tensor:
-        """Add up products of single numbers, for as many channels as a processor's cache holds."""
+        """Add up products of single numbers; see `taps_added`."""
         return taps_added(x, self.weight, self.stride, self.dilation, h, w)
 
 
@@ -143,13 +144,13 @@ def taps_added(
 ) -> Tensor:
     """Return a depthwise convolution (n, c, h, w) of the padded `x` by `weight` (c, 1, kh, kw).
 
-    Products of single numbers are added up tap by tap, in the type of `x`, for as many channels at
+    Products of single numbers are added up tap by tap, in the dtype of `x`, for as many channels at
     a time as a processor's cache holds.
     """
     (kh, kw), (sh, sw), (dh, dw) = weight.shape[2:], stride, dilation
     out = x.new_zeros(len(x), x.shape[1], h, w)
     channels = max(1, _CACHED // x.element_size() // max(1, len(x) * h * w))
-    for some, sums, weights in zip(
+    for inputs, sums, weights in zip(
         torch.split(x, channels, 1),
         torch.split(out, channels, 1),
         torch.split(weight, channels),
@@ -159,12 +160,12 @@ def taps_added(
             for j in range(kw):
                 rows = slice(i * dh, i * dh + (h - 1) * sh + 1, sh)
                 columns = slice(j * dw, j * dw + (w - 1) * sw + 1, sw)
-                sums.addcmul_(some[:, :, rows, columns], weights[:, 0, i, j].view(-1, 1, 1))
+                sums.addcmul_(inputs[:, :, rows, columns], weights[:, 0, i, j].view(-1, 1, 1))
     return out
 
 
 def padding_of(layer: nn.Conv2d) -> tuple[int, int, int, int]:
-    """Return what a convolution pads: left, right, above and below."""
+    """Return the padding of a convolution: left, right, above and below."""
     if layer.padding == "valid":
         return 0, 0, 0, 0
     sides: list[tuple[int, int]] = []
@@ -178,7 +179,7 @@ def padding_of(layer: nn.Conv2d) -> tuple[int, int, int, int]:
 
 
 class ExactDeconv(ExactLayer):
-    """A transposed convolution: a matrix product whose columns are added up in place."""
+    """A transposed convolution: a matrix product whose columns are added in place (col2im)."""
 
     weight: Tensor
     bias: Tensor | None
@@ -188,11 +189,11 @@ class ExactDeconv(ExactLayer):
         if not all(o < s for o, s in zip(layer.output_padding, layer.stride, strict=True)):
             raise CodecError("an output_padding that isn't below its stride has no exact form")
         inputs, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
-        # (groups, C / groups, O / groups, k, k) by output.
+        # (groups, C / groups, O / groups, k, k), with outputs first for `snap_weight`.
         split = layer.weight.reshape(layer.groups, inputs, outputs, *layer.kernel_size)
         snapped = snap_weight(split.transpose(1, 2).flatten(0, 1))
         snapped = snapped.reshape(layer.groups, outputs, inputs, *layer.kernel_size)
-        # One matrix a group, (O / groups * k * k, C / groups).
+        # One matrix per group, (O / groups * k * k, C / groups).
         self.register_buffer("weight", snapped.permute(0, 1, 3, 4, 2).flatten(1, 3).contiguous())
         self.register_buffer("bias", layer.bias)
         self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
@@ -233,7 +234,7 @@ class ExactLinear(ExactLayer):
 
 
 class ExactNorm(ExactLayer):
-    """Layer normalisation over channels, its two sums on grids on which they are exact."""
+    """Layer normalisation over channels; both sums are on grids on which they are exact."""
 
     weight: Tensor
     bias: Tensor
@@ -258,7 +259,7 @@ class ExactNorm(ExactLayer):
 
 
 class ExactMean(ExactLayer):
-    """The mean over all positions, of numbers on the grid."""
+    """The mean over all positions, of numbers rounded to the grid."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, C, 1, 1) of (N, C, H, W)."""
@@ -267,14 +268,17 @@ class ExactMean(ExactLayer):
 
 
 def number_like(value: int, like: Tensor) -> Tensor:
-    """Return `value` where `like` is: CUDA divides by a plain number as times its reciprocal."""
+    """Return `value` as a tensor of the dtype and on the device of `like`, to divide by it.
+
+    CUDA divides by a Python number by multiplying with its reciprocal, which rounds differently.
+    """
     return torch.full((), value, dtype=like.dtype, device=like.device)
 
 
 class Lookup(ExactLayer):
     """A function of one number, looked up on the grid from -`end` to `end`.
 
-    From `end` up it is `above` (None: x itself), below -`end` what the table begins with.
+    From `end` up its value is `above` (None: x itself), below -`end` the first of the table.
     """
 
     table: Tensor
@@ -291,8 +295,8 @@ class Lookup(ExactLayer):
         x = snap(x)
         last = self.table.numel() - 1
         index = x.add(self.end).mul_(_GRID).clamp_(0, last).to(torch.int32)
-        found = self.table.index_select(0, index.flatten()).view(x.shape)
-        return torch.where(x >= self.end, x if self.above is None else self.above, found)
+        values = self.table.index_select(0, index.flatten()).view(x.shape)
+        return torch.where(x >= self.end, x if self.above is None else self.above, values)
 
 
 @cache
@@ -308,7 +312,7 @@ def gelu(x: float) -> float:
 
 
 def gelu_tanh(x: float) -> float:
-    """Return its approximation by a hyperbolic tangent (Hendrycks and Gimpel 2016)."""
+    """Return the tanh approximation of `gelu` (Hendrycks and Gimpel 2016)."""
     return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 

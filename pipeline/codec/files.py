@@ -1,4 +1,4 @@
-"""Picture files to `.cca` files and back, each written whole or not at all."""
+"""Compresses picture files to `.cca` files and back; each is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from pipeline.codec.bitstream import Stream
     from pipeline.codec.tiles import TilesDone
 
-# A stream with its side data: more than any encoder writes.
+# The largest file that is read, in bytes: more than any encoder writes.
 MAX_FILE = 1 << 31
 
 
 class Compressed(TypedDict):
-    """What compressing a picture came to; `encodes` counts those that a limit took."""
+    """The result of compressing a picture; `encodes` counts the encodes that a limit took."""
 
     bytes: int
     bpp: float
@@ -40,7 +40,7 @@ class Compressed(TypedDict):
 
 
 class Decompressed(TypedDict):
-    """What decompressing came to; `complete` is False for a preview of a cut file."""
+    """The result of decompressing; `complete` is False for a preview of a cut file."""
 
     width: int
     height: int
@@ -59,9 +59,9 @@ def compress_file(
 ) -> Compressed:
     """Write `picture` to the .cca file `target`; with `verify`, only if it decodes again.
 
-    `rate` as in `Model.compress`; with `limit` the best stream that keeps to it is searched.
-    Raises `MismatchError` when verification fails and `CodecError` when no stream keeps to
-    `limit`; nothing is then written.
+    `rate` is as in `Model.compress`; with `limit`, the best stream within it is searched. Raises
+    `MismatchError` when verification fails and `CodecError` when no stream keeps to `limit`;
+    nothing is written then.
     """
     check_place(target)
     told = progress or (lambda done, of: None)
@@ -102,12 +102,12 @@ def _stream(
         rate = model.config.check_rate(rate)
         return encode(rate), rate, 1
     try:
-        found = search(encode, model.config, limit.of(*picture.size))
+        best = search(encode, model.config, limit.of(*picture.size))
     except CodecError as error:
-        beside = sum(map(len, side.values()))
-        note = f", {beside} of them for what goes beside the pixels" if beside else ""
+        extra = sum(map(len, side.values()))
+        note = f"; {extra} bytes are its alpha and colour profile" if extra else ""
         raise CodecError(f"it can't be held to {limit}: {error}{note}") from error
-    return found.data, found.rate, found.encodes
+    return best.data, best.rate, best.encodes
 
 
 def decompress_file(
@@ -122,8 +122,9 @@ def decompress_file(
 ) -> Decompressed:
     """Write the picture of the stream `data` to `target`.
 
-    `preview` takes a file whose end is missing; `deep` keeps 16-bit grey. Raises `CodecError`
-    and `MismatchError` as `Model.decompress` does; of `target` before anything is decoded.
+    `preview` also accepts a file whose end is missing; `deep` keeps 16-bit grey. Raises
+    `CodecError` and `MismatchError` as `Model.decompress` does; an unusable `target` is refused
+    before anything is decoded.
     """
     check_place(target)
     if not is_special(target):
@@ -146,7 +147,7 @@ def decoded(
 ) -> tuple[Image.Image, Stream]:
     """Return the picture of the stream `data`, with its side data, and the parsed stream.
 
-    The options, and what is raised, as in `decompress_file`.
+    Options and errors are those of `decompress_file`.
     """
     stream = read_stream(data, max_pixels, partial=preview)
     check_model(model, stream.header)
@@ -156,7 +157,7 @@ def decoded(
 
 
 def check_place(target: Path) -> None:
-    """Raise `CodecError` unless a file can be made at `target`: before the work, not after it."""
+    """Raise `CodecError` unless a file can be made at `target`; called before any work."""
     if target.is_dir():
         raise CodecError(f"{target} is a folder: name the file to write")
     if not target.parent.is_dir():
@@ -166,7 +167,7 @@ def check_place(target: Path) -> None:
 def read_file(path: Path, limit: int = MAX_FILE) -> bytes:
     """Return the bytes of a .cca file, pipe or device.
 
-    Raises `CodecError` for a missing one, and for one of more than `limit` bytes.
+    Raises `CodecError` when it is missing, and when it has more than `limit` bytes.
     """
     try:
         if is_special(path):
@@ -184,9 +185,9 @@ def read_file(path: Path, limit: int = MAX_FILE) -> bytes:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether the file at `path` begins as a stream does, which `compress` may replace.
+    """Tell whether the file at `path` begins like a stream, which `compress` may replace.
 
-    A pipe is none: reading from it would wait for a writer.
+    A pipe does not count: reading from it would wait for a writer.
     """
     if is_special(path):
         return False
@@ -198,10 +199,10 @@ def is_stream(path: Path) -> bool:
 
 
 def is_decoded(path: Path) -> bool:
-    """Whether the file at `path` is a picture that `decompress` wrote, and nobody changed since."""
+    """Tell whether `path` is a picture that `decompress` wrote and nobody has changed since."""
     return mark_of(path) is not None
 
 
 def is_made_of(path: Path, stream: bytes, deep: bool) -> bool:
-    """Whether the picture at `path` is what `decompress` makes of `stream`, whole."""
+    """Tell whether the picture at `path` is what `decompress` makes of the whole `stream`."""
     return mark_of(path) == made_of(stream, deep, False)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def find_model(data: bytes, folders: Iterable[Path]) -> Path:
     """Return the model file that made the stream `data`, by its fingerprint.
 
-    It comes with the package, or lies in one of `folders`. `data` may be only the start of a
-    stream. Raises `CodecError` when there is none.
+    The model comes with the package, or lies in one of `folders`. The beginning of a stream is
+    enough as `data`. Raises `CodecError` when no such model is there.
     """
     wanted, folders = read_header(data).fingerprint, list(folders)
     for file in _claiming(wanted, folders):
@@ -30,9 +30,9 @@ def find_model(data: bytes, folders: Iterable[Path]) -> Path:
 
 
 class Models:
-    """Loads the models that streams name, each once: one that was given, or what is found.
+    """Loads the models that streams name, each once; a `given` model is used for all streams.
 
-    A file that only claims to be the model (damaged, or changed since) hides no other one.
+    A file that only claims to be the model (it is damaged or was changed) hides no other file.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class Models:
         given: AnyModel | None = None,
         quick: bool = False,
     ) -> None:
-        """`quick` may give models without torch, which are sooner there for a single picture."""
+        """With `quick`, models may be without torch, which load faster for a single picture."""
         self.folders = list(dict.fromkeys(folders))
         self.device = device
         self.given, self.quick = given, quick
         self._loaded: dict[str, AnyModel | CodecError] = {}
 
     def look_in(self, folder: Path) -> None:
-        """Look for models in one more folder, if it was not looked at yet."""
+        """Search one more folder for models, unless it is among the folders already."""
         if folder not in self.folders:
             self.folders.append(folder)
             self._loaded = {k: m for k, m in self._loaded.items() if not isinstance(m, CodecError)}
@@ -57,22 +57,22 @@ class Models:
     def of(self, data: bytes) -> AnyModel:
         """Return the model for the stream that begins with `data`.
 
-        Raises `CodecError` where it is no stream, or its model is not found.
+        Raises `CodecError` when `data` is not a stream, or its model is not found.
         """
         if self.given is not None:
             return self.given
         wanted = read_header(data).fingerprint
         if wanted not in self._loaded:
             self._loaded[wanted] = self._find(wanted)
-        found = self._loaded[wanted]
-        if isinstance(found, CodecError):
-            raise found
-        return found
+        model = self._loaded[wanted]
+        if isinstance(model, CodecError):
+            raise model
+        return model
 
     def loaded(self) -> list[Model]:
         """Return the models with torch that are in memory."""
-        found = self._loaded.values() if self.given is None else [self.given]
-        return [model for model in found if not isinstance(model, CodecError | LightModel)]
+        models = self._loaded.values() if self.given is None else [self.given]
+        return [model for model in models if not isinstance(model, CodecError | LightModel)]
 
     def _find(self, wanted: str) -> AnyModel | CodecError:
         unusable: list[str] = []
@@ -84,14 +84,14 @@ class Models:
                 continue
             if model.fingerprint.startswith(wanted):
                 return model
-            unusable.append(f"{file} says so of itself, but its weights are others")
+            unusable.append(f"{file} claims to have it, but its weights are others")
         return _unknown(wanted, self.folders, unusable)
 
 
 def load_any(file: Path, device: str = "cpu", quick: bool = False) -> AnyModel:
-    """Load the model in `file`, with `quick` without torch where it can do without.
+    """Load the model in `file`; with `quick`, without torch if the model has such a form.
 
-    Raises as `pipeline.codec.load_model`.
+    Raises as `pipeline.codec.load_model` does.
     """
     light = model_for(file, device) if quick else None
     if light is not None:
@@ -102,7 +102,7 @@ def load_any(file: Path, device: str = "cpu", quick: bool = False) -> AnyModel:
 
 
 def _claiming(wanted: str, folders: Iterable[Path]) -> Iterator[Path]:
-    """Yield the model files that say of themselves that they have the fingerprint `wanted`."""
+    """Yield the model files whose metadata state the fingerprint `wanted`."""
     for folder in (box.FOLDER, *folders):
         for file in sorted(folder.glob("*.safetensors")):
             if file.is_file() and stored_fingerprint(file).startswith(wanted):

@@ -1,4 +1,4 @@
-"""What tells one model from another: a digest of its configuration and weights."""
+"""The fingerprint of a model: a digest of its configuration and weights."""
 
 from __future__ import annotations
 

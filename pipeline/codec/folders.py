@@ -1,7 +1,7 @@
-"""Pictures to `.cca` files and back, many at once: what becomes of each, and what is done already.
+"""Compresses many pictures to `.cca` files and back, and knows which files are done already.
 
-Running the same command again makes only what is missing, or made of something else: a stream says
-which model, rate and tiles it is of, a decoded picture (by its mark) which stream and options.
+Running the same command again makes only files that are missing or have changed inputs: a stream
+states its model, rate and tiles, and a decoded picture states, in its mark, its stream and options.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ if TYPE_CHECKING:
 
 STREAM = ".cca"
 HEAD = 4096  # bytes of a stream that hold its header
-NAMED = 10  # files that a sentence names
+NAMED = 10  # files that a message names
 
 
 @dataclass(frozen=True)
 class Task:
-    """How to code each picture of a folder; `max_memory`, in bytes, is what each worker may take.
+    """How to code each picture of a folder; each worker may take `max_memory` bytes.
 
-    Without a `model`, decompressing finds the one that each stream names, in `folders` or with
-    the package. `force` replaces files that the command did not write.
+    Without a `model`, decompressing finds the model that each stream names, in the package or in
+    `folders`. `force` replaces files that the command did not write.
     """
 
     model: Model | None
@@ -74,17 +74,17 @@ def compress_folder(
 ) -> Folder:
     """Compress every picture under `source` to the same place under `task.target`, plus .cca.
 
-    A stream that is there already is kept if it is whole, no older than its picture, and of the
-    same model, rate (or within `limit`, and close to it), tiles and `profile`. All pictures are
-    tried; if some can't be compressed, the error raised then names the first ones and their number:
-    a `CodecError` where all were bad input, else what went wrong at run time.
+    An existing stream is kept if it is whole, no older than its picture, and has the same model,
+    rate (or a size within `limit` and close to it), tiles and `profile`. All pictures are tried. If
+    some can't be compressed, an error at the end tells their number and names the first ones: a
+    `CodecError` if all of them were bad input, else the error of a failure at run time.
     """
-    found, others = find_pictures(source)
-    if not found:
+    files, others = find_pictures(source)
+    if not files:
         raise CodecError(f"there are no pictures in {source}{_instead(others, source)}")
-    # The whole name stays, so that a.png and a.jpg don't meet in a.cca.
-    jobs = [Conversion(file, _beside(file, source, task.target, STREAM)) for file in found]
-    # Streams of an earlier run, where they lie among the pictures, are no surprise.
+    # The whole name is kept, so that a.png and a.jpg don't both become a.cca.
+    jobs = [Conversion(file, _beside(file, source, task.target, STREAM)) for file in files]
+    # Streams of an earlier run may lie among the pictures and need no mention.
     others = [file for file in others if file.suffix.lower() != STREAM]
     left = [str(file.relative_to(source)) for file in others]
     with _noting(left, "pictures"):
@@ -104,9 +104,9 @@ def compress_all(
 ) -> Folder:
     """Compress the picture of each job to its target, whatever `task.target` is.
 
-    Arguments and errors as those of `compress_folder`; a target that is no stream is refused
-    before any work, unless `task.force`. With `by_stem` targets are called as their pictures are,
-    without the ending, and a stream that may be of another picture is refused likewise.
+    Arguments and errors are those of `compress_folder`. A target that is not a stream is refused
+    before any work, unless `task.force`. With `by_stem`, targets are named after their pictures
+    without the ending, and a stream that may be of another picture is refused too.
     """
     model = task.model
     if model is None:
@@ -116,8 +116,8 @@ def compress_all(
 
     def work(job: Conversion) -> int:
         content = read_picture(job.source, profile=profile)
-        made = compress_file(model, content, job.target, verify, task.max_memory, rate, limit=limit)
-        return made["bytes"]
+        done = compress_file(model, content, job.target, verify, task.max_memory, rate, limit=limit)
+        return done["bytes"]
 
     kind = Kind(
         "compress",
@@ -129,10 +129,10 @@ def compress_all(
 
 
 def is_stream_of(job: Conversion) -> bool:
-    """Whether the target is a stream that can only be of the job's picture, made earlier.
+    """Tell whether the target is an earlier stream that can only be of the job's picture.
 
-    Raises `TargetError` for a stream that may be of another one: one of another size, or where
-    a picture of the same stem lies beside the source (photo.jpg, photo.png).
+    Raises `TargetError` for a stream that may be of another picture: it has another size, or a
+    picture of the same stem lies beside the source (photo.jpg, photo.png).
     """
     if not is_stream(job.target):
         return False
@@ -148,7 +148,7 @@ def is_stream_of(job: Conversion) -> bool:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a stream must be to be kept: its model and the options that made it."""
+    """What an existing stream must match to be kept: the model and the options."""
 
     model: AnyModel
     max_memory: int
@@ -157,7 +157,7 @@ class Wanted:
     limit: Limit | None
 
     def is_at(self, stream: Path, picture: Path) -> bool:
-        """Whether the file `stream` is what compressing `picture` would make."""
+        """Tell whether the file `stream` is what compressing `picture` would make."""
         try:
             if not is_stream(stream) or not _is_newer(stream, picture):
                 return False
@@ -180,7 +180,7 @@ class Wanted:
         return (CLOSE * most <= size or best) and size <= most
 
     def _is_of(self, header: Header, picture: Path) -> bool:
-        """Whether size and profile of a stream are those that the picture asks for."""
+        """Tell whether a stream has the size and the profile of the picture."""
         with opened(picture) as image:
             same = _same_size(header, image)
             return same and header.profile == (self.profile and has_profile(image))
@@ -191,8 +191,8 @@ def decompress_folder(
 ) -> Folder:
     """Decompress every .cca file under `source` to a PNG at the same place under `task.target`.
 
-    a.png.cca and a.cca become a.png, a.jpg.cca becomes a.jpg.png. A picture that its mark says to
-    be of this stream and `deep` is kept. Errors are raised as in `compress_folder`.
+    a.png.cca and a.cca become a.png, a.jpg.cca becomes a.jpg.png. A picture whose mark states this
+    stream and `deep` is kept. Errors are raised as in `compress_folder`.
     """
     files, others = find_files(source, lambda name: Path(name).suffix.lower() == STREAM)
     if not files:
@@ -202,7 +202,7 @@ def decompress_folder(
         name = file.with_suffix("")
         plain = name.with_suffix("") if name.suffix.lower() == ".png" else name
         jobs.append(Conversion(file, _beside(plain, source, task.target, ".png")))
-    # The pictures, where streams lie among them, are no surprise.
+    # Pictures may lie among the streams and need no mention.
     others = [file for file in others if not is_picture(file.name)]
     left = [str(file.relative_to(source)) for file in others]
     with _noting(left, "streams"):
@@ -215,7 +215,7 @@ def decompress_all(
 ) -> Folder:
     """Decompress the stream of each job to its target, whatever `task.target` is.
 
-    Arguments and errors as those of `decompress_folder`; a target that decoding did not write, or
+    Arguments and errors are those of `decompress_folder`. A target that decoding did not write, or
     that was changed since, is refused before any work, unless `task.force`.
     """
     models = Models(task.folders, task.device, task.model)
@@ -240,7 +240,7 @@ def decompress_all(
 
 
 def passed_over(left: Sequence[str], wanted: str) -> str:
-    """Return which files of a folder were not taken, the first ones by name; "" for none."""
+    """Describe the files of a folder that were skipped, and name the first ones; "" for none."""
     if not left:
         return ""
     shown = ", ".join(left[:NAMED]) + (", ..." if len(left) > NAMED else "")
@@ -249,7 +249,7 @@ def passed_over(left: Sequence[str], wanted: str) -> str:
 
 @contextmanager
 def _noting(left: Sequence[str], wanted: str) -> Iterator[None]:
-    """Say on an error, too, which files of the folder were not taken."""
+    """Name the skipped files of the folder in a note on an error, too."""
     try:
         yield
     except (CodecError, MismatchError, OSError) as error:
@@ -259,7 +259,7 @@ def _noting(left: Sequence[str], wanted: str) -> Iterator[None]:
 
 
 def _try_to_load(models: Models, stream: Path) -> None:
-    """Load the model of a stream before there are threads; what fails is told with its file."""
+    """Load a model before threads start; a failure is reported later, with its file."""
     try:
         with stream.open("rb") as file:
             head = file.read(HEAD)
@@ -270,9 +270,9 @@ def _try_to_load(models: Models, stream: Path) -> None:
 
 
 def _same_stem(picture: Path) -> Iterator[Path]:
-    """Yield the other pictures beside `picture` that differ from it in their endings alone.
+    """Yield the pictures beside `picture` whose names differ from it only in the ending.
 
-    Those that `decompress` wrote are no others.
+    Pictures that `decompress` wrote are left out.
     """
     for file in sorted(picture.parent.glob(f"{glob.escape(picture.stem)}.*")):
         other = file.stem == picture.stem and file.name != picture.name and is_picture(file.name)
@@ -289,27 +289,27 @@ def _is_of_size(stream: Path, picture: Path) -> bool:
 
 
 def _same_size(header: Header, image: Image.Image) -> bool:
-    """Whether a stream has a picture's size, on its side or not."""
+    """Tell whether a stream has a picture's size, upright or on its side."""
     size = (header.width, header.height)
     return size in {(image.width, image.height), (image.height, image.width)}
 
 
 def _beside(file: Path, source: Path, target: Path, suffix: str) -> Path:
     relative = file.relative_to(source)
-    if len(os.fsencode(relative.name + suffix)) > LONGEST_NAME:  # then its own ending makes room
+    if len(os.fsencode(relative.name + suffix)) > LONGEST_NAME:  # too long: drop its own ending
         return target / relative.with_suffix(suffix)
     return target / relative.with_name(relative.name + suffix)
 
 
 def _is_newer(file: Path, than: Path) -> bool:
-    """Whether `file` was written after `than` was changed, or put in place by another name."""
+    """Tell whether `file` was written after `than` was last changed or renamed."""
     status, other = file.stat(), than.stat()
     last = max(status.st_mtime_ns, status.st_ctime_ns)
     return status.st_mtime_ns >= other.st_mtime_ns and last >= other.st_ctime_ns
 
 
 def _instead(others: Sequence[Path], source: Path) -> str:
-    """Return what there is in place of what was looked for, if anything."""
+    """Describe the files that are there instead of those looked for, if any."""
     if not others:
         return ""
     return f": {len(others)} other files, {others[0].relative_to(source)} the first"

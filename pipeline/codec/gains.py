@@ -1,7 +1,7 @@
 """Gain vectors: one model for a range of rates.
 
-What is coded at the rate R is the latent times a gain for each channel, and what is decoded is
-multiplied by another one; likewise the hyper-latent:
+At the rate R, the latent is multiplied by a gain for each channel before it is coded, and by an
+inverse gain after it is decoded; likewise the hyper-latent:
 
     x -> analysis -> * gain y(R) -> y -> entropy coder -> y_hat -> * inverse y(R) -> synthesis
                                     |
@@ -9,10 +9,10 @@ multiplied by another one; likewise the hyper-latent:
 
 A large gain means small quantisation steps. Gains are learned for K rates, numbered from 0; between
 two neighbours they are interpolated geometrically, gain(k + l) = gain(k)^(1-l) gain(k+1)^l, so R is
-any real number from 0 to K - 1. The inverse gains are vectors of their own.
+any real number from 0 to K - 1. The inverse gains are learned separately.
 
 Source: Cui et al., "Asymmetric Gained Deep Image Compression With Continuous Rate Adaptation",
-CVPR 2021 (arXiv 2003.02012). Parameters here are the logarithms: gains stay positive, and the
+CVPR 2021 (arXiv 2003.02012). The parameters here are logarithms: gains stay positive, and the
 interpolation is linear.
 
 Shapes: N batch, K rates, M latent channels, Z hyper-latent channels.
@@ -37,7 +37,7 @@ _DIGITS = 40
 
 @dataclass(frozen=True)
 class Gained:
-    """What latents are multiplied by at a rate; each (N, C, 1, 1), or (1, 1, 1, 1) for one."""
+    """The gains at a rate: (N, C, 1, 1) each, or (1, 1, 1, 1) for a single-rate model."""
 
     y: Tensor
     z: Tensor
@@ -60,7 +60,7 @@ class Gains(nn.Module):
         super().__init__()
         m, z = latent_channels, hyper_latent_channels
         logs = _start(rate_weights)
-        # Made of lists, for arithmetic on the meta device would load torch's compiler: seconds.
+        # From lists: arithmetic on the meta device would load torch's compiler, taking seconds.
         self.y = nn.Parameter(torch.tensor([[log] * m for log in logs]))
         self.z = nn.Parameter(torch.zeros(len(logs), z))
         self.y_inverse = nn.Parameter(torch.tensor([[-log] * m for log in logs]))
@@ -68,11 +68,11 @@ class Gains(nn.Module):
 
     @torch.no_grad()
     def start(self, weights: Sequence[float], reference: float | None = None) -> None:
-        """Start the gains at what high-rate theory says of the K rate weights `weights`.
+        """Set the gains that high-rate theory gives for the K rate weights `weights`.
 
-        There distortion grows with the square of the step and the rate falls with its logarithm, so
-        the best step is proportional to the root of the rate weight. At the weight `reference` (by
-        default the geometric mean) y's gain is 1; z's gains are 1 at all rates.
+        In this theory distortion grows with the square of the step and the rate falls with its
+        logarithm, so the best step is proportional to the root of the rate weight. y's gain is 1 at
+        the weight `reference` (by default the geometric mean); z's gains are 1 at all rates.
         """
         logs = torch.tensor(_start(weights, reference)).view(-1, 1)
         self.y.copy_(logs.expand_as(self.y))
@@ -86,7 +86,7 @@ class Gains(nn.Module):
         A gradient reaches the vectors of the two rates that each entry lies between.
         """
         numbers = torch.arange(self.y.shape[0], device=rate.device, dtype=torch.float32)
-        # 1 - l and l at the two neighbours, 0 elsewhere: a trained rate is met exactly.
+        # 1 - l and l at the two neighbours, 0 elsewhere: a learned rate gives its own gains.
         shares = (1 - (rate.float()[:, None] - numbers).abs()).clamp(min=0)[:, :, None]
         y, z, y_inverse, z_inverse = (
             (shares * logs).sum(1).exp()[:, :, None, None]
@@ -97,8 +97,8 @@ class Gains(nn.Module):
     def exact(self, rate: float) -> Gained:
         """Return the gains at one rate, float32, the same on every machine.
 
-        The exponentials are correctly rounded decimals; `math.exp` and torch's are not, and z's
-        inverse gain steers the entropy decoder. Raises `CodecError` when a gain is not usable.
+        The exponentials are correctly rounded, unlike those of `math.exp` and torch, because the
+        entropy decoder depends on z's inverse gain. Raises `CodecError` when a gain is not finite.
         """
         vectors = (self.y, self.z, self.y_inverse, self.z_inverse)
         return Gained(*(_exact(logs, rate) for logs in vectors))

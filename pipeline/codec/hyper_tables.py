@@ -1,7 +1,7 @@
-"""The tables under which the hyper-latent z is coded: a factorised density's masses, in numpy.
+"""The tables that the hyper-latent z is coded with: masses of a factorised density, in numpy.
 
-Everything is float64. Last bits may differ between machines: `Table.of` rounds masses to a grid
-that is far coarser.
+Everything is float64. Last bits may differ between machines, which does not matter: `Table.of`
+rounds masses to a far coarser grid.
 
 Shapes: Z channels, n places.
 """
@@ -18,14 +18,14 @@ from pipeline.codec.symbols import Reals, Table
 
 Places = npt.NDArray[np.int64]
 
-# Tails of z's density below this mass share the end of a channel's table.
+# Symbols in a tail of z's density below this mass share the end of a channel's table.
 _TAIL = 1e-7
 _WIDEST = 4096
 
 
 @dataclass(frozen=True)
 class Density:
-    """The weights of `pipeline.codec.densities.FactorizedDensity`, by the names they have there.
+    """The weights of `pipeline.codec.densities.FactorizedDensity`, under the same names.
 
     `matrices` (Z, a, b), `biases` (Z, a, 1) and `factors` (Z, a, 1) of each layer, a outputs of b
     inputs; `medians` (Z,).
@@ -37,23 +37,23 @@ class Density:
     medians: Reals
 
     def logits(self, offsets: Reals) -> Reals:
-        """Return the logits (Z, n) of the cumulative at `offsets` (Z, n) from the medians."""
+        """Return the logits (Z, n) of the cumulative distribution at medians + `offsets` (Z, n)."""
         values: Reals = (self.medians[:, None] + offsets)[:, None]
         for i, (matrix, bias) in enumerate(zip(self.matrices, self.biases, strict=True)):
             values = np.matmul(np.logaddexp(0, matrix), values) + bias
             if i < len(self.factors):
                 values += np.tanh(self.factors[i]) * np.tanh(values)
-        found: Reals = values[:, 0]
-        return found
+        logits: Reals = values[:, 0]
+        return logits
 
 
 def hyper_tables(density: Density) -> list[Table]:
-    """Return a table for each channel of z, of its symbols round(z - median)."""
+    """Return a table of the symbols round(z - median) for each channel of z."""
     first = _first(lambda k: _sigmoid(density.logits(k + 0.5)) > _TAIL, len(density.medians))
     last = -_first(lambda k: _sigmoid(-density.logits(-k - 0.5)) > _TAIL, len(density.medians))
     narrow = last <= first
     first, last = np.where(narrow, -1, first), np.where(narrow, 1, last)
-    # The bins' borders, of all channels as many as the widest has.
+    # The borders of bins, as many for each channel as the widest channel has.
     bins = np.arange(int((last - first).max()) + 2, dtype=np.float64)
     logits = density.logits(first[:, None] + bins - 0.5)
     below, above, masses = _sigmoid(logits), _sigmoid(-logits), _between(logits)
@@ -68,16 +68,17 @@ def hyper_tables(density: Density) -> list[Table]:
 
 
 def _first(holds: Callable[[Reals], npt.NDArray[np.bool_]], channels: int) -> Places:
-    """Return for each channel the first place (Z,) from which on `holds`, by bisection.
+    """Return, for each channel, the first place (Z,) from which on `holds` is true, by bisection.
 
-    `holds` tells of places (Z, 1). Where it holds at none up to the last, that is the next one.
+    `holds` takes places (Z, 1). A channel where it is true at no place gets the place after the
+    last.
     """
-    before, found = np.full(channels, -_WIDEST - 1), np.full(channels, _WIDEST + 1)
-    while (found - before > 1).any():
-        middle = (before + found) // 2
-        there = holds(middle[:, None].astype(np.float64))[:, 0]
-        before, found = np.where(there, before, middle), np.where(there, middle, found)
-    return found
+    before, first = np.full(channels, -_WIDEST - 1), np.full(channels, _WIDEST + 1)
+    while (first - before > 1).any():
+        middle = (before + first) // 2
+        holding = holds(middle[:, None].astype(np.float64))[:, 0]
+        before, first = np.where(holding, before, middle), np.where(holding, middle, first)
+    return first
 
 
 def _between(logits: Reals) -> Reals:
@@ -90,5 +91,5 @@ def _between(logits: Reals) -> Reals:
 
 
 def _sigmoid(x: Reals) -> Reals:
-    found: Reals = np.exp(-np.logaddexp(0, -x))
-    return found
+    y: Reals = np.exp(-np.logaddexp(0, -x))
+    return y

@@ -1,4 +1,4 @@
-"""What a model file says about where its weights come from."""
+"""What a model file records about the origin of its weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.codec.errors import CodecError
 
-# What each field may be besides None.
+# The type of each field that is not a string; all may be None.
 _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "rate_weight": (int, float),
     "variable_rate": list,
@@ -18,14 +18,14 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Where a model's weights come from; None is what nobody recorded.
+    """The origin of a model's weights; None means that a field was not recorded.
 
-    `variable_rate` are the rate weights of a model for several rates, `step` the optimizer's,
-    digests are hex SHA-256. `other` keeps what a file says beyond these fields: programs of
-    other versions may know more.
+    `variable_rate` has the rate weights of a model for several rates, `step` is the optimizer's
+    step, digests are hex SHA-256. `other` keeps all further fields of a file, which programs of
+    other versions may have written.
     """
 
-    # What the model is called: its run, or the file that it was imported from.
+    # The name of the model: its run, or the file that it was imported from.
     name: str | None = None
     recipe: str | None = None
     stage: str | None = None
@@ -36,19 +36,19 @@ class ModelInfo:
     recipe_digest: str | None = None
     data_digest: str | None = None
     git_commit: str | None = None
-    # A reference to the run of MLflow (`pipeline.common.references`).
+    # A reference to the MLflow run (`pipeline.common.references`).
     run_id: str | None = None
     # The run that this one started from.
     parent: str | None = None
-    # Where weights come from that were not trained here.
+    # The source of weights that were not trained with this project.
     source: str | None = None
     other: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, content: ModelInfo | Mapping[str, Any] | None) -> ModelInfo:
-        """Return `content`, a mapping as `to_dict` gives it, as a `ModelInfo`.
+        """Return `content`, a mapping like that of `to_dict`, as a `ModelInfo`.
 
-        Raises `CodecError` when a field has a value of another kind than it should.
+        Raises `CodecError` when a field has a value of the wrong type.
         """
         if isinstance(content, ModelInfo):
             return content
@@ -66,9 +66,9 @@ class ModelInfo:
         return cls(**values, other=content)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what was recorded, as plain JSON values."""
+        """Return the recorded fields as plain JSON values."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "other"}
-        found = {name: value for name, value in own.items() if value is not None}
+        recorded = {name: value for name, value in own.items() if value is not None}
         if self.variable_rate is not None:
-            found["variable_rate"] = list(self.variable_rate)
-        return {**found, **self.other}
+            recorded["variable_rate"] = list(self.variable_rate)
+        return {**recorded, **self.other}

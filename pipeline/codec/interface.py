@@ -1,4 +1,4 @@
-"""What coding pictures asks of a model: transforms that see a margin, a coder that sees a tile.
+"""The interface of models for coding: transforms that see a margin, a coder that sees a tile.
 
     pixels -> analyse -> y -> LatentCoder.encode -> words -> LatentCoder.decode -> y_hat
                                                              y_hat -> synthesise -> pixels
@@ -20,7 +20,7 @@ from pipeline.codec.symbols import Words
 
 @dataclass(frozen=True)
 class CodedTile:
-    """A tile's words, the latent (1, M, h, w) that the synthesis takes, float32, and a check.
+    """A tile's words, its decoded latent (1, M, h, w), float32, and a check.
 
     `check` is the running CRC-32 of all symbols so far.
     """
@@ -34,9 +34,9 @@ class LatentCoder(Protocol):
     """Turns the latent of one tile into words and back, equal to the last bit on any device."""
 
     def encode(self, y: Tensor, check: int = 0, rate: float | None = None) -> CodedTile:
-        """Encode y (1, M, h, w), as the analysis gives it, at one of the model's rates.
+        """Encode y (1, M, h, w), the output of the analysis, at one of the model's rates.
 
-        h and w cover whole units of the config. `check` runs on from the last tile. Raises
+        h and w cover whole units of the config. `check` is that of the tile before. Raises
         `CodecError` for numbers that are not finite.
         """
         ...
@@ -52,14 +52,15 @@ class LatentCoder(Protocol):
     ) -> CodedTile:
         """Decode `words` to the latent of a tile of `height` x `width` units of the config.
 
-        With `partial`, words may be missing at the end, or all of them: what did not arrive
-        takes its predicted mean. Raises `CodecError` when no encoder can have written the words.
+        With `partial`, words may be missing at the end, or all of them: latents that did not
+        arrive take their predicted means. Raises `CodecError` when no encoder can have written the
+        words.
         """
         ...
 
 
 class Codec(Protocol):
-    """What coding takes of a model; `pipeline.codec.model.Model` is one."""
+    """What coding needs of a model; `pipeline.codec.model.Model` has it."""
 
     @property
     def config(self) -> Config:
@@ -80,7 +81,7 @@ class Codec(Protocol):
         ...
 
     def coder(self) -> LatentCoder:
-        """Return the coder of the latents, with the weights of this moment."""
+        """Return the coder of the latents, with the current weights."""
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]:

@@ -1,8 +1,8 @@
-"""Many files at once: checked before any work, shared out among threads, resumable.
+"""Works on many files: checks them before any work, shares them among threads, can resume.
 
-Files are shared out among threads of this process, each with one of torch's threads: torch works
-outside Python's lock, so that they are as quick as processes; the weights are in memory once; and
-there is no worker that could die apart. What comes out does not depend on their number.
+The threads belong to this process, and each uses one torch thread. torch releases Python's lock, so
+threads are as fast as processes; the weights are in memory only once; and no worker process can
+die. The results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.common.targets import check_target
 if TYPE_CHECKING:
     from pipeline.codec.model import Model
 
-SHOWN = 3  # failures in an error's sentence; its notes have the others
+SHOWN = 3  # failures in an error's message; its notes have the others
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Conversion:
 class Kind:
     """A kind of work: the command's name, and what it does with a job.
 
-    `is_done` tells whether the target is what `work` would make; `is_own` whether an existing
-    target is a file that the command writes there; `work` returns the bytes of the stream.
+    `is_done` tells whether the target is what `work` would make; `is_own` tells whether an existing
+    target is a file that the command wrote; `work` returns the number of bytes of the stream.
     """
 
     command: str
@@ -51,10 +51,10 @@ class Kind:
 
 
 class Folder(TypedDict):
-    """What going through many files came to.
+    """The result of working on many files.
 
-    `bytes` are those of the streams worked on, `passed_over` the files of a folder that were not
-    taken, by their paths below it.
+    `bytes` is the size of all streams that were written or read; `passed_over` has the files of a
+    folder that were skipped, by their paths below it.
     """
 
     written: int
@@ -66,27 +66,27 @@ class Folder(TypedDict):
 def check_jobs(jobs: Sequence[Conversion], kind: Kind, force: bool = False) -> None:
     """Raise `CodecError` or `TargetError` unless all jobs can go ahead.
 
-    No two have one target, no target is any job's source, what lies at a target is the command's
-    own, unless `force`, and their folders can be made and written to.
+    No two jobs may have the same target, and no target may be a source. A file at a target must be
+    the command's own, unless `force`. The folders of targets must be writable, or possible to make.
     """
     makers: dict[Path, Path] = {}
     for job in jobs:
         place = Path(os.path.realpath(job.target))
         if place in makers:
-            one = makers[place]
-            twice = one == job.source
+            first = makers[place]
+            twice = first == job.source
             raise CodecError(
-                f"{one} is named twice"
+                f"{first} is named twice"
                 if twice
-                else f"{one} and {job.source} would both become {job.target}: rename one, or give "
-                "each a target of its own"
+                else f"{first} and {job.source} would both become {job.target}: rename one, or "
+                "give each a target of its own"
             )
         makers[place] = job.source
-    there = [job for job in jobs if job.target.exists() or job.target.is_symlink()]
-    read = {_identity(job.source): job.source for job in jobs} if there else {}
-    one_each = {job.target.parent: job for job in jobs}  # whose folders are looked at
-    for job in [*there, *one_each.values()]:
-        same = read.get(_identity(job.target))
+    existing = [job for job in jobs if job.target.exists() or job.target.is_symlink()]
+    sources = {_identity(job.source): job.source for job in jobs} if existing else {}
+    by_folder = {job.target.parent: job for job in jobs}  # one job to check each folder with
+    for job in [*existing, *by_folder.values()]:
+        same = sources.get(_identity(job.target))
         check_target(
             job.target,
             kind.command,
@@ -106,11 +106,11 @@ def go_through(
     progress: Progress | None = None,
     force: bool = False,
 ) -> Folder:
-    """Do all jobs that are not done; `models` returns the models that those take.
+    """Do all jobs that are not done yet; `models` returns the models that these jobs need.
 
-    All are tried. If some can't be done, the error raised then says how many and names the first
-    ones, its notes the others: a `CodecError` where all were bad input, else what went wrong at
-    run time.
+    All are tried. If some fail, an error at the end tells their number and names the first ones;
+    its notes name the others. It is a `CodecError` if all of them were bad input, else the error of
+    a failure at run time.
     """
     check_jobs(jobs, kind, force)
     for folder in {job.target.parent for job in jobs}:
@@ -140,13 +140,13 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _all_of(errors: list[Exception], count: int) -> Exception:
     """Return one error for all: the worst kind first, the others after it."""
-    # A whole file that decodes to something else, then what the system said, then bad input.
+    # First mismatches, then errors of the system, then bad input.
     errors = sorted(errors, key=lambda e: (not isinstance(e, MismatchError), _is_input(e)))
     kind = OSError if isinstance(errors[0], OSError) else type(errors[0])
-    said, more = "; ".join(map(str, errors[:SHOWN])), errors[SHOWN:]
-    said += f"; and {len(more)} more:" if more else ""
+    reasons, more = "; ".join(map(str, errors[:SHOWN])), errors[SHOWN:]
+    reasons += f"; and {len(more)} more:" if more else ""
     others = ", the others are there" if len(errors) < count else ""
-    failed = kind(f"{len(errors)} of {count} failed{others}: {said}")
+    failed = kind(f"{len(errors)} of {count} failed{others}: {reasons}")
     for error in more:
         failed.add_note(f"  {error}")
     return failed
@@ -159,23 +159,23 @@ def _is_input(error: Exception) -> bool:
 def _share_out(
     todo: Sequence[Conversion], kind: Kind, models: Sequence[Model], workers: int
 ) -> Iterator[int | Exception]:
-    """Yield for each job, as it is done, its bytes or why there are none."""
+    """Yield, for each job as it is done, its bytes or its error."""
 
-    def one(job: Conversion) -> int | Exception:
+    def work(job: Conversion) -> int | Exception:
         try:
             job.target.parent.mkdir(parents=True, exist_ok=True)
             return kind.work(job)
         except (CodecError, MismatchError, OSError) as error:
-            said = in_words(error)
-            named = str(job.source) in said
-            return _of_same_kind(error, said if named else f"{job.source}: {said}")
+            message = in_words(error)
+            named = str(job.source) in message
+            return _of_same_kind(error, message if named else f"{job.source}: {message}")
 
     for model in models:
-        model.coder()  # made before there are threads, that each doesn't make its own
+        model.coder()  # made before threads start, or each would make its own
     with _one_thread_each(), _stoppable(models) as stop:
         pool = ThreadPoolExecutor(workers)
         try:
-            for future in as_completed([pool.submit(one, job) for job in todo]):
+            for future in as_completed([pool.submit(work, job) for job in todo]):
                 yield future.result()
         finally:
             # After Ctrl-C this waits for a layer, not for a picture.
@@ -201,12 +201,12 @@ def _one_thread_each() -> Iterator[None]:
 
 # Nothing went wrong, so its name does not end in Error.
 class _Stopped(Exception):  # noqa: N818
-    """A thread was told to leave its picture."""
+    """A thread was told to abandon its picture."""
 
 
 @contextmanager
 def _stoppable(models: Sequence[Model]) -> Iterator[threading.Event]:
-    """Yield an event after which the models' layers refuse to work."""
+    """Yield an event; once it is set, the models' layers raise `_Stopped`."""
     stop = threading.Event()
 
     def check(*_: object) -> None:

@@ -1,10 +1,9 @@
-"""The latents of one tile to words and back: what compress and decompress share.
+"""Encodes the latents of one tile to words and back, by code that encoder and decoder share.
 
-y is coded under Gaussians whose means and scales networks predict from the hyper-latent z and
-from the parts of y that are decoded already; z is coded under a learned density per channel.
-Symbols and words are made on the CPU; the networks run where the model is.
-Everything that the decoder must repeat runs through `exact_copy`, so that it repeats it to the last
-bit.
+y is coded under Gaussians whose means and scales networks predict from the hyper-latent z and from
+the parts of y that are decoded already; z is coded under a learned density per channel. Symbols and
+words are made on the CPU; the networks run on the model's device. The networks that the decoder
+must repeat are exact copies (`exact_copy`), whose results are equal to the last bit.
 
 Shapes: M latent channels, Z hyper-latent channels; h and w the positions of y in the tile.
 """
@@ -38,13 +37,13 @@ from pipeline.codec.symbols import (
     scale_index,
 )
 
-# Codes a part of y: given its values (None in a decoder), means and scales, tensors of one shape,
-# returns the quantised part, symbols + mean.
+# Codes a part of y. Takes its values (None in a decoder), means and scales, tensors of one shape;
+# returns the quantised part: symbols + mean.
 Code = Callable[[Tensor | None, Tensor, Tensor], Tensor]
 
 
 class _SymbolCoder(Protocol):
-    """Codes one array of symbols: in an encoder the values' nearest, in a decoder the next."""
+    """Codes one array of symbols: an encoder rounds values, a decoder reads the next symbols."""
 
     check: int
 
@@ -52,13 +51,13 @@ class _SymbolCoder(Protocol):
 
 
 class HyperpriorCoder(ABC):
-    """Encodes and decodes latents with the weights that a model has at this moment.
+    """Encodes and decodes latents with a model's current weights.
 
-    An architecture extends it by `decode_y`: the order in which the parts of y are coded.
+    An architecture adds `analyse_y`, and `decode_y`, which codes the parts of y in order.
     """
 
     def __init__(self, density: FactorizedDensity, dtype: torch.dtype = torch.float64) -> None:
-        """`density` is that of the channels of z; `dtype` what the exact networks compute in."""
+        """`density` is the density of z; the exact networks compute in `dtype`."""
         self.dtype = dtype
         self.device = density.quantiles.device
         self.hyper_channels = density.quantiles.shape[0]
@@ -71,25 +70,25 @@ class HyperpriorCoder(ABC):
     def analyse_y(self, y: Tensor, rate: float | None) -> tuple[Tensor, Tensor]:
         """Return y (1, M, h, w) and z (1, Z, h', w') as they are coded at `rate`.
 
-        `y` is what the analysis gives.
+        `y` is the output of the analysis.
         """
 
     @abstractmethod
     def decode_y(self, z_hat: Tensor, y: Tensor | None, code: Code, rate: float | None) -> Tensor:
-        """Return the latent (1, M, h, w) for the synthesis, having coded each part of y, in order.
+        """Code each part of y, in order; return the latent (1, M, h, w) for the synthesis.
 
-        `z_hat` (1, Z, h', w') is z as it is coded, rounded; `y` is what an encoder has, and None
-        in a decoder, where `code` takes None for the values. All are of `dtype`.
-        Networks that predict means and scales must be exact (`exact_copy`), as must be what is
-        done with their results.
+        `z_hat` (1, Z, h', w') is the decoded z. `y` is the latent in an encoder, and None in a
+        decoder, where `code` takes None for the values. All are of `dtype`.
+        Networks that predict means and scales must be exact (`exact_copy`), and so must all
+        operations on their results.
         """
 
     @torch.no_grad()
     def encode(self, y: Tensor, check: int = 0, rate: float | None = None) -> CodedTile:
-        """Encode y (1, M, h, w) as the analysis gives it; `check` runs on from the last tile."""
+        """Encode y (1, M, h, w), the output of the analysis; see `LatentCoder.encode`."""
         y, z = self.analyse_y(y, rate)
         if not (y.isfinite().all() and z.isfinite().all()):
-            raise CodecError("the model makes numbers of this picture that are not finite")
+            raise CodecError("the model computes numbers that are not finite for this picture")
         coder = _Encoder(check)
         y_hat = self._run(coder, rate, z, y, z.shape[2:])
         return CodedTile(coder.symbols.words, y_hat, coder.check)
@@ -106,9 +105,8 @@ class HyperpriorCoder(ABC):
     ) -> CodedTile:
         """Decode `words` to the latent of a tile whose z has `height` x `width` positions.
 
-        With `partial`, words may be missing at the end: parts that did not arrive as a whole
-        take their predicted mean. Raises `CodecError` when the words can't be what an encoder
-        wrote.
+        With `partial`, words may be missing at the end: parts of y that did not arrive as a whole
+        take their predicted means. Raises `CodecError` when no encoder can have written the words.
         """
         coder = _PartialDecoder(words, check) if partial else _Decoder(words, check)
         y_hat = self._run(coder, rate, None, None, (height, width))
@@ -122,34 +120,22 @@ class HyperpriorCoder(ABC):
         y: Tensor | None,
         size: tuple[int, ...],
     ) -> Tensor:
-        """Code z and the parts of y; return the decoded latent.
-
-        Inference mode saves a tenth of a small picture's time; the result is free of it.
-        """
-        with torch.inference_mode():
-            found = self._coded(coder, rate, z, y, size)
-        return found.clone(memory_format=torch.preserve_format)
-
-    def _coded(
-        self,
-        coder: _SymbolCoder,
-        rate: float | None,
-        z: Tensor | None,
-        y: Tensor | None,
-        size: tuple[int, ...],
-    ) -> Tensor:
-        if z is not None and y is not None:
-            z, y = z.to(self.dtype) - self._medians, y.to(self.dtype)
-        channel = np.repeat(np.arange(self.hyper_channels, dtype=np.uint16), math.prod(size))
-        symbols = coder.code(z, channel, self._hyper_tables)
-        z_hat = self._tensor(symbols, (1, self.hyper_channels, *size)) + self._medians
+        """Code z (`size`: its height and width) and the parts of y; return the decoded latent."""
 
         def code(values: Tensor | None, mean: Tensor, scale: Tensor) -> Tensor:
             residual = None if values is None else values - mean
-            found = coder.code(residual, self._levels(scale), self._tables)
-            return self._tensor(found, mean.shape) + mean
+            symbols = coder.code(residual, self._levels(scale), self._tables)
+            return self._tensor(symbols, mean.shape) + mean
 
-        return self.decode_y(z_hat, y, code, rate).float()
+        # Inference mode saves a tenth of a small picture's time; the clone is a normal tensor.
+        with torch.inference_mode():
+            if z is not None and y is not None:
+                z, y = z.to(self.dtype) - self._medians, y.to(self.dtype)
+            channel = np.repeat(np.arange(self.hyper_channels, dtype=np.uint16), math.prod(size))
+            z_symbols = coder.code(z, channel, self._hyper_tables)
+            z_hat = self._tensor(z_symbols, (1, self.hyper_channels, *size)) + self._medians
+            y_hat = self.decode_y(z_hat, y, code, rate).float()
+        return y_hat.clone(memory_format=torch.preserve_format)
 
     def _levels(self, scale: Tensor) -> Index:
         steps = (scale.flatten() * SCALE_STEPS).clamp_(0, len(self._level_of) - 1)
@@ -157,8 +143,8 @@ class HyperpriorCoder(ABC):
         return index
 
     def _tensor(self, symbols: Ints, shape: torch.Size | tuple[int, ...]) -> Tensor:
-        found = torch.from_numpy(symbols).reshape(shape)
-        return found.to(self.device, self.dtype, memory_format=torch.channels_last)
+        tensor = torch.from_numpy(symbols).reshape(shape)
+        return tensor.to(self.device, self.dtype, memory_format=torch.channels_last)
 
 
 class _Encoder:
@@ -186,7 +172,7 @@ class _Decoder:
 
 
 class _PartialDecoder(_Decoder):
-    """Gives zeros from the first array on that did not arrive as a whole."""
+    """Returns zeros from the first array on that did not arrive as a whole."""
 
     ended = False
 
@@ -201,5 +187,5 @@ class _PartialDecoder(_Decoder):
 
 
 def check_symbols(symbols: Ints, check: int) -> int:
-    """Run CRC-32 on over `symbols`, as little-endian 32-bit integers."""
+    """Continue the CRC-32 `check` over `symbols`, as little-endian 32-bit integers."""
     return zlib.crc32(symbols.astype("<i4", copy=False).data, check)

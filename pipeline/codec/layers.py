@@ -26,11 +26,11 @@ def deconv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.ConvTr
 
 
 class MaskedConv2d(nn.Conv2d):
-    """A convolution of stride 1 some of whose taps are zero, as context models use.
+    """A convolution of stride 1 with some taps set to zero, for context models.
 
-    `mask` says which taps see: "A" those before the centre in raster order, "B" the centre too
-    (van den Oord et al. 2016), "checkerboard" those at an odd distance |dy| + |dx| from it, which
-    are of the other colour (He et al. 2021). Kernels are odd; H and W are kept.
+    `mask` names the taps that are kept: "A" those before the centre in raster order, "B" the centre
+    as well (van den Oord et al. 2016), "checkerboard" those at an odd distance |dy| + |dx| from the
+    centre, which have the other colour (He et al. 2021). Kernels are odd; H and W are kept.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class MaskedConv2d(nn.Conv2d):
         self.mask = mask
 
     def masked_weight(self) -> Tensor:
-        """Return the weight (O, C / groups, k, k), zero where the mask is."""
+        """Return the weight (O, C / groups, k, k), with masked taps set to zero."""
         taps = torch.tensor(_taps(self.mask, self.kernel_size[0]), dtype=self.weight.dtype)
         return self.weight * taps.to(self.weight.device)
 
@@ -92,10 +92,11 @@ class GlobalMean(nn.Module):
 
 
 class NAFBlock(nn.Module):
-    """A block without activations but a gate (Chen et al. 2022), on `channels` channels.
+    """A block with a gate as its only non-linearity (NAFNet, Chen et al. 2022).
 
     x + beta * project(attend(gate(depthwise(expand(norm(x)))))), then
-    x + gamma * mix(gate(widen(norm(x)))); beta and gamma start at 0, so the block at identity.
+    x + gamma * mix(gate(widen(norm(x)))); beta and gamma start at 0, so the block
+    starts as the identity.
     """
 
     def __init__(self, channels: int) -> None:

@@ -1,9 +1,9 @@
-"""A mark in the PNGs that decoding writes: what it was made of, and that nobody changed it since.
+"""The mark in PNGs that decoding writes: what a PNG was made of, and that nobody changed it since.
 
-A private chunk `ccAP` stands before the last one. Its name says by PNG's rules that an editor which
-does not know it must leave it out once the pixels change. It holds a version, what the picture was
-made of (32 bytes), and the SHA-256 of the file before the chunk. So decoding knows a picture of its
-own from one that it must not replace, and knows whether that is what it would write again.
+The mark is a private chunk `ccAP` before the last chunk. By PNG's rules, its name tells an editor
+that does not know it to leave it out when the pixels change. It holds a version, a digest of what
+the picture was made of (32 bytes), and the SHA-256 of the file before the chunk. So decoding can
+tell its own pictures from those that it must not replace, and whether it would write one again.
 
 Source: PNG (Third Edition), 5.4 "Chunk naming conventions".
 """
@@ -24,14 +24,14 @@ _LENGTH = 12 + _CONTENT
 
 
 def made_of(stream: bytes, deep: bool, preview: bool) -> bytes:
-    """Return 32 bytes that tell what a picture is made of: the stream, and the options."""
+    """Return 32 bytes that identify what a picture is made of: the stream and the options."""
     return hashlib.sha256(bytes([deep, preview]) + hashlib.sha256(stream).digest()).digest()
 
 
 def with_mark(png: bytes, made: bytes) -> bytes:
-    """Return the file `png` with a mark that says `made`, 32 bytes."""
+    """Return the file `png` with a mark that holds `made`, 32 bytes from `made_of`."""
     if not png.endswith(_END) or len(made) != 32:
-        raise ValueError("no PNG that ends as one should, or no 32 bytes to say of it")
+        raise ValueError("`png` does not end as a PNG does, or `made` is not 32 bytes long")
     body = png[: -len(_END)]
     content = NAME + VERSION + made + hashlib.sha256(body).digest()
     chunk = struct.pack(">I", _CONTENT) + content + struct.pack(">I", zlib.crc32(content))
@@ -39,18 +39,18 @@ def with_mark(png: bytes, made: bytes) -> bytes:
 
 
 def mark_of(file: Path) -> bytes | None:
-    """Return what the mark in `file` says; None where there is none, or the file was changed."""
+    """Return the 32 bytes in `file`'s mark; None without a mark, or if `file` was changed."""
     try:
         if file.stat().st_size < len(_SIGNATURE) + _LENGTH + len(_END):
             return None
         with file.open("rb") as opened:
             start = opened.seek(-_LENGTH - len(_END), 2)
             tail = opened.read()
-            said = tail[8 : 4 + len(NAME) + _CONTENT]
-            if tail[4:8] != NAME or said[:1] != VERSION or not tail.endswith(_END):
+            content = tail[8 : 4 + len(NAME) + _CONTENT]
+            if tail[4:8] != NAME or content[:1] != VERSION or not tail.endswith(_END):
                 return None
             opened.seek(0)
             body = opened.read(start)
     except OSError:
         return None
-    return said[1:33] if hashlib.sha256(body).digest() == said[33:65] else None
+    return content[1:33] if hashlib.sha256(body).digest() == content[33:65] else None

@@ -1,4 +1,4 @@
-"""Whether a stream was made by a model."""
+"""Checks that a stream was made by a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.codec.errors import CodecError
 
 
 class Fingerprinted(Protocol):
-    """What says which model it is."""
+    """A model that knows its sizes and its fingerprint."""
 
     @property
     def config(self) -> Config:
@@ -24,13 +24,13 @@ class Fingerprinted(Protocol):
 
 
 def check_model(model: Fingerprinted, header: Header) -> None:
-    """Raise `CodecError` unless `model` is the one that `header` names, and has its rate."""
+    """Raise `CodecError` unless `header` names `model` and a rate that it has."""
     if model.fingerprint[:16] != header.fingerprint:
         raise CodecError(
             f"the file was made with the model {header.fingerprint}, and this is "
             f"{model.fingerprint[:16]}; give that model"
         )
     if (header.rate is None) != (model.config.rates is None):
-        said = "no rate" if header.rate is None else "a rate"
-        raise CodecError(f"the file's header makes no sense: it has {said}, unlike its model")
+        stated = "no rate" if header.rate is None else "a rate"
+        raise CodecError(f"the file's header makes no sense: it has {stated}, unlike its model")
     model.config.check_rate(header.rate)

@@ -1,4 +1,4 @@
-"""What every model has in common: streams, fingerprint, coder, and what training needs.
+"""The base of all models: streams, fingerprint, coder, and the interface for training.
 
 Shapes: N batch, M latent channels, h and w the positions of the latent.
 """
@@ -29,13 +29,13 @@ from pipeline.codec.scales import Scale, Scales
 
 T = TypeVar("T")
 
-# Models whose decoder does only what comes out equal on any device: the code, the config, and
-# whether there are scales.
+# Models whose decoder was checked to use exact operations only: their class, their config, and
+# whether they have scales.
 _watched: set[tuple[type, Config, bool]] = set()
 
 
 class Noise(dict[str, Tensor]):
-    """The uniform noise of a training pass by name, in [-1/2, 1/2); what is missing is drawn.
+    """The uniform noise of a training pass by name, in [-1/2, 1/2); missing entries are drawn.
 
     Names and shapes are those of `Config.noise_shapes`, with a batch dimension in front.
     """
@@ -76,15 +76,15 @@ class Trained(nn.Module):
         return torch.stack([density.quantile_loss() for density in self._densities()]).sum()
 
     def costly_parts(self) -> Iterator[nn.Module]:
-        """Yield the modules in which nearly all of the arithmetic is done; each is called whole.
+        """Yield the modules that do nearly all of the arithmetic; each is called as a whole.
 
-        Training may run them in bf16 and recompute their activations. What lies between them
+        Training may run them in bf16 and recompute their activations. The code between them
         (means, scales, rounding, likelihoods) stays in float32.
         """
         yield from ()
 
     def stacks(self) -> Iterator[nn.Module]:
-        """Yield the sequences of small operations that are worth compiling, few kinds of them."""
+        """Yield the sequences of small operations that are worth compiling, of few kinds."""
         yield from ()
 
     def _densities(self) -> list[FactorizedDensity]:
@@ -92,10 +92,10 @@ class Trained(nn.Module):
 
 
 class Model(Trained, ABC):
-    """An image codec of the size that `config` says.
+    """An image codec with the sizes of `config`.
 
-    With `config.rate_weights` it has gains for a range of rates (see `Gains`), of which `forward`
-    and `compress` take one: a real number from 0 to K - 1, by default the middle.
+    With `config.rate_weights` it has gains for a range of rates (see `Gains`). `forward` and
+    `compress` take a rate, a real number from 0 to K - 1, by default the middle.
 
     Every parameter gets a gradient from the outputs of `forward`, except the quantiles, which get
     theirs only from `quantile_loss`.
@@ -109,11 +109,11 @@ class Model(Trained, ABC):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        # Where the weights come from, as `save_model` was told.
+        # Where the weights come from; `save_model` writes it into the file.
         self.info = ModelInfo()
-        # What was made of the weights, and the state of the weights it was made of.
-        self._made_of: object = None
-        self._made: dict[str, Any] = {}
+        # Values computed from the weights, and the state of the weights at that time.
+        self._cached_for: object = None
+        self._cached: dict[str, Any] = {}
 
     @abstractmethod
     def forward(
@@ -124,31 +124,31 @@ class Model(Trained, ABC):
     ) -> CodecOutput:
         """Code pictures x, float32 (N, 3, H, W) in [0, 1], without making a stream.
 
-        In training, likelihoods are taken on the variables plus `noise`; in evaluation on the
-        rounded ones, and H and W may be anything from 1 up. `rate` is one for all pictures or, as
-        a tensor (N,), one for each (not checked). Raises `CodecError` on other shapes, and on a
-        rate outside of the model's range.
+        In training, likelihoods are of the latents plus `noise`. In evaluation they are of the
+        rounded latents, and H and W may be anything from 1 up. `rate` is a number for all pictures,
+        or a tensor (N,) of one for each, which is not checked. Raises `CodecError` on other shapes,
+        and on a rate outside of the model's range.
         """
 
     def analyse(self, x: Tensor, rate: float | None = None) -> Tensor:
-        """Return the latent y of pictures x, (N, 3, H, W) in [0, 1], whole units, for `rate`."""
+        """Return the latent y of pictures x (N, 3, H, W) in [0, 1], of whole units, at `rate`."""
         y: Tensor = self.analysis(x)
         return y
 
     def synthesise(self, y_hat: Tensor, rate: float | None = None) -> Tensor:
-        """Return the pictures (N, 3, H, W), not clamped, of latents that a coder gave."""
+        """Return the pictures (N, 3, H, W), not clamped, of decoded latents."""
         x_hat: Tensor = self.synthesis(y_hat)
         return x_hat
 
     @abstractmethod
     def make_coder(self) -> LatentCoder:
-        """Return a coder of the latents with the weights of this moment."""
+        """Return a coder of the latents with the current weights."""
 
     @abstractmethod
     def group_bits(self, bits: Tensor) -> dict[str, Tensor]:
-        """Return the bits of each group of latents that is coded at once, (N,) each, by its name.
+        """Return the bits (N,) of each group of latents that is coded at once, by its name.
 
-        `bits` (N, M, h, w) are those of y. The order is that of coding.
+        `bits` (N, M, h, w) are the bits of y. Groups are in the order of coding.
         """
 
     def compress(self, x: Tensor, rate: float | None = None) -> bytes:
@@ -163,7 +163,7 @@ class Model(Trained, ABC):
         """Return the picture (1, 3, H, W) in [0, 1] of a `.cca` stream.
 
         Raises `CodecError` when `data` is not a whole stream of this model, and `MismatchError`
-        when it is but decodes to other symbols than were encoded.
+        when it decodes to other symbols than were encoded.
         """
         return coding.decompress(self, data)
 
@@ -174,17 +174,17 @@ class Model(Trained, ABC):
 
     @property
     def scales(self) -> dict[str, Scale]:
-        """The scales of layers by name, with which the entropy model's sums are exact in float32.
+        """The scales of layers by name, which make the entropy model's sums exact in float32.
 
-        Empty: it computes in float64. They belong to the model as its weights do.
+        Without scales it computes in float64. Scales belong to the model as its weights do.
         """
-        found = ((name, scale_of(layer)) for name, layer in self.named_modules())
-        return {name: scale for name, scale in found if scale is not None}
+        scales = ((name, scale_of(layer)) for name, layer in self.named_modules())
+        return {name: scale for name, scale in scales if scale is not None}
 
     def set_scales(self, scales: Scales) -> None:
-        """Give layers scales by name, and take them from all others; see `calibrate`.
+        """Set the scales of layers by name, and remove those of all others; see `calibrate`.
 
-        Raises `CodecError` when a name is none of a layer that can have a scale.
+        Raises `CodecError` when a name does not belong to a layer that can have a scale.
         """
         layers = dict(self.named_modules())
         for name in scales:
@@ -192,28 +192,28 @@ class Model(Trained, ABC):
                 raise CodecError(f"the model has no layer {name} that can have a scale")
         for name, layer in layers.items():
             give_scale(layer, scales.get(name))
-        self._made_of = None
+        self._cached_for = None
 
     def coder(self) -> LatentCoder:
-        """Return the entropy coder of the latents, with the weights of this moment."""
+        """Return the entropy coder of the latents, with the current weights."""
         return self._of_weights("coder", self._watched_coder)
 
     def gained(self, rate: Tensor | float | None, x: Tensor) -> Gained:
-        """Return what the latents of pictures x are multiplied by; see `forward`."""
+        """Return the gains of the latents of pictures x; `rate` is as in `forward`."""
         if isinstance(rate, Tensor):
             if self.gains is not None:
-                # Not looked at, which would wait for the device.
+                # Not checked: reading the values would wait for the device.
                 return Gained(*self.gains(rate))
             rate = float(rate[0])
-        one = self.config.check_rate(rate)
-        if self.gains is None or one is None:
+        number = self.config.check_rate(rate)
+        if self.gains is None or number is None:
             return Gained.none(x.device)
-        return Gained(*self.gains(torch.full((x.shape[0],), one, device=x.device)))
+        return Gained(*self.gains(torch.full((x.shape[0],), number, device=x.device)))
 
     def _watched_coder(self) -> LatentCoder:
-        """Make a coder; if it is the first of this config, decode nothing under watch.
+        """Make a coder; check the first one of each config for operations that are not exact.
 
-        Decoding a tile of one unit whose words are all missing runs what the decoder runs.
+        Decoding a tile of one unit without any words runs all code of the decoder.
         """
         coder, mark = self.make_coder(), (type(self), self.config, bool(self.scales))
         if mark not in _watched:
@@ -224,23 +224,23 @@ class Model(Trained, ABC):
         return coder
 
     def _of_weights(self, name: str, make: Callable[[], T]) -> T:
-        """Return what `make` returned last, unless the weights have changed since."""
+        """Return the cached result of `make`, or a new one if the weights have changed since."""
         state = tuple((id(p), p.device, p._version) for p in self.parameters())
-        if self._made_of != state:
-            self._made_of, self._made = state, {}
-        if name not in self._made:
-            self._made[name] = make()
-        made: T = self._made[name]
-        return made
+        if self._cached_for != state:
+            self._cached_for, self._cached = state, {}
+        if name not in self._cached:
+            self._cached[name] = make()
+        cached: T = self._cached[name]
+        return cached
 
     def __getstate__(self) -> dict[str, Any]:
-        # What was made of the weights is made again: it can be neither copied nor sent.
-        return {**self.__dict__, "_made_of": None, "_made": {}}
+        # Cached values are computed again: they can be neither copied nor pickled.
+        return {**self.__dict__, "_cached_for": None, "_cached": {}}
 
 
 @dataclass(frozen=True)
 class AuxiliaryOutput:
-    """Likelihoods of y, (N, M, h, w): by the withheld context, and by the density (if asked)."""
+    """Likelihoods of y (N, M, h, w): by withheld context; by the factorised density, or None."""
 
     likelihoods_y: Tensor
     likelihoods_factorized: Tensor | None
@@ -264,7 +264,7 @@ class AuxiliaryModel(Trained, ABC):
         noise: Mapping[str, Tensor] | None = None,
         factorized: bool = True,
     ) -> AuxiliaryOutput:
-        """Return the likelihoods of the unquantised y (N, M, h, w), given the hyper-decoders'.
+        """Return the likelihoods of the unquantised y (N, M, h, w), given the output `hyper`.
 
         `factorized=False` leaves the factorised density out (its likelihoods are then None).
         """

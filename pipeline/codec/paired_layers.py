@@ -1,8 +1,8 @@
-"""Two networks of one structure as one: each layer takes both inputs as a batch of two.
+"""Runs two networks of the same structure as one: each layer takes a batch of both inputs.
 
-The means and the scales of latents are predicted by networks that differ in weights alone. On small
-pictures most of their time goes into calling operations, not into what these compute; run as one,
-they call half as many. Every number is computed as by the network alone, to the last bit.
+The means and the scales of latents are predicted by networks that differ only in their weights. On
+small pictures most of the time goes into calling operations, not into computing; run as one, the
+networks call half as many. The results are those of each network alone, to the last bit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.codec.whole_numbers import whole_picture
 def paired(first: nn.Module, second: nn.Module) -> nn.Module | None:
     """Return a module that maps (2, C, H, W): the first picture by `first`, the other by `second`.
 
-    None: they are no exact copies in float32, or differ in more than weights and units.
+    Returns None unless both are exact copies in float32 that differ only in weights and units.
     """
     if type(first) is not type(second):
         return None
@@ -39,24 +39,24 @@ def paired(first: nn.Module, second: nn.Module) -> nn.Module | None:
         return first
     if isinstance(first, ExactLayer) or not _parts_alike(first, second):
         return None
-    made = copy.copy(first)
-    made._modules = {}
+    module = copy.copy(first)
+    module._modules = {}
     for name, part in first._modules.items():
         other = second._modules[name]
         both = None if part is None or other is None else paired(part, other)
         if both is None:
             return None
-        made._modules[name] = both
-    made._parameters = _stacked(first._parameters, second._parameters)
-    made._buffers = _stacked(first._buffers, second._buffers)
-    return made
+        module._modules[name] = both
+    module._parameters = _stacked(first._parameters, second._parameters)
+    module._buffers = _stacked(first._buffers, second._buffers)
+    return module
 
 
 def _parts_alike(first: nn.Module, second: nn.Module) -> bool:
-    """Tell whether two modules have the same parts and settings, and numbers (1, C, 1, 1)."""
+    """Tell whether two modules have the same parts, settings and shapes of tensors (1, C, 1, 1)."""
     if first._modules.keys() != second._modules.keys() or _settings(first) != _settings(second):
         return False
-    own, theirs = _numbers(first), _numbers(second)
+    own, theirs = _tensors(first), _tensors(second)
     shapes = {name: value.shape for name, value in theirs.items()}
     if own and type(first).__module__.startswith("torch."):
         return False
@@ -69,18 +69,18 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if not name.startswith("_")}
 
 
-def _numbers(module: nn.Module) -> dict[str, Tensor]:
-    found = {**module._parameters, **module._buffers}
-    return {name: value for name, value in found.items() if value is not None}
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    tensors = {**module._parameters, **module._buffers}
+    return {name: value for name, value in tensors.items() if value is not None}
 
 
 def _stacked(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Return what multiplies pictures (1, C, 1, 1) as that of a batch of two."""
+    """Join the tensors (1, C, 1, 1) of two modules to tensors (2, C, 1, 1)."""
     return {name: torch.cat([value, second[name]]) for name, value in first.items()}
 
 
 class _Pair(ExactLayer):
-    """Two layers with products, their outputs finished together."""
+    """Two layers with products, whose outputs get their biases together."""
 
     bias: Tensor | None
     unit: Tensor
@@ -94,15 +94,15 @@ class _Pair(ExactLayer):
 
 
 class PairedConv(_Pair):
-    """Two convolutions of all channels."""
+    """Two dense convolutions."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (2, C, H, W) to (2, O, H', W'), float32."""
         conv: ScaledConv = self.first
         x = whole_picture(x, self.unit, self.largest, conv.padding, conv.mode)
         sums = conv.room(x)
-        for layer, one, out in zip((conv, self.second), x.chunk(2), sums.chunk(2), strict=True):
-            layer.add_up(one, out)
+        for layer, part, out in zip((conv, self.second), x.chunk(2), sums.chunk(2), strict=True):
+            layer.add_up(part, out)
         return conv.outputs_of(x, sums, self.bias)
 
 
@@ -114,7 +114,7 @@ class PairedTaps(_Pair):
         conv: ScaledTaps = self.first
         x = conv.whole(x, self.unit)
         layers = zip((conv, self.second), x.chunk(2), strict=True)
-        return finished(torch.cat([layer.add_up(one) for layer, one in layers]), self.bias)
+        return finished(torch.cat([layer.add_up(part) for layer, part in layers]), self.bias)
 
 
 class PairedNorm(ScaledNorm):
@@ -131,7 +131,7 @@ class PairedNorm(ScaledNorm):
 
 
 def _both(first: Any, second: Any, name: str) -> Tensor:
-    """Return a number of each of two layers, (2, 1, 1, 1), where the first one is."""
+    """Return the number `name` of both layers as (2, 1, 1, 1), on the first layer's device."""
     numbers = [getattr(first, name), getattr(second, name)]
     return torch.tensor(numbers, device=first.weight.device).view(2, 1, 1, 1)
 
@@ -143,7 +143,7 @@ def _alike(first: nn.Module, second: nn.Module) -> bool:
 
 
 def _pair(first: Any, second: Any) -> nn.Module | None:
-    """Return the layer of two that take a scale; None if they differ in more than its unit."""
+    """Pair two layers with scales; return None if more than weights and units differ."""
     same = ("largest", "products", "kernel", "stride", "dilation", "padding", "mode", "eps")
     if any(getattr(first, name, None) != getattr(second, name, None) for name in same):
         return None
@@ -157,5 +157,5 @@ _KINDS: dict[type[nn.Module], Callable[[Any, Any], nn.Module]] = {
     ScaledTaps: PairedTaps,
     ScaledNorm: PairedNorm,
 }
-# What has nothing of its own: a table of a function, or a mean.
+# Layers without weights: the table of a function, or a mean.
 _SHARED = (ScaledLookup, OrderedMean)

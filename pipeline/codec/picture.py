@@ -1,4 +1,4 @@
-"""Picture files to tensors and back: grey, alpha, 16 bits, colour profiles, orientation."""
+"""Reads and writes picture files: grey, alpha, 16 bits, colour profiles, orientation."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class Written:
-    """A format that pictures are written to: Pillow's options for the least loss, what it keeps.
+    """A format that pictures are written in: Pillow's options for the least loss, what it keeps.
 
-    The others that Pillow writes are documents, or change a picture's size, as those of icons do.
+    Pillow's other formats are documents, or change a picture's size, as formats of icons do.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
@@ -62,10 +62,10 @@ WRITTEN = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to be coded: its pixels, and what its file knows beside them.
+    """A picture to be coded: its pixels, its alpha and its colour profile.
 
-    `pixels` are uint8 or uint16, (H, W) when grey, else (H, W, 3); `alpha` is (H, W) or None
-    for opaque; `profile` an ICC profile.
+    `pixels` are uint8 or uint16, (H, W) when grey, else (H, W, 3); `alpha` is (H, W), or None if
+    opaque; `profile` is an ICC profile or None.
     """
 
     pixels: Pixels
@@ -79,12 +79,12 @@ class Picture:
 
     @property
     def grey(self) -> bool:
-        """Whether there is one channel."""
+        """Whether the picture has a single channel."""
         return self.pixels.ndim == 2
 
     @property
     def deep(self) -> bool:
-        """Whether there are 16 bits."""
+        """Whether the pixels have 16 bits."""
         return self.pixels.dtype == np.uint16
 
     @property
@@ -107,7 +107,7 @@ class Picture:
         return np.repeat(part[:, :, None], 3, axis=2) if self.grey else part
 
     def header(self) -> Header:
-        """Return what a stream should say of this picture (size and model come later)."""
+        """Return the header of a stream for this picture; size and model are set later."""
         return Header(
             1,
             1,
@@ -134,22 +134,22 @@ def read_picture(
     """Read a picture from its file or its bytes, by the policy of `pipeline.common.pictures`.
 
     `profile` keeps its ICC profile; without it a picture that has one is converted to sRGB (and to
-    8 bits), so that its colours stay what they were. Raises `CodecError` when it is refused.
+    8 bits), so that its colours stay the same. Raises `CodecError` when the picture is refused.
     """
     name = str(source) if isinstance(source, Path) else "what was given"
     try:
         if isinstance(source, Path) and source.is_dir():
             raise CodecError(f"{name} is a folder, not a picture")
-        found = pictures.read(source, max_pixels)
+        content = pictures.read(source, max_pixels)
     except OSError as error:
         if error.errno not in NOT_THERE:
             raise
         raise CodecError(f"there is no picture {name}") from error
     except pictures.PictureError as error:
         raise CodecError(_sentence(name, error)) from error
-    if found.profile is None or profile:
-        return Picture(found.samples, found.alpha, found.profile)
-    return Picture(found.in_srgb(), found.alpha)
+    if content.profile is None or profile:
+        return Picture(content.samples, content.alpha, content.profile)
+    return Picture(content.in_srgb(), content.alpha)
 
 
 def _sentence(name: str, error: pictures.PictureError) -> str:
@@ -161,7 +161,7 @@ def _sentence(name: str, error: pictures.PictureError) -> str:
 
 
 class Canvas:
-    """What a decoded picture is painted on, from top to bottom, in the source's mode.
+    """The pixels of a decoded picture, painted from top to bottom in the source's mode.
 
     `deep` asks for 16 bits where the source was 16-bit grey.
     """
@@ -180,7 +180,7 @@ class Canvas:
         self.pixels[top : top + block.shape[1]] = rounded.astype(self.pixels.dtype)
 
     def image(self, side: dict[str, bytes]) -> Image.Image:
-        """Return the picture with its side data, of which damaged ones raise `CodecError`."""
+        """Return the picture with its side data; damaged side data raise `CodecError`."""
         image = Image.fromarray(self.pixels)
         if self.header.alpha and "alpha" in side:
             alpha = _unpack_alpha(side["alpha"], self.header)
@@ -193,10 +193,10 @@ class Canvas:
 
 
 def _with_transparent_value(pixels: Pixels, alpha: Bytes) -> Image.Image:
-    """Return 16-bit grey `pixels` (H, W) with what is transparent in the value of a PNG's tRNS.
+    """Return 16-bit grey `pixels` (H, W); transparent ones have the value in a PNG's tRNS chunk.
 
-    The source had such a value too: no format that Pillow reads has 16-bit grey beside alpha. It
-    is a value that no opaque pixel has; where all are taken, the rarest moves by one of 65,535.
+    The source had such a value too: no format that Pillow reads has both 16-bit grey and alpha. No
+    opaque pixel has the value; if all values are taken, pixels of the rarest one move by one step.
     """
     opaque = alpha > 0
     counts = np.bincount(pixels[opaque], minlength=65536)
@@ -208,7 +208,7 @@ def _with_transparent_value(pixels: Pixels, alpha: Bytes) -> Image.Image:
 
 
 def picture_format(path: Path) -> str:
-    """Return Pillow's name for the format of `path`'s suffix; `CodecError` where it writes none."""
+    """Return Pillow's name for the format of `path`; raise `CodecError` if it can't be written."""
     kind = pictures.format_of(path.name)
     if kind is None:
         raise CodecError(f"{path.name} has no suffix of a picture format; take .png, say")
@@ -220,17 +220,17 @@ def picture_format(path: Path) -> str:
 def write_image(image: Image.Image, path: Path, made: bytes | None = None) -> None:
     """Write `image` to `path`, in the format of its suffix (PNG for a pipe or device), whole.
 
-    `made`, 32 bytes, says what it was made of in a PNG's mark (`pipeline.codec.mark`).
+    `made`, 32 bytes, is what a PNG's mark holds (`pipeline.codec.mark`).
     """
     kind = "PNG" if is_special(path) else picture_format(path)
     write_bytes(path, encoded(image, kind, path, made))
 
 
 def encoded(image: Image.Image, kind: str, path: Path, made: bytes | None = None) -> bytes:
-    """Return `image` as a file of Pillow's format `kind`, to be called `path`; `made` as above.
+    """Return the bytes of `image` in Pillow's format `kind`, for the file `path`.
 
-    It loses nothing where the format allows that. Raises `CodecError` where alpha or 16 bits would
-    be left out, and where the format has no room for such a picture.
+    `made` is as in `write_image`. Nothing is lost if the format allows that. Raises `CodecError`
+    when alpha or 16 bits would be lost, and when the format can't hold such a picture.
     """
     lost = _left_out(image, kind)
     if lost:
@@ -256,7 +256,7 @@ def _left_out(image: Image.Image, kind: str) -> str:
 
 
 def _pack_alpha(alpha: Bytes) -> bytes:
-    """Return alpha (H, W) losslessly: differences between rows, deflated."""
+    """Compress alpha (H, W) losslessly: differences between rows, deflated."""
     rows = np.diff(alpha, axis=0, prepend=np.zeros((1, alpha.shape[1]), np.uint8))
     return zlib.compress(rows.tobytes(), 9)
 

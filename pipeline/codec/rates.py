@@ -1,7 +1,8 @@
-"""How many bits a picture may take: by quality in words or numbers, by bits a pixel, by bytes.
+"""Chooses the rate of a picture: by a quality in words or numbers, by bits a pixel, or by bytes.
 
 A model with several rates codes at any real number between its lowest and highest rate. A quality
-from 0 to 100 names one of them; a limit of bytes has the highest one that keeps to it searched.
+from 0 to 100 stands for one of these rates. For a limit of bytes, the highest rate that keeps to it
+is searched.
 """
 
 from __future__ import annotations
@@ -14,24 +15,24 @@ from pipeline.codec.config import Config
 from pipeline.codec.errors import CodecError
 
 QUALITIES = {"lowest": 0.0, "low": 25.0, "medium": 50.0, "high": 75.0, "highest": 100.0}
-# A search ends with a file of at least so much of the limit, or after so many encodes.
+# A search ends with a file of at least this share of the limit, or after so many encodes.
 CLOSE = 0.98
 MOST_ENCODES = 16
-# What a step aims at, so that it lands below the limit and close to it.
+# The share of the limit that a step aims at, to land close below the limit.
 _AIM = 0.99
-# A search tells rates apart by this share of the model's range.
+# The finest step of a search, as a share of the model's range of rates.
 _FINEST = 2.0**-12
-# Encodes by interpolation; those after them halve what is left.
+# The number of encodes by interpolation; later ones bisect.
 _PATIENCE = 4
-# How much longer files are at the highest rate than at the lowest, as a logarithm: a first guess.
+# A first guess of the logarithm of (bytes at the highest rate / bytes at the lowest).
 _GROWTH = 2.3
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The most bytes that a file may have: so many, or so many `bits` for each pixel.
+    """The most bytes that a file may have: as `bytes`, or as `bits` for each pixel.
 
-    Raises `CodecError` unless one of them is given, a positive number.
+    Raises `CodecError` unless exactly one of them is given, as a positive number.
     """
 
     bytes: int | None = None
@@ -39,7 +40,7 @@ class Limit:
 
     def __post_init__(self) -> None:
         if (self.bytes is None) == (self.bits is None):
-            raise CodecError("a limit is one of bytes and of bits a pixel")
+            raise CodecError("a limit is given either in bytes or in bits a pixel")
         number = self.bytes if self.bits is None else self.bits
         if not (number is not None and math.isfinite(number) and number > 0):
             unit = "bytes" if self.bits is None else "bits a pixel"
@@ -58,7 +59,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Searched:
-    """A stream that keeps to a limit: its bytes, its rate, and how many encodes that took."""
+    """A stream that keeps to a limit: its bytes, its rate, and the encodes that the search took."""
 
     data: bytes
     rate: float
@@ -66,7 +67,7 @@ class Searched:
 
 
 def parse_quality(text: str) -> float:
-    """Return the quality, from 0 to 100, that `text` names; raises `CodecError` for any other."""
+    """Return the quality, from 0 to 100, that `text` names; other texts raise `CodecError`."""
     word = text.strip().lower()
     if word in QUALITIES:
         return QUALITIES[word]
@@ -85,7 +86,7 @@ def parse_quality(text: str) -> float:
 def rate_of_quality(config: Config, quality: float) -> float:
     """Return the rate of a quality from 0 (the model's lowest rate) to 100 (its highest).
 
-    Raises `CodecError` for a quality outside, or a model with a single rate.
+    Raises `CodecError` for a quality outside of that range, or a model with a single rate.
     """
     lowest, highest = _range(config, "a quality")
     if not 0 <= quality <= 100:
@@ -98,10 +99,10 @@ def search(encode: Callable[[float], bytes], config: Config, limit: int) -> Sear
 
     `encode` returns the stream at a rate. Rates are tried by interpolating the logarithm of the
     bytes between the nearest stream that fits and the nearest that does not, until one has at
-    least `CLOSE` of the limit. A higher limit never gives a lower rate where bytes grow with the
-    rate, but for that margin.
+    least `CLOSE` of the limit. If bytes grow with the rate, a higher limit never gives a lower rate
+    beyond that margin.
 
-    Raises `CodecError` where even the lowest rate takes more, or the model has a single rate.
+    Raises `CodecError` when even the lowest rate takes more, or the model has a single rate.
     """
     lowest, highest = _range(config, "a limit")
     tried: dict[float, bytes] = {}
@@ -116,16 +117,18 @@ def search(encode: Callable[[float], bytes], config: Config, limit: int) -> Sear
         rate = following
     if all(len(data) > limit for data in tried.values()) and lowest not in tried:
         tried[lowest] = encode(lowest)
-    fitting = {one: data for one, data in tried.items() if len(data) <= limit}
+    fitting = {rate: data for rate, data in tried.items() if len(data) <= limit}
     if not fitting:
         least = min(map(len, tried.values()))
-        raise CodecError(f"{least} bytes at the model's lowest rate, and {limit} are the limit")
+        raise CodecError(
+            f"it takes {least} bytes at the model's lowest rate, more than the limit of {limit}"
+        )
     best = max(fitting)
     return Searched(fitting[best], best, len(tried))
 
 
 def _following(tried: dict[float, bytes], limit: int, ends: tuple[float, float]) -> float | None:
-    """Return the next rate to try; None where nothing is left between what fits and what not."""
+    """Return the next rate to try; None if none is left between those that fit and the others."""
     sizes = {rate: math.log(max(1, len(data))) for rate, data in tried.items()}
     below = max((rate for rate, data in tried.items() if len(data) <= limit), default=None)
     above = min(
@@ -145,12 +148,12 @@ def _following(tried: dict[float, bytes], limit: int, ends: tuple[float, float])
     start = below if below is not None else above
     assert start is not None
     guess = start + (math.log(max(1.0, _AIM * limit)) - sizes[start]) / max(slope, 1e-9)
-    # Not again where one was: an end that was not tried may be, and ends are jumped to.
+    # No rate is tried twice. An end that was not tried may be, and is jumped to.
     if below is not None:
         low += least
     if above is not None:
         high -= least
-    if len(tried) >= _PATIENCE:  # where the bytes jump, only ends and halves still get on
+    if len(tried) >= _PATIENCE:  # where bytes jump, interpolation does not converge: bisect
         guess = low if below is None else high if above is None else (low + high) / 2
     return _on_grid(min(max(guess, low), high), ends)
 
@@ -164,9 +167,9 @@ def _on_grid(rate: float, ends: tuple[float, float]) -> float:
 def _slope(sizes: dict[float, float], ends: tuple[float, float]) -> float:
     """Return how the logarithm of bytes grows with the rate, as far as the tried rates tell."""
     if len(sizes) > 1:
-        (one, first), (other, second) = sorted(sizes.items())[:: len(sizes) - 1]
+        (low, first), (high, second) = sorted(sizes.items())[:: len(sizes) - 1]
         if second > first:
-            return (second - first) / (other - one)
+            return (second - first) / (high - low)
     return _GROWTH / (ends[1] - ends[0])
 
 

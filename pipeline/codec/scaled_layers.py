@@ -1,12 +1,12 @@
-"""Layers whose sums are exact in float32: the second form of `pipeline.codec.exact_layers`.
+"""Layers with exact sums in float32: the second form of `pipeline.codec.exact_layers`.
 
 Inputs are rounded to whole numbers and weights to whole numbers times a power of two, as
-`pipeline.codec.scales` makes them, so that each block of a sum is exact in any order, in float64
-and in numpy too. What follows works on single numbers: blocks are added up in float32 in the order
-of their inputs, then comes the bias. So the same bits come from any library and device.
+`pipeline.codec.scales` describes, so that each block of a sum is exact in any order, in float64 and
+in numpy too. The blocks are added up in float32 in the order of their inputs, then the bias is
+added. So any library and device gives the same bits.
 
-Pictures lie in memory channels last: a product's inputs are the rows of a matrix of positions.
-Shapes: N batch, C channels, O outputs, H x W positions.
+Pictures are in channels-last memory: the inputs of a product are the rows of a matrix of positions.
+Shapes: N batch, C channels, O outputs, H x W positions. A "whole" picture has whole numbers.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from pipeline.codec.scales import (
 )
 from pipeline.codec.whole_numbers import NO_PADDING, Unit, scratch, whole_inputs, whole_picture
 
-# A block of products: inputs (P, K) and weights (K, O), one pair a tap.
+# A block of products: inputs (P, K) and weights (K, O), one pair per tap.
 Block = Sequence[tuple[Tensor, Tensor]]
 
 
 def scale_of(layer: nn.Module) -> Scale | None:
-    """Return the scale that a layer was given; None: it has none."""
-    found: Scale | None = getattr(layer, "exact_scale", None)
-    return found
+    """Return the scale of a layer; None if it has none."""
+    scale: Scale | None = getattr(layer, "exact_scale", None)
+    return scale
 
 
 def give_scale(layer: nn.Module, scale: Scale | None) -> None:
-    """Give a layer its scale; None takes it."""
+    """Set the scale of a layer; None removes it."""
     if scale is not None:
         # nn.Module types attributes as tensors and modules only; this is neither.
         layer.exact_scale = scale  # type: ignore[assignment]
@@ -57,18 +57,18 @@ class _Scaled(ExactLayer):
     bias: Tensor | None
 
     def __init__(self, layer: Any, by_output: Tensor, products: Sequence[Sequence[slice]]) -> None:
-        """Take the weights `by_output` (O, K).
+        """`by_output` has the weights (O, K).
 
-        `products` has, for each block that is added up exactly, the parts of K that make it up,
-        side by side: one for each matrix product.
+        `products` has, for each block that is added up exactly, the adjacent parts of K that make
+        it up: one part for each matrix product.
         """
         super().__init__()
         scale = scale_of(layer)
         assert scale is not None
         self.unit, self.largest, self.products = scale.unit, scale.largest, products
         blocks = [slice(block[0].start, block[-1].stop) for block in products]
-        found = torch.from_numpy(scaled_weights(by_output.numpy(), blocks, scale))
-        self.register_buffer("weight", found.t().contiguous())
+        scaled = torch.from_numpy(scaled_weights(by_output.numpy(), blocks, scale))
+        self.register_buffer("weight", scaled.t().contiguous())
         self.register_buffer("bias", None if layer.bias is None else layer.bias.float())
         self._split: tuple[Tensor, list[list[Tensor]]] | None = None
 
@@ -81,38 +81,38 @@ class _Scaled(ExactLayer):
         return split[1]
 
     def added(self, inputs: Sequence[Tensor], out: Tensor) -> None:
-        """Write the sum of all products into `out` (P, O); `inputs` (P, K) one for each."""
+        """Write the sum of all products into `out` (P, O); `inputs` has a (P, K) for each."""
         rest = iter(inputs)
         added([[(next(rest), weight) for weight in block] for block in self.weights()], out)
 
 
 class ScaledConv(_Scaled):
-    """A convolution of all channels: a product for each tap, of the picture shifted."""
+    """A dense convolution: for each tap, a product with the shifted picture."""
 
     def __init__(self, layer: nn.Conv2d, weight: Tensor | None = None) -> None:
-        """`weight` (O, C, k, k) in place of the layer's own."""
+        """Take `weight` (O, C, k, k), if given, in place of the layer's own."""
         weight = layer.weight if weight is None else weight
         channels, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
         self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
         self.outputs = len(weight)
         (kh, kw), (dh, dw) = self.kernel, self.dilation
         self.taps = [(i * dh, j * dw) for i in range(kh) for j in range(kw)]
-        # Blocks of (tap, channels): several taps where they fit into one.
+        # Blocks of (tap, channels): several taps where they fit into one block.
         step = max(1, BLOCK // channels)
         blocks = [
-            [(tap, some) for tap in range(first, min(first + step, taps))]
+            [(tap, part) for tap in range(first, min(first + step, taps))]
             for first in range(0, taps, step)
-            for some in blocks_of(channels)
+            for part in blocks_of(channels)
         ]
-        # What each product takes: which tap, from which channel on, how many.
+        # The inputs of each product: the tap, the first channel, the number of channels.
         self.inputs = [
-            (tap, some.start, some.stop - some.start) for block in blocks for tap, some in block
+            (tap, part.start, part.stop - part.start) for block in blocks for tap, part in block
         ]
         products = [
-            [slice(tap * channels + some.start, tap * channels + some.stop) for tap, some in block]
+            [slice(tap * channels + part.start, tap * channels + part.stop) for tap, part in block]
             for block in blocks
         ]
-        # (O, k * k * C): a tap's inputs lie side by side.
+        # (O, k * k * C): the inputs of a tap are adjacent.
         super().__init__(layer, weight.permute(0, 2, 3, 1).flatten(1), products)
         self.padding, self.mode = padding_of(layer), layer.padding_mode
 
@@ -124,10 +124,10 @@ class ScaledConv(_Scaled):
         return self.outputs_of(x, sums, self.bias)
 
     def room(self, x: Tensor) -> Tensor:
-        """Return memory for what `add_up` makes of whole pictures x, (N, H', W', O).
+        """Return memory (N, H', W', O) for the sums that `add_up` makes of whole pictures x.
 
-        H' and W' are those of the outputs, or of x where rows stay as long as the padded
-        picture's; the ends of such rows are left out at last.
+        H' and W' are those of the outputs, or those of x where rows stay as long as the padded
+        picture's; `outputs_of` cuts off the ends of such rows.
         """
         n, above, across, _ = x.shape
         h, w = self.size_of(x)
@@ -146,7 +146,7 @@ class ScaledConv(_Scaled):
         return size_of(x, self.kernel, self.stride, self.dilation)
 
     def add_up(self, x: Tensor, out: Tensor) -> None:
-        """Write the sums for whole pictures x (N, H, W, C) into `out`, which `room` gives."""
+        """Write the sums for whole pictures x (N, H, W, C) into `out`, memory from `room`."""
         n, above, across, channels = x.shape
         h, w = self.size_of(x)
         if self.stride == (1, 1):
@@ -173,7 +173,7 @@ class ScaledTaps(_Scaled):
     """A depthwise convolution: all taps of a channel make up one block."""
 
     def __init__(self, layer: nn.Conv2d, weight: Tensor | None = None) -> None:
-        """`weight` (C, 1, k, k) in place of the layer's own."""
+        """Take `weight` (C, 1, k, k), if given, in place of the layer's own."""
         weight = layer.weight if weight is None else weight
         super().__init__(layer, weight.flatten(1), [[slice(0, weight[0].numel())]])
         self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
@@ -186,12 +186,12 @@ class ScaledTaps(_Scaled):
         return finished(self.add_up(self.whole(x, self.unit)), self.bias)
 
     def whole(self, x: Tensor, unit: Unit) -> Tensor:
-        """Return x (N, C, H, W) as whole pictures (N, H, W, C), padded if `add_up` wants that."""
+        """Return x (N, C, H, W) as whole pictures (N, H, W, C), padded if `add_up` needs that."""
         padding = NO_PADDING if self.even and _by_onednn(x) else self.padding
         return whole_picture(x, unit, self.largest, padding, self.mode)
 
     def add_up(self, x: Tensor) -> Tensor:
-        """Return the sums (N, H', W', C) for what `whole` gives."""
+        """Return the sums (N, H', W', C) for pictures from `whole`."""
         if not _by_onednn(x):
             return self._by_taps(x if in_float32(x) else x.double()).float()
         padding = (self.padding[2], self.padding[0]) if self.even else (0, 0)
@@ -208,20 +208,20 @@ class ScaledTaps(_Scaled):
         for number, weight in enumerate(self.weight.to(x.dtype)):
             i, j = number // kw * dh, number % kw * dw
             part = x[:, i : i + (h - 1) * sh + 1 : sh, j : j + (w - 1) * sw + 1 : sw]
-            # All of the sum is exact, so it does not matter whether this rounds once or twice.
+            # The whole sum is exact, so it does not matter whether this rounds once or twice.
             out.addcmul_(part, weight)
         return out
 
 
 class ScaledDeconv(_Scaled):
-    """A transposed convolution: one product for all taps, each then added where it belongs."""
+    """A transposed convolution: one product for all taps, then each is added to its positions."""
 
     def __init__(self, layer: nn.ConvTranspose2d) -> None:
         inputs = layer.in_channels
-        # Outputs of a tap lie side by side: (k * k * O, C).
+        # The outputs of a tap are adjacent: (k * k * O, C).
         by_output = layer.weight.permute(2, 3, 1, 0).reshape(-1, inputs)
         self.places = blocks_of(inputs)
-        super().__init__(layer, by_output, [[some] for some in self.places])
+        super().__init__(layer, by_output, [[part] for part in self.places])
         self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
         assert not isinstance(layer.padding, str)
         self.pads, self.extra = layer.padding, layer.output_padding
@@ -231,22 +231,22 @@ class ScaledDeconv(_Scaled):
         x = whole_picture(x, self.unit, self.largest)
         n, h, w, inputs = x.shape
         (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
-        # Without padding, and with the rows and columns at the end that are asked for beside.
+        # Without padding, and with the extra rows and columns of output_padding at the end.
         size = (
             (h - 1) * sh + dh * (kh - 1) + 1 + self.extra[0],
             (w - 1) * sw + dw * (kw - 1) + 1 + self.extra[1],
         )
         columns = scratch("sums", (n * h * w, self.weight.shape[1]), x)
         rows = x.view(-1, inputs)
-        self.added([rows[:, some] for some in self.places], columns)
+        self.added([rows[:, part] for part in self.places], columns)
         out = x.new_zeros(n, *size, columns.shape[1] // (kh * kw))
         parts = columns.view(n, h, w, kh, kw, -1).permute(0, 1, 3, 2, 4, 5)
-        # Taps that a stride keeps apart are added together, each to numbers of its own.
+        # Taps that a stride keeps apart are added at once: each adds to other numbers.
         down, right = (sh if dh == 1 else 1), (sw if dw == 1 else 1)
         for i in range(0, kh, down):
             for j in range(0, kw, right):
                 part = parts[:, :, i : i + down, :, j : j + right]
-                # In this order, whatever the device: each number of the sum is rounded.
+                # In this order on every device, because each addition rounds.
                 _spread(out[:, i * dh :, j * dw :], part.shape, self.stride).add_(part)
         top, left = self.pads
         out = out[:, top : size[0] - top, left : size[1] - left]
@@ -258,18 +258,18 @@ class ScaledLinear(_Scaled):
 
     def __init__(self, layer: nn.Linear) -> None:
         self.places = blocks_of(layer.in_features)
-        super().__init__(layer, layer.weight, [[some] for some in self.places])
+        super().__init__(layer, layer.weight, [[part] for part in self.places])
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., C) to (..., O), float32."""
         rows = whole_inputs(x, self.unit, self.largest).view(-1, x.shape[-1])
         sums = x.new_empty(len(rows), self.weight.shape[1], dtype=torch.float32)
-        self.added([rows[:, some] for some in self.places], sums)
+        self.added([rows[:, part] for part in self.places], sums)
         return (sums if self.bias is None else sums.add_(self.bias)).view(*x.shape[:-1], -1)
 
 
 class ScaledNorm(ExactLayer):
-    """Layer normalisation over channels, its two sums those of whole numbers."""
+    """Layer normalisation over channels; both sums are sums of whole numbers."""
 
     # (C,), or one for each of a batch (N, 1, 1, C).
     weight: Tensor
@@ -292,7 +292,7 @@ class ScaledNorm(ExactLayer):
         """Normalise (N, C, H, W); float32."""
         last = x.float().permute(0, 2, 3, 1)
         whole, channels = whole_inputs(last, self.unit, self.largest), last.shape[3]
-        # Exact in float32 where even the largest numbers keep the bound.
+        # Exact in float32 if even the largest inputs stay within the bound.
         fits = channels * self.largest**2 <= LARGEST_SUM
         dtype = torch.float32 if fits else torch.float64
         count = number_like(channels, whole).double()
@@ -305,13 +305,13 @@ class ScaledNorm(ExactLayer):
 
 
 class OrderedMean(ExactLayer):
-    """The mean over all positions: numbers are added up in float32 in an order of its own."""
+    """The mean over all positions: numbers are added up in float32 in a fixed order."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, C, 1, 1) of (N, C, H, W).
 
-        The second half of the positions is added to the first, until one is left; where their
-        number is odd, the one in the middle waits.
+        The second half of the positions is added to the first half until one position is left. If
+        their number is odd, the middle one is left for the next round.
         """
         rows = x.float().permute(0, 2, 3, 1).flatten(1, 2)
         count, left = rows.shape[1], rows.shape[1]
@@ -324,7 +324,7 @@ class OrderedMean(ExactLayer):
 
 
 class ScaledLookup(ExactLayer):
-    """A function of one number by its table, in steps of 1 / `TABLE_STEPS`."""
+    """A function of one number, looked up in a table with steps of 1 / `TABLE_STEPS`."""
 
     table: Tensor
     start: Tensor
@@ -344,15 +344,15 @@ class ScaledLookup(ExactLayer):
         # The product is exact, so that it does not matter whether this rounds once or twice.
         places = torch.add(self.start, x, alpha=TABLE_STEPS)
         index = places.clamp_(0, len(self.table) - 1).to(torch.int32)
-        found = self.table.index_select(0, index.flatten()).view(x.shape)
-        # Looked at on the CPU alone: elsewhere it would wait.
+        values = self.table.index_select(0, index.flatten()).view(x.shape)
+        # x is inspected on the CPU only: other devices would synchronise.
         if self.above is None and not (x.is_cpu and x.numel() and bool(x.amax() < self.end)):
-            found = torch.where(x >= self.end, x, found)
-        return found.permute(0, 3, 1, 2) if x.ndim == 4 else found
+            values = torch.where(x >= self.end, x, values)
+        return values.permute(0, 3, 1, 2) if x.ndim == 4 else values
 
 
 def _spread(out: Tensor, shape: Sequence[int], stride: tuple[int, ...]) -> Tensor:
-    """Return the numbers of out (N, H', W', O) that taps (N, H, a, W, b, O) are added to.
+    """Return the view of `out` (N, H', W', O) that taps (N, H, a, W, b, O) are added to.
 
     Position (y, x) of tap (i, j) goes to row y * stride + i, column x * stride + j.
     """
@@ -362,7 +362,7 @@ def _spread(out: Tensor, shape: Sequence[int], stride: tuple[int, ...]) -> Tenso
 
 
 def finished(sums: Tensor, bias: Tensor | None, in_place: bool = True) -> Tensor:
-    """Return sums (N, H, W, O) as outputs (N, O, H, W); without `in_place` in new memory."""
+    """Add the bias to sums (N, H, W, O); return (N, O, H, W), in new memory unless `in_place`."""
     if bias is not None:
         sums = sums.add_(bias) if in_place else sums + bias
     elif not in_place:
@@ -377,7 +377,7 @@ def _by_onednn(x: Tensor) -> bool:
 def size_of(
     x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
 ) -> tuple[int, int]:
-    """Return H and W of what a convolution makes of a padded picture (N, H, W, C)."""
+    """Return H and W of a convolution's output for a padded picture (N, H, W, C)."""
     h, w = (
         (side - gap * (taps - 1) - 1) // step + 1
         for side, gap, taps, step in zip(x.shape[1:3], dilation, kernel, stride, strict=True)
@@ -388,7 +388,7 @@ def size_of(
 def added(blocks: Sequence[Block], out: Tensor) -> None:
     """Write the sum of blocks of products into `out` (P, O), float32.
 
-    Each block is exact, in float32 as in float64; they are added in their order.
+    Each block is exact, in float32 and in float64; blocks are added in their order.
     """
     single = in_float32(out)
     for number, block in enumerate(blocks):

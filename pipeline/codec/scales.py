@@ -1,12 +1,12 @@
-"""Sums that are exact in float32: how inputs and weights become whole numbers.
+"""Rounds inputs and weights to whole numbers, so that sums are exact in float32.
 
 A layer with a scale takes its inputs as whole numbers of `bits` bits, sign included, in units of
 2^-exponent, and its weights as whole numbers in a power-of-two unit of each output. Inner
 dimensions are cut into blocks. In every block the largest input times the sum of the weights'
-sizes stays below 2^24, so all products and all partial sums, in any order, are whole numbers that
-float32 holds. Blocks are added in float32, in the order of their inputs.
+absolute values stays below 2^24, so all products and all partial sums, in any order, are whole
+numbers that float32 holds. Blocks are added in float32, in the order of their inputs.
 
-Needs no torch: `pipeline.codec.light` shares it.
+This module needs no torch, because `pipeline.codec.light` uses it too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Singles = npt.NDArray[np.float32]
 
 # Whole numbers up to this one, and their sums, are exact in float32.
 LARGEST_SUM = 2**24 - 1
-# Inputs that one block adds up, at most.
+# The most inputs that one block adds up.
 BLOCK = 256
 # Steps of a table for an interval of 1; a table's values are multiples of 2^-20.
 TABLE_STEPS = 2**10
@@ -48,7 +48,7 @@ class Scale:
 
     @property
     def unit(self) -> float:
-        """What inputs are multiplied by to be whole numbers: 2^exponent."""
+        """The factor that makes inputs whole numbers: 2^exponent."""
         return 2.0**self.exponent
 
     @property
@@ -61,13 +61,13 @@ Scales = Mapping[str, Scale]
 
 
 def scales_of(content: Any) -> dict[str, Scale]:
-    """Return scales by the names of their layers; `content` is what `plain` gives.
+    """Return scales by the names of their layers; `content` comes from `plain`.
 
-    Raises `CodecError` when it is something else, or a number is out of range.
+    Raises `CodecError` when it has another form, or a number is out of range.
     """
     if not isinstance(content, dict) or not content:
         raise CodecError("its scales are no mapping from layers to numbers")
-    found = {}
+    scales = {}
     for name, numbers in content.items():
         whole = isinstance(numbers, list) and len(numbers) == 2
         if not whole or any(type(number) is not int for number in numbers):
@@ -75,8 +75,8 @@ def scales_of(content: Any) -> dict[str, Scale]:
         exponent, bits = numbers
         if exponent not in _EXPONENTS or bits not in _BITS:
             raise CodecError(f"its scale of {name}, {exponent} and {bits} bits, is out of range")
-        found[str(name)] = Scale(exponent, bits)
-    return found
+        scales[str(name)] = Scale(exponent, bits)
+    return scales
 
 
 def plain(scales: Scales) -> dict[str, list[int]]:
@@ -85,12 +85,12 @@ def plain(scales: Scales) -> dict[str, list[int]]:
 
 
 def digested(scales: Scales) -> bytes:
-    """Return what stands for `scales` in a fingerprint."""
+    """Return the bytes of `scales` that a fingerprint covers."""
     return b"scales " + json.dumps(plain(scales)).encode()
 
 
 def blocks_of(inputs: int) -> list[slice]:
-    """Return the fewest blocks, about equally long, that `inputs` inputs are added up in."""
+    """Split `inputs` inputs into the fewest possible blocks, of about the same length."""
     count = max(1, -(-inputs // BLOCK))
     ends = [inputs * i // count for i in range(count + 1)]
     return [slice(start, end) for start, end in pairwise(ends)]
@@ -99,15 +99,16 @@ def blocks_of(inputs: int) -> list[slice]:
 def whole_weights(weight: Array, blocks: Sequence[slice], scale: Scale) -> tuple[Array, Array]:
     """Return `weight` (O, K) as whole numbers, and each output's factor (O,), float64.
 
-    A sum of products of whole inputs and weights times the factor is the output. Each output's
-    unit is the finest power of two with which every block keeps its bound; all of this is exact.
+    An output is the sum of products of whole inputs and whole weights, times its factor. Each
+    output's unit is the finest power of two with which every block keeps its bound; all of this is
+    exact.
     Raises `CodecError` for weights that are too large to be scaled.
     """
     sizes = np.abs(weight).max(axis=1, initial=0.0)
     if not (sizes < _LARGEST_WEIGHT).all():
         raise CodecError("weights from 2^60 up can't be scaled")
     bound = LARGEST_SUM // scale.largest
-    # No weight can be finer than this: the largest would pass the bound alone.
+    # No finer unit is possible: the largest weight alone would exceed the bound.
     exponents = np.minimum(bound.bit_length() + 1 - np.frexp(sizes)[1], _FINEST)
     while True:
         whole: Array = np.rint(np.ldexp(weight, exponents[:, None]))
@@ -120,8 +121,8 @@ def whole_weights(weight: Array, blocks: Sequence[slice], scale: Scale) -> tuple
 def scaled_weights(weight: Array, blocks: Sequence[slice], scale: Scale) -> Singles:
     """Return `weight` (O, K) as `whole_weights` rounds it, times each output's factor.
 
-    Whole inputs times these are outputs: sums of multiples of one power of two, as exact as those
-    of whole numbers.
+    Products of whole inputs with these weights add up to outputs. All are multiples of one power of
+    two, so their sums are as exact as sums of whole numbers.
     """
     whole, factor = whole_weights(weight, blocks, scale)
     return (whole * factor[:, None]).astype(np.float32)
@@ -130,7 +131,7 @@ def scaled_weights(weight: Array, blocks: Sequence[slice], scale: Scale) -> Sing
 def tabulated(function: Callable[[float], float], end: int, above: float | None) -> Singles:
     """Return the values of `function` from -`end` to `end`, in steps of 1 / `TABLE_STEPS`.
 
-    The last one is `above`, or with None `end`: from there on the function is x itself.
+    The last value is `above`; if that is None it is `end`, and from there on the function is x.
     """
     places = range(-end * TABLE_STEPS, end * TABLE_STEPS)
     values = [*(function(i / TABLE_STEPS) for i in places), end if above is None else above]
@@ -139,7 +140,7 @@ def tabulated(function: Callable[[float], float], end: int, above: float | None)
 
 
 def largest_sums(whole: Array, blocks: Sequence[slice]) -> Array:
-    """Return the largest sum of sizes that a block of each output (O, K) has, (O,)."""
+    """Return the largest sum of absolute values in a block, for each output of `whole` (O, K)."""
     sums = [np.abs(whole[:, block]).sum(axis=1) for block in blocks]
-    found: Array = np.max(sums, axis=0)
-    return found
+    largest: Array = np.max(sums, axis=0)
+    return largest

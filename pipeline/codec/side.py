@@ -1,4 +1,4 @@
-"""What lies beside the pixels of a stream, unpacked within limits."""
+"""Unpacks the side data of a stream within limits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def unpack_profile(packed: bytes) -> bytes:
 
 
 def inflate(packed: bytes, limit: int, what: str) -> bytes:
-    """Undo zlib, never making more than `limit` bytes; `what` names them in a `CodecError`."""
+    """Decompress zlib data of at most `limit` bytes; a `CodecError` calls them `what`."""
     engine = zlib.decompressobj()
     try:
         raw = engine.decompress(packed, limit)

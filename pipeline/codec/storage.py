@@ -1,10 +1,10 @@
-"""Models on disk: one safetensors file with weights, configuration and where they come from.
+"""Model files: one safetensors file with the weights, the configuration and their origin.
 
-Tensors are called `model.NAME` and `auxiliary.NAME`; the metadata holds `format`, `version`,
-`fingerprint` (models are found by it, and weights that don't have it are damaged), `config` (JSON,
-which names the architecture, or is older than the choice), `info` (JSON of a `ModelInfo`) and, in
+Tensors are named `model.NAME` and `auxiliary.NAME`. The metadata holds `format`, `version`,
+`fingerprint` (streams name their model by it, and it reveals damaged weights), `config` (JSON with
+the architecture's name, unless it is older than the choice), `info` (JSON of a `ModelInfo`) and, in
 version 2, `scales` (JSON: a layer's name to its exponent and bits, see `pipeline.codec.scales`).
-Weights are float32, or float16 where a file should be small (`round_to_half`).
+Weights are float32, or float16 in files that should be small (`round_to_half`).
 Nothing in the file is ever executed.
 """
 
@@ -47,8 +47,8 @@ def save_model(
 ) -> Path:
     """Write `model` (and `auxiliary`) with `info`, whole or not at all; return the file.
 
-    Without `info` it keeps the model's own. `path` ends in .safetensors, or is a folder that gets
-    a `model.safetensors`.
+    Without `info`, the model's own is written. `path` ends in .safetensors, or is a folder that
+    gets a `model.safetensors`. With `half`, weights are float16 (see `round_to_half`).
     """
     path = target_file(path)
     tensors = _named("model", model, half)
@@ -102,7 +102,7 @@ def load_auxiliary(path: str | Path, device: str = "cpu") -> AuxiliaryModel | No
     file = model_file(path)
     config, _, _ = read_header(file)
     with opened(file) as tensors:
-        # safetensors' open file has keys(), and can't be iterated over.
+        # safetensors' open file has keys(), but can't be iterated over.
         if not any(name.startswith("auxiliary.") for name in tensors.keys()):  # noqa: SIM118
             return None
     make = architectures.load(config.architecture).auxiliary
@@ -117,7 +117,7 @@ def load_auxiliary(path: str | Path, device: str = "cpu") -> AuxiliaryModel | No
 def round_to_half(module: nn.Module) -> None:
     """Round the weights of `module` to the nearest float16, still held as float32.
 
-    Raises `CodecError`, and rounds none, when one is too large for float16 (above 65,504).
+    Raises `CodecError`, and rounds nothing, when a weight is too large for float16 (over 65,504).
     """
     tensors = module.state_dict()
     for name, tensor in tensors.items():
@@ -131,10 +131,10 @@ def round_to_half(module: nn.Module) -> None:
 def _named(prefix: str, module: nn.Module, half: bool) -> dict[str, Tensor]:
     tensors = {}
     for name, tensor in module.state_dict().items():
-        stored = found = tensor.detach().to("cpu", torch.float32).contiguous()
+        stored = values = tensor.detach().to("cpu", torch.float32).contiguous()
         if half:
-            stored = found.half()
-            if not torch.equal(stored.float(), found):
+            stored = values.half()
+            if not torch.equal(stored.float(), values):
                 raise CodecError(
                     f"{prefix}.{name} does not fit into float16: round the model first"
                 )
@@ -143,10 +143,10 @@ def _named(prefix: str, module: nn.Module, half: bool) -> dict[str, Tensor]:
 
 
 def _fill(module: nn.Module, file: Path, prefix: str) -> None:
-    """Give `module`, on the meta device, the tensors of `file`: these and no others."""
+    """Load the tensors of `file` into `module`, on the meta device; their names must match."""
     expected = module.state_dict()
     with opened(file, "pt") as tensors:
-        # safetensors' open file has keys(), and can't be iterated over.
+        # safetensors' open file has keys(), but can't be iterated over.
         names = {n[len(prefix) + 1 :] for n in tensors.keys() if n.startswith(f"{prefix}.")}  # noqa: SIM118
         wrong = sorted(names ^ expected.keys())
         if wrong:
@@ -163,6 +163,6 @@ def _fill(module: nn.Module, file: Path, prefix: str) -> None:
                     f"{file} holds another architecture than it says: {prefix}.{name} is "
                     f"{stored} {view.get_shape()}, not F32 {list(tensor.shape)}"
                 )
-            # A copy: what safetensors gives is the file itself, mapped into memory.
+            # A copy, because safetensors returns a view of the file, mapped into memory.
             state[name] = tensors.get_tensor(f"{prefix}.{name}").to(torch.float32, copy=True)
     module.load_state_dict(state, assign=True)

@@ -1,4 +1,4 @@
-"""What a model file says of itself, read without torch and without its weights."""
+"""Reads the metadata of model files, without torch and without the weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.codec.scales import Scale, scales_of
 from pipeline.common.documents import parse
 
 FORMAT = "cca-pipeline model"
-# By what a model needs: version 2 brought scales of layers.
+# A file has the lowest version that its model needs: version 2 added scales of layers.
 VERSION = "1"
 VERSION_OF_SCALES = "2"
 VERSIONS = (VERSION, VERSION_OF_SCALES)
@@ -29,17 +29,17 @@ def target_file(path: Path) -> Path:
 
 
 def load_config(path: str | Path) -> Config:
-    """Read what the model in `path` is, without its weights; raises as `load_model` does."""
+    """Read the config of the model in `path`, without its weights; raises as `load_model` does."""
     return read_header(model_file(path))[0]
 
 
 def load_info(path: str | Path) -> ModelInfo:
-    """Read where the model in `path` comes from, without its weights; raises as `load_model`."""
+    """Read the origin of the model in `path`, without its weights; raises as `load_model` does."""
     return read_header(model_file(path))[1]
 
 
 def model_file(path: str | Path) -> Path:
-    """Return the file that `path` means; a missing one raises `CodecError`."""
+    """Return the model file that `path` is or contains; a missing one raises `CodecError`."""
     path = Path(path)
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
@@ -48,7 +48,7 @@ def model_file(path: str | Path) -> Path:
 
 
 def stored_fingerprint(file: Path) -> str:
-    """Return the fingerprint that `file` claims to have, "" if it is no model of ours."""
+    """Return the fingerprint that `file` states; "" if it is not a model file."""
     try:
         with opened(file) as tensors:
             metadata = tensors.metadata() or {}
@@ -58,7 +58,7 @@ def stored_fingerprint(file: Path) -> str:
 
 
 def opened(file: Path, framework: str = "np") -> Any:
-    """Open a model file; `framework`, np or pt, is that of its tensors."""
+    """Open a model file; `framework`, np or pt, is the type of the tensors that it returns."""
     try:
         return safe_open(file, framework=framework)
     except (SafetensorError, OSError) as error:
@@ -78,7 +78,7 @@ def read_scales(file: Path) -> dict[str, Scale]:
 
 
 def parse_scales(metadata: Mapping[str, str]) -> dict[str, Scale]:
-    """Return the scales that a file's metadata hold, as its version says."""
+    """Return the scales in a file's metadata; `CodecError` if they contradict its version."""
     if (metadata.get("version") == VERSION_OF_SCALES) != ("scales" in metadata):
         raise CodecError(
             f"its version is {metadata.get('version')}, and scales belong to version "
@@ -95,7 +95,7 @@ def parse_scales(metadata: Mapping[str, str]) -> dict[str, Scale]:
 
 
 def read_header(file: Path) -> tuple[Config, ModelInfo, str]:
-    """Return what the model is, where it comes from, and the fingerprint that it claims."""
+    """Return the config, the origin and the stated fingerprint of a model."""
     with opened(file) as tensors:
         metadata = tensors.metadata() or {}
     if metadata.get("format") != FORMAT:

@@ -1,10 +1,10 @@
-"""Symbols to words and back with a range coder, by whole arrays.
+"""Codes whole arrays of symbols to words and back with a range coder.
 
-Each symbol is coded under one of a set of tables (a scale level for y, a channel for z). The
-symbols are sorted by table, stably, so that the coder gets one array per table and no Python
-code runs per symbol. A table covers a window of symbols; its two ends stand for themselves and
-everything beyond, and what lies beyond follows in an Exp-Golomb code: the number of bits of
-(excess + 1), then those bits.
+Each symbol is coded under one of a set of tables (one per scale level for y, one per channel for
+z). The symbols are sorted by table, stably, so that the coder gets one array per table and no
+Python code runs per symbol. A table covers a window of symbols. Each of its two ends stands for
+itself and all symbols beyond; the excess over the end follows in an Exp-Golomb code: the number of
+bits of (excess + 1), then those bits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from pipeline.codec.errors import CodecError
 
 Ints = npt.NDArray[np.int32]
-# Which table a symbol has: 8 or 16 bits, which sort in linear time.
+# The table of each symbol: 8 or 16 bits, which sort in linear time.
 Index = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Reals = npt.NDArray[np.float64]
 Words = npt.NDArray[np.uint32]
@@ -32,7 +32,7 @@ _UNIFORM = constriction.stream.model.Uniform
 # The coder's own precision is 2^-24; probabilities are rounded to a coarser grid, so that the
 # last bits of a library's erfc don't reach it.
 _GRID = 2.0**20
-# Symbols are held within +-2^23; the excess then has at most 24 bits.
+# Symbols are clamped to +-2^23; the excess then has at most 24 bits.
 LARGEST_SYMBOL = 2**23
 _EXCESS_BITS = 25
 
@@ -60,7 +60,7 @@ _EXCESS = Table.of(0, np.exp2(-np.arange(1.0, _EXCESS_BITS + 1)))
 
 
 class SymbolEncoder:
-    """Takes arrays of symbols, first in first out; `words` is the stream so far."""
+    """Encodes arrays of symbols, first in first out; `words` is the stream so far."""
 
     def __init__(self) -> None:
         self._coder = constriction.stream.queue.RangeEncoder()
@@ -78,7 +78,7 @@ class SymbolEncoder:
         self._encode_excess(np.abs(place[ends] - inside[ends]))
 
     def _encode_excess(self, excess: Ints) -> None:
-        """Append how far symbols at a table's ends lie beyond them, 0 for the ends themselves."""
+        """Append the distances of symbols beyond their table's end, 0 for the end itself."""
         if not len(excess):
             return
         beyond = excess.astype(np.int64) + 1
@@ -90,13 +90,13 @@ class SymbolEncoder:
 
     @property
     def words(self) -> Words:
-        """The stream, 32-bit words."""
+        """The stream as 32-bit words."""
         words: Words = self._coder.get_compressed()
         return words
 
 
 class SymbolDecoder:
-    """Gives back what a `SymbolEncoder` took, asked for in the same order."""
+    """Decodes the arrays of a `SymbolEncoder`, in the same order."""
 
     def __init__(self, words: Words) -> None:
         self._coder = constriction.stream.queue.RangeDecoder(words)
@@ -120,7 +120,7 @@ class SymbolDecoder:
 
     @property
     def exhausted(self) -> bool:
-        """False when words are left for sure, so that what was decoded came from real ones."""
+        """False only if words are left for certain, so that all decoded symbols are real."""
         return bool(self._coder.maybe_exhausted())
 
     def _decode_excess(self, count: int) -> Ints:
@@ -129,8 +129,8 @@ class SymbolDecoder:
         for width in np.unique(bits[bits > 0]):
             among = bits == width
             excess[among] += self._coder.decode(_UNIFORM(1 << int(width)), int(among.sum()))
-        found: Ints = excess.astype(np.int32)
-        return found
+        distances: Ints = excess.astype(np.int32)
+        return distances
 
 
 class _Groups:
@@ -146,12 +146,12 @@ class _Groups:
             for table, start, end in zip(tables, starts, ends, strict=True)
             if end > start
         ]
-        # The first symbol of the table of each, in this order, and the last place in that table.
+        # For each symbol in this order: the first symbol and the last place of its table.
         self.first = np.repeat(np.array([table.first for table in tables], np.int32), counts)
         self.last = np.repeat(np.array([table.count - 1 for table in tables], np.int32), counts)
 
     def ends(self, inside: Ints) -> npt.NDArray[np.intp]:
-        """Return where `inside`, symbols less `first`, are at their table's first or last place."""
+        """Return where `inside` (symbols minus `first`) is at its table's first or last place."""
         return np.flatnonzero((inside == 0) | (inside == self.last))
 
 

@@ -1,4 +1,4 @@
-"""Decoding tile by tile: rows of latents in, blocks of blended pixels out.
+"""Decodes tile by tile: turns rows of latents into blocks of blended pixels.
 
 Shapes: M latent channels; h and w the positions of the latent.
 """
@@ -19,9 +19,9 @@ from pipeline.codec.errors import MISMATCH, CodecError, MismatchError
 from pipeline.codec.interface import Codec
 from pipeline.codec.symbols import Words
 
-# Takes the row at which a block begins and the block, (3, rows, W) in [0, 1].
+# Takes the first row of a block and the block, (3, rows, W) in [0, 1].
 Sink = Callable[[int, Tensor], None]
-# Told how many tiles are done, and of how many.
+# Called with the number of tiles that are done and the number of all tiles.
 TilesDone = Callable[[int, int], None]
 
 
@@ -35,7 +35,7 @@ class _Row:
 
 
 class TileRows:
-    """Decodes tiles in order; `check` is that of the symbols decoded so far."""
+    """Decodes tiles in order; `check` is the running CRC-32 of the symbols decoded so far."""
 
     def __init__(self, model: Codec, stream: Stream, progress: TilesDone | None = None) -> None:
         self.model, self.stream, self.progress = model, stream, progress
@@ -61,7 +61,7 @@ class TileRows:
         try:
             tile = self.model.coder().decode(words, *size, self.check, partial=cut, rate=rate)
         except CodecError as error:
-            # No word of a whole file is damaged: its checksums fit.
+            # The checksums of a whole file match, so its words are not damaged.
             if self.stream.complete:
                 raise MismatchError(MISMATCH) from error
             raise
@@ -70,7 +70,7 @@ class TileRows:
 
 
 def paint(model: Codec, header: Header, rows: TileRows, sink: Sink) -> None:
-    """Turn rows of latents into blocks of pixels, each row once the next one is there."""
+    """Turn rows of latents into blocks of pixels, each row once the next one is decoded."""
     margin = model.config.margin // model.config.latent_stride
     carry = torch.zeros(3, 0, header.width)
     above: Tensor | None = None
@@ -91,13 +91,13 @@ def _paint_row(
     carry: Tensor,
     sink: Sink,
 ) -> Tensor:
-    """Give `sink` the pixels that are complete; return the band that the next row adds to."""
+    """Pass the complete pixels to `sink`; return the band that the next row adds to."""
     above, below = around
     y_hat = torch.cat([part for part in (above, row.y_hat, below) if part is not None], dim=2)
     bottom = row.top + row.height
     start = row.top - (0 if above is None else BLEND)
     end = min(header.height, bottom + (0 if below is None else BLEND))
-    # Pixels of y_hat's first row, which may lie above the strip.
+    # The picture's row at which y_hat begins, which may lie above the strip.
     origin = row.top - (0 if above is None else above.shape[2] * model.config.latent_stride)
     strip = torch.zeros(3, end - start, header.width)
     strip[:, : carry.shape[1]] += carry
@@ -121,7 +121,7 @@ def _columns(header: Header) -> list[tuple[int, int]]:
 def _synthesise(
     model: Codec, y_hat: Tensor, left: int, right: int, rate: float | None
 ) -> tuple[Tensor, int]:
-    """Return the pixels of columns `left` to `right` and a margin, and their first column."""
+    """Return the pixels of columns `left` to `right` with a margin, and their first column."""
     stride, margin = model.config.latent_stride, model.config.margin
     first = max(0, (left - margin) // stride)
     last = -(-(right + margin) // stride)
@@ -130,9 +130,9 @@ def _synthesise(
 
 
 def _ramp(start: int, end: int, lower: int | None, upper: int | None) -> Tensor:
-    """Return the weights of a tile at pixels start..end: they and the neighbours' add up to 1.
+    """Return blending weights of a tile at pixels start..end; with the neighbours', they sum to 1.
 
-    `lower` and `upper` are its borders with neighbours, None where it has none.
+    `lower` and `upper` are its borders with neighbours, None on a side without a neighbour.
     """
     places = torch.arange(start, end) + 0.5
     weights = torch.ones(end - start)

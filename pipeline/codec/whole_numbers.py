@@ -1,6 +1,6 @@
-"""The inputs of exact layers as whole numbers, in memory that a thread keeps.
+"""Rounds the inputs of exact layers to whole numbers, in memory that each thread reuses.
 
-Shapes: N batch, C channels, H x W positions; pictures lie in memory channels last.
+Shapes: N batch, C channels, H x W positions; pictures are in channels-last memory.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 from pipeline.codec.exact_layers import local
 
-# Bytes that a thread keeps of what a layer needs while it runs, for each name.
+# The most bytes of scratch memory that a thread keeps for each name.
 _KEPT = 2**26
-# Views of that memory that a thread keeps.
+# The most views of that memory that a thread keeps.
 _VIEWS = 1024
-# What is added around a picture: left, right, above and below.
+# Columns and rows added around a picture: left, right, above and below.
 Padding = tuple[int, int, int, int]
 NO_PADDING: Padding = (0, 0, 0, 0)
-# 2^exponent of a scale: a number, or one for each of a batch (N, 1, 1, 1).
+# 2^exponent of a scale: a number, or one for each picture of a batch (N, 1, 1, 1).
 Unit = float | Tensor
 
 
@@ -35,10 +35,10 @@ def whole_picture(
 
 
 def whole_inputs(x: Tensor, unit: Unit, largest: int, padding: Padding = NO_PADDING) -> Tensor:
-    """Return x times `unit`, rounded and held within +-`largest`; float32.
+    """Return x times `unit`, rounded and clamped to +-`largest`; float32.
 
-    `padding` is what zeros (N, H, W, C) get around H and W. The numbers are the thread's until its
-    next call.
+    `padding` adds zeros around H and W of (N, H, W, C). The next call in this thread may overwrite
+    the result.
     """
     x = x.float()
     out, inside, *borders = _views("inputs", _around(x.shape, padding), padding, x)
@@ -49,18 +49,18 @@ def whole_inputs(x: Tensor, unit: Unit, largest: int, padding: Padding = NO_PADD
 
 
 def scratch(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Return numbers of `shape` to be written, float32, where `like` is.
+    """Return uninitialised float32 numbers of `shape`, on the device of `like`.
 
-    On the CPU they are this thread's, the same memory for each call with a name: pages that a
-    process gets anew cost as much as what is written to them.
+    On the CPU, each thread has its own memory for a name and reuses it for every call: new pages
+    cost a process as much as writing to them.
     """
     return _views(name, shape, NO_PADDING, like)[0]
 
 
 def _views(name: str, shape: tuple[int, ...], padding: Padding, like: Tensor) -> list[Tensor]:
-    """Return `scratch`, what lies inside of its padding, and the parts of the padding.
+    """Return the tensor of `scratch`, its part inside the padding, and the parts of the padding.
 
-    A thread keeps the views, too: to make them takes longer than a small product.
+    A thread keeps the views, too: making them takes longer than a small product.
     """
     count = math.prod(shape)
     if not like.is_cpu or 4 * count > _KEPT:
@@ -68,7 +68,7 @@ def _views(name: str, shape: tuple[int, ...], padding: Padding, like: Tensor) ->
     views: dict[Any, list[Tensor]] = local.__dict__.setdefault("views", {})
     key = name, shape, padding
     if key not in views:
-        # What is made in inference mode could not be written outside of it.
+        # Tensors that are made in inference mode could not be written outside of it.
         with torch.inference_mode(False):
             memory = _memory(name, count, views)
             views[key] = _padded(memory[:count].view(shape), padding)
@@ -76,9 +76,9 @@ def _views(name: str, shape: tuple[int, ...], padding: Padding, like: Tensor) ->
 
 
 def _memory(name: str, count: int, views: dict[Any, list[Tensor]]) -> Tensor:
-    """Return this thread's memory with a name, at least `count` numbers.
+    """Return this thread's memory for a name, of at least `count` numbers.
 
-    Drops the `views` of memory that is replaced, and all of them when they are many.
+    Clears `views` when memory is replaced, and when there are too many views.
     """
     kept: dict[str, Tensor] = local.__dict__.setdefault("scratch", {})
     small = name not in kept or kept[name].numel() < count
@@ -90,7 +90,7 @@ def _memory(name: str, count: int, views: dict[Any, list[Tensor]]) -> Tensor:
 
 
 def _around(shape: tuple[int, ...], padding: Padding) -> tuple[int, ...]:
-    """Return the shape of numbers (N, H, W, C) once they are padded; without padding, any shape."""
+    """Return the shape of (N, H, W, C) with padding; without padding, any `shape` as it is."""
     if padding == NO_PADDING:
         return shape
     (n, h, w, c), (left, right, above, below) = shape, padding
@@ -98,7 +98,7 @@ def _around(shape: tuple[int, ...], padding: Padding) -> tuple[int, ...]:
 
 
 def _padded(out: Tensor, padding: Padding) -> list[Tensor]:
-    """Return `out`, what lies inside of its padding, and the parts of the padding."""
+    """Return `out`, its part inside the padding, and the parts of the padding."""
     if padding == NO_PADDING:
         return [out, out]
     (left, right, above, below), (_, h, w, _) = padding, out.shape

@@ -48,7 +48,7 @@ ENCODERS = st.builds(
 @given(encode=ENCODERS, limit=st.integers(1, 200_000))
 def test_the_search_keeps_to_the_limit_with_few_encodes(encode, limit: int) -> None:
     if len(encode(0.0)) > limit:
-        with pytest.raises(CodecError, match=f"{limit} are the limit"):
+        with pytest.raises(CodecError, match=f"more than the limit of {limit}"):
             search(encode, MODEL, limit)
         return
     found = search(encode, MODEL, limit)

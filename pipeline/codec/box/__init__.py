@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-# By which commands and recipes name it, where any MODEL may stand.
+# The name by which commands and recipes choose it wherever they take a MODEL.
 NAME = "box"
 
 
@@ -15,7 +15,7 @@ def box_model() -> Path:
 
 
 def is_meant(model: str | Path) -> bool:
-    """Whether the word `model` names the package's own: `box`, unless a model lies there."""
+    """Tell whether `model` names the packaged codec: `box`, unless a model has that path."""
     if str(model) != NAME:
         return False
     return not Path(NAME).is_file() and not (Path(NAME) / "model.safetensors").is_file()

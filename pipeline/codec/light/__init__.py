@@ -1,9 +1,9 @@
-"""Models without torch: the same files, and a start that takes a tenth of the time.
+"""Models without torch: they make the same files, and start in a tenth of the time.
 
-Loading torch takes seconds, as long as everything else that compressing a small picture does. So
-an architecture may state a second form of its networks, in numpy alone, for pictures of one tile:
-the entropy model with the same exact arithmetic, hence the same words and the same decoded
-latents to the last bit, and transforms in float32, whose pixels may differ by one step.
+Loading torch takes seconds, as long as all other work on a small picture. So an architecture may
+define a second form of its networks, in numpy alone, for pictures of one tile. Its entropy model
+has the same exact arithmetic, and so the same words and the same decoded latents to the last bit.
+Its transforms compute in float32; their pixels may differ by one step.
 """
 
 from __future__ import annotations

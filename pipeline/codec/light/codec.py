@@ -22,7 +22,7 @@ from pipeline.codec.matching import check_model
 if TYPE_CHECKING:
     from pipeline.codec.model import Model
 
-# Beyond this many pixels torch has caught up: its networks are quicker, its start is not.
+# Beyond this many pixels torch is faster: its networks make up for its slower start.
 MAX_PIXELS = 2**21
 
 
@@ -40,9 +40,9 @@ class LightModel:
         return height * width <= MAX_PIXELS
 
     def with_torch(self) -> Model:
-        """Return the same model in its form with torch, which takes any picture.
+        """Load the same model with torch, which takes any picture.
 
-        Raises `CodecError` where its file holds another model by now.
+        Raises `CodecError` when its file holds another model by now.
         """
         if self._with_torch is None:
             from pipeline.codec.storage import load_model
@@ -58,7 +58,7 @@ class LightModel:
     ) -> bytes:
         """Return the stream of the picture x (H, W, 3), as `pipeline.codec.coding.compress` does.
 
-        Raises `CodecError` for a rate outside of the model's.
+        Raises `CodecError` for a rate that the model does not have.
         """
         height, width, _ = x.shape
         rate = self.config.check_rate(rate)
@@ -84,7 +84,7 @@ class LightModel:
         try:
             y_hat, check = self.networks.decode(stream.tiles[0], size, header.rate)
         except CodecError as error:
-            # No word of a whole file is damaged: its checksums fit.
+            # The checksums of a whole file match, so its words are not damaged.
             raise MismatchError(MISMATCH) from error
         if check != stream.symbol_check:
             raise MismatchError(MISMATCH)
@@ -95,19 +95,19 @@ class LightModel:
 
 @lru_cache(maxsize=2)
 def light_model(file: Path) -> LightModel | None:
-    """Return the model in `file` in its form without torch; None where it has none."""
+    """Return the model in `file` without torch; None if it has no such form."""
     stored = read_stored(file)
     try:
         return None if stored is None else LightModel(file, stored)
-    except (KeyError, CodecError):  # scales that torch's form refuses in words
+    except (KeyError, CodecError):  # bad scales, which `load_model` explains
         return None
 
 
 def model_for(file: Path, device: str = "cpu") -> LightModel | None:
-    """Return the model in `file` without torch, where that is the quickest way.
+    """Return the model in `file` without torch, if that is the quickest way.
 
-    None where torch is loaded already, the device is no CPU, or the model has no such form: then
-    `pipeline.codec.load_model` opens it.
+    None if torch is loaded already, the device is not the CPU, or the model has no such form: use
+    `pipeline.codec.load_model` then.
     """
     if "torch" in sys.modules or device != "cpu":
         return None

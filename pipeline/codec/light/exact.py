@@ -26,7 +26,7 @@ _END = 8
 
 
 def snap(x: Array) -> Array:
-    """Round x to the grid and hold it within its limits, in its own precision."""
+    """Round x to the grid and clamp it to the grid's limits, in its own precision."""
     grid = x * GRID
     np.rint(grid, out=grid)
     grid *= 1 / GRID
@@ -73,7 +73,7 @@ class ExactNorm:
         self.weight, self.bias, self.eps = weight, bias, eps
 
     def __call__(self, x: Array) -> Array:
-        """Normalise x, its two sums on grids on which they are exact."""
+        """Normalise x, with both sums on grids on which they are exact."""
         x, count = snap(x), float(x.shape[-1])
         coarse = np.rint(x * _COARSE) * (1 / _COARSE)
         mean = x.sum(-1, keepdims=True) / count
@@ -87,20 +87,20 @@ class ExactNorm:
 
 
 def exp(x: Array) -> Array:
-    """Return e^x by its table, with x held below 8."""
+    """Look up e^x, with x clamped to at most 8."""
     return _looked_up(x, math.exp, math.exp(_END))
 
 
 def tanh(x: Array) -> Array:
-    """Return the hyperbolic tangent by its table."""
+    """Look up the hyperbolic tangent of x."""
     return _looked_up(x, math.tanh, 1.0)
 
 
 def _looked_up(x: Array, function: Callable[[float], float], above: float) -> Array:
     x, table = snap(x), _tabulate(function)
     index = np.clip((x + _END) * GRID, 0, len(table) - 1).astype(np.int32)
-    found: Array = np.where(x >= _END, above, table[index])
-    return found
+    values: Array = np.where(x >= _END, above, table[index])
+    return values
 
 
 @cache
@@ -120,7 +120,7 @@ def multiplied(x: Floats, weight: Floats, bias: Floats) -> Floats:
 
 
 def depthwise(x: Floats, weight: Floats) -> Floats:
-    """Return the 3x3 taps `weight` (3, 3, C) of x (H, W, C), zeros around it, added up."""
+    """Convolve x (H, W, C), padded with zeros, by the 3x3 taps `weight` (3, 3, C)."""
     height, width, _ = x.shape
     padded = np.zeros((height + 2, width + 2, x.shape[2]), x.dtype)
     padded[1:-1, 1:-1] = x

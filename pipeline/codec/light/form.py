@@ -1,4 +1,4 @@
-"""What an architecture states of its networks without torch.
+"""The interface of an architecture's networks without torch.
 
 Shapes: pictures x are float32 (H, W, 3) in [0, 1], whole units of the config; latents (h, w, M).
 """
@@ -16,21 +16,22 @@ from pipeline.codec.scales import Scales
 from pipeline.codec.symbols import Words
 
 Floats = npt.NDArray[Any]
-# By their names in the model.
+# Weights by their names in the model.
 Weights = Mapping[str, npt.NDArray[np.float32]]
 
 
 class LightNetworks(Protocol):
-    """Networks that code pictures of one tile: the words and latents are those of the model."""
+    """Networks for pictures of one tile, whose words and latents equal the torch model's."""
 
     def encode(self, x: Floats, rate: float | None) -> tuple[Words, int]:
-        """Return the words of a picture, and the CRC-32 of its symbols."""
+        """Return the words of a picture, and the CRC-32 of their symbols."""
         ...
 
     def decode(self, words: Words, size: tuple[int, int], rate: float | None) -> tuple[Floats, int]:
-        """Return the latent of words, float32, and the CRC-32 of its symbols.
+        """Return the latent of `words`, float32, and the CRC-32 of their symbols.
 
-        `size` are the units, down and across. Raises `CodecError` when no encoder wrote the words.
+        `size` is the number of units down and across. Raises `CodecError` when no encoder wrote
+        the words.
         """
         ...
 
@@ -41,10 +42,11 @@ class LightNetworks(Protocol):
 
 @dataclass(frozen=True)
 class LightForm:
-    """The names and shapes of a model's weights, and its networks made of them; by its config.
+    """How to make a model without torch; both functions take its config.
 
-    `networks` takes the scales of layers by name too, and raises `KeyError` where one is missing;
-    none: the exact networks compute in float64.
+    `shapes` returns the shape of each weight by name. `networks` also takes the weights and the
+    scales of layers by name, and raises `KeyError` if a scale is missing; without any scales, the
+    exact networks compute in float64.
     """
 
     shapes: Callable[[Any], Mapping[str, tuple[int, ...]]]

@@ -69,9 +69,9 @@ class ScaledNorm:
         self.weight, self.bias, self.eps, self.scale = weight, bias, eps, scale
 
     def __call__(self, x: Floats) -> Floats:
-        """Normalise x, its two sums those of whole numbers."""
+        """Normalise x; both sums are sums of whole numbers."""
         whole, count = whole_inputs(x, self.scale), float(x.shape[-1])
-        # Exact in float32 where even the largest numbers keep the bound.
+        # Exact in float32 if even the largest inputs stay within the bound.
         fits = x.shape[-1] * self.scale.largest**2 <= LARGEST_SUM
         dtype = np.float32 if fits else np.float64
         mean = whole.sum(-1, keepdims=True, dtype=dtype).astype(np.float64) / count
@@ -86,20 +86,20 @@ class ScaledNorm:
 
 
 def exp(x: Floats) -> Floats:
-    """Return e^x by its table, with x held below 8."""
+    """Look up e^x, with x clamped to at most 8."""
     return _looked_up(x, math.exp, math.exp(_END))
 
 
 def tanh(x: Floats) -> Floats:
-    """Return the hyperbolic tangent by its table."""
+    """Look up the hyperbolic tangent of x."""
     return _looked_up(x, math.tanh, 1.0)
 
 
 def _looked_up(x: Floats, function: Callable[[float], float], above: float) -> Floats:
     table = _table(function, above)
     places = np.float32(_END * TABLE_STEPS + 0.5) + x * np.float32(TABLE_STEPS)
-    found: Floats = table[np.clip(places, 0, len(table) - 1).astype(np.int32)]
-    return found
+    values: Floats = table[np.clip(places, 0, len(table) - 1).astype(np.int32)]
+    return values
 
 
 @cache
@@ -108,7 +108,7 @@ def _table(function: Callable[[float], float], above: float) -> Floats:
 
 
 def whole_inputs(x: Floats, scale: Scale) -> Floats:
-    """Return x in units of 2^-exponent, rounded and held within the scale's bits; float32."""
+    """Return x in units of 2^-exponent, rounded and clamped to the scale's bits; float32."""
     whole = x * np.float32(2.0**scale.exponent)
     np.rint(whole, out=whole)
     return np.clip(whole, -scale.largest, scale.largest, out=whole)

@@ -26,7 +26,7 @@ _PREFIX = "model."
 
 @dataclass(frozen=True)
 class Stored:
-    """What a model file holds. `weights` are float32, by their names in the model."""
+    """The content of a model file. `weights` are float32, by their names in the model."""
 
     config: Config
     form: LightForm
@@ -36,9 +36,9 @@ class Stored:
 
 
 def read_stored(file: Path) -> Stored | None:
-    """Return the model in `file`; None where it has no light form, or is not right.
+    """Read the model in `file`; return None if it has no light form, or is not valid.
 
-    `pipeline.codec.load_model` says what is wrong with it.
+    `pipeline.codec.load_model` tells what is wrong with a file that is not valid.
     """
     try:
         with safe_open(file, framework="np") as tensors:
@@ -64,7 +64,7 @@ def read_stored(file: Path) -> Stored | None:
 
 def _holds(tensors: Any, expected: Mapping[str, tuple[int, ...]]) -> bool:
     """Tell whether an open file has the tensors `expected` and no others, in 16 or 32 bits."""
-    # safetensors' open file has keys(), and can't be iterated over.
+    # safetensors' open file has keys(), but can't be iterated over.
     names = {n.removeprefix(_PREFIX) for n in tensors.keys() if n.startswith(_PREFIX)}  # noqa: SIM118
     if names != expected.keys():
         return False
@@ -78,10 +78,10 @@ def _holds(tensors: Any, expected: Mapping[str, tuple[int, ...]]) -> bool:
 def _config(metadata: Mapping[str, str]) -> Config:
     if metadata.get("format") != FORMAT or metadata.get("version") not in VERSIONS:
         raise CodecError("another format")
-    said = parse(metadata.get("config", "{}"))
-    if not isinstance(said, dict):
+    description = parse(metadata.get("config", "{}"))
+    if not isinstance(description, dict):
         raise CodecError("no config")
-    return architectures.config_of(said)
+    return architectures.config_of(description)
 
 
 def _fingerprint(

@@ -44,6 +44,6 @@ class Rate(NamedTuple):
 
 
 def mixed(rate: Rate, vectors: Tensor) -> Tensor:
-    """Interpolate the vectors (K, C) at `rate`: (N, C, 1, 1). Learned rates give their own vector."""
+    """Interpolate the vectors (K, C) at `rate`: (N, C, 1, 1); exact at a learned rate."""
     below, above = vectors[rate.lower], vectors[rate.upper]
     return (below * (1 - rate.share) + above * rate.share)[:, :, None, None]
