@@ -30,7 +30,7 @@ __all__ = [
     "psnr",
 ]
 
-# Imported when asked for, so that a training process that wants a metric loads no plots.
+# Imported on first access, so that a training process that needs a metric loads no plots.
 _LATER = {
     "BDRateError": "bdrate",
     "ModelSpec": "learned",

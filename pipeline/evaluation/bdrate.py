@@ -34,11 +34,12 @@ class RDCurve:
 
 
 def bd_rate(anchor: RDCurve, test: RDCurve) -> float:
-    """Return by how many percent `test`'s rate differs from `anchor`'s at equal quality.
+    """Return the difference of `test`'s rate from `anchor`'s at equal quality, in percent.
 
-    Negative: `test` needs fewer bits. The mean is taken in log-rate over the range of qualities
-    that both curves cover. Raises BDRateError where a curve has fewer than two points, is not
-    strictly rising, holds a value that is not finite, or shares no range with the other.
+    A negative value means that `test` needs fewer bits. The mean is taken in log-rate over the
+    range of qualities that both curves cover. Raises BDRateError when a curve has fewer than two
+    points, is not strictly rising, holds a value that is not finite, or shares no range with the
+    other curve.
     """
     log_anchor = _log_rate(anchor, "the anchor")
     log_test = _log_rate(test, "the tested curve")

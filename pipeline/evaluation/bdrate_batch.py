@@ -1,6 +1,6 @@
-"""Many BD-rates at once: the same number as `bd_rate`'s, for D pairs of curves, with arrays.
+"""Computes many BD-rates at once: those of `bd_rate`, for D pairs of curves, with arrays.
 
-PCHIP as scipy has it: F. N. Fritsch and J. Butland, "A method for constructing local monotone
+PCHIP as in scipy: F. N. Fritsch and J. Butland, "A method for constructing local monotone
 piecewise cubic interpolants", 1984, with three-point slopes at the ends.
 Shapes: D drawn sets of pictures, S settings.
 """
@@ -70,7 +70,7 @@ def bd_rates(anchor: CurveStack, test: CurveStack) -> Array:
 
 
 def _end(near: Array, next_: Array, chord: Array, next_chord: Array) -> Array:
-    """Return the slope at an end; on a rising curve the one limit that can bind is 0."""
+    """Return the slope at an end; on a rising curve, 0 is the only limit that can apply."""
     return np.maximum(((2 * near + next_) * chord - near * next_chord) / (near + next_), 0)
 
 

@@ -1,7 +1,7 @@
-"""How far a BD-rate can be trusted: what other sets of pictures like this one would give.
+"""Confidence intervals of BD-rates: what other sets of similar pictures would give.
 
-The pictures are drawn anew with replacement, for both codecs the same, and the means and the
-BD-rate are computed again; the middle 95 % of the values are the interval.
+Sets of pictures are drawn with replacement, the same ones for both codecs. The means and the
+BD-rate are computed for each drawn set; the middle 95 % of the values are the interval.
 Source: Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, percentile intervals.
 """
 
@@ -20,7 +20,7 @@ from pipeline.evaluation.bdrate_batch import CurveStack, bd_rates
 from pipeline.evaluation.results import Point
 
 DRAWS, CONFIDENCE = 1000, 0.95
-# An interval stands only when so many of the drawn sets have a BD-rate at all.
+# An interval needs this share of the drawn sets to have a BD-rate at all.
 SHARE_DEFINED = 0.9
 
 
@@ -48,7 +48,7 @@ class Interval:
 
 
 def by_picture(points: Sequence[Point], quality: str = "psnr") -> PictureCurve:
-    """Return the points' single pictures; BDRateError where a picture lacks `quality`."""
+    """Return the values of single pictures; raise BDRateError if a picture lacks `quality`."""
     rates = [[m.bpp for m in point.pictures] for point in points]
     qualities = [[getattr(m, quality) for m in point.pictures] for point in points]
     if any(value is None for row in qualities for value in row):
@@ -62,15 +62,15 @@ def bd_rate_interval(
     """Return `test`'s BD-rate against `anchor` in percent with its interval over pictures.
 
     Both must hold the same pictures in the same order. Raises BDRateError as `bd_rate` does, or
-    where more than a tenth of the drawn sets have none.
+    when more than a tenth of the drawn sets have no BD-rate.
     """
     value = bd_rate(*(curve.mean(np.arange(_pictures(anchor, test))) for curve in (anchor, test)))
     drawn = _draw(anchor, draws, seed)
-    found = bd_rates(
+    values = bd_rates(
         CurveStack.of(anchor.rates, anchor.qualities, drawn),
         CurveStack.of(test.rates, test.qualities, drawn),
     )
-    return _interval(value, found)
+    return _interval(value, values)
 
 
 def gain_interval(
@@ -83,9 +83,10 @@ def gain_interval(
 ) -> Interval:
     """Return how many percent more bits `challenger` needs than `champion`, with its interval.
 
-    Each is placed against a third codec's curve, `anchor`: the mean over its own points of the
-    log of its rate over the anchor's at the same quality. So models of a single rate, and of
-    different rates, can be compared too. Negative: the challenger needs fewer bits.
+    Each is compared with the curve of a third codec, `anchor`: by the mean over its own points of
+    log(its rate / the anchor's rate at the same quality). So models of a single rate, and models of
+    different rates, can be compared too. A negative value means that the challenger needs fewer
+    bits.
     """
 
     def gain(drawn: NDArray[np.int64]) -> float:
@@ -94,15 +95,15 @@ def gain_interval(
         return float(np.expm1(ours - theirs) * 100)
 
     value = gain(np.arange(_pictures(anchor, champion, challenger)))
-    found = np.full(draws, np.nan)
+    values = np.full(draws, np.nan)
     for i, drawn in enumerate(_draw(anchor, draws, seed)):
         with suppress(BDRateError):
-            found[i] = gain(drawn)
-    return _interval(value, found)
+            values[i] = gain(drawn)
+    return _interval(value, values)
 
 
 def _against(anchor: RDCurve, points: RDCurve) -> float:
-    """Return the mean log-rate of `points` over `anchor`'s at the same qualities."""
+    """Return the mean of log(rate / `anchor`'s rate at the same quality) over `points`."""
     order = np.argsort(anchor.qualities)
     qualities = np.asarray(anchor.qualities)[order]
     log_rates = np.log(np.asarray(anchor.rates)[order])
@@ -129,9 +130,9 @@ def _draw(curve: PictureCurve, draws: int, seed: int) -> NDArray[np.int64]:
     return np.random.default_rng(seed).integers(0, pictures, size=(draws, pictures))
 
 
-def _interval(value: float, found: NDArray[np.float64]) -> Interval:
-    known = found[np.isfinite(found)]
-    if known.size < SHARE_DEFINED * found.size:
+def _interval(value: float, values: NDArray[np.float64]) -> Interval:
+    known = values[np.isfinite(values)]
+    if known.size < SHARE_DEFINED * values.size:
         raise BDRateError("too few sets drawn from these pictures have a BD-rate")
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(known, [tail, 1 - tail])

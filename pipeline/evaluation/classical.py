@@ -1,4 +1,4 @@
-"""Runs the classical codecs over the pictures: in parallel, remembered by content."""
+"""Runs the classical codecs on the pictures, in parallel, and caches results by content."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import tempfile
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,10 +22,10 @@ from pipeline.evaluation.pictures import EvaluatedPicture, read_picture
 from pipeline.evaluation.progress import Meter
 from pipeline.evaluation.results import Measurement, PeerResult, Point
 
-# Raise it when a change here changes what is measured: older entries are then passed over.
+# Increase it when a change here changes results: older entries are then ignored.
 CACHE_FORMAT = 1
-# Settings are kept whose rate lies within this factor of the models' rates, or whose PSNR lies
-# within this many dB of theirs, and one more on either side; never fewer than LEAST.
+# A setting is kept if its rate lies within this factor of the models' rates, or its PSNR within
+# this many dB of theirs. One more is kept on either side, and never fewer than LEAST in all.
 RATE_MARGIN, QUALITY_MARGIN, LEAST = 1.25, 0.5, 4
 
 
@@ -36,15 +36,15 @@ class Span:
     rates: tuple[float, float]
     qualities: tuple[float, float]
 
-    def above(self, found: Measurement) -> bool:
-        """Tell whether the range lies above what a setting measured, in rate and in quality."""
-        slow = found.bpp < self.rates[0] / RATE_MARGIN
-        return slow and found.psnr < self.qualities[0] - QUALITY_MARGIN
+    def above(self, measured: Measurement) -> bool:
+        """Tell whether the range lies above a setting's measurement, in rate and in quality."""
+        low_rate = measured.bpp < self.rates[0] / RATE_MARGIN
+        return low_rate and measured.psnr < self.qualities[0] - QUALITY_MARGIN
 
-    def below(self, found: Measurement) -> bool:
-        """Tell whether the range lies below what a setting measured, in rate and in quality."""
-        fast = found.bpp > self.rates[1] * RATE_MARGIN
-        return fast and found.psnr > self.qualities[1] + QUALITY_MARGIN
+    def below(self, measured: Measurement) -> bool:
+        """Tell whether the range lies below a setting's measurement, in rate and in quality."""
+        high_rate = measured.bpp > self.rates[1] * RATE_MARGIN
+        return high_rate and measured.psnr > self.qualities[1] + QUALITY_MARGIN
 
 
 class Cache:
@@ -54,7 +54,7 @@ class Cache:
         self.folder = folder
 
     def get(self, peer: Peer, source: EvaluatedPicture, setting: int) -> Measurement | None:
-        """Return the measurement under this picture's present name, or None."""
+        """Return the cached measurement, with this picture's present name, or None."""
         path = self._path(peer, source, setting)
         if path is None or not path.is_file():
             return None
@@ -63,11 +63,13 @@ class Cache:
         except (ValueError, TypeError):
             return None  # A damaged entry is measured again and replaced.
 
-    def put(self, peer: Peer, source: EvaluatedPicture, setting: int, found: Measurement) -> None:
-        """Remember `found`."""
+    def put(
+        self, peer: Peer, source: EvaluatedPicture, setting: int, measured: Measurement
+    ) -> None:
+        """Store a measurement."""
         path = self._path(peer, source, setting)
         if path is not None:
-            write_bytes(path, json.dumps(asdict(found)).encode())
+            write_bytes(path, json.dumps(asdict(measured)).encode())
 
     def _path(self, peer: Peer, source: EvaluatedPicture, setting: int) -> Path | None:
         if self.folder is None:
@@ -82,7 +84,8 @@ def run_peer(
 ) -> tuple[Picture, float, float]:
     """Code `picture` (H, W, 3) uint8 into the file `path` and back.
 
-    Returns the decoded picture, encoding and decoding seconds. Raises MeasurementError.
+    Returns the decoded picture, encoding and decoding seconds. Raises MeasurementError when the
+    codec fails.
     """
     try:
         start = time.perf_counter()
@@ -113,7 +116,7 @@ def measure(
     )
 
 
-# What measuring a peer on a picture of tens of megapixels takes.
+# The memory that measuring a codec on a picture of tens of megapixels takes.
 WORKER_BYTES = 2 << 30
 
 
@@ -131,67 +134,67 @@ class Runner:
     def run(
         self, peers: Sequence[Peer], sources: Sequence[EvaluatedPicture], span: Span
     ) -> list[PeerResult]:
-        """Measure every peer at the settings that match `span`; those that fail are in `failed`."""
+        """Measure every peer at the settings that match `span`; peers that fail are in `failed`."""
         probe = sources[len(sources) // 2]
         with ThreadPoolExecutor(self.workers) as pool:
             settings = pool.map(lambda peer: self._settings(peer, probe, span), peers)
             chosen = dict(zip(peers, settings, strict=True))
         jobs = [(p, source, setting) for p in peers for setting in chosen[p] for source in sources]
-        found = self._all(jobs)
+        measurements = self._measure_all(jobs)
         return [
-            _result(peer, sources, chosen[peer], found)
+            _result(peer, sources, chosen[peer], measurements)
             for peer in peers
             if peer.name not in self.failed
         ]
 
     def _settings(self, peer: Peer, probe: EvaluatedPicture, span: Span) -> list[int]:
         try:
-            return choose_settings(peer, lambda setting: self._one(peer, probe, setting), span)
+            return choose_settings(peer, lambda setting: self._measure(peer, probe, setting), span)
         except MeasurementError as error:
             self.failed[peer.name] = f"{error} (on {probe.name})"
             return []
 
-    def _all(self, jobs: Iterable[tuple[Peer, EvaluatedPicture, int]]) -> Found:
-        wanted = list(jobs)
-        self.meter.expect(len(wanted))
-        found: Found = {}
+    def _measure_all(self, jobs: Sequence[tuple[Peer, EvaluatedPicture, int]]) -> Measurements:
+        self.meter.expect(len(jobs))
+        measurements: Measurements = {}
         with ThreadPoolExecutor(self.workers) as pool:
-            futures = {pool.submit(self._one, *job): job for job in wanted}
+            futures = {pool.submit(self._measure, *job): job for job in jobs}
             try:
                 for future in as_completed(futures):
                     peer, source, setting = futures[future]
                     self.meter.step(peer.label)
                     try:
-                        found[peer.name, source.name, setting] = future.result()
+                        measurements[peer.name, source.name, setting] = future.result()
                     except MeasurementError as error:
                         self.failed.setdefault(peer.name, f"{error} (on {source.name})")
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return found
+        return measurements
 
-    def _one(self, peer: Peer, source: EvaluatedPicture, setting: int) -> Measurement:
+    def _measure(self, peer: Peer, source: EvaluatedPicture, setting: int) -> Measurement:
         if (known := self.cache.get(peer, source, setting)) is not None:
             return known
         picture = read_picture(source.path)
         with tempfile.TemporaryDirectory(prefix="pipeline-evaluate-") as folder:
             path = Path(folder) / f"picture{peer.suffix}"
             decoded, encoding, decoding = run_peer(peer, picture, setting, path)
-            found = measure(
+            measured = measure(
                 source.name, picture, decoded, path.stat().st_size, (encoding, decoding)
             )
-        self.cache.put(peer, source, setting, found)
-        return found
+        self.cache.put(peer, source, setting, measured)
+        return measured
 
 
-Found = dict[tuple[str, str, int], Measurement]
+# By codec, picture and setting.
+Measurements = dict[tuple[str, str, int], Measurement]
 
 
 def choose_settings(peer: Peer, probe: Callable[[int], Measurement], span: Span) -> list[int]:
-    """Return the peer's settings that match `span` on the probe, and one beyond at either end.
+    """Return the peer's settings that match `span` on the probe, and one more at either end.
 
-    Bisects the settings, for the highest rates take longest to probe. Expects LEAST settings or
-    more, whose rate and quality rise.
+    Bisects the settings, because the highest rates take longest to probe. Expects at least LEAST
+    settings, in the order of rising rate and quality.
     """
     settings = peer.settings
     first = bisect_left(settings, True, key=lambda setting: not span.above(probe(setting)))
@@ -203,10 +206,13 @@ def choose_settings(peer: Peer, probe: Callable[[int], Measurement], span: Span)
 
 
 def _result(
-    peer: Peer, sources: Sequence[EvaluatedPicture], settings: Sequence[int], found: Found
+    peer: Peer,
+    sources: Sequence[EvaluatedPicture],
+    settings: Sequence[int],
+    measurements: Measurements,
 ) -> PeerResult:
     points = tuple(
-        Point(str(s), tuple(found[peer.name, source.name, s] for source in sources))
+        Point(str(s), tuple(measurements[peer.name, source.name, s] for source in sources))
         for s in settings
     )
     return PeerResult(peer.name, peer.label, peer.note, peer.version(), points)

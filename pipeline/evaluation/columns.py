@@ -10,9 +10,9 @@ from pipeline.evaluation.results import ModelResult, PeerResult, Point
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its heading, and what it says of a model and of a classical codec.
+    """A column: its heading, and its text for a model and for a classical codec.
 
-    `peer` None: nothing is known of classical codecs, a dash stands there.
+    With `peer` None, nothing is known of classical codecs, and they get a dash.
     """
 
     title: str
@@ -20,7 +20,7 @@ class Column:
     peer: Callable[[PeerResult], str] | None = None
 
     def of_peer(self, peer: PeerResult) -> str:
-        """Return what the column says of a classical codec."""
+        """Return the text for a classical codec."""
         return self.peer(peer) if self.peer else "–"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from pipeline.evaluation.bdrate import BDRateError, RDCurve, bd_rate, common_range
 from pipeline.evaluation.bootstrap import bd_rate_interval, by_picture
@@ -49,19 +50,17 @@ def against(
 ) -> Comparison:
     """Return the BD-rate of `tested` against `anchor`, with its interval over the pictures.
 
-    `names`: the tested curve, the anchor, the quality that they are compared in.
+    `names` has the tested curve, the anchor, and the quality that they are compared in.
     """
     quality = names[2]
-    found = _value(names, curve(anchor, quality), curve(tested, quality))
-    if found.value is None:
-        return found
+    comparison = _value(names, curve(anchor, quality), curve(tested, quality))
+    if comparison.value is None:
+        return comparison
     try:
         interval = bd_rate_interval(by_picture(anchor, quality), by_picture(tested, quality))
     except BDRateError:
-        return found  # On some drawn sets the curves don't rise: the value stands without one.
-    return Comparison(
-        *names, found.value, found.low, found.high, interval=(interval.low, interval.high)
-    )
+        return comparison  # On too many drawn sets the curves don't rise: there is no interval.
+    return replace(comparison, interval=(interval.low, interval.high))
 
 
 def _value(

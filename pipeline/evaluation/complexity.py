@@ -1,4 +1,4 @@
-"""How large and how costly a model is: parameters and multiply-accumulates, counted by hooks."""
+"""Counts a model's parameters, and its multiply-accumulates by hooks."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from torch import Tensor, nn
 
 from pipeline.codec import Model
 
-# Counted on a square of this side; a fully convolutional model's cost a pixel hardly depends on it.
+# The side of the square picture to count on; a convolutional model's cost per pixel hardly
+# depends on it.
 SIDE = 256
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Return how many numbers `module` learned."""
+    """Return the number of learned parameters of `module`."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def kmac_per_pixel(model: Model) -> tuple[float, dict[str, float]]:
-    """Return thousands of multiply-accumulates a pixel of one forward pass, and by part.
+    """Return thousands of multiply-accumulates per pixel of a forward pass, in all and by part.
 
-    Counts convolutions, transposed convolutions and linear layers, analysis, entropy model and
-    synthesis together; parts are the model's own top-level modules.
+    A forward pass is analysis, entropy model and synthesis together. Convolutions, transposed
+    convolutions and linear layers are counted; parts are the model's top-level modules.
     """
     device = next(model.parameters()).device
     with torch.inference_mode(), counted(model) as macs:
@@ -38,7 +39,7 @@ def kmac_per_pixel(model: Model) -> tuple[float, dict[str, float]]:
 
 @contextmanager
 def counted(module: nn.Module) -> Iterator[dict[str, int]]:
-    """Yield a table, by layer name, of the multiply-accumulates done while the block runs."""
+    """Yield a table, by layer name, of the multiply-accumulates done inside the block."""
     macs: dict[str, int] = {}
     handles = []
     for name, layer in module.named_modules():
@@ -70,7 +71,7 @@ def layer_macs(layer: nn.Module, x: Tensor, output: Tensor) -> int:
 
 
 def parts_table(model: Model) -> tuple[float, tuple[dict[str, Any], ...]]:
-    """Return the total kMAC a pixel and, for each top-level module, its parameters and kMAC."""
+    """Return the total kMAC per pixel and, for each top-level module, its parameters and kMAC."""
     total, macs = kmac_per_pixel(model)
     rows = [
         {"part": name, "parameters": count_parameters(child), "kmac_per_pixel": macs.get(name, 0.0)}

@@ -1,4 +1,4 @@
-"""What can go wrong in an evaluation."""
+"""The errors of evaluations: bad input, and failures at run time."""
 
 from __future__ import annotations
 

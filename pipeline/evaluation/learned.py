@@ -1,4 +1,4 @@
-"""Runs models over the pictures: real streams, written to disk, counted there and decoded."""
+"""Runs models on the pictures: streams are written to disk, measured there and decoded."""
 
 from __future__ import annotations
 
@@ -40,26 +40,26 @@ class ModelSpec:
 
 
 def at_rates(specs: Sequence[ModelSpec], rates: Sequence[float] | None) -> list[ModelSpec]:
-    """Return a spec for each rate of the models that have several, and the others as they are.
+    """Return a spec for each rate of the models that have several, and the other specs as they are.
 
-    `rates` None: those that a model was trained for. Raises EvaluationError where a model lacks one
-    of `rates`, or where none has several, and CodecError where there is no model.
+    With `rates` None, those that a model was trained for. Raises EvaluationError when a model lacks
+    one of `rates`, or when no model has several, and CodecError when there is no model.
     """
-    found: list[ModelSpec] = []
+    expanded: list[ModelSpec] = []
     configs = [load_config(spec.path) for spec in specs]
     if rates is not None and not any(config.rates for config in configs):
         raise EvaluationError("no model here has several rates: leave the rates out")
     for spec, config in zip(specs, configs, strict=True):
         if config.rates is None or spec.rate is not None:
-            found.append(spec)
+            expanded.append(spec)
             continue
         for rate in range(len(config.rate_weights)) if rates is None else rates:
             try:
-                known = config.check_rate(rate)
+                checked = config.check_rate(rate)
             except CodecError as error:
                 raise EvaluationError(f"{spec.name}: {error}") from error
-            found.append(replace(spec, name=f"{spec.name} rate {rate:g}", rate=known))
-    return found
+            expanded.append(replace(spec, name=f"{spec.name} rate {rate:g}", rate=checked))
+    return expanded
 
 
 def to_tensor(picture: Picture, device: torch.device) -> Tensor:
@@ -76,7 +76,7 @@ def to_picture(x: Tensor) -> Picture:
 
 
 class ModelLoader:
-    """Loads models onto a device, and keeps the last one: several rates of a model load it once."""
+    """Loads models onto a device and keeps the last one, so several rates load a model once."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -85,7 +85,7 @@ class ModelLoader:
         self.warm = False
 
     def load(self, path: Path) -> Model:
-        """Return the model of `path`. Raises what `load_model` does."""
+        """Return the model in `path`. Raises as `load_model` does."""
         if self._last is None or self._last[0] != path:
             self._last = None  # or two models would be in memory at once
             self._last = path, load_model(path, device=str(self.device))
@@ -112,11 +112,11 @@ def measure_model(
         (streams / ".warm-up").unlink()
         loader.warm = True
     memory.reset_peak(device)
-    found = []
+    measured = []
     for source in sources:
-        found.append(_measure_picture(model, spec.rate, source, streams, device))
-        meter.step(f"{spec.name}, {found[-1].bpp:.3f} bpp")
-    return _result(spec, model, tuple(found), memory.peak_bytes(device))
+        measured.append(_measure_picture(model, spec.rate, source, streams, device))
+        meter.step(f"{spec.name}, {measured[-1].bpp:.3f} bpp")
+    return _result(spec, model, tuple(measured), memory.peak_bytes(device))
 
 
 def stream_name(source: EvaluatedPicture) -> str:
@@ -144,9 +144,9 @@ def _measure_picture(
 def _round_trip(
     model: Model, rate: float | None, source: EvaluatedPicture, path: Path, device: torch.device
 ) -> tuple[Picture, tuple[float, float]]:
-    """Write a picture's stream to `path`, read it back, decode; seconds without the disk.
+    """Write a picture's stream to `path`, read it back and decode it; seconds exclude the disk.
 
-    The stream is what `compress` writes, without what goes beside the samples: alpha and profile.
+    The stream is that of `compress`, but without alpha and colour profile.
     """
     picture = replace(read_for_coding(source.path), alpha=None, profile=None)
     data, encoding = _timed(lambda: compress(model, picture, picture.header(), rate=rate), device)
@@ -167,7 +167,7 @@ def decode_file(model: Model, data: bytes) -> Picture:
 
 
 def _timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
-    """Return the work's result and its wall-clock seconds, the device's queue emptied."""
+    """Return the work's result and its wall-clock seconds, with all work queued on the device."""
     _synchronize(device)
     start = time.perf_counter()
     with torch.inference_mode():
@@ -182,7 +182,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _result(
-    spec: ModelSpec, model: Model, found: tuple[Measurement, ...], peak: int
+    spec: ModelSpec, model: Model, measured: tuple[Measurement, ...], peak: int
 ) -> ModelResult:
     info, weight = model.info, model.info.rate_weight
     if spec.rate is not None:
@@ -196,7 +196,7 @@ def _result(
         rate=spec.rate,
         rate_weight=None if weight is None else float(weight),
         distortion=info.distortion or None,
-        point=Point("" if weight is None else f"rate weight {weight:g}", found),
+        point=Point("" if weight is None else f"rate weight {weight:g}", measured),
         parameters=count_parameters(model),
         kmac_per_pixel=total,
         peak_memory_bytes=peak,
@@ -226,10 +226,11 @@ def curve_name(info: ModelInfo, otherwise: str) -> str:
 
 
 def tell_curves_apart(models: Sequence[ModelResult]) -> tuple[ModelResult, ...]:
-    """Return the models; where two trainings share a curve's name, each gets its own.
+    """Return the models, with different curves for trainings that share a curve's name.
 
-    Models are of one training when recipe and pictures are the same, and the code too where that
-    leaves two of one rate; a curve that would mix several is called after each one's first model.
+    Models are of one training if their recipe and data are the same; if that leaves two models of
+    the same rate, their code must be the same too. Where a name would mix several trainings, the
+    name of each one's first model is added to it.
     """
     plain = Counter((_training(model), model.rate_weight) for model in models)
     doubled = {training for (training, _), count in plain.items() if count > 1}

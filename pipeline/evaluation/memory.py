@@ -1,4 +1,4 @@
-"""The highest memory that a piece of work took."""
+"""Measures the peak memory of a piece of work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start counting the peak anew, where the system can (CUDA; Linux, for the process)."""
+    """Reset the peak, where the system can: on CUDA, and on Linux for the process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -23,7 +23,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Return the highest use since reset_peak: allocated on a GPU, else the whole process's."""
+    """Return the peak since `reset_peak`: allocated on a GPU, else of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

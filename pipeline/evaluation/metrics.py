@@ -22,7 +22,7 @@ MS_SSIM_SIDE = 161
 def psnr(a: Picture, b: Picture) -> float:
     """Return the peak signal-to-noise ratio in dB over all samples of R, G and B.
 
-    `a`, `b`: (H, W, 3) uint8. At most 100 dB, which stands for identical pictures too.
+    `a` and `b` are (H, W, 3) uint8. At most 100 dB, also for identical pictures.
     """
     _check(a, b)
     error = a.astype(np.int32) - b.astype(np.int32)
@@ -33,7 +33,7 @@ def psnr(a: Picture, b: Picture) -> float:
 def ms_ssim(a: Picture, b: Picture) -> float | None:
     """Return the multi-scale structural similarity in [0, 1], the mean over R, G and B.
 
-    `a`, `b`: (H, W, 3) uint8. None where a side is below 161 pixels: five scales don't fit.
+    `a` and `b` are (H, W, 3) uint8. None if a side is below 161 pixels: five scales don't fit.
     Source: Wang, Simoncelli, Bovik, "Multiscale structural similarity", Asilomar 2003.
     """
     from pytorch_msssim import ms_ssim as reference

@@ -22,7 +22,7 @@ from pipeline.evaluation.metrics import Picture
 
 
 class PeerMissingError(Exception):
-    """This machine can't run a codec; says what provides it."""
+    """This machine can't run a codec; the message tells what provides it."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Peer:
 
 
 def _save(**options: Any) -> Callable[[Picture, int, Path], None]:
-    """Return an encoder through Pillow; the option whose value is SETTING gets the setting."""
+    """Return an encoder through Pillow; an option of value SETTING (or LAYER) gets the setting."""
 
     def encode(picture: Picture, setting: int, path: Path) -> None:
         filled: dict[str, Any] = {
@@ -153,9 +153,9 @@ PEERS: dict[str, Peer] = {
 
 
 def choose_peers(names: list[str]) -> tuple[list[Peer], dict[str, str]]:
-    """Return the codecs of `names` that run here, and for the others why they don't.
+    """Return the codecs of `names` that run here, and the reasons why the others don't.
 
-    Raises EvaluationError on a name that is no codec of ours.
+    Raises EvaluationError on an unknown name.
     """
     unknown = [name for name in names if name not in PEERS]
     if unknown:

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: found, named, read as 8-bit RGB."""
+"""Finds, names and reads the pictures of an evaluation, as 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.evaluation.metrics import Picture
 
 @dataclass(frozen=True)
 class EvaluatedPicture:
-    """A picture that is measured: its unique name, file, size in pixels, digest of its samples."""
+    """A picture to measure: its unique name, file, size in pixels, and digest of its samples."""
 
     name: str
     path: Path
@@ -37,15 +37,15 @@ def find_pictures(folder: Path) -> list[Path]:
         return [folder]
     if not folder.is_dir():
         raise EvaluationError(f"{folder} is no folder of pictures: give one that exists")
-    found, _ = pictures.find_pictures(folder)
-    if not found:
+    files, _ = pictures.find_pictures(folder)
+    if not files:
         endings = ", ".join(f".{ending}" for ending in sorted(pictures.ENDINGS))
         raise EvaluationError(f"{folder} holds no pictures: looked for {endings} in it and below")
-    return found
+    return files
 
 
 def read_sources(paths: Sequence[Path]) -> list[EvaluatedPicture]:
-    """Open every picture once and return what is known of it; EvaluationError on a bad one."""
+    """Read and describe every picture once; a bad one raises EvaluationError."""
     names = _unique_names(paths)
     return [_source(name, path) for name, path in zip(names, paths, strict=True)]
 
@@ -53,8 +53,8 @@ def read_sources(paths: Sequence[Path]) -> list[EvaluatedPicture]:
 def read_picture(path: Path) -> Picture:
     """Return the picture at `path` as (H, W, 3) uint8: the samples that `compress` codes.
 
-    It is upright; its alpha and colour profile, which go beside the samples, are left out. The
-    policy is that of `pipeline.common.pictures`. Raises EvaluationError if it can't be read.
+    It is upright, without alpha and colour profile. The policy is that of
+    `pipeline.common.pictures`. Raises EvaluationError if it can't be read.
     """
     try:
         return pictures.read_coded(path)

@@ -22,7 +22,7 @@ from pipeline.common.printable import printable
 from pipeline.evaluation.bdrate import RDCurve
 from pipeline.evaluation.results import QUALITIES, Report, curve, curves_of
 
-LONGEST = 80  # letters of a name in the legend
+LONGEST = 80  # characters of a name in the legend
 INK, GRID = "#1f2328", "#e3e5e8"
 MODEL_COLOURS = ("#c2410c", "#0f766e", "#7c3aed", "#be185d")
 PEER_COLOURS = {
@@ -64,7 +64,7 @@ def _line(axes: Axes, points: RDCurve | None, name: str, colour: str, thin: bool
         return
     xs, ys = _sorted(points)
     width, size = (1.2, 3) if thin else (2.4, 6)
-    # A name is no formula, whatever dollars are in it; and one that begins with _ is shown too.
+    # Dollars in a name begin no formula, and a name that begins with _ is shown too.
     label = printable(name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…").replace(
         "$", r"\$"
     )

@@ -1,4 +1,4 @@
-"""How far an evaluation is: one count over models, classical codecs and the report."""
+"""Counts the progress of an evaluation over models, classical codecs and the report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipeline.common.progress import Progress
 
 
 class Meter:
-    """Counts steps, whatever thread takes them, and tells `progress`; what is to come may grow."""
+    """Counts the steps of all threads and reports them to `progress`; the total may grow."""
 
     def __init__(self, progress: Progress | None = None) -> None:
         self.progress = progress
@@ -16,7 +16,7 @@ class Meter:
         self.lock = Lock()
 
     def expect(self, steps: int) -> None:
-        """Add `steps` to what is to come."""
+        """Add `steps` to the total."""
         with self.lock:
             self.total += steps
 

@@ -1,4 +1,4 @@
-"""Published rate-distortion points, for the one set they are known on: Kodak's 24 pictures."""
+"""Published rate-distortion points, for the only set with known ones: Kodak's 24 pictures."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def published_curves() -> dict[str, RDCurve]:
 
 
 def published_source() -> str:
-    """Return where the published points come from, in words for a reader."""
+    """Return the source of the published points, as text for readers."""
     return str(_table("kodak-published.json")["source"])
 
 
 def kodak_names(sources: Sequence[EvaluatedPicture]) -> dict[str, EvaluatedPicture]:
-    """Return `kodimNN` -> picture for those of the set that are Kodak's, known by their samples."""
+    """Return `kodimNN` -> picture for Kodak's pictures in the set, recognised by their samples."""
     names = {digest: name for name, digest in _table("kodak-digests.json").items()}
     return {names[s.digest]: s for s in sources if s.digest in names}
 
 
 def is_kodak(sources: Sequence[EvaluatedPicture]) -> bool:
-    """Tell whether the set is all of Kodak and nothing else: what published means are over."""
+    """Tell whether the set is all of Kodak and nothing else, as published means need it."""
     return len(sources) == len(kodak_names(sources)) == len(_table("kodak-digests.json"))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.codec import Model
 
-# The side of what is looked at at once, in pixels, before it is rounded to whole units.
+# The side of the blocks that a picture is processed in, in pixels, before rounding to units.
 BLOCK = 1024
 
 
@@ -19,9 +19,9 @@ BLOCK = 1024
 class RateMap:
     """Bits of a picture as the model estimates them.
 
-    `y`: (h, w) float32, bits of the latent at each position that has pixels of the picture, all
-    channels; `groups`: bits of each group of y that is coded at once, in that order, by its name;
-    `side_bits`: bits of what is coded beside y (hyper-latents).
+    `y` (h, w), float32, has the bits of all channels at each latent position that covers pixels of
+    the picture. `groups` has the bits of each group of y that is coded at once, by its name, in the
+    order of coding. `side_bits` are the bits of the other latents (hyper-latents).
     """
 
     y: NDArray[np.float32]
@@ -35,10 +35,10 @@ class RateMap:
 
 
 def rate_map(model: Model, x: Tensor, rate: float | None = None) -> RateMap:
-    """Return where the bits of picture `x` (1, 3, H, W) in [0, 1] go, at one of the model's rates.
+    """Return the bits of picture `x` (1, 3, H, W) in [0, 1], at one of the model's rates.
 
-    The model pads below and to the right; what is spent there is in the sums, not on the map.
-    A picture with a side above 1,024 pixels is gone through in blocks, for bounded memory.
+    The model pads below and to the right; the bits of the padding are in the sums, not on the map.
+    A picture with a side above 1,024 pixels is processed in blocks, to bound the memory.
     """
     side = -(-BLOCK // model.config.unit) * model.config.unit
     rows = [

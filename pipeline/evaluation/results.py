@@ -1,4 +1,4 @@
-"""What an evaluation found, as plain data."""
+"""The results of an evaluation, as plain data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.codec.architectures import DEFAULT
 from pipeline.evaluation.bdrate import RDCurve
 
-# The qualities that curves are drawn and compared in, with how a reader calls them.
+# The qualities that curves are drawn and compared in, with their labels.
 QUALITIES = {"psnr": "PSNR", "ms_ssim_db": "MS-SSIM"}
 
 
@@ -18,8 +18,9 @@ QUALITIES = {"psnr": "PSNR", "ms_ssim_db": "MS-SSIM"}
 class Measurement:
     """One picture through one codec at one setting.
 
-    `bytes` is the size of the file on disk and `bpp` eight times that per pixel; `psnr` and
-    `ms_ssim_db` in dB, MS-SSIM None where the picture is too small for it; wall-clock seconds.
+    `bytes` is the size of the file on disk and `bpp` eight times that per pixel. `psnr` and
+    `ms_ssim_db` are in dB; MS-SSIM is None if the picture is too small for it. Seconds are
+    wall-clock.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Point:
     pictures: tuple[Measurement, ...]
 
     def mean(self, metric: str) -> float | None:
-        """Return the mean of a Measurement's field over the set; None where any lacks it."""
+        """Return the mean of a Measurement's field over the set; None if a picture lacks it."""
         values = [getattr(picture, metric) for picture in self.pictures]
         return None if any(value is None for value in values) else fmean(values)
 
@@ -51,7 +52,7 @@ class Point:
 
 
 def curve(points: Sequence[Point], quality: str) -> RDCurve | None:
-    """Return the points' mean rate against mean `quality`; None where a point lacks it."""
+    """Return the points' mean rate against mean `quality`; None if a point lacks it."""
     qualities = [point.mean(quality) for point in points]
     present = [value for value in qualities if value is not None]
     if len(present) < len(points):
@@ -61,7 +62,7 @@ def curve(points: Sequence[Point], quality: str) -> RDCurve | None:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """A model at its rate: what it is, what it costs and what was measured."""
+    """A model at one rate: its identity, its costs and its measurements."""
 
     name: str
     curve: str
@@ -75,13 +76,13 @@ class ModelResult:
     peak_memory_bytes: int
     parts: tuple[dict[str, Any], ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
-    # Of a model that has several, the one that was measured.
+    # The measured rate of a model that has several.
     rate: float | None = None
     architecture: str = DEFAULT
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        own = [one.name for one in fields(self) if one.name != "point"]
+        own = [f.name for f in fields(self) if f.name != "point"]
         data = {name: getattr(self, name) for name in own} | {"parts": list(self.parts)}
         return data | self.point.means() | {"pictures": [asdict(m) for m in self.point.pictures]}
 
@@ -113,8 +114,9 @@ class PeerResult:
 class Comparison:
     """BD-rate of a curve of models against another codec, in percent of its rate.
 
-    `value` None: not defined, and `reason` says why. `low` to `high`: the range of quality (dB)
-    that it covers. `interval`: what 95 % of sets of pictures drawn from this one would give.
+    If it is not defined, `value` is None and `reason` tells why. `low` to `high` is the range of
+    quality (dB) that it covers. `interval` has the values of 95 % of the sets of pictures drawn
+    from this one.
     """
 
     curve: str
@@ -129,7 +131,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that an evaluation measured; what results.json holds."""
+    """Everything that an evaluation measured: the content of results.json."""
 
     created: str
     pictures: tuple[dict[str, Any], ...]
@@ -142,12 +144,12 @@ class Report:
 
     def curves(self) -> dict[str, list[ModelResult]]:
         """Return the models by the curve they belong to, the lowest rate first."""
-        found: dict[str, list[ModelResult]] = {}
+        curves: dict[str, list[ModelResult]] = {}
         for model in self.models:
-            found.setdefault(model.curve, []).append(model)
-        for models in found.values():
+            curves.setdefault(model.curve, []).append(model)
+        for models in curves.values():
             models.sort(key=lambda model: model.point.mean("bpp") or 0.0)
-        return found
+        return curves
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON, format 1."""
@@ -172,7 +174,7 @@ class Report:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each picture, codec and setting: what results.csv holds."""
+        """Return the content of results.csv: a row for each picture, codec and setting."""
         points = [("model", m.name, m.point) for m in self.models]
         points += [("peer", p.name, point) for p in self.peers for point in p.points]
         return [
@@ -184,10 +186,10 @@ class Report:
 
 
 def curves_of(content: dict[str, Any]) -> Report:
-    """Return as much of a report as its curves take, from what results.json holds."""
+    """Return the part of a report that its curves need, from the content of results.json."""
     models = tuple(
         ModelResult(
-            **{one.name: m[one.name] for one in fields(ModelResult) if one.name in m},
+            **{f.name: m[f.name] for f in fields(ModelResult) if f.name in m},
             point=_point("", m["pictures"]),
         )
         for m in content["models"]

@@ -1,4 +1,4 @@
-"""An evaluation from models and pictures to a folder with results, curves and a report."""
+"""Runs an evaluation: from models and pictures to a folder with results, curves and a report."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def evaluate(
     rates: Sequence[float] | None = None,
     force: bool = False,
 ) -> Report:
-    """Measure `models` and the classical codecs `peers` on `pictures`; write all of it to `out`.
+    """Measure `models` and the classical codecs `peers` on `pictures`, and write a report to `out`.
 
     `out` gets results.json, results.csv, rd-curve.png and .svg, report.html and every stream under
     streams/, whole or not at all; an earlier evaluation there is replaced. `cache`: a folder that
@@ -74,9 +74,9 @@ def evaluate(
     here, absent = choose_peers(list(peers))
     sources = read_sources(pictures)
     meter = Meter(progress)
-    # One step beyond the pictures: the report.
+    # The report is one step more.
     meter.expect(len(specs) * len(sources) + 1)
-    sweep(out.resolve().parent)  # what killed evaluations left, whatever they were to be called
+    sweep(out.resolve().parent)  # folders that killed evaluations left, of any name
     with writing_folder(out) as folder:
         streams, loader = folder / STREAMS, ModelLoader(target)
         measured = tell_curves_apart(
@@ -95,11 +95,11 @@ def evaluate(
 
 
 def unique_specs(models: Sequence[ModelSpec]) -> list[ModelSpec]:
-    """Return the specs, refusing two of one name: they could not be told apart."""
+    """Return the specs; two with the same name are refused, as they could not be told apart."""
     seen: set[str] = set()
     for spec in models:
         if folder_name(spec.name) in seen:
-            raise EvaluationError(f"two models are called {spec.name}: name each but once")
+            raise EvaluationError(f"two models are called {spec.name}: give each its own name")
         seen.add(folder_name(spec.name))
     return list(models)
 
@@ -112,7 +112,7 @@ def span_of(models: Sequence[ModelResult]) -> Span:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Return what a reader needs to judge the times: processor, threads, device, versions."""
+    """Return what readers need to judge the times: processor, threads, device, versions."""
     return {
         "processor": _processor(),
         "cores": usable_cores(),
@@ -152,19 +152,19 @@ def _report(
         machine=machine(device),
     )
     published = published_curves() if is_kodak(sources) else {}
-    found = replace(bare, comparisons=compare(bare.curves(), peers, published))
-    return replace(found, verdict=verdict(found))
+    compared = replace(bare, comparisons=compare(bare.curves(), peers, published))
+    return replace(compared, verdict=verdict(compared))
 
 
 def table(report: Report) -> str:
-    """Return what results.csv holds: a row for each picture, codec and setting."""
-    written = io.StringIO()
+    """Return the content of results.csv: a row for each picture, codec and setting."""
+    text = io.StringIO()
     rows = report.rows()
-    writer = csv.DictWriter(written, fieldnames=list(rows[0]))
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()
     for row in rows:
         writer.writerow({key: cell(v) if isinstance(v, str) else v for key, v in row.items()})
-    return written.getvalue()
+    return text.getvalue()
 
 
 def _write(report: Report, scenes: Sequence[Scene], folder: Path) -> None:

@@ -30,7 +30,7 @@ from pipeline.evaluation.results import Measurement, ModelResult, PeerResult, Re
 
 # A window of a picture: left, top, width, height.
 Box = tuple[int, int, int, int]
-# What the paper shows: the propeller of kodim20 and the painted wall of kodim24.
+# The crops that the paper shows: the propeller of kodim20 and the painted wall of kodim24.
 KODAK_CROPS = {"kodim20": (56, 152), "kodim24": (384, 176)}
 CROP = (256, 192)
 # The worst picture is shown whole up to this size, else its worst part.
@@ -39,7 +39,7 @@ LARGEST = (768, 512)
 
 @dataclass(frozen=True)
 class View:
-    """One codec's version of a scene: samples (h, w, 3) uint8 and what it cost on this picture."""
+    """One codec's version of a scene: samples (h, w, 3) uint8, and its cost on this picture."""
 
     label: str
     samples: Picture
@@ -49,9 +49,9 @@ class View:
 
 @dataclass(frozen=True)
 class Scene:
-    """A window (left, top, width, height) of a picture, as several codecs give it.
+    """A window (left, top, width, height) of a picture, as several codecs decode it.
 
-    `whole` is the picture itself, (H, W, 3) uint8, and `rates` where the middle model's bits go.
+    `whole` is the picture itself, (H, W, 3) uint8; `rates` maps the bits of the middle model.
     """
 
     kind: str
@@ -95,7 +95,7 @@ def make_scenes(
 
 @dataclass
 class _Draft:
-    """A scene that is being put together; `box` of the worst picture is found when decoded."""
+    """A scene that is being put together; the worst picture gets its `box` when it is decoded."""
 
     kind: str
     index: int
@@ -113,22 +113,22 @@ def _add_model(
     if draft.box is None:
         error = read_picture(source.path).astype(np.float64) - decoded
         draft.box = densest_window(np.square(error).sum(axis=2), LARGEST)
-    found = result.point.pictures[draft.index]
-    draft.views.append(View(result.name, cut(decoded, draft.box), found.bpp, found.psnr))
+    measured = result.point.pictures[draft.index]
+    draft.views.append(View(result.name, cut(decoded, draft.box), measured.bpp, measured.psnr))
 
 
 def _add_peer(
     draft: _Draft, result: PeerResult, peer: Peer, source: EvaluatedPicture, target: float
 ) -> None:
-    """Code the picture with a classical codec at the rate nearest to `target`, add the window."""
+    """Code the picture with a classical codec at the rate nearest to `target`; add the window."""
     assert draft.box is not None
-    point = min(result.points, key=lambda point: _away(point.pictures[draft.index], target))
+    point = min(result.points, key=lambda point: _distance(point.pictures[draft.index], target))
     picture = read_picture(source.path)
     with tempfile.TemporaryDirectory(prefix="pipeline-evaluate-") as folder:
         path = Path(folder) / f"picture{peer.suffix}"
         decoded, _, _ = run_peer(peer, picture, int(point.setting), path)
-    found = point.pictures[draft.index]
-    draft.views.append(View(result.label, cut(decoded, draft.box), found.bpp, found.psnr))
+    measured = point.pictures[draft.index]
+    draft.views.append(View(result.label, cut(decoded, draft.box), measured.bpp, measured.psnr))
 
 
 def _finish(draft: _Draft, source: EvaluatedPicture) -> Scene:
@@ -140,13 +140,13 @@ def _finish(draft: _Draft, source: EvaluatedPicture) -> Scene:
 
 
 def middle_model(models: Sequence[ModelResult]) -> ModelResult:
-    """Return the model of the middle rate: the one that other codecs' crops are matched to."""
+    """Return the model of the middle rate, which other codecs' crops are matched to."""
     ordered = sorted(models, key=lambda model: model.point.mean("bpp") or 0.0)
     return ordered[(len(ordered) - 1) // 2]
 
 
 def crop_windows(sources: Sequence[EvaluatedPicture], avoid: int) -> list[tuple[int, Box]]:
-    """Return (picture's index, box) of two crops: the paper's on Kodak, else where detail is."""
+    """Return (picture's index, box) of two crops: the paper's on Kodak, else busy windows."""
     known = {name: sources.index(source) for name, source in kodak_names(sources).items()}
     chosen = [(known[n], (*at, *CROP)) for n, at in KODAK_CROPS.items() if n in known]
     taken = {index for index, _ in chosen} | ({avoid} if len(sources) > 1 else set())
@@ -176,8 +176,8 @@ def densest_window(values: np.ndarray, size: tuple[int, int]) -> Box:
     return int(left), int(top), w, h
 
 
-def _away(found: Measurement, target: float) -> float:
-    return abs(math.log(found.bpp / target))
+def _distance(measured: Measurement, target: float) -> float:
+    return abs(math.log(measured.bpp / target))
 
 
 def cut(picture: Picture, box: Box) -> Picture:

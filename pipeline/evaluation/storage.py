@@ -1,4 +1,4 @@
-"""The folder that an evaluation's report goes to."""
+"""Checks the folder that an evaluation's report goes to."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ OWN = {MARK, "results.csv", "rd-curve.png", "rd-curve.svg", "report.html"}
 def check_folder(out: Path, sources: Iterable[Path] = (), force: bool = False) -> None:
     """Raise EvaluationError unless `out` is free, empty or an earlier evaluation's folder.
 
-    The folder as a whole is replaced. `force` gives up whatever else is in it, but never one of
-    `sources`, the pictures and models that are evaluated. Raises TargetError where no folder can
-    be made.
+    An evaluation replaces the whole folder. `force` permits to replace other files in it, but never
+    one of `sources`, the pictures and models that are evaluated. Raises TargetError when no folder
+    can be made.
     """
     check_writable(out)
     if not out.exists():
@@ -44,9 +44,9 @@ def check_folder(out: Path, sources: Iterable[Path] = (), force: bool = False) -
 
 
 def _foreign(out: Path) -> Iterator[Path]:
-    """Yield what lies in an evaluation's folder beside what evaluations write."""
+    """Yield the files in an evaluation's folder that no evaluation writes."""
     for path in sorted(out.iterdir()):
         if path.name == STREAMS and path.is_dir():
-            yield from (one for one in path.rglob("*") if one.is_file() and one.suffix != ".cca")
+            yield from (p for p in path.rglob("*") if p.is_file() and p.suffix != ".cca")
         elif path.name not in OWN:
             yield path

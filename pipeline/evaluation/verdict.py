@@ -1,4 +1,4 @@
-"""Where the best curve of models stands against the other codecs, in plain sentences."""
+"""Compares the best curve of models with the other codecs, in plain sentences."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ YARDSTICK = "jpeg"
 
 
 def verdict(report: Report) -> tuple[str, ...]:
-    """Return where the best curve of models stands against JPEG and the others.
+    """Return sentences that compare the best curve of models with JPEG and the other codecs.
 
-    The best has the lowest BD-rate against JPEG; where none has one, it has the most models. The
-    report's table has the others.
+    The best curve has the lowest BD-rate against JPEG or, if no curve has one, the most models. The
+    other curves are in the report's table.
     """
     curves = report.curves()
     if not curves:
         return ()
     ranked = sorted(curves, key=lambda name: (_bd_rate(name, report), -len(curves[name])))
     best, *others = ranked
-    # One model alone has no BD-rate, which needs no saying.
+    # A single model has no BD-rate; the sentence about that is left out.
     sentences = _against_jpeg(best, curves[best], report)[: None if len(curves[best]) > 1 else 1]
     sentences += _ranking(best, report)
     if others:
@@ -70,24 +70,23 @@ def _against_jpeg(name: str, models: Sequence[ModelResult], report: Report) -> l
 
 
 def _bd(name: str, report: Report) -> list[str]:
-    found = _find(report, name, YARDSTICK)
-    if found is None:
+    against = _find(report, name, YARDSTICK)
+    if against is None:
         return []
-    if found.value is None:
-        return [f"Its BD-rate against JPEG is not defined: {found.reason}."]
-    tail = "it beats JPEG" if found.value < 0 else "it does not beat JPEG"
-    return [
-        f"Over the qualities both reach, its BD-rate against JPEG is {found.value:+.1f} %: {tail}."
-    ]
+    if against.value is None:
+        return [f"Its BD-rate against JPEG is not defined: {against.reason}."]
+    tail = "it beats JPEG" if against.value < 0 else "it does not beat JPEG"
+    rate = f"{against.value:+.1f} %"
+    return [f"Over the qualities both reach, its BD-rate against JPEG is {rate}: {tail}."]
 
 
 def _ranking(name: str, report: Report) -> list[str]:
     better: list[str] = []
     worse: list[str] = []
     for peer in report.peers:
-        found = _find(report, name, peer.name)
-        if found is not None and found.value is not None:
-            (worse if found.value < 0 else better).append(peer.label)
+        against = _find(report, name, peer.name)
+        if against is not None and against.value is not None:
+            (worse if against.value < 0 else better).append(peer.label)
     if not better and not worse:
         return []
     if not better:
@@ -103,15 +102,15 @@ def _size(models: Sequence[ModelResult]) -> list[str]:
     if published is None or millions > published / 2:
         return []
     return [
-        f"With {millions:.2f} million parameters, where the published {architecture.title} model "
-        f"has {published}, a model is for trying the pipeline out."
+        f"A model of {millions:.2f} million parameters, where the published {architecture.title} "
+        f"model has {published}, is only good for trying out the pipeline."
     ]
 
 
 def _bd_rate(name: str, report: Report) -> float:
-    """Return the BD-rate of a curve against JPEG, infinite where there is none."""
-    found = _find(report, name, YARDSTICK)
-    return math.inf if found is None or found.value is None else found.value
+    """Return the BD-rate of a curve against JPEG, infinite if there is none."""
+    against = _find(report, name, YARDSTICK)
+    return math.inf if against is None or against.value is None else against.value
 
 
 def _find(report: Report, name: str, anchor: str) -> Comparison | None:

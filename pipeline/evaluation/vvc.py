@@ -1,7 +1,7 @@
-"""VVC through the ffmpeg that imageio-ffmpeg bundles: libvvenc, its own decoder.
+"""VVC through the ffmpeg that imageio-ffmpeg bundles: libvvenc, and ffmpeg's own decoder.
 
-vvenc takes 4:2:0 at 10 bits alone, so the colour conversion's loss (about 49 dB on photographs)
-is part of its result. `qpa` off: the default tunes for the eye and loses PSNR.
+vvenc takes only 4:2:0 at 10 bits, so the colour conversion's loss (about 49 dB on photographs) is
+part of its result. `qpa` is off, because the default optimises for the eye and loses PSNR.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class VVCMissingError(Exception):
 
 @cache
 def version() -> str:
-    """Return which ffmpeg codes VVC; ImportError or VVCMissingError where none does."""
+    """Return the version of the ffmpeg that codes VVC; ImportError or VVCMissingError if none."""
     listing = _run(["-hide_banner", "-encoders"], b"").decode()
     if "libvvenc" not in listing:
         raise VVCMissingError("the ffmpeg of imageio-ffmpeg was built without libvvenc")
     first = _run(["-version"], b"").decode().splitlines()[0]
-    found = re.search(r"version (\S+)", first)
-    return f"ffmpeg {found.group(1) if found else 'of unknown version'}, libvvenc {PRESET}"
+    match = re.search(r"version (\S+)", first)
+    return f"ffmpeg {match.group(1) if match else 'of unknown version'}, libvvenc {PRESET}"
 
 
 def encode(picture: Picture, setting: int, path: Path) -> None:

@@ -21,7 +21,7 @@ from pipeline.evaluation.published import published_curves, published_source
 from pipeline.evaluation.results import QUALITIES, Comparison, Point, Report
 from pipeline.evaluation.scenes import Scene, middle_model
 
-# Published curves drawn from the start; the others wait in the legend.
+# Published curves that are shown at first; the legend switches on the others.
 SHOWN_PUBLISHED = ("VTM (VVC intra)", "BPG 4:4:4", "CCA (2024), as published")
 THUMBNAIL = 480
 
@@ -60,7 +60,7 @@ def render(report: Report, scenes: Sequence[Scene]) -> str:
 
 
 def peers_against_jpeg(report: Report) -> dict[str, Comparison]:
-    """Return codec -> BD-rate in PSNR against JPEG, of the classical codecs themselves."""
+    """Return codec -> BD-rate in PSNR against JPEG, for the classical codecs."""
     points = {peer.name: peer.points for peer in report.peers}
     jpeg = points.pop("jpeg", ())
     return {name: against((name, "jpeg", "psnr"), jpeg, own) for name, own in points.items()}
@@ -82,24 +82,24 @@ def _with_published(report: Report) -> bool:
 
 
 def _anchors(report: Report) -> list[tuple[str, str]]:
-    """Return (anchor, what a reader calls it) of every codec that BD-rates are against."""
+    """Return (anchor, label) of every codec that BD-rates are against."""
     labels = {peer.name: peer.label for peer in report.peers}
-    names = dict.fromkeys(c.anchor for c in _told(report))
+    names = dict.fromkeys(c.anchor for c in _defined(report))
     return [(name, labels.get(name, name)) for name in names]
 
 
 def _compared(report: Report) -> list[str]:
-    """Return the curves that have a BD-rate against something: not those of one model."""
-    return list(dict.fromkeys(c.curve for c in _told(report)))
+    """Return the curves that have a BD-rate; those of a single model have none."""
+    return list(dict.fromkeys(c.curve for c in _defined(report)))
 
 
-def _told(report: Report) -> Sequence[Comparison]:
-    """Return the BD-rates that are defined; where none is, all, with their reasons."""
+def _defined(report: Report) -> Sequence[Comparison]:
+    """Return the BD-rates that are defined; if none is, all of them, with their reasons."""
     return [c for c in report.comparisons if c.value is not None] or report.comparisons
 
 
 def _series(report: Report) -> list[dict[str, Any]]:
-    """Return what the chart draws: one entry a curve, its points from the lowest rate up."""
+    """Return the curves of the chart, each with its points from the lowest rate up."""
     series = [
         _line("model", name, "", [(m.name, m.point) for m in models])
         for name, models in report.curves().items()
@@ -144,16 +144,16 @@ def _scene(scene: Scene, shown: str) -> dict[str, Any]:
 
 
 def _rates(scene: Scene) -> dict[str, Any]:
-    found = scene.rates
-    bars = [(name, bits / found.bits) for name, bits in found.groups.items()]
+    rates = scene.rates
+    bars = [(name, bits / rates.bits) for name, bits in rates.groups.items()]
     return {
-        "map": heat(found.y),
-        "most": float(found.y.max()),
+        "map": heat(rates.y),
+        "most": float(rates.y.max()),
         "thumbnail": thumbnail(scene.whole),
         "width": scene.whole.shape[1],
         "height": scene.whole.shape[0],
-        "bars": [*bars, ("hyper", found.side_bits / found.bits)],
-        "bpp": found.bits / (scene.whole.shape[0] * scene.whole.shape[1]),
+        "bars": [*bars, ("hyper", rates.side_bits / rates.bits)],
+        "bpp": rates.bits / (scene.whole.shape[0] * scene.whole.shape[1]),
     }
 
 
@@ -183,16 +183,16 @@ def _data_url(image: Image.Image, kind: str, **options: Any) -> str:
     return f"data:image/{kind.lower()};base64,{text}"
 
 
-def percent(found: Comparison | None) -> str:
+def percent(comparison: Comparison | None) -> str:
     """Return a BD-rate with its sign, a dash where it is not defined."""
-    if found is None or found.value is None:
+    if comparison is None or comparison.value is None:
         return "–"
-    return f"{found.value:+.1f} %".replace("-", "−")
+    return f"{comparison.value:+.1f} %".replace("-", "−")
 
 
-def between(found: Comparison) -> str:
+def between(comparison: Comparison) -> str:
     """Return the ends of a BD-rate's interval over the pictures."""
-    low, high = found.interval or (0.0, 0.0)
+    low, high = comparison.interval or (0.0, 0.0)
     return f"{low:+.0f} to {high:+.0f} %".replace("-", "−")
 
 
