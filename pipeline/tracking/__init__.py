@@ -1,9 +1,9 @@
-"""All that knows MLflow: runs, artifacts, lineage, the registry and the served model."""
+"""Everything about MLflow: runs, artifacts, lineage, the registry and the served model."""
 
 import os
 
-# Before MLflow is imported, which else tells its makers how it is used. The thread that does so
-# changes the environment while requests read it, and one in thousands of them fails.
+# Set before MLflow is imported, which would report its use to its makers. The thread that reports
+# changes the environment while requests read it, and one request in thousands fails.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from pipeline.tracking.delivery import deliver

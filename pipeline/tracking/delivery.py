@@ -1,10 +1,10 @@
-"""The thread that sends a spool's records to MLflow, in order, as often as it takes.
+"""The thread that sends a spool's records to MLflow, in order, and retries until they arrive.
 
-Files and pictures do not hold them up: they are put beside, for a thread of their own (`uploads`).
+Files and pictures do not hold records up: a thread of their own sends them (`uploads`).
 
-Each record's time was taken when it was logged, and MLflow keeps one metric for one (name, step,
-time, value); datasets, tags and files replace themselves. So sending twice, which happens when
-a process is killed between an answer and the note of it, changes nothing.
+A record keeps the time at which it was logged, and MLflow keeps one metric for one (name, step,
+time, value); datasets, tags and files replace earlier ones. So sending a record twice, which
+happens when a process is killed before it has noted the server's answer, changes nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Delivery:
     """Delivers one spool, in a thread of its own."""
 
     def __init__(self, spool: Spool, state: State, uri: str | None) -> None:
-        """`uri` may be None: MLflow's own settings."""
+        """With `uri` None, MLflow's own settings apply."""
         self.state = state
         self._spool = spool
         self._uri = uri
@@ -58,7 +58,7 @@ class Delivery:
         return self.state.delivered == self._spool.size()
 
     def start(self, seconds: float) -> None:
-        """Start delivering; wait up to `seconds` until the run exists or is seen to have to wait.
+        """Start delivering; wait up to `seconds` for the first answer or failure of the store.
 
         Raises TrackingError if the store refuses the run.
         """
@@ -70,9 +70,9 @@ class Delivery:
             raise self._refusal
 
     def drain(self, seconds: float) -> bool:
-        """Deliver without pauses for up to `seconds`; return whether everything went.
+        """Deliver without pauses for up to `seconds`; return whether everything was delivered.
 
-        Returns earlier when nothing but files is left, and their place does not take them.
+        Returns earlier when only files are left, and their place does not take them.
         """
         end = time.monotonic() + seconds
         before = self._uploads.rounds
@@ -102,7 +102,7 @@ class Delivery:
             )
 
     def stop(self) -> None:
-        """Stop the threads after the requests they are making, and close the spool."""
+        """Stop the threads after their current requests, and close the spool."""
         self._stopped.set()
         self._wake.set()
         self._uploads.stop()
@@ -139,7 +139,7 @@ class Delivery:
         return len(records) == RECORDS_A_READ
 
     def _connected(self) -> Sender:
-        """Return the sender of a run that exists; makes the run where it doesn't."""
+        """Return the sender of the run, which is created if it does not exist."""
         if self._sender is None:
             where = client(self._uri)
             with explained(where.tracking_uri):
@@ -155,7 +155,7 @@ class Delivery:
         return Sender(client(self._uri), self._spool, self.state.run_id)
 
     def _send(self, sender: Sender, kind: str, group: Sequence[tuple[Record, int]]) -> None:
-        """Send records of one kind and note that; records that can never be taken are set aside."""
+        """Send records of one kind and save the state; set aside those that can never be taken."""
         together = group if kind == "metrics" else group[:1]
         if kind in FILES:
             self._spool.put_off(*together[0])
@@ -201,9 +201,9 @@ class Delivery:
 
 
 def deliver(folder: Path, seconds: float = 60.0) -> bool:
-    """Send what waits in the run folder `folder`; return whether all of it went.
+    """Send the records that wait in the run folder `folder`; return whether all were delivered.
 
-    Raises TrackingError where there is nothing of a run, or the store refuses it.
+    Raises TrackingError when the folder holds no records, or the store refuses the run.
     """
     if not (folder / "tracking" / "state.json").exists():
         raise TrackingError(f"{folder} holds no records of a run: there is no tracking/state.json")

@@ -1,4 +1,4 @@
-"""What a run was made with: code, packages, hardware, the scheduler's ids; and no secrets."""
+"""Describes what a run is made with: code, packages, hardware, scheduler's ids; no secrets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SLURM = (
 
 
 def surroundings() -> dict[str, Any]:
-    """Return what is known of this process's code, packages, machine and Slurm job, as JSON."""
+    """Describe this process's code, packages, machine and Slurm job, as JSON values."""
     return {
         "command": [redacted(word) for word in sys.argv],
         "git": git(Path(__file__).parent),
@@ -40,18 +40,18 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def tags_from(found: Mapping[str, Any]) -> dict[str, str]:
-    """Return the part of `surroundings()` that one searches runs by."""
-    hardware, git = found["hardware"], found["git"]
+def tags_from(details: Mapping[str, Any]) -> dict[str, str]:
+    """Return tags to search runs by, from the details that `surroundings()` returns."""
+    hardware, git = details["hardware"], details["git"]
     tags = {
-        "mlflow.source.name": Path(found["command"][0]).name,
+        "mlflow.source.name": Path(details["command"][0]).name,
         "mlflow.source.type": "LOCAL",
         "host": hardware["host"],
         "cpu": f"{hardware['cpu']} x {hardware['cores']}",
         "gpu": ", ".join(hardware["gpus"]) or "none",
-        "python": found["python"],
-        "torch": found["packages"].get("torch", "none"),
-        **{key.lower().replace("_", ".", 1): value for key, value in found["slurm"].items()},
+        "python": details["python"],
+        "torch": details["packages"].get("torch", "none"),
+        **{key.lower().replace("_", ".", 1): value for key, value in details["slurm"].items()},
     }
     if git:
         tags |= {"mlflow.source.git.commit": git["commit"], "git.changed": str(git["changed"])}
@@ -61,7 +61,7 @@ def tags_from(found: Mapping[str, Any]) -> dict[str, str]:
 def git(folder: Path) -> dict[str, Any]:
     """Return commit, branch and changed files of the checkout around `folder`; {} if there is none.
 
-    `diff` is what differs from the commit in tracked files, without known secrets.
+    `diff` has the changes in tracked files since the commit, without known secrets.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
@@ -83,11 +83,11 @@ def git(folder: Path) -> dict[str, Any]:
 def packages() -> dict[str, str]:
     """Return the installed distributions and their versions, by name.
 
-    They are looked up once: a process keeps what it has imported, and reading some two hundred
-    files takes a third of a second.
+    They are looked up once: a process keeps the modules that it has imported, and reading some two
+    hundred files takes a third of a second.
     """
-    found = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
-    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+    versions = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
+    return dict(sorted(versions.items(), key=lambda item: item[0].lower()))
 
 
 def hardware() -> dict[str, Any]:
@@ -140,10 +140,10 @@ def _git(folder: Path, *words: str, **variables: str) -> str | None:
 
 
 def _cpu() -> str:
-    """Return the processor's name; Linux has it in /proc alone."""
+    """Return the processor's name; Linux has it only in /proc."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor() or platform.machine()
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1] if found else platform.machine()
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1] if match else platform.machine()

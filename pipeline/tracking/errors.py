@@ -1,4 +1,4 @@
-"""What goes wrong in tracking: the user's mistakes and failures at run time."""
+"""The errors of tracking: the user's mistakes, and failures at run time."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The MLflow model that a registered version is: weights, code, signature, requirements.
+"""Writes a registered version as an MLflow model: weights, code, signature, requirements.
 
 artifacts/model.safetensors   the codec, without what only training needs
 served.py                     bytes in, bytes out (`served`); no pickle anywhere
 code/cca_codec_DIGEST/        the codec's own code, so that serving needs no installation of it,
-                              and that of an architecture that is installed beside it
+                              and the code of an architecture from another package
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 ROOMS = ("codec", "common")
 IMPORT = re.compile(r"\b((?:from|import)\s+)pipeline(?=[.\s])")
 DIGITS = 12
-# What `served` and the codec import, held to the versions that registered the model.
+# The packages that `served` and the codec import, pinned to the versions at registration.
 REQUIREMENTS = ("mlflow", "torch", "numpy", "constriction", "safetensors", "pillow", "pandas")
 
 
 @contextmanager
 def written(model: Codec, logged: LoggedModel) -> Iterator[Path]:
-    """Yield a folder with the MLflow model of `model`; it is gone afterwards."""
+    """Yield a folder with the MLflow model of `model`, which is deleted afterwards."""
     import mlflow
     from mlflow.models import Model
 
@@ -67,10 +67,10 @@ def written(model: Codec, logged: LoggedModel) -> Iterator[Path]:
 
 
 def signature() -> ModelSignature:
-    """Return what goes in and comes out: a column `data`, the operation, the rate.
+    """Return the signature: a column `data` in and out, and the parameters operation and rate.
 
-    Bytes go in as text in base64, for MLflow decodes columns of bytes in some of its bodies alone;
-    that the column is there is checked in `served`, whose sentence is clearer.
+    Bytes go in as text in base64, because MLflow decodes columns of bytes only in some formats of
+    requests. `served` checks that the column is there, with a clearer message than MLflow's.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
@@ -83,7 +83,7 @@ def signature() -> ModelSignature:
 
 
 def check_servable(architecture: str) -> None:
-    """Raise `TrackingError` unless versions of this architecture can bring its code along."""
+    """Raise `TrackingError` unless registered versions can contain this architecture's code."""
     if not architectures.is_built_in(architecture) and not architectures.entry_point(architecture):
         raise TrackingError(
             f"the architecture {architecture} is known to this program alone, so a registered "
@@ -129,16 +129,16 @@ def _installed(architecture: str) -> dict[str, str]:
     own = re.compile(rf"(?m)^(\s*from\s+){re.escape(package)}(?=[.\s])")
     files = root.parent.rglob("*.py") if root.name == "__init__.py" else [root]
     above = root.parent.parent if root.name == "__init__.py" else root.parent
-    found = {
+    sources = {
         f"{place}/{path.relative_to(above).as_posix()}": own.sub(
             rf"\g<1>{module}.{package}", path.read_text(encoding="utf-8")
         )
         for path in sorted(files)
     }
     offered = f"from {module}.{entry.module} import {entry.attr} as ARCHITECTURE\n"
-    return {**found, f"{place}/__init__.py": f'"""{architecture}."""\n\n{offered}'}
+    return {**sources, f"{place}/__init__.py": f'"""{architecture}."""\n\n{offered}'}
 
 
 def _release(name: str) -> str:
-    """Return the installed version as an index knows it: without the build (`+cpu`)."""
+    """Return the installed version as a package index has it: without the build (`+cpu`)."""
     return version(name).split("+")[0]

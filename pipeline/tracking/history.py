@@ -1,4 +1,4 @@
-"""What the store knows of a run: settings, tags, and its metrics over the steps."""
+"""Reads a run from the store: its settings, its tags, and its metrics over the steps."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class History:
 
 
 def history(reference: str, metrics: Sequence[str], *, needed: bool) -> History | None:
-    """Return what the store knows of the run `reference`, of those `metrics` that it has.
+    """Read the run `reference` from the store, with those of `metrics` that it has.
 
-    None: there is no store, and it is not `needed`. Raises TrackingError when there is no such run,
-    StoreError for a store that can't be used now.
+    Returns None if there is no store and it is not `needed`. Raises TrackingError when there is no
+    such run, StoreError when the store can't be used now.
     """
     where = require_store(f"runs:/{reference}") if needed else reading_client()
     if where is None:
@@ -34,9 +34,10 @@ def history(reference: str, metrics: Sequence[str], *, needed: bool) -> History 
         if run_id is None:
             raise TrackingError(NOT_DELIVERED.format(store=without_user(where.tracking_uri)))
         run = where.get_run(run_id)
-        there = [metric for metric in metrics if metric in run.data.metrics]
-        found = {metric: where.get_metric_history(run_id, metric) for metric in there}
+        names = [name for name in metrics if name in run.data.metrics]
+        logged = {name: where.get_metric_history(run_id, name) for name in names}
     curves = {
-        metric: sorted((one.step, one.value) for one in values) for metric, values in found.items()
+        name: sorted((point.step, point.value) for point in points)
+        for name, points in logged.items()
     }
     return History(dict(run.data.params), dict(run.data.tags), curves)

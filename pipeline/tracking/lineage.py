@@ -1,4 +1,4 @@
-"""The way back from a model: run by run, stage by stage, to the shards and their source."""
+"""Traces a model back, run by run and stage by stage, to the shards and their source."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Data:
 
 @dataclass(frozen=True)
 class StageRun:
-    """One run on the way: a stage at a rate."""
+    """One run of a lineage: a stage at a rate."""
 
     run_id: str
     name: str
@@ -61,12 +61,12 @@ class Lineage:
 
 
 def lineage(model: str) -> Lineage:
-    """Return how `model` (any MODEL) came about, as far as the store knows.
+    """Return the runs that made `model` (any MODEL), as far as the store has them.
 
     Raises TrackingError when there is no such model.
     """
-    kept = NAMED.fullmatch(model) or RUN.fullmatch(model)
-    where = require_store(model) if kept else reading_client()
+    in_store = NAMED.fullmatch(model) or RUN.fullmatch(model)
+    where = require_store(model) if in_store else reading_client()
     version = None
     if where is None:
         from pipeline.codec import load_model
@@ -74,9 +74,9 @@ def lineage(model: str) -> Lineage:
         load_model(resolve_model(model))
         return Lineage(model, None, (), f"there is no tracking store {tracking_uri()} yet")
     if named := NAMED.fullmatch(model):
-        found = find_version(where, named["name"], named["version"], named["alias"])
-        aliases = where.get_registered_model(found.name).aliases
-        version = as_version(found, aliases)
+        entry = find_version(where, named["name"], named["version"], named["alias"])
+        aliases = where.get_registered_model(entry.name).aliases
+        version = as_version(entry, aliases)
         run_id = version.run_id or version.tags.get("run_id", "")
     elif run := RUN.fullmatch(model):
         run_id = run["run"]
@@ -125,11 +125,11 @@ def _step(where: MlflowClient, run: Run) -> StageRun:
 
 def _data(where: MlflowClient, run: Run) -> list[Data]:
     inputs = run.inputs.dataset_inputs if run.inputs else []
-    found = []
+    data = []
     for item in inputs:
         tags = {tag.key: tag.value for tag in item.tags}
         name = item.dataset.name
-        found.append(
+        data.append(
             Data(
                 name=name,
                 digest=tags.get("digest", item.dataset.digest),
@@ -137,7 +137,7 @@ def _data(where: MlflowClient, run: Run) -> list[Data]:
                 manifest=_manifest(where, run.info.run_id, MANIFEST.format(name=name)),
             )
         )
-    return found
+    return data
 
 
 def _manifest(where: MlflowClient, run_id: str, artifact: str) -> dict[str, Any] | None:

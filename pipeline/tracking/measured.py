@@ -1,4 +1,4 @@
-"""What an evaluation's results.json says about a codec, checked before it is believed."""
+"""Reads the measurements of a codec from an evaluation's results.json, which is validated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.common.documents import DocumentError, parse_object
 from pipeline.tracking.errors import TrackingError
 
 MEASURED = ("bpp", "psnr", "ms_ssim", "ms_ssim_db")
-# How the tag of a metric that spans a codec's several rates is called, and written.
+# For a metric over several rates: the end of its tag's name, and the word between its ends.
 RANGE, TO = "_range", " to "
 
 
@@ -48,9 +48,9 @@ class _Results(_Form):
 
 
 def measured(results: Path, fingerprint: str) -> dict[str, float | str]:
-    """Return what `results` (evaluation's results.json) says about the codec with these weights.
+    """Return the measurements in `results` (evaluation's results.json) of the codec `fingerprint`.
 
-    Raises TrackingError when it is no such file, or does not have that codec.
+    Raises TrackingError when the file is not such results, or does not have that codec.
     """
     content = _read(results)
     ours = [model for model in content.models if model.fingerprint == fingerprint]
@@ -60,14 +60,14 @@ def measured(results: Path, fingerprint: str) -> dict[str, float | str]:
             f"{results} has no measurement of this model (fingerprint {fingerprint[:12]}), only "
             f"of {known}: evaluate it first"
         )
-    found: dict[str, float | str] = {"measured_on": _set_name(content)}
+    tags: dict[str, float | str] = {"measured_on": _set_name(content)}
     for key in MEASURED:
         values = [value for value in (getattr(model, key) for model in ours) if value is not None]
         if len(ours) == 1 and values:
-            found[key] = values[0]
+            tags[key] = values[0]
         elif values:
-            found[f"{key}{RANGE}"] = f"{min(values):g}{TO}{max(values):g}"
-    return found | _compared(content.bd_rate.get(ours[0].curve, {}))
+            tags[f"{key}{RANGE}"] = f"{min(values):g}{TO}{max(values):g}"
+    return tags | _compared(content.bd_rate.get(ours[0].curve, {}))
 
 
 def _compared(anchors: Mapping[str, Mapping[str, _Entry]]) -> dict[str, float]:
@@ -81,8 +81,8 @@ def _compared(anchors: Mapping[str, Mapping[str, _Entry]]) -> dict[str, float]:
 
 def _read(results: Path) -> _Results:
     try:
-        said: dict[str, Any] = parse_object(results.read_bytes())
-        return _Results.model_validate(said)
+        content: dict[str, Any] = parse_object(results.read_bytes())
+        return _Results.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -1,8 +1,8 @@
-"""From what a user calls a model to a file on this machine.
+"""Finds the local file of a model that a user names.
 
-Registered versions carry the SHA-256 of their file: what is downloaded is checked against it and
-kept under it in `~/.cache/cca-pipeline/models` (`XDG_CACHE_HOME` is respected), once for all names.
-A copy that was damaged there is fetched again.
+Registered versions carry the SHA-256 of their file. A download is checked against it and kept
+under it in `~/.cache/cca-pipeline/models` (`XDG_CACHE_HOME` is respected), once for all names. A
+copy that was damaged there is downloaded again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-# Where a run keeps its model, and where a registered version does.
+# The artifact paths of a run's model and of a registered version's model.
 RUN_ARTIFACT = "model/model.safetensors"
 VERSION_ARTIFACT = "artifacts/model.safetensors"
 NAMED = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[\w\-]+))")
@@ -38,9 +38,9 @@ FORMS = (
 
 
 def resolve_model(model: str | Path) -> Path:
-    """Return the local file or folder that `model` means; downloads where it is elsewhere.
+    """Return the local file or folder of `model`, and download it if it is elsewhere.
 
-    Raises TrackingError where there is no such model, StoreError where it can't be fetched whole.
+    Raises TrackingError when there is no such model, StoreError when it can't be fetched whole.
     """
     if box.is_meant(model):
         return box.box_model()
@@ -63,7 +63,7 @@ def find_version(
 ) -> ModelVersion:
     """Return version `version` of the model `name`, or the one that `alias` points to.
 
-    Raises TrackingError, which names the versions and aliases that exist, where there is none.
+    Raises TrackingError when there is none; it names the versions and aliases that exist.
     """
     from mlflow.exceptions import MlflowException
 
@@ -113,7 +113,7 @@ def run_artifact(run_id: str, artifact: str) -> Path:
 
 
 def _fetch(where: MlflowClient, what: str, uri: str, target: Path | None, digest: str) -> Path:
-    """Return the artifact at `uri` where it lies, or downloaded whole to `target`."""
+    """Return the file of the artifact at `uri`, or of its whole download to `target`."""
     from mlflow.artifacts import download_artifacts
 
     if uri.startswith(("file:", "/")):
@@ -123,7 +123,7 @@ def _fetch(where: MlflowClient, what: str, uri: str, target: Path | None, digest
         if digest and file_sha256(path) != digest:
             raise StoreError(
                 f"{what} is damaged: the SHA-256 of {path} is not the registered one; put the "
-                "right file there, or register the model anew"
+                "right file there, or register the model again"
             )
         return path
     target = target or _cache() / f"{hashlib.sha256(uri.encode()).hexdigest()}.safetensors"
@@ -135,7 +135,7 @@ def _fetch(where: MlflowClient, what: str, uri: str, target: Path | None, digest
         if digest and file_sha256(path) != digest:
             raise StoreError(
                 f"{what} arrived damaged: its SHA-256 is not the registered one; try again, and "
-                "register the model anew if that does not help"
+                "register the model again if that does not help"
             )
         flush(path)
         path.replace(target)

@@ -1,4 +1,4 @@
-"""How far a run is and how fast it goes: from its own records, or from tags in the store."""
+"""Reads the progress and pace of a run, from its own records or from tags in the store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEP_TAG = "progress.step"
 PACE_TAG = "progress.seconds_per_step"
 SECONDS_TO_ANSWER = 5.0
 SECONDS_TO_CONNECT = 2.0
-# How much of the end of a run's records its progress is read from.
+# The bytes at the end of a run's records that its progress is read from.
 LAST_BYTES = 1 << 16
 
 
@@ -38,15 +38,15 @@ class RunProgress:
 
 
 class Pace:
-    """Steps and times of what was sent last, since this start of the run."""
+    """Measures the pace of the records that are sent, since this start of the run."""
 
     def __init__(self) -> None:
-        """Nothing was sent yet."""
+        """Start with nothing sent."""
         self._before: tuple[int, int] | None = None
 
     def tags(self, records: Sequence[Record]) -> dict[str, str]:
-        """Return the tags after `records` (metrics); system metrics count steps of their own."""
-        points = [(record["step"], record["time"]) for record in records if not _of_machine(record)]
+        """Return the tags after `records` of metrics; system metrics have steps of their own."""
+        points = [(record["step"], record["time"]) for record in records if not _is_system(record)]
         if not points:
             return {}
         last = max(points)
@@ -59,10 +59,10 @@ class Pace:
 
 
 def spooled_progress(folder: Path) -> RunProgress | None:
-    """Return how far the run in `folder` is, from the records that it keeps there; None if none.
+    """Return the progress of the run in `folder`, from its records there; None if it has none.
 
-    That needs no store, and is ahead of what one was told. The pace is that of the last records
-    since the run was started.
+    This needs no store, and is ahead of the store. The pace is that of the last records since the
+    run was started.
     """
     try:
         with (folder / "tracking" / "spool.jsonl").open("rb") as file:
@@ -79,7 +79,7 @@ def spooled_progress(folder: Path) -> RunProgress | None:
             status, points = "RUNNING", []
         elif kind == "end":
             status = str(record.get("status"))
-        elif kind == "metrics" and not _of_machine(record):
+        elif kind == "metrics" and not _is_system(record):
             step = int(record["step"])
             points.append((step, int(record["time"])))
     if step is None:
@@ -88,13 +88,13 @@ def spooled_progress(folder: Path) -> RunProgress | None:
 
 
 def _record(line: bytes) -> Record | None:
-    """Return the record in a line; None where it is torn, or the first half is cut off."""
+    """Return the record in a line; None if a part of the line is missing."""
     record = read_record(line)
     return None if record["kind"] == DAMAGED else record
 
 
-def _of_machine(record: Record) -> bool:
-    """Say whether these are metrics of the machine, which count steps of their own."""
+def _is_system(record: Record) -> bool:
+    """Tell whether a record has system metrics, which count steps of their own."""
     return all(name.startswith("system/") for name in record["values"])
 
 
@@ -106,7 +106,7 @@ def _pace(points: Sequence[tuple[int, int]]) -> float | None:
 
 
 def run_progress(reference: str) -> RunProgress | None:
-    """Return how far a run is; None where it, or its store, can't be reached within seconds."""
+    """Return the progress of a run; None if it, or its store, can't be reached within seconds."""
     if not _worth_asking():
         return None
     answer: list[RunProgress] = []
@@ -124,9 +124,9 @@ def run_progress(reference: str) -> RunProgress | None:
 
 
 def _worth_asking() -> bool:
-    """Return False for a store that certainly does not answer; MLflow takes seconds to load.
+    """Return False for a store that certainly does not answer, as MLflow takes seconds to load.
 
-    That is an embedded one that is not there, or a server whose port nobody listens on.
+    It is an embedded store that does not exist, or a server whose port nobody listens on.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     if uri.startswith("sqlite:///"):
@@ -145,7 +145,7 @@ def _worth_asking() -> bool:
 def _ask(where: MlflowClient, reference: str, answer: list[RunProgress]) -> None:
     try:
         run = where.get_run(resolved(where, reference) or "")
-    except Exception:  # whatever it is, there is no progress to tell
+    except Exception:  # whatever it is, no progress can be shown
         return
     tags = run.data.tags
     pace = tags.get(PACE_TAG)

@@ -1,8 +1,8 @@
-"""Whether a challenger takes the champion's place: only when measured better beyond the noise.
+"""Decides whether a challenger replaces the champion: only if it is better beyond the noise.
 
-Tracking knows who contends and keeps what was decided; the measuring is evaluation's, which gives
-how many percent more bits the challenger needs and the interval that 95 % of sets of pictures
-drawn from the measured ones give. The whole interval must lie below zero.
+Tracking finds the two and records the decision. Evaluation measures them: how many percent more
+bits the challenger needs, and the interval in which 95 % of sets of pictures drawn from the
+measured ones lie. The whole interval must lie below zero.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pipeline.tracking.registry import Version, find, list_versions
 from pipeline.tracking.store import client, explained
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-# What makes versions one training, besides the run that they all began in (or their code).
+# Tags that identify a training, besides the run that all its versions began in (or their code).
 TRAINING = ("recipe_digest", "data_digest", "stage", "distortion")
 
 
 @dataclass(frozen=True)
 class Gain:
-    """How many percent more bits the challenger needs, `low` to `high`, and what says so."""
+    """How many percent more bits the challenger needs, the interval of that, and the method."""
 
     value: float
     low: float
@@ -32,7 +32,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class Decision:
-    """What came of a challenge; `gain` is None where it could not be, or was not, measured."""
+    """The outcome of a challenge; `gain` is None if it could not be, or was not, measured."""
 
     name: str
     champion: str | None
@@ -48,10 +48,10 @@ class Decision:
 
 
 def contenders(name: str) -> tuple[list[Version], list[Version]]:
-    """Return the champion's training and the challenger's: a version a rate, each alias first.
+    """Return the versions of the champion's training and of the challenger's, one for each rate.
 
-    No champion, or one of the challenger's own training: the first list is empty. Raises
-    TrackingError when there is no challenger.
+    The version with the alias comes first. The first list is empty if there is no champion, or if
+    it is of the challenger's own training. Raises TrackingError when there is no challenger.
     """
     versions = list_versions(name)
     challenger = find(versions, CHALLENGER)
@@ -69,13 +69,13 @@ def contenders(name: str) -> tuple[list[Version], list[Version]]:
 def judge(
     name: str, champion: Version, challenger: Version, gain: Gain | str, pictures: int
 ) -> Decision:
-    """Decide by `gain`, or by the reason why there is none."""
+    """Decide by `gain`, which may also be the reason why there is none."""
     old, new = champion.uri, challenger.uri
     if isinstance(gain, str):
         why = f"{new} can't be compared with {old} on these {pictures} pictures: {gain}"
         return Decision(name, old, new, False, why, pictures)
     more = "fewer" if gain.value < 0 else "more"
-    told = (
+    measured = (
         f"{new} needs {abs(gain.value):.1f} % {more} bits than {old} over {pictures} pictures "
         f"({gain.method}; 95 % of drawn sets give {gain.low:+.1f} to {gain.high:+.1f} %)"
     )
@@ -85,11 +85,11 @@ def judge(
         outcome = "worse beyond the noise"
     else:
         outcome = "within the noise, more pictures would tell"
-    return Decision(name, old, new, gain.high < 0, f"{told}: {outcome}", pictures, gain)
+    return Decision(name, old, new, gain.high < 0, f"{measured}: {outcome}", pictures, gain)
 
 
 def unchallenged(name: str, challenger: Version) -> Decision:
-    """Return the decision where there is no champion of another training."""
+    """Return the decision if there is no champion of another training."""
     holder = find(list_versions(name), CHAMPION)
     if holder is None:
         why = f"{name} had no champion, so {challenger.uri} is the first"
@@ -99,9 +99,9 @@ def unchallenged(name: str, challenger: Version) -> Decision:
 
 
 def enact(decision: Decision, measured: Mapping[str, Mapping[str, float | str]]) -> None:
-    """Move the alias where the challenger is better; keep the reason and what was measured.
+    """Move the alias if the challenger is better; record the reason and the measurements.
 
-    `measured`: by a version's `models:/` name, the tags that it gets.
+    `measured` has the tags that versions get, by their `models:/` names.
     """
     name, _, number = decision.challenger.removeprefix("models:/").rpartition("/")
     where = client()

@@ -1,4 +1,4 @@
-"""What a record of a run may say: a line of its spool, checked before anything is done with it."""
+"""Validates the records of a run: each line of its spool is checked before it is used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from pipeline.common.documents import DocumentError, parse
 
 Record = dict[str, Any]
-# The kind of what is no record; it is set aside.
+# The kind of a line that is not a record; it is set aside.
 DAMAGED = "damaged"
 LONGEST_SHOWN = 200
 
@@ -23,7 +23,7 @@ def _inside(name: str) -> str:
     return name
 
 
-# What MLflow and SQL take: 64 bits, with a sign.
+# The integers that MLflow and SQL take: 64 bits with a sign.
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)]
 Staged = Annotated[str, AfterValidator(_inside)]
 
@@ -82,7 +82,7 @@ _ADAPTER: TypeAdapter[Any] = TypeAdapter(_Known)
 
 
 def read_record(line: bytes) -> Record:
-    """Return the record in a line; of kind `DAMAGED`, with the line's beginning, if it is none."""
+    """Return the record in a line, or one of kind `DAMAGED` with the beginning of a bad line."""
     try:
         record: Record = parse(line)
         _ADAPTER.validate_python(record)

@@ -1,4 +1,4 @@
-"""Versions of codecs in MLflow's registry, each with where it came from and what it measures."""
+"""Versions of codecs in MLflow's registry, each with its origin and its measurements."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from pipeline.codec import Model
 
-# What of a checkpoint's info becomes a tag of its version.
+# The fields of a checkpoint's info that become tags of its version.
 INFO = (
     "stage", "rate_weight", "distortion", "step", "recipe_digest", "data_digest", "git_commit",
     "run_id", "parent", "source",
@@ -59,7 +59,7 @@ class Version:
     measured_on: str | None
     bd_rate: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
-    # Of a codec with several rates: their weights, and from where to where the measured ones reach.
+    # For a codec with several rates: their weights, and the ranges of the measured metrics.
     rate_weights: tuple[float, ...] = ()
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -100,8 +100,8 @@ def register_model(
         version = _same(where, name, tags) or _create(where, name, model, run_id, tags)
         if alias is not None:
             where.set_registered_model_alias(name, alias, version.version)
-        found = where.get_model_version(name, version.version)
-        return as_version(found, _aliases(where, name))
+        entry = where.get_model_version(name, version.version)
+        return as_version(entry, _aliases(where, name))
 
 
 def list_versions(name: str | None = None) -> list[Version]:
@@ -114,42 +114,42 @@ def list_versions(name: str | None = None) -> list[Version]:
         return []
     with explained(where.tracking_uri):
         query = f"name = '{name}'" if name else None
-        found = list(_pages(where, query))
-        if name and not found:
-            find_version(where, name, "1", None)
-        aliases = {n: _aliases(where, n) for n in {version.name for version in found}}
-    versions = [as_version(version, aliases[version.name]) for version in found]
+        entries = list(_pages(where, query))
+        if name and not entries:
+            find_version(where, name, "1", None)  # raises an error that names what exists
+        aliases = {n: _aliases(where, n) for n in {entry.name for entry in entries}}
+    versions = [as_version(entry, aliases[entry.name]) for entry in entries]
     return sorted(versions, key=lambda version: (version.name, version.version))
 
 
 def find(versions: Sequence[Version], alias: str) -> Version | None:
-    """Return the version that `alias` points to, if any does."""
+    """Return the version that `alias` points to, or None."""
     return next((version for version in versions if alias in version.aliases), None)
 
 
 def measurements(results: Path, source: str) -> dict[str, float | str]:
-    """Return what `results` (evaluation's results.json) says about the codec `source`.
+    """Return the measurements of the codec `source` in `results` (evaluation's results.json).
 
-    Raises TrackingError when it is no such file, or does not have that codec.
+    Raises TrackingError when the file is not such results, or does not have that codec.
     """
     from pipeline.codec import load_model
 
     return measured(results, load_model(resolve_model(_as_uri(source))).fingerprint)
 
 
-def as_version(found: ModelVersion, aliases: Mapping[str, str]) -> Version:
-    """Return MLflow's version as ours; `aliases` are its model's, by alias."""
-    tags = {str(key): str(value) for key, value in found.tags.items()}
+def as_version(entry: ModelVersion, aliases: Mapping[str, str]) -> Version:
+    """Return MLflow's version as ours; `aliases` has the versions of all aliases of its model."""
+    tags = {str(key): str(value) for key, value in entry.tags.items()}
 
     def number(key: str) -> float | None:
         return float(tags[key]) if key in tags else None
 
     return Version(
-        name=found.name,
-        version=int(found.version),
-        aliases=tuple(sorted(a for a, v in aliases.items() if str(v) == str(found.version))),
+        name=entry.name,
+        version=int(entry.version),
+        aliases=tuple(sorted(a for a, v in aliases.items() if str(v) == str(entry.version))),
         fingerprint=tags.get("fingerprint", ""),
-        run_id=found.run_id or None,
+        run_id=entry.run_id or None,
         stage=tags.get("stage"),
         rate_weight=number("rate_weight"),
         distortion=tags.get("distortion"),
@@ -177,7 +177,7 @@ def _ends(text: str) -> tuple[float, float]:
 def _create(
     where: MlflowClient, name: str, model: Model, run_id: str | None, tags: Mapping[str, str]
 ) -> ModelVersion:
-    """Upload the model and enter it into the registry; half of it is never entered."""
+    """Upload the model, then enter it into the registry; a partial upload is never entered."""
     from mlflow.entities import LoggedModelOutput
 
     from pipeline.tracking.flavour import written
@@ -226,14 +226,14 @@ def _only_one(where: MlflowClient, version: ModelVersion) -> ModelVersion:
 
 
 def _same(where: MlflowClient, name: str, tags: Mapping[str, str]) -> ModelVersion | None:
-    """Return the version of `name` with these weights, if there is one, its tags brought up."""
+    """Return the version of `name` with these weights, with updated tags, if there is one."""
     query = f"name = '{name}' and tag.fingerprint = '{tags['fingerprint']}'"
-    found = next(iter(_pages(where, query)), None)
-    if found is not None:
-        found = _only_one(where, found)
+    version = next(iter(_pages(where, query)), None)
+    if version is not None:
+        version = _only_one(where, version)
         for key, value in tags.items():
-            where.set_model_version_tag(name, found.version, key, value)
-    return found
+            where.set_model_version_tag(name, version.version, key, value)
+    return version
 
 
 def _ensure_name(where: MlflowClient, name: str) -> None:
@@ -256,9 +256,9 @@ def _tags(model: Model, run_id: str | None, metrics: Mapping[str, float | str]) 
 
 
 def _training(where: MlflowClient, run_id: str | None) -> dict[str, str]:
-    """Return the tag `training`, which the rates of one training share: the run they all began in.
+    """Return the tag `training`, which all rates of a training share: the run that they began in.
 
-    A run that began from nothing has only its code to share with the others.
+    A run that began from scratch gets no such tag; it shares only its code with other rates.
     """
     root, seen = run_id, set()
     while root is not None and root not in seen:
@@ -269,7 +269,7 @@ def _training(where: MlflowClient, run_id: str | None) -> dict[str, str]:
 
 
 def _known_run(where: MlflowClient, run_id: str) -> str | None:
-    """Return `run_id` if this store has it: a checkpoint may come from another one."""
+    """Return `run_id` if this store has it: a checkpoint may come from another store."""
     from mlflow.exceptions import MlflowException
 
     if not run_id:
@@ -283,7 +283,7 @@ def _known_run(where: MlflowClient, run_id: str) -> str | None:
 
 
 def _as_uri(source: str) -> str:
-    """Return `runs:/ID` for what is an MLflow run's id and no file."""
+    """Return `runs:/ID` if `source` is the id of an MLflow run and not a file."""
     is_id = len(source) == 32 and all(c in "0123456789abcdef" for c in source)
     return f"runs:/{source}" if is_id and not Path(source).exists() else source
 
@@ -293,14 +293,14 @@ def _aliases(where: MlflowClient, name: str) -> dict[str, str]:
 
 
 def _pages(where: MlflowClient, query: str | None) -> list[ModelVersion]:
-    found: list[ModelVersion] = []
+    versions: list[ModelVersion] = []
     token: str | None = None
     while True:
         page = where.search_model_versions(query, max_results=1000, page_token=token)
-        found += page
+        versions += page
         token = page.token
         if not token:
-            return found
+            return versions
 
 
 def _check_name(name: str) -> None:

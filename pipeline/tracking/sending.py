@@ -1,4 +1,4 @@
-"""How each kind of record becomes a request to MLflow; every request may be repeated."""
+"""Turns each kind of record into requests to MLflow; every request may be repeated."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ TEXTS_A_REQUEST = 100
 LONGEST_TAG = 5000
 LONGEST_PARAM = 6000
 LONGEST_DIGEST = 36
-# Kinds of records with content that goes to another place than numbers do.
+# Kinds of records with content that is stored in another place than numbers.
 FILES = ("file", "image")
 T = TypeVar("T")
 
 
 def find_run(client: MlflowClient, state: State) -> str:
-    """Return the id of the state's run: the known one, one made before, or a new one.
+    """Return the id of the state's run: the known run, one created before, or a new one.
 
-    Raises TrackingError where the known one is not in this store, or was deleted there.
+    Raises TrackingError when the known run is not in this store, or was deleted there.
     """
     if state.run_id:
         _check_known(client, state)
         return state.run_id
     where = experiment_id(client, state.experiment)
-    # An earlier attempt may have made it without our having had the answer. So may a run that
-    # builds on it, which did not know its name.
+    # An earlier attempt may have created it, and the answer was lost. A run that builds on it may
+    # have created it, too, without knowing its name.
     run = active_run(client, state.key) or make_run(client, where, state.key, state.run_name)
     if run.info.run_name == state.key:
         client.update_run(run.info.run_id, name=state.run_name)
@@ -61,12 +61,12 @@ def _check_known(client: MlflowClient, state: State) -> None:
 
 
 def refuse_deleted(client: MlflowClient, run_id: str) -> None:
-    """Raise DeletedRunError if somebody has deleted the run, in MLflow's pages say."""
+    """Raise DeletedRunError if somebody has deleted the run, for example in MLflow's pages."""
     info = client.get_run(run_id).info
     if info.lifecycle_stage == "deleted":
         restore = f"mlflow runs restore --run-id {run_id}"
         if client.get_experiment(info.experiment_id).lifecycle_stage == "deleted":
-            # Its runs went with it, and come back with it.
+            # Its runs were deleted with it, and are restored with it.
             restore = f"mlflow experiments restore --experiment-id {info.experiment_id}"
         raise DeletedRunError(
             f"the run {run_id} was deleted in {without_user(client.tracking_uri)}: restore it"
@@ -79,7 +79,7 @@ class Sender:
     """Sends the records of one run."""
 
     def __init__(self, client: MlflowClient, spool: Spool, run_id: str) -> None:
-        """`run_id` is of a run that exists; `spool` holds its staged files."""
+        """The run `run_id` must exist; `spool` holds its staged files."""
         self._client = client
         self._spool = spool
         self._run_id = run_id
@@ -110,7 +110,7 @@ class Sender:
         actions[kind](record)
 
     def _metrics(self, records: Sequence[Record]) -> None:
-        """Send metrics, and with the last of them how far the run is."""
+        """Send metrics, and the progress of the run with the last of them."""
         from mlflow.entities import Metric, RunTag
 
         metrics = [
@@ -125,7 +125,7 @@ class Sender:
         self._client.log_batch(self._run_id, metrics=last, tags=tags)
 
     def _begin(self, record: Record) -> None:
-        """Mark the run as running, and add settings; one that changed since is told as a tag."""
+        """Mark the run as running, and add settings; changed ones go into a tag."""
         from mlflow.entities import Param
 
         run = self._client.get_run(self._run_id)
@@ -137,8 +137,8 @@ class Sender:
         for part in _parts(new, TEXTS_A_REQUEST):
             self._client.log_batch(self._run_id, params=part)
         changed = {k: v for k, v in params.items() if known.get(k, v) != v}
-        told = {"changed_settings": json.dumps(changed)} if changed else {}
-        self._tags({**record["tags"], **told})
+        note = {"changed_settings": json.dumps(changed)} if changed else {}
+        self._tags({**record["tags"], **note})
 
     def _tags(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -167,13 +167,13 @@ class Sender:
         self._client.log_artifact(self._run_id, str(path), record["folder"] or None)
 
     def _image(self, record: Record) -> None:
-        """Send a picture, unless it arrived before: MLflow gives each sending a name of its own."""
+        """Send a picture unless it arrived before: MLflow gives each upload a new name."""
         from mlflow import Image
 
         name = record["name"].replace("/", "~")
         start = f"images/{name}+step+{record['step']}+timestamp+{record['time']}+"
-        there = self._client.list_artifacts(self._run_id, "images")
-        if any(a.path.startswith(start) and a.path.endswith(".webp") for a in there):
+        stored = self._client.list_artifacts(self._run_id, "images")
+        if any(a.path.startswith(start) and a.path.endswith(".webp") for a in stored):
             return
         path = str(self._spool.staged(record["staged"]))
         picture = Image(path)
@@ -190,7 +190,7 @@ class Sender:
         self._client.set_terminated(self._run_id, record["status"], record["time"])
 
     def _dataset(self, record: Record) -> None:
-        """Add a dataset input; MLflow's digest has 36 characters at most, the tag has all."""
+        """Add a dataset input; MLflow's digest has 36 characters at most, the tag has all of it."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         dataset = Dataset(

@@ -1,11 +1,12 @@
-"""The served codec: MLflow runs this file, a copy of which travels with every registered version.
+"""The served codec: MLflow runs this file, a copy of which is part of every registered version.
 
-Pictures in, streams out, or the other way. `operation` says which: "compress" takes an encoded
-picture (PNG, JPEG, ...) and gives a `.cca` stream, "decompress" takes such a stream and gives a
-PNG. `rate`, of a codec with several, is the one to compress at (default: the middle).
+It turns pictures into streams, or streams into pictures. `operation` tells which: "compress" takes
+an encoded picture (PNG, JPEG, ...) and returns a `.cca` stream, "decompress" takes such a stream
+and returns a PNG. `rate` is the one to compress at, for a codec with several (default: the middle).
 
-In the process of MLflow's scoring server it also checks requests before MLflow does, which drops
-what it does not know and repeats requests in its errors, and ends work that nobody waits for.
+In the process of MLflow's scoring server it also checks requests before MLflow does, because MLflow
+drops keys that it does not know and repeats requests in its errors; and it stops work on requests
+that have timed out.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _work = threading.local()
 
 
 class Refused(MlflowException):
-    """An error whose sentence stays: MLflow's server would put the whole request before it."""
+    """An error that keeps its message: MLflow's server would put the whole request before it."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if name != "message" or "message" not in self.__dict__:
@@ -49,7 +50,7 @@ class Refused(MlflowException):
 
 
 class _Late(BaseException):
-    """The request has waited longer than its server lets it; no `except Exception` keeps it."""
+    """The request has timed out; a BaseException, so that no `except Exception` catches it."""
 
 
 class ServedCodec(PythonModel):
@@ -72,9 +73,9 @@ class ServedCodec(PythonModel):
     ) -> pd.DataFrame:
         """Return a row for each picture: column `data`, bytes, compressed or decompressed.
 
-        `model_input` has them in its column `data`, as bytes or as text in base64. Raises
-        MlflowException: an invalid value, which the server answers with 400, for what is no
-        picture, no stream, no operation, or no rate of the codec.
+        `model_input` has the pictures or streams in its column `data`, as bytes or as text in
+        base64. Raises MlflowException (invalid value, which the server answers with 400) for an
+        invalid picture, stream, operation or rate.
         """
         given = check_parameters(params or {})
         coded = self._compress if given["operation"] == "compress" else self._decompress
@@ -87,7 +88,7 @@ class ServedCodec(PythonModel):
 
         try:
             return coded(data, given["rate"])
-        except (ValueError, MismatchError) as error:  # one sentence on what is wrong with the bytes
+        except (ValueError, MismatchError) as error:  # its message is about the bytes
             raise Refused(str(error), _BAD) from error
 
     def _compress(self, data: bytes, rate: float | None) -> bytes:
@@ -108,7 +109,7 @@ class ServedCodec(PythonModel):
 
 
 def check_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `operation` and `rate`, checked. Raises MlflowException for others and wrong ones."""
+    """Return `operation` and `rate`. Raises MlflowException for unknown or invalid parameters."""
     unknown = [name for name in given if name not in PARAMETERS]
     if unknown:
         raise Refused(
@@ -123,11 +124,11 @@ def check_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rows(model_input: pd.DataFrame) -> Iterator[bytes]:
-    """Yield the bytes of each picture or stream, whichever body brought them."""
+    """Yield the bytes of each picture or stream, from any format of requests."""
     if COLUMN not in model_input:
         raise Refused(f"there is no column {COLUMN}, which holds pictures or streams", _BAD)
     for value in model_input[COLUMN]:
-        # `instances` of one value in a list each.
+        # The values of `instances` may each be a list of one.
         for item in value if isinstance(value, list | np.ndarray) else [value]:
             yield _bytes(item)
 
@@ -143,12 +144,12 @@ def _bytes(item: object) -> bytes:
 
 
 def guard_server() -> None:
-    """Let this process's scoring server answer in sentences, and end work nobody waits for."""
+    """Make this process's scoring server give clear errors, and stop work that has timed out."""
     from torch.nn.modules.module import register_module_forward_pre_hook
 
     if not hasattr(scoring_server.invocations, "__wrapped__"):
         scoring_server.invocations = guarded(scoring_server.invocations)
-        # Before each layer, so that work ends within one.
+        # Before each layer, so that work stops within one.
         register_module_forward_pre_hook(lambda module, inputs: _still_wanted())
 
 
@@ -208,7 +209,7 @@ def _retold(error: MlflowException) -> Refused:
 
 @contextmanager
 def _within(seconds: float) -> Iterator[None]:
-    """Let this thread's work run for `seconds`."""
+    """Let this thread's work in the block run for `seconds`."""
     _work.end = time.monotonic() + seconds
     try:
         yield
@@ -217,7 +218,7 @@ def _within(seconds: float) -> Iterator[None]:
 
 
 def _still_wanted(done: int = 0, of: int = 0) -> None:
-    """Raise `_Late` once nobody waits for this thread's work any more."""
+    """Raise `_Late` once this thread's work has timed out."""
     end = getattr(_work, "end", None)
     if end is not None and time.monotonic() > end:
         raise _Late

@@ -1,6 +1,6 @@
-"""A run's records on disk, between the training loop that writes and the threads that deliver.
+"""A run's records on disk, between the training loop, which writes, and the delivering threads.
 
-    RUN/tracking/spool.jsonl    one record a line, only ever appended
+    RUN/tracking/spool.jsonl    one record per line, only ever appended
     RUN/tracking/state.json     which MLflow run they belong to, and how many bytes were delivered
     RUN/tracking/waiting/       a record for each file or picture that is not stored yet
     RUN/tracking/files/         those files and pictures themselves
@@ -32,10 +32,11 @@ BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class State:
-    """Which run the records belong to and how far they were delivered.
+    """The run that the records belong to, and how many of them were delivered.
 
-    `key` names the run before MLflow has given it an id (a tag of the run carries it, so that a
-    creation whose answer was lost is found again); `delivered` counts bytes of the spool.
+    `key` identifies the run before MLflow has given it an id; a tag of the run holds it, so that a
+    run is found again if the answer to its creation was lost. `delivered` counts bytes of the
+    spool.
     """
 
     key: str
@@ -50,7 +51,7 @@ class Spool:
     """The records of one run folder; safe to append to from several threads."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the spool in `folder/tracking`, making it where it is missing."""
+        """Open the spool in `folder/tracking`, which is created if it is missing."""
         self.folder = folder / "tracking"
         self.files = self.folder / "files"
         self.files.mkdir(parents=True, exist_ok=True)
@@ -80,13 +81,13 @@ class Spool:
                 raise
 
     def sync(self) -> None:
-        """Wait until what was appended is on the disk itself."""
+        """Wait until all appended records are on the disk itself."""
         os.fsync(self._file)
 
     def read(self, start: int, limit: int) -> Iterator[tuple[Record, int]]:
         """Yield up to `limit` records from byte `start` on, each with the byte where it ends.
 
-        A line that is none has the kind `DAMAGED`.
+        A line that is not a record gives one of the kind `DAMAGED`.
         """
         with self._path.open("rb") as file:
             file.seek(start)
@@ -104,9 +105,9 @@ class Spool:
     def stage(self, source: Path | bytes, name: str) -> str:
         """Keep a file's content (or these bytes) until it is delivered; return its staged name.
 
-        A hard link where the file system allows it, else a copy: a file that is logged may be
-        removed or replaced by renaming afterwards, not changed in place. Raises NoSpaceError where
-        the disk is full.
+        The content is kept as a hard link if the file system allows it, else as a copy. So a logged
+        file may be removed or replaced by renaming afterwards, but not changed in place. Raises
+        NoSpaceError when the disk is full.
         """
         staged = f"{uuid.uuid4().hex}/{name}"
         target = self.files / staged
@@ -124,7 +125,7 @@ class Spool:
         return self.files / name
 
     def unstage(self, name: str) -> None:
-        """Forget a staged file that was delivered."""
+        """Remove a staged file that was delivered."""
         shutil.rmtree(self.staged(name).parent, ignore_errors=True)
 
     def sweep(self, delivered: int) -> None:
@@ -143,18 +144,18 @@ class Spool:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def put_off(self, record: Mapping[str, Any], end: int) -> None:
-        """Let a file or picture wait beside the records; `end` is the byte where its record ends.
+        """Keep the record of a file or picture for later; `end` is the byte where it ends.
 
-        Doing so twice, after a kill, is the same as once.
+        Doing so twice, after a kill, has the same result as once.
         """
         write_json(self._waiting / f"{end:020d}.json", dict(record))
 
     def waiting(self) -> list[Path]:
-        """Return what waits, oldest first."""
+        """Return the kept records of files and pictures, oldest first."""
         return sorted(self._waiting.glob("[0-9]*.json"))
 
     def stored(self, path: Path, record: Mapping[str, Any]) -> None:
-        """Forget what has waited as `path`, and its file: it is stored now."""
+        """Remove the kept record `path` and its file, which are stored now."""
         path.unlink(missing_ok=True)
         self.unstage(record["staged"])
 
@@ -192,10 +193,10 @@ class Spool:
 
 
 def _state(data: bytes) -> State:
-    """Return the state that `data` says; raises ValueError when it says none."""
-    said = parse_object(data)
-    known = {one.name: one.type for one in fields(State)}
-    named = {name: value for name, value in said.items() if name in known}
+    """Parse a state; raises ValueError when `data` is none."""
+    content = parse_object(data)
+    known = {f.name: f.type for f in fields(State)}
+    named = {name: value for name, value in content.items() if name in known}
     if any(type(value).__name__ != known[name] for name, value in named.items()):
         raise DocumentError("a value is of the wrong type")
     try:
@@ -230,7 +231,7 @@ def last_steps(spool: Spool) -> dict[tuple[str, str], int]:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Drop the part of a record that a power cut left at the end."""
+    """Cut off a part of a record that a power cut left at the end."""
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         size = whole = file.seek(0, os.SEEK_END)
         while whole:  # block by block from the end: a spool of weeks is large

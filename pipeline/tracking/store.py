@@ -1,9 +1,9 @@
 """Where runs and versions are kept: a tracking server, or an embedded SQLite file.
 
-MLflow's own settings decide (`MLFLOW_TRACKING_URI`, `MLFLOW_REGISTRY_URI`, credentials, TLS); where
-they say nothing, the store is `mlflow.db` in the working folder with artifacts in `mlartifacts`
-beside it. Two processes may start on an empty folder at once, and may be killed: the tables are
-made under a lock and a temporary name.
+MLflow's own settings decide (`MLFLOW_TRACKING_URI`, `MLFLOW_REGISTRY_URI`, credentials, TLS).
+Without them, the store is `mlflow.db` in the working folder, with artifacts in `mlartifacts` beside
+it. Two processes may start in an empty folder at once, and may be killed, so the tables are created
+under a lock and a temporary name.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
-# How long another process may hold an embedded store before that is told.
+# How long another process may hold an embedded store before that is an error.
 LOCK_SECONDS = 20.0
-# Answers of a server that is there but can't serve now; anything else it says is its last word.
+# Error codes of a server that can't serve now; all other codes are final.
 PASSING = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "BAD_GATEWAY")
-# Tables that every version of MLflow has made.
+# Tables that every version of MLflow creates.
 MLFLOWS = {"alembic_version", "experiments", "runs", "metrics", "params", "tags"}
 REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
-# How urllib3 and requests end what they say of a connection that could not be made.
+# The end of the messages of urllib3 and requests about a connection that could not be made.
 CAUSE = re.compile(r"Max retries exceeded .*: ([^:]*?)[\"')]*$", re.DOTALL)
-# What an upload is answered with that no repetition helps, such as 413 from a proxy with a limit.
-# Not 404: that is what some say for a server that restarts.
+# HTTP statuses of uploads that would fail again, such as 413 from a proxy with a limit. 404 is not
+# among them: some proxies answer so while a server restarts.
 NEVER = (400, 413, 414, 415, 422)
 
 
@@ -56,7 +56,7 @@ def tracking_uri(uri: str | None = None) -> str:
 
 
 def _without_credentials(uri: str) -> str:
-    """Move `user:password@` from `uri` to where MLflow looks for it and never shows it."""
+    """Move `user:password@` from `uri` to the variables where MLflow reads but never shows it."""
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") or not parts.username:
         return uri
@@ -66,7 +66,7 @@ def _without_credentials(uri: str) -> str:
 
 
 def client(uri: str | None = None) -> MlflowClient:
-    """Return MLflow's client for `tracking_uri(uri)`; makes an embedded store's tables.
+    """Return MLflow's client for `tracking_uri(uri)`; creates the tables of an embedded store.
 
     Raises TrackingError for a file that is no tracking store, StoreError for one that is locked.
     """
@@ -81,9 +81,9 @@ def client(uri: str | None = None) -> MlflowClient:
 
 
 def reading_client(uri: str | None = None) -> MlflowClient | None:
-    """Return MLflow's client for a store that is there; None for an embedded one that is not.
+    """Return MLflow's client for an existing store; None for an embedded one that does not exist.
 
-    Looking makes no store. Raises as `client`.
+    Never creates a store. Raises as `client` does.
     """
     where = tracking_uri(uri)
     if where.startswith(SQLITE) and not _holds_something(Path(where.removeprefix(SQLITE))):
@@ -92,12 +92,12 @@ def reading_client(uri: str | None = None) -> MlflowClient | None:
 
 
 def _holds_something(path: Path) -> bool:
-    """Say whether an embedded store is there; an empty file is none yet."""
+    """Tell whether an embedded store exists; an empty file does not count."""
     return path.exists() and (not path.is_file() or path.stat().st_size > 0)
 
 
 def require_store(what: str) -> MlflowClient:
-    """Return `reading_client()`; raises TrackingError where no store can have `what`."""
+    """Return `reading_client()`; raises TrackingError about `what` if there is no store."""
     where = reading_client()
     if where is None:
         raise TrackingError(
@@ -116,18 +116,18 @@ def _client(where: str) -> MlflowClient:
 
 def _prepare() -> None:
     refuse_cut_answers()
-    # MLflow would try for minutes; the spool has patience of its own, and a user has less.
+    # MLflow would retry for minutes; the spool retries itself, and users should not wait so long.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    # Its bars would tear ours, and standard output is for results.
+    # Its progress bars would disturb ours, and standard output is for results.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    # They would report every table made and every retry; what matters is raised as an error.
+    # They would log every new table and every retry; important problems are raised as errors.
     for name in ("mlflow.store", "alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _look_into(path: Path) -> None:
-    """Raise an error for a file that MLflow would fail on, or make its tables in."""
+    """Raise an error for a file that MLflow would fail on, or would add its tables to."""
     import sqlite3
 
     if path.is_dir():
@@ -137,7 +137,7 @@ def _look_into(path: Path) -> None:
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
             raise _of_database(f"{SQLITE}{path}", error) from error
-        # What a killed process had begun is taken back first, and a reader may not do that.
+        # SQLite first rolls back the changes of a killed process, which needs write access.
         try:
             tables = _tables(path, "rw")
         except sqlite3.DatabaseError as again:
@@ -161,11 +161,11 @@ def _tables(path: Path, mode: str) -> set[str]:
 
 
 def _of_database(uri: str, error: BaseException) -> TrackingError | StoreError:
-    """Return the error to raise for one of an embedded database or of SQLAlchemy."""
+    """Turn an error of an embedded database or of SQLAlchemy into one of ours."""
     sentence = first_sentence(error)
     if "locked" in sentence or "busy" in sentence:
         return StoreError(
-            f"the tracking store {without_user(uri)} is locked by another process: type the command"
+            f"the tracking store {without_user(uri)} is locked by another process: run the command"
             " again when that is done; for many processes or a network file system, run a server"
             " (docs/tracking.md)"
         )
@@ -178,9 +178,9 @@ def _of_database(uri: str, error: BaseException) -> TrackingError | StoreError:
 
 
 def _make_tables(path: Path) -> None:
-    """Make the embedded store `path` with all its tables, unless it is there already.
+    """Create the embedded store `path` with all its tables, unless it exists already.
 
-    MLflow's own lock covers only a part of it: two first starts at once damage the file.
+    MLflow's own lock covers only a part of that: two first starts at once would damage the file.
     """
     import mlflow
 
@@ -190,8 +190,8 @@ def _make_tables(path: Path) -> None:
     with file_lock(path.with_name(f".{path.name}.lock")):
         if _holds_something(path):
             return
-        for left in path.parent.glob(f".{path.name}.*.making*"):
-            left.unlink()
+        for stale in path.parent.glob(f".{path.name}.*.making*"):
+            stale.unlink()
         temporary = path.with_name(f".{path.name}.{os.getpid()}.making")
         maker = mlflow.MlflowClient(f"{SQLITE}{temporary}", registry_uri=f"{SQLITE}{temporary}")
         maker.search_experiments()
@@ -202,32 +202,32 @@ def _make_tables(path: Path) -> None:
 
 
 def experiment_id(mlflow_client: MlflowClient, name: str) -> str:
-    """Return the id of the experiment `name`, creating it where it is missing."""
+    """Return the id of the experiment `name`, which is created if it is missing."""
     from mlflow.exceptions import MlflowException
 
-    found = mlflow_client.get_experiment_by_name(name)
-    if found is None:
+    experiment = mlflow_client.get_experiment_by_name(name)
+    if experiment is None:
         uri = mlflow_client.tracking_uri
-        beside = Path(uri.removeprefix(SQLITE)).parent / "mlartifacts"
-        location = beside.as_uri() if uri.startswith(SQLITE) else None
+        artifacts = Path(uri.removeprefix(SQLITE)).parent / "mlartifacts"
+        location = artifacts.as_uri() if uri.startswith(SQLITE) else None
         try:
             return str(mlflow_client.create_experiment(name, artifact_location=location))
         except MlflowException as error:
             # Another process may have created it since we looked.
-            found = mlflow_client.get_experiment_by_name(name)
-            if found is None:
+            experiment = mlflow_client.get_experiment_by_name(name)
+            if experiment is None:
                 raise error from None
-    if found.lifecycle_stage != "active":
+    if experiment.lifecycle_stage != "active":
         raise TrackingError(
             f"the experiment {name} is deleted in {without_user(mlflow_client.tracking_uri)}: "
             "restore it (mlflow experiments restore) or name another one"
         )
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Turn what MLflow raises into an error of ours that names the store."""
+    """Turn errors of MLflow inside the block into ours, which name the store."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -257,8 +257,8 @@ def explained(uri: str) -> Iterator[None]:
             ) from error
         if "Response body: '<" in str(error):
             raise TrackingError(
-                f"what answers at {without_user(uri)} is a page for people, no MLflow server:"
-                " look at MLFLOW_TRACKING_URI, and whether a proxy stands before the server"
+                f"{without_user(uri)} answers with a web page and is not an MLflow server: check"
+                " MLFLOW_TRACKING_URI, and whether a proxy stands in front of the server"
             ) from error
         raise TrackingError(f"the tracking store {without_user(uri)} says: {sentence}") from error
     except ModuleNotFoundError as error:
@@ -273,20 +273,20 @@ def explained(uri: str) -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    """Return the sentence that matters: of a failed connection the innermost one."""
-    found = CAUSE.search(str(error))
-    return without_user(found[1])[:300] if found else first_sentence(error)
+    """Return the message that matters: for a failed connection, the innermost one."""
+    match = CAUSE.search(str(error))
+    return without_user(match[1])[:300] if match else first_sentence(error)
 
 
 def is_passing(error: BaseException) -> bool:
-    """Say whether `error` may be gone when the same request is made again later."""
+    """Tell whether the same request may succeed later."""
     from mlflow.exceptions import MlflowException
 
     return not isinstance(error, MlflowException) or error.error_code in PASSING
 
 
 def is_rejected(error: BaseException) -> bool:
-    """Say whether the store, up and willing, can never take what it was given."""
+    """Tell whether a store that works can never take this request."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
 
@@ -298,7 +298,7 @@ def is_rejected(error: BaseException) -> bool:
 
 
 def is_too_large(error: BaseException) -> bool:
-    """Say whether a file, and not its place, is what an upload failed by."""
+    """Tell whether an upload failed because of the file, not because of its place."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
 
@@ -310,5 +310,5 @@ def is_too_large(error: BaseException) -> bool:
 
 
 def first_sentence(error: BaseException) -> str:
-    """Return the first line of what `error` says, without credentials, at most 300 characters."""
+    """Return the first line of `error`, without credentials, at most 300 characters."""
     return without_user((str(error).splitlines() or [type(error).__name__])[0])[:300]

@@ -1,7 +1,7 @@
-"""What the machine does while a run runs: MLflow's own monitors, into the run's spool.
+"""Samples system metrics during a run, by MLflow's own monitors, into the run's spool.
 
-MLflow's sampling thread would write to the server itself and lose what a server that is down
-does not take; its monitors alone are used here.
+MLflow's sampling thread would write to the server itself and lose samples while the server is down,
+so only its monitors are used here.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class SystemSampler:
         self._thread = threading.Thread(target=self._loop, name="system metrics", daemon=True)
 
     def start(self) -> None:
-        """Begin to sample."""
+        """Start sampling."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop; returns when nothing more is recorded."""
+        """Stop sampling; nothing more is recorded afterwards."""
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -42,13 +42,13 @@ class SystemSampler:
         monitors = _monitors()
         while not self._stopped.is_set():
             try:
-                found = _sample(monitors)
-            except Exception as error:  # a counter that can't be read must not end the others
+                sample = _sample(monitors)
+            except Exception as error:  # a counter that can't be read must not reach the training
                 log.warning("no system metrics: %s", error)
                 return
             # While the disk is full there are no samples; the next checkpoint says so.
             with contextlib.suppress(NoSpaceError):
-                self._record(found, self._number)
+                self._record(sample, self._number)
             self._number += 1
             self._stopped.wait(SECONDS_BETWEEN_SAMPLES)
 

@@ -1,8 +1,8 @@
-"""A run as the training loop sees it: calls that return at once, whatever the server does.
+"""The training loop's interface to a run: its calls return at once, whatever the server does.
 
-Every call appends a record to the run folder's spool; a thread delivers them (`delivery`). So a
-server that is down for minutes delays what is seen of the run, not the run: nothing waits and
-nothing is lost, not even when the process is killed, for the resumed run delivers what is left.
+Every call appends a record to the run folder's spool, and a thread delivers them (`delivery`). So a
+server that is down for minutes delays what it shows of the run, not the run itself. Nothing is lost
+even when the process is killed: the resumed run delivers the rest.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """One MLflow run; made by `start`, closed by `finish`. One per run: ranks above 0 have none."""
+    """One MLflow run, made by `start` and closed by `finish`. Only rank 0 has a tracker."""
 
     def __init__(
         self, spool: Spool, delivery: Delivery, seen: Mapping[tuple[str, str], int]
@@ -71,7 +71,7 @@ class Tracker:
         """Begin a run, or continue the one that `folder` (or `run_id`) knows.
 
         Args:
-            experiment: its name; created where it is missing.
+            experiment: its name; it is created if it is missing.
             run_name: the run's name, shown in MLflow.
             params: settings, nested as they are; written as `a.b.c`, lists as JSON.
             tags: text about the run.
@@ -103,14 +103,14 @@ class Tracker:
 
     def _begin(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Record the settings and the surroundings of this start."""
-        found = surroundings()
-        about = {key: redacted(value) for key, value in (tags_from(found) | dict(tags)).items()}
+        details = surroundings()
+        about = {key: redacted(value) for key, value in (tags_from(details) | dict(tags)).items()}
         settings = {key: redacted(value) for key, value in flat(params).items()}
         self._spool.append(_record("begin", params=settings, tags=about))
         when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        if diff := found["git"].pop("diff", ""):
+        if diff := details["git"].pop("diff", ""):
             self.log_text(diff, f"{when}.diff", "surroundings")
-        self.log_text(json.dumps(found, indent=2), f"{when}.json", "surroundings")
+        self.log_text(json.dumps(details, indent=2), f"{when}.json", "surroundings")
 
     @property
     def run_id(self) -> str:
@@ -141,7 +141,7 @@ class Tracker:
     def log_file(self, path: Path, folder: str = "") -> None:
         """Keep the file `path` with the run, in its artifact folder `folder`.
 
-        The file may be removed or replaced (by renaming) afterwards, not changed in place.
+        The file may be removed or replaced (by renaming) afterwards, but not changed in place.
         """
         staged = self._spool.stage(path, path.name)
         self._spool.append(_record("file", staged=staged, folder=folder))
@@ -166,14 +166,14 @@ class Tracker:
         self._spool.append(_record("image", staged=staged, name=name, step=step))
 
     def dataset(self, name: str, digest: str, source: str) -> None:
-        """Record what the run is trained on: the shard manifest's digest and where it lies."""
+        """Record the data of the run: the digest of the shards' manifest, and its place."""
         self._spool.append(_record("dataset", name=name, digest=digest, source=redacted(source)))
 
     def finish(self, status: str = "FINISHED", seconds: float = 60.0) -> bool:
         """End the run (FINISHED, FAILED or KILLED) and wait up to `seconds` for the delivery.
 
-        Returns whether all was delivered; if not, the rest waits in the run folder for `deliver`
-        or for the run to be resumed.
+        Returns whether everything was delivered; if not, the rest waits in the run folder for
+        `deliver` or for the run to be resumed.
         """
         if status not in ENDS:
             raise TrackingError(f"a run ends as one of {', '.join(ENDS)}, not as {status}")
@@ -188,7 +188,7 @@ class Tracker:
         return self._delivered
 
     def _is_new(self, kind: str, name: str, step: int) -> bool:
-        """Say whether an earlier start of this run has not logged this yet."""
+        """Tell whether no earlier start of this run has logged this."""
         return step > self._seen.get((kind, name), -1)
 
     def _stop(self) -> None:

@@ -1,8 +1,8 @@
 """The thread that sends a run's files and pictures, beside the one that sends its records.
 
-They go to another place than numbers do: a folder that perhaps only the server reaches, a bucket
-whose credentials or library are missing here, a proxy that takes no large ones. What can't be
-stored waits in the run's folder, and nothing waits for it.
+They are stored in another place than numbers: a folder that perhaps only the server reaches, a
+bucket whose credentials or library may be missing here, behind a proxy that may refuse large files.
+Files that can't be stored wait in the run's folder and hold nothing else up.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ log = logging.getLogger(__name__)
 
 
 class Uploads:
-    """Sends what waits in one spool, oldest first, as often as it takes."""
+    """Sends the waiting files of one spool, oldest first, and retries until they arrive."""
 
     def __init__(self, spool: Spool, connect: Callable[[], Sender | None]) -> None:
         """`connect` returns the run's sender, or None while there is no run yet."""
         self.rounds = 0
-        """How often everything that waits was tried."""
+        """How often all waiting files were tried."""
         self.stuck = False
         """Whether something could not be stored at the last try."""
         self._spool = spool
@@ -42,15 +42,15 @@ class Uploads:
         self._thread = threading.Thread(target=self._loop, name="uploads", daemon=True)
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start sending."""
         self._thread.start()
 
     def wake(self) -> None:
-        """Try now what waits."""
+        """Try the waiting files now."""
         self._wake.set()
 
     def stop(self) -> None:
-        """Stop after the file that is being sent; one that hangs is left to the process's end."""
+        """Stop after the current file; a send that hangs ends with the process."""
         self._stopped.set()
         self._wake.set()
         if self._thread.is_alive():
@@ -72,7 +72,7 @@ class Uploads:
             self.rounds += 1
 
     def _send_all(self) -> None:
-        """Send what waits; raises what the first one that could not be sent has met."""
+        """Send the waiting files; raises the error of the first one that could not be sent."""
         waiting = [path for path in self._spool.waiting() if path not in self._refused]
         if not waiting:
             return
@@ -100,14 +100,14 @@ class Uploads:
         except Exception as error:
             if not is_too_large(error):
                 raise
-            # The next ones may be small enough; this one is tried again by `pipeline deliver`.
+            # The next files may be small enough; `pipeline deliver` tries this one again.
             self._refused.add(path)
             self._tell(error)
         else:
             self._spool.stored(path, record)
 
     def _tell(self, error: Exception) -> None:
-        """Say once what can't be stored where, and what follows."""
+        """Log once which files can't be stored where, and what to do."""
         if self._told:
             return
         self._told = True
@@ -116,7 +116,7 @@ class Uploads:
             return
         log.warning(
             "files and pictures of this run can't be stored in %s (%s): they wait in %s, metrics"
-            " go on without them; `pipeline deliver %s` sends them when that is mended",
+            " go on without them; `pipeline deliver %s` sends them once that is fixed",
             self._place(),
             first_sentence(error),
             self._spool.folder,
@@ -126,5 +126,5 @@ class Uploads:
     def _place(self) -> str:
         try:
             return "the tracking store" if self._sender is None else self._sender.place_of_files()
-        except Exception:  # it is down: its name is not worth another failure
+        except Exception:  # it is down, and its name is not worth another failure
             return "the tracking store"
