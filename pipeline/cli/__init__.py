@@ -1,7 +1,7 @@
 """The `pipeline` command: it parses arguments, calls the library, and prints results.
 
-Until `main` runs there is nothing to undo, so Ctrl-C ends the program at once. As an exception
-inside an import it would be shown as a traceback, or taken for a missing library.
+Until `main` runs there is nothing to undo, so Ctrl-C ends the program at once. An exception inside
+an import would be shown as a traceback, or taken for a missing library.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def is_program() -> bool:
-    """Whether this process runs the `pipeline` command, not a program that imports it."""
+    """Tell whether this process runs the `pipeline` command, not a program that imports it."""
     # Before pathlib is imported, since Ctrl-C during imports must already find a handler.
     return os.path.basename(sys.argv[0] if sys.argv else "") in PROGRAMS  # noqa: PTH119
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.codec import Model
     from pipeline.codec.calibrating import Comparison
 
-SIDE = 256  # pixels a side of the crops that are looked at
+SIDE = 256  # pixels, height and width of the crops to calibrate on
 
 
 def add_to(app: typer.Typer) -> None:
@@ -73,25 +73,26 @@ def calibrate(
         sources=[source if source.is_file() else target_file(source)], force=force,
         make_folder=True,
     )  # fmt: skip
-    made = load_model(source)
+    calibrated = load_model(source)
     crops = [_middle(_picture(path)) for path in _chosen(find_pictures(shipped(data)), pictures)]
     with progress("calibrating", "pictures") as report:
-        calibrating.calibrate(made, crops, lambda done: report(done, len(crops), ""))
-    found: Comparison | None = None
+        calibrating.calibrate(calibrated, crops, lambda done: report(done, len(crops), ""))
+    change: Comparison | None = None
     if compare is not None:
         paths = find_pictures(shipped(compare))
         with progress("comparing", "pictures") as report:
-            found = calibrating.compare(
-                origin, made, map(_picture, paths), lambda done: report(done, len(paths), "")
+            change = calibrating.compare(
+                origin, calibrated, map(_picture, paths), lambda done: report(done, len(paths), "")
             )
-    file = save_model(made, target, half=half)
-    result = {"file": str(file), "fingerprint": made.fingerprint, "layers": len(made.scales)}
-    sentence = f"{file}: {len(made.scales)} layers with scales, fingerprint {made.fingerprint[:16]}"
-    if found is not None:
-        result |= asdict(found) | {"percent": found.percent, "times": found.times}
+    file = save_model(calibrated, target, half=half)
+    layers, fingerprint = len(calibrated.scales), calibrated.fingerprint
+    result = {"file": str(file), "fingerprint": fingerprint, "layers": layers}
+    sentence = f"{file}: {layers} layers with scales, fingerprint {fingerprint[:16]}"
+    if change is not None:
+        result |= asdict(change) | {"percent": change.percent, "times": change.times}
         sentence += (
-            f"; bytes {found.percent:+.3f} %, entropy networks and coding take "
-            f"{1 / found.times:.2f} of the CPU time"
+            f"; bytes {change.percent:+.3f} %, entropy networks and coding take "
+            f"{1 / change.times:.2f} of the CPU time"
         )
     echo(json.dumps(result) if as_json else sentence)
 
@@ -118,16 +119,16 @@ def _middle(picture: Tensor) -> Tensor:
 
 
 def _is_calibration_of(file: Path, origin: Model) -> bool:
-    """Whether the model in `file` has scales, and the weights of `origin`."""
+    """Tell whether the model in `file` has scales, and the weights of `origin`."""
     import torch
 
     from pipeline.codec import CodecError
     from pipeline.codec.storage import load_model
 
     try:
-        made = load_model(file)
+        model = load_model(file)
     except CodecError:
         return False
-    ours, theirs = made.state_dict(), origin.state_dict()
-    same = made.config == origin.config and ours.keys() == theirs.keys()
-    return bool(made.scales) and same and all(torch.equal(ours[n], theirs[n]) for n in ours)
+    ours, theirs = model.state_dict(), origin.state_dict()
+    same = model.config == origin.config and ours.keys() == theirs.keys()
+    return bool(model.scales) and same and all(torch.equal(ours[n], theirs[n]) for n in ours)

@@ -31,7 +31,7 @@ def decide(name: str, data: Path, out: Path, device: str = "auto") -> Decision:
     from pipeline.tracking.promotion import contenders, enact, judge, unchallenged
 
     old, new = contenders(name)
-    # Only now: what draws curves takes seconds to import.
+    # Imported only now, because the library that draws curves takes seconds to load.
     from pipeline.evaluation import ModelSpec, evaluate, find_pictures
 
     pictures = find_pictures(data)
@@ -48,8 +48,8 @@ def decide(name: str, data: Path, out: Path, device: str = "auto") -> Decision:
         decision = judge(name, old[0], new[0], gain, len(pictures))
     else:
         decision = unchallenged(name, new[0])
-    found = [(v.uri, measured(out / "results.json", v.fingerprint)) for v in (*old, *new)]
-    enact(decision, dict(found))
+    results = out / "results.json"
+    enact(decision, {v.uri: measured(results, v.fingerprint) for v in (*old, *new)})
     return decision
 
 
@@ -67,17 +67,17 @@ def _gain(report: Report, old: Sequence[Version], new: Sequence[Version]) -> Gai
     except BDRateError as error:
         return str(error)
     try:
-        found = bd_rate_interval(champion, challenger, draws=DRAWS)
-        return Gain(found.value, found.low, found.high, "BD-rate")
+        gain = bd_rate_interval(champion, challenger, draws=DRAWS)
+        return Gain(gain.value, gain.low, gain.high, "BD-rate")
     except BDRateError as error:
         reason = f"BD-rate is not defined, {error}"
     if jpeg is None:
         return reason
     try:
-        found = gain_interval(jpeg, champion, challenger, draws=DRAWS)
+        gain = gain_interval(jpeg, champion, challenger, draws=DRAWS)
     except BDRateError as error:
-        return f"{reason}; nor can they be placed beside JPEG, {error}"
-    return Gain(found.value, found.low, found.high, "at equal quality, by way of JPEG's curve")
+        return f"{reason}; nor can they be compared through JPEG, {error}"
+    return Gain(gain.value, gain.low, gain.high, "at equal quality, by way of JPEG's curve")
 
 
 def _curve(report: Report, versions: Sequence[Version], quality: str) -> PictureCurve:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pipeline.tracking import RunProgress
 
 PIPE_COLUMNS = 250
-# Columns of `status`, from left to right; the reason follows. On a narrow screen the least wanted
-# are left out first, and a reason with less room than this is put below its job.
+# Columns of `status`, from left to right; the reason follows. On a narrow screen the columns in
+# LEAST_WANTED are left out first, and a reason with less room than this is put below its job.
 COLUMNS = ("job", "state", "progress", "left", "elapsed", "nodes", "id")
 LEAST_WANTED = ("elapsed", "id", "nodes", "left", "progress")
 LEAST_REASON = 20
@@ -63,20 +63,21 @@ def schedule(
     from orchestration import control
     from recipes.config.bundled import shipped
 
-    made = control.make_plan(shipped(recipe), shipped(on), overrides or [])
+    scheduled = control.make_plan(shipped(recipe), shipped(on), overrides or [])
+    plan, folder = scheduled.plan, scheduled.folder
     if dry_run:
-        _print_plan(made, as_json)
+        _print_plan(scheduled, as_json)
         return
-    names = control.schedule(made)
-    left_out = len(made.plan.jobs) - len(names)
+    names = control.schedule(scheduled)
+    left_out = len(plan.jobs) - len(names)
     echo(f"submitted {len(names)} jobs; {left_out} were done already", err=True)
-    if wait and names and not control.wait(made.plan, made.folder, _reporter()):
-        failed = [one for one in control.status(made.plan, made.folder) if one.state == "failed"]
-        _fail_because_of(made.plan, failed)
+    if wait and names and not control.wait(plan, folder, _reporter()):
+        failed = [job for job in control.status(plan, folder) if job.state == "failed"]
+        _fail_because_of(plan, failed)
     if as_json:
-        _print_json({"plan": made.plan.id, "folder": str(made.folder), "jobs": names})
+        _print_json({"plan": plan.id, "folder": str(folder), "jobs": names})
     else:
-        echo(made.plan.id)
+        echo(plan.id)
 
 
 def status(
@@ -97,13 +98,13 @@ def status(
     if plan is None:
         _print_plans(as_json)
         return
-    found, folder = control.find(plan)
-    rows = _rows(found, control.status(found, folder))
+    scheduled, folder = control.find(plan)
+    rows = _rows(scheduled, control.status(scheduled, folder))
     if as_json:
-        _print_json({"plan": found.id, "engine": found.profile["engine"], "jobs": rows})
+        _print_json({"plan": scheduled.id, "engine": scheduled.profile["engine"], "jobs": rows})
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_COLUMNS
-    echo(f"{found.id} on {found.profile['engine']}")
+    echo(f"{scheduled.id} on {scheduled.profile['engine']}")
     for line in status_lines(rows, width):
         echo(line)
 
@@ -123,8 +124,8 @@ def logs(
     """
     from orchestration import control
 
-    found, folder = control.find(plan)
-    for piece in control.logs(found, folder, job, follow):
+    scheduled, folder = control.find(plan)
+    for piece in control.logs(scheduled, folder, job, follow):
         sys.stdout.write(piece)
         sys.stdout.flush()
 
@@ -138,12 +139,12 @@ def cancel(plan: PlanId, as_json: AsJson = False) -> None:
     """
     from orchestration import control
 
-    found, folder = control.find(plan)
-    names = control.cancel(found, folder)
+    scheduled, folder = control.find(plan)
+    names = control.cancel(scheduled, folder)
     if as_json:
-        _print_json({"plan": found.id, "cancelled": names})
+        _print_json({"plan": scheduled.id, "cancelled": names})
     elif names:
-        echo(f"{len(names)} jobs cancelled; `pipeline retry {found.id}` continues the plan")
+        echo(f"{len(names)} jobs cancelled; `pipeline retry {scheduled.id}` continues the plan")
     else:
         echo("nothing to cancel: no job waits or runs")
 
@@ -155,29 +156,28 @@ def retry(plan: PlanId, as_json: AsJson = False) -> None:
     """
     from orchestration import control
 
-    found, folder = control.find(plan)
-    names = control.retry(found, folder)
+    scheduled, folder = control.find(plan)
+    names = control.retry(scheduled, folder)
     if as_json:
-        _print_json({"plan": found.id, "jobs": names})
+        _print_json({"plan": scheduled.id, "jobs": names})
     elif names:
         echo(f"submitted {len(names)} jobs: {', '.join(names)}")
     else:
         echo("nothing to retry: every job is done, waiting or running")
 
 
-def _print_plan(made: Scheduled, as_json: bool) -> None:
+def _print_plan(scheduled: Scheduled, as_json: bool) -> None:
     from orchestration.drawing import mermaid, rows
 
-    table, picture = rows(made.plan), mermaid(made.plan)
+    plan, scripts = scheduled.plan, scheduled.scripts
+    table, picture = rows(plan), mermaid(plan)
     if as_json:
-        _print_json(
-            {"plan": made.plan.id, "jobs": table, "mermaid": picture, "scripts": made.scripts}
-        )
+        _print_json({"plan": plan.id, "jobs": table, "mermaid": picture, "scripts": scripts})
         return
     columns = ("job", "needs", "resources", "outputs", "done")
     _print_table("Plan (dry run: nothing is submitted)", table, columns)
     echo("Drawing (Mermaid):\n\n```mermaid\n" + picture + "```\n")
-    for name, text in made.scripts.items():
+    for name, text in scripts.items():
         echo(f"===== {name} =====\n{text}")
 
 
@@ -200,15 +200,15 @@ def _print_plans(as_json: bool) -> None:
         echo("no plans were scheduled from this folder")
 
 
-def _rows(plan: Plan, found: Sequence[JobStatus]) -> list[dict[str, Any]]:
+def _rows(plan: Plan, statuses: Sequence[JobStatus]) -> list[dict[str, Any]]:
     """Return each job's status as a row to print, with its progress while it trains."""
     _look_where_jobs_write(plan)
     rows = []
     reachable = True
-    for one in found:
-        row = _row(one)
-        job = plan.job(one.name)
-        if job.run_folder and one.state != "waiting":
+    for job_status in statuses:
+        row = _row(job_status)
+        job = plan.job(job_status.name)
+        if job.run_folder and job_status.state != "waiting":
             known = _spooled(plan, job.run_folder)
             if known is None and reachable and (run := _run_in(plan, job.run_folder)):
                 from pipeline.tracking import run_progress
@@ -216,7 +216,7 @@ def _rows(plan: Plan, found: Sequence[JobStatus]) -> list[dict[str, Any]]:
                 known = run_progress(run)
                 # A store that does not answer is asked only once: each attempt takes seconds.
                 reachable = known is not None
-            _add_progress(row, known, job.steps or 0, one)
+            _add_progress(row, known, job.steps or 0, job_status)
         rows.append(row)
     return rows
 
@@ -237,21 +237,21 @@ def _spooled(plan: Plan, run_folder: str) -> RunProgress | None:
     return spooled_progress(Path(plan.workdir, run_folder))
 
 
-def _row(one: JobStatus) -> dict[str, Any]:
+def _row(job: JobStatus) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "job": one.name,
-        "state": str(one.state),
-        "progress": one.progress,
-        "left": one.left,
-        "elapsed": one.elapsed,
-        "nodes": one.nodes,
-        "id": one.engine_id,
-        "reason": one.reason,
-        "restarts": one.restarts,
+        "job": job.name,
+        "state": str(job.state),
+        "progress": job.progress,
+        "left": job.left,
+        "elapsed": job.elapsed,
+        "nodes": job.nodes,
+        "id": job.engine_id,
+        "reason": job.reason,
+        "restarts": job.restarts,
     }
-    if one.restarts:
-        again = f"started again {one.restarts} x"
-        row["reason"] = ", ".join(word for word in (one.reason, again) if word)
+    if job.restarts:
+        again = f"started again {job.restarts} x"
+        row["reason"] = ", ".join(word for word in (job.reason, again) if word)
     return row
 
 
@@ -263,15 +263,15 @@ def _run_in(plan: Plan, run_folder: str) -> str | None:
 
 
 def _add_progress(
-    row: dict[str, Any], known: RunProgress | None, steps: int, one: JobStatus
+    row: dict[str, Any], known: RunProgress | None, steps: int, job: JobStatus
 ) -> None:
     """Add the steps that a run has done and, while it runs, the time that it still needs."""
     if known is None:
         return
     row["progress"] = f"{known.step} of {steps}"
-    if one.state == "running" and known.seconds_per_step is not None:
+    if job.state == "running" and known.seconds_per_step is not None:
         needed = _duration((steps - known.step) * known.seconds_per_step)
-        row["left"] = f"{needed} (limit {one.left})" if one.left else needed
+        row["left"] = f"{needed} (limit {job.left})" if job.left else needed
 
 
 def status_lines(rows: Sequence[dict[str, Any]], width: int) -> Iterator[str]:
@@ -290,8 +290,8 @@ def status_lines(rows: Sequence[dict[str, Any]], width: int) -> Iterator[str]:
             size.pop(name, None)
     used = sum(size.values()) + 2 * len(size)
     beside = width - used >= least
-    said = any(row["reason"] for row in rows)
-    header = [name.ljust(size[name]) for name in size] + (["reason"] if beside and said else [])
+    reasons = any(row["reason"] for row in rows)
+    header = [name.ljust(size[name]) for name in size] + (["reason"] if beside and reasons else [])
     yield "  ".join(header).rstrip()
     indent = used if beside else BELOW
     for row in rows:
@@ -319,10 +319,10 @@ def _reporter() -> Callable[[Sequence[JobStatus]], None]:
     """Return a report that writes a line whenever something has changed."""
     last = ""
 
-    def report(found: Sequence[JobStatus]) -> None:
+    def report(jobs: Sequence[JobStatus]) -> None:
         nonlocal last
-        running = ", ".join(one.name for one in found if one.state == "running")
-        line = _counts(found) + (f" ({running})" if running else "")
+        running = ", ".join(job.name for job in jobs if job.state == "running")
+        line = _counts(jobs) + (f" ({running})" if running else "")
         if line != last:
             last = line
             echo(line, err=True)
@@ -330,8 +330,8 @@ def _reporter() -> Callable[[Sequence[JobStatus]], None]:
     return report
 
 
-def _counts(found: Sequence[JobStatus]) -> str:
-    states = [one.state for one in found]
+def _counts(jobs: Sequence[JobStatus]) -> str:
+    states = [job.state for job in jobs]
     counts = {state: states.count(state) for state in dict.fromkeys(states)}
     return ", ".join(f"{count} {state}" for state, count in counts.items())
 
@@ -339,7 +339,7 @@ def _counts(found: Sequence[JobStatus]) -> str:
 def _fail_because_of(plan: Plan, failed: Sequence[JobStatus]) -> None:
     from orchestration.errors import EngineError
 
-    why = "; ".join(f"{one.name}: {one.reason}" for one in failed) or "it was cancelled"
+    why = "; ".join(f"{job.name}: {job.reason}" for job in failed) or "it was cancelled"
     raise EngineError(
         f"plan {plan.id} did not succeed ({why}); `pipeline logs {plan.id} JOB` shows more,"
         f" `pipeline retry {plan.id}` continues the plan"

@@ -179,25 +179,25 @@ def import_published(
     from pipeline.codec.stored import target_file
     from pipeline.common.targets import check_target
 
-    made = architectures.load(architecture or architectures.DEFAULT)
+    kind = architectures.load(architecture or architectures.DEFAULT)
     target = target_file(out)
     check_target(
         target, "import", lambda file: _is_import_of(file, checkpoint), sources=[checkpoint],
         force=force, make_folder=True,
     )  # fmt: skip
-    if made.read_published is None:
-        raise CodecError(f"there are no published checkpoints of {made.name} to import")
-    model, auxiliary = made.read_published(checkpoint)
+    if kind.read_published is None:
+        raise CodecError(f"there are no published checkpoints of {kind.name} to import")
+    model, auxiliary = kind.read_published(checkpoint)
     file = save_model(model, out, ModelInfo(name=checkpoint.name, stage=IMPORTED), auxiliary)
     count = sum(parameter.numel() for parameter in model.parameters())
-    beside = "without" if auxiliary is None else "with"
+    extent = "without" if auxiliary is None else "with"
     result = {"file": str(file), "parameters": count, "auxiliary": auxiliary is not None}
-    sentence = f"{file}: {count} parameters, {beside} the auxiliary model"
+    sentence = f"{file}: {count} parameters, {extent} the auxiliary model"
     echo(json.dumps(result) if as_json else sentence)
 
 
 def _is_import_of(file: Path, checkpoint: Path) -> bool:
-    """Whether the model in `file` was imported from a checkpoint of this name."""
+    """Tell whether the model in `file` was imported from a checkpoint of this name."""
     from pipeline.codec import CodecError
     from pipeline.codec.stored import load_info
 

@@ -99,7 +99,7 @@ class Ask:
     rate: float | None = None
 
     def check(self) -> None:
-        """Raise `UsageError` where several are given, `CodecError` for an impossible value."""
+        """Raise `UsageError` if several are given, `CodecError` for an impossible value."""
         given = [name for name, value in vars(self).items() if value is not None]
         if len(given) > 1:
             raise UsageError(f"--{given[0]} and --{given[1]} both set the file's size: give one")
@@ -122,7 +122,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Shown:
-    """A command's last message, as JSON and in words; `aside`: it goes to standard error."""
+    """A command's last message, as JSON and in words; with `aside`, it goes to standard error."""
 
     result: dict[str, Any]
     sentence: str
@@ -135,7 +135,7 @@ def compress(
     """Compress the pictures that were named, and return the message to show."""
     if asked.whole_folder is None and len(asked.sources) == 1:
         return _compress_one(asked, options, model, ask, profile, verify)
-    jobs = [Conversion(one, stream_of(one, asked.folder)) for one in asked.sources]
+    jobs = [Conversion(source, stream_of(source, asked.folder)) for source in asked.sources]
     loaded = load(model, options.device)
     rate, limit = ask.rate_of(loaded.config), ask.limit()
     target = asked.folder or Path()
@@ -154,7 +154,7 @@ def decompress(
     """Decompress the files that were named, and return the message to show."""
     if asked.whole_folder is None and len(asked.sources) == 1:
         return _decompress_one(asked, options, model, preview, deep)
-    jobs = [Conversion(one, picture_of(one, asked.folder)) for one in asked.sources]
+    jobs = [Conversion(source, picture_of(source, asked.folder)) for source in asked.sources]
     given = None if model is None else load(model, options.device)
     places = _where_models_are(asked.whole_folder or jobs[0].source.parent)
     target = asked.folder or Path()
@@ -218,13 +218,13 @@ def _compress_one(
     if asked.folder is not None:
         asked.folder.mkdir(parents=True, exist_ok=True)
     with _about(source), _tiles("Compressing", searching=limit is not None) as tiles:
-        made = compress_file(loaded, picture, target, verify, options.memory, rate, tiles, limit)
-    words = f"{target}: {made['bytes']} bytes, {made['bpp']:.4f} bits per pixel"
-    if made["rate"] is not None:
-        words += f", rate {made['rate']:.3g}"
-    words += f", found by {made['encodes']} encodes" if limit else ""
+        done = compress_file(loaded, picture, target, verify, options.memory, rate, tiles, limit)
+    words = f"{target}: {done['bytes']} bytes, {done['bpp']:.4f} bits per pixel"
+    if done["rate"] is not None:
+        words += f", rate {done['rate']:.3g}"
+    words += f", found by {done['encodes']} encodes" if limit else ""
     words += ", verified" if verify else ""
-    return Shown({"file": str(target), **made}, words, is_standard_output(target))
+    return Shown({"file": str(target), **done}, words, is_standard_output(target))
 
 
 def _decompress_one(
@@ -249,12 +249,12 @@ def _decompress_one(
     if asked.folder is not None:
         asked.folder.mkdir(parents=True, exist_ok=True)
     with _about(source), _tiles("Decompressing") as tiles:
-        made = decompress_file(
+        done = decompress_file(
             models.of(data), data, target, preview, deep, options.memory, progress=tiles
         )
-    words = f"{target}: {made['width']} x {made['height']} pixels"
-    words += "" if made["complete"] else ", a preview: the file is truncated"
-    return Shown({"file": str(target), **made}, words, is_standard_output(target))
+    words = f"{target}: {done['width']} x {done['height']} pixels"
+    words += "" if done["complete"] else ", a preview: the file is truncated"
+    return Shown({"file": str(target), **done}, words, is_standard_output(target))
 
 
 def _read_picture(source: Path, profile: bool) -> Picture:
@@ -266,7 +266,7 @@ def _read_picture(source: Path, profile: bool) -> Picture:
 
 
 def _where_models_are(source: Path) -> Sequence[Path]:
-    """Return the folders to look for models in, beside the package's own."""
+    """Return the folders to look for models in, after the package's own."""
     return [source, Path.cwd(), cache_folder("models")]
 
 

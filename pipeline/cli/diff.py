@@ -41,30 +41,31 @@ def diff(
     """
     from recipes.comparing import compare, side
 
-    found = compare(side(a), side(b))
+    comparison = compare(side(a), side(b))
     if as_json:
-        echo(json.dumps(found.to_dict(), indent=2))
+        echo(json.dumps(comparison.to_dict(), indent=2))
         return
-    for line in _lines(found):
+    for line in _lines(comparison):
         echo(line)
 
 
-def _lines(found: Comparison) -> Iterator[str]:
-    yield f"A: {found.a}"
-    yield f"B: {found.b}"
-    for part, group in groupby(found.differences, key=lambda one: one.part):
+def _lines(comparison: Comparison) -> Iterator[str]:
+    yield f"A: {comparison.a}"
+    yield f"B: {comparison.b}"
+    for part, group in groupby(comparison.differences, key=lambda difference: difference.part):
         yield f"{TITLES.get(part, part)}:"
-        for one in group:
-            short = SHORT if one.key in DIGESTS else None
-            a, b = ("–" if value is None else value[:short] for value in (one.a, one.b))
-            yield f"  {one.key}: {a} -> {b}"
-    if not found.differences:
-        yield "no difference in settings" + (", data and code" if found.curves else "")
-    for part in found.unknown:
-        yield f"{part}: known of one of the two only"
-    if found.curves:
+        for difference in group:
+            short = SHORT if difference.key in DIGESTS else None
+            sides = (difference.a, difference.b)
+            a, b = ("–" if value is None else value[:short] for value in sides)
+            yield f"  {difference.key}: {a} -> {b}"
+    if not comparison.differences:
+        yield "no difference in settings" + (", data and code" if comparison.curves else "")
+    for part in comparison.unknown:
+        yield f"{part}: known for only one of the two"
+    if comparison.curves:
         yield "curves:"
-    for point in found.curves:
+    for point in comparison.curves:
         (step_a, value_a), (step_b, value_b) = point.a, point.b
         text = f"  {point.metric}: {value_a:.4g} at step {step_a} -> {value_b:.4g} at {step_b}"
         if point.both is not None and step_a != step_b:

@@ -70,8 +70,8 @@ def add_to(app: typer.Typer) -> None:
             echo(json.dumps([asdict(finding) for finding in findings]))
         else:
             width = max(len(finding.what) for finding in findings)
-            for one in findings:
-                echo(f"{one.state:>8}  {one.what:<{width}}  {one.detail}")
+            for finding in findings:
+                echo(f"{finding.state:>8}  {finding.what:<{width}}  {finding.detail}")
         if any(finding.state == "missing" for finding in findings):
             raise typer.Exit(1)
 
@@ -98,14 +98,14 @@ def _packages() -> Iterator[Finding]:
         yield Finding("missing", PROJECT, "not installed: pip install -e . in the checkout")
         return
     yield Finding("ok", PROJECT, f"{version}, in {Path(__file__).parents[2]}")
-    needed = [one for text in asked if (one := Requirement(text)) and _applies(one)]
-    for one in needed:
-        yield _package(one, "missing", f"pip install '{one.name}{one.specifier}'")
+    requirements = list(map(Requirement, asked))
+    for needed in filter(_applies, requirements):
+        yield _package(needed, "missing", f"pip install '{needed.name}{needed.specifier}'")
     for extra, use in EXTRAS.items():
-        for one in map(Requirement, asked):
+        for wanted in requirements:
             # An extra that includes another one names the project itself.
-            if one.name != PROJECT and _applies(one, extra) and not _applies(one):
-                yield _package(one, "optional", f"{use}: pip install '{PROJECT}[{extra}]'")
+            if wanted.name != PROJECT and _applies(wanted, extra) and not _applies(wanted):
+                yield _package(wanted, "optional", f"{use}: pip install '{PROJECT}[{extra}]'")
 
 
 def _applies(requirement: Requirement, extra: str = "") -> bool:
@@ -149,8 +149,8 @@ def _precision(gpus: int) -> Finding:
     import torch
 
     if gpus:
-        there = torch.cuda.is_bf16_supported(including_emulation=False)
-        chosen, why = ("bf16", "this GPU has it") if there else ("fp32", "this GPU has no bf16")
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        chosen, why = ("bf16", "this GPU has it") if bf16 else ("fp32", "this GPU has no bf16")
     else:
         from recipes.training.deciding import WORTH, gain
 
@@ -163,8 +163,8 @@ def _programs() -> Iterator[Finding]:
     for program, use in PROGRAMS.items():
         path = shutil.which(program)
         yield Finding("ok" if path else "optional", program, path or f"needed only to {use}")
-    told = "MLFLOW_TRACKING_URI" if "MLFLOW_TRACKING_URI" in os.environ else "mlflow.db here"
-    yield Finding("note", "tracking", told)
+    store = "MLFLOW_TRACKING_URI" if "MLFLOW_TRACKING_URI" in os.environ else "mlflow.db here"
+    yield Finding("note", "tracking", store)
 
 
 def launches(environment: Mapping[str, str], gpus: int) -> Iterator[Finding]:

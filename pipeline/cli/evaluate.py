@@ -86,7 +86,7 @@ def evaluate(
     chosen = None if rates is None else _numbers(rates)
     names = [name.strip() for name in peers.split(",") if name.strip()]
     with progress("Evaluating", unit="steps") as report:
-        found = run(
+        result = run(
             specs, pictures, out, names, report,
             device=device, cache=cache or cache_folder("peers"), workers=workers, rates=chosen,
             force=force,
@@ -95,7 +95,7 @@ def evaluate(
         listed = ", ".join(file.name for file in others[:NAMED])
         listed += ", ..." if len(others) > NAMED else ""
         echo(f"skipped {len(others)} that are no pictures, or hidden: {listed}", err=True)
-    echo(json.dumps(_summary(found, out), indent=1) if as_json else _text(found, out))
+    echo(json.dumps(_summary(result, out), indent=1) if as_json else _text(result, out))
 
 
 def _numbers(text: str) -> list[float]:

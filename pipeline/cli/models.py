@@ -59,7 +59,7 @@ def register(
     measured = measurements(metrics, source) if metrics else None
     version = register_model(source, name, alias, measured)
     aliases = "".join(f", @{a}" for a in version.aliases)
-    # Beside JSON, for the log of a job: what a person wants to read.
+    # With --json, the log of a job still gets a line for people.
     echo(f"{version.uri}{aliases}", err=as_json)
     if as_json:
         echo(json.dumps(version.to_dict(), indent=2))
@@ -112,7 +112,7 @@ def promote(
     with tempfile.TemporaryDirectory() as folder:
         decision = decide(name, shipped(data), out or Path(folder, "evaluation"), device)
     outcome = "moved to" if decision.better else "stays, not moved to"
-    # Beside JSON, for the log of a job: what a person wants to read.
+    # With --json, the log of a job still gets a line for people.
     echo(f"@champion {outcome} {decision.challenger}: {decision.why}", err=as_json)
     if as_json:
         echo(json.dumps(decision.to_dict(), indent=2))
@@ -129,8 +129,8 @@ def lineage(
     from pipeline.cli.lineage import lines_of
     from pipeline.tracking import lineage as trace
 
-    found = trace(model)
-    echo(json.dumps(found.to_dict(), indent=2) if as_json else "\n".join(lines_of(found)))
+    traced = trace(model)
+    echo(json.dumps(traced.to_dict(), indent=2) if as_json else "\n".join(lines_of(traced)))
 
 
 def deliver(
@@ -146,13 +146,13 @@ def deliver(
     from pipeline.tracking import StoreError, TrackingError
     from pipeline.tracking import deliver as send
 
-    found = [s.parent.parent for folder in folders for s in folder.rglob("tracking/state.json")]
-    if not found:
+    runs = [s.parent.parent for folder in folders for s in folder.rglob("tracking/state.json")]
+    if not runs:
         raise TrackingError(f"there are no runs in {', '.join(map(str, folders))}")
-    left = [str(folder) for folder in sorted(found) if not send(folder, seconds)]
+    left = [str(folder) for folder in sorted(runs) if not send(folder, seconds)]
     if left:
         raise StoreError(f"the tracking store can't be reached; records still wait in {left[0]}")
-    echo(f"delivered, {len(found)} in all" if len(found) > 1 else "delivered")
+    echo(f"delivered, {len(runs)} in all" if len(runs) > 1 else "delivered")
 
 
 def _print_tables(versions: Sequence[Version]) -> None:

@@ -1,4 +1,4 @@
-"""Output of commands: a terminal obeys nothing in names from outside."""
+"""Output of commands, without the control characters that names from outside may have."""
 
 from __future__ import annotations
 

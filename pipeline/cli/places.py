@@ -19,8 +19,8 @@ STREAM = ".cca"
 class Places:
     """The files to read, and where their results go.
 
-    `target` is the file that one source becomes; None: it is named after its source. `folder` is
-    where all results go; None: each beside its source.
+    `target` is the result of a single source; if None, it is named after its source. `folder` is
+    where all results go; if None, each goes beside its source.
     """
 
     sources: tuple[Path, ...]
@@ -36,7 +36,7 @@ class Places:
 def places(words: Sequence[str], out_dir: Path | None, is_source: Callable[[Path], bool]) -> Places:
     """Divide IN... [OUT] into sources and a target; `is_source` tells whether the last is a source.
 
-    Raises `UsageError` where that is ambiguous, or where several files would become one.
+    Raises `UsageError` if that is ambiguous, or if several files would become one.
     """
     *first, last = words
     if out_dir is not None and mode_of(out_dir) and not _is_folder(out_dir):
@@ -60,12 +60,12 @@ def places(words: Sequence[str], out_dir: Path | None, is_source: Callable[[Path
 
 
 def is_picture_file(path: Path) -> bool:
-    """Whether the last argument of `compress` is a source: a file whose ending is no stream's."""
+    """Tell whether the last argument of `compress` is a source: a file that is not named .cca."""
     return _is_file(path) and path.suffix.lower() != STREAM
 
 
 def is_stream_file(path: Path) -> bool:
-    """Whether the last argument of `decompress` is a source: a file with a stream's ending."""
+    """Tell whether the last argument of `decompress` is a source: a file with a stream's ending."""
     return _is_file(path) and path.suffix.lower() == STREAM
 
 
@@ -103,12 +103,12 @@ def check_stream_name(target: Path) -> None:
 
 
 def is_standard_output(target: Path) -> bool:
-    """Whether `target` is standard output: then messages must go elsewhere."""
+    """Tell whether `target` is standard output: then messages must go elsewhere."""
     return descriptor_of(target) == 1
 
 
 def check_no_terminal(target: Path) -> None:
-    """Raise `UsageError` where a file would be printed on a terminal."""
+    """Raise `UsageError` if a file would be printed on a terminal."""
     descriptor = descriptor_of(target)
     if descriptor is not None and os.isatty(descriptor):
         raise UsageError("standard output is a terminal: send it to a file or a pipe")
@@ -126,18 +126,18 @@ def _source(word: str) -> Path:
     return STDIN if word == STANDARD else Path(word)
 
 
-def _checked(found: Places) -> Places:
-    folders = [source for source in found.sources if _is_folder(source)]
-    if folders and len(found.sources) > 1:
+def _checked(asked: Places) -> Places:
+    folders = [source for source in asked.sources if _is_folder(source)]
+    if folders and len(asked.sources) > 1:
         raise UsageError(f"{folders[0]} is a folder: give a folder alone, without other files")
-    if folders and found.folder is None:
+    if folders and asked.folder is None:
         raise UsageError(f"{folders[0]} is a folder: name the folder to write after it")
-    pipes = [source for source in found.sources if is_special(source)]
-    if pipes and found.folder is not None:
+    pipes = [source for source in asked.sources if is_special(source)]
+    if pipes and asked.folder is not None:
         raise UsageError("a pipe has no file name to use in a folder: leave --out-dir out")
-    if pipes and len(found.sources) > 1:
+    if pipes and len(asked.sources) > 1:
         raise UsageError(
-            f"{pipes[0]} is a pipe or a device, which is worked on alone: what is made of it goes "
-            "to standard output, or to a file that is named after it"
+            f"{pipes[0]} is a pipe or a device, which is worked on alone: its result goes to "
+            "standard output, or to a file that the last argument names"
         )
-    return found
+    return asked

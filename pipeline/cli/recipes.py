@@ -51,19 +51,19 @@ def recipes(
         hint = f"did you mean {close[0]}?" if close else "`pipeline recipes` lists them"
         raise typer.BadParameter(f"the project has no file {name}; {hint}")
     if as_json:
-        echo(json.dumps({one: str(path) for one, path in known.items()}))
+        echo(json.dumps({file: str(path) for file, path in known.items()}))
     elif name is not None:
         echo(known[name].read_text(), nl=False)
     else:
-        width = max(len(one) for one in known)
-        for one, path in known.items():
-            echo(f"{one:<{width}}  {purpose(path)}".rstrip())
+        width = max(map(len, known))
+        for file, path in known.items():
+            echo(f"{file:<{width}}  {purpose(path)}".rstrip())
 
 
 def _explain(key: str) -> None:
     from recipes.config.explain import explain, settings
 
-    for one in settings() if key == "all" else explain(key):
-        echo(f"{one.key}: {one.kind}; {one.default}")
-        if one.meaning:
-            echo(textwrap.fill(one.meaning, 78, initial_indent="  ", subsequent_indent="  "))
+    for setting in settings() if key == "all" else explain(key):
+        echo(f"{setting.key}: {setting.kind}; {setting.default}")
+        if setting.meaning:
+            echo(textwrap.fill(setting.meaning, 78, initial_indent="  ", subsequent_indent="  "))

@@ -61,8 +61,7 @@ def shard(
     from shards.options import Options, augment_options, parse_devices, parse_part
 
     if is_program():
-        # Memory that ends with the process need not be collected: that would take a tenth of a
-        # second.
+        # At exit, memory need not be collected, which would take a tenth of a second.
         atexit.register(gc.freeze)
     options = Options(
         split=split,
@@ -77,7 +76,7 @@ def shard(
         augment=augment_options(shipped(augment), device) if augment else None,
     )
     if finish:
-        summaries = _finished(source, out)
+        summaries = _finish(source, out)
     else:
         more = {
             "workers": workers,
@@ -87,19 +86,19 @@ def shard(
             "sheet": Path(html) if html else None,
             "devices": (parse_devices(device) if augment else None) or None,
         }
-        summaries = _made(source, out, options, more)
+        summaries = _make(source, out, options, more)
     if as_json:
-        echo(json.dumps([asdict(one) for one in summaries]))
+        echo(json.dumps([asdict(summary) for summary in summaries]))
     else:
-        for note in dict.fromkeys(note for one in summaries for note in one.notes):
+        for note in dict.fromkeys(note for summary in summaries for note in summary.notes):
             echo(note, err=True)
-        for one in summaries:
-            echo(_told(one, out, dry_run))
+        for summary in summaries:
+            echo(_message(summary, out, dry_run))
         if html:
             echo(f"pictures before and after augmentation: {html}")
 
 
-def _finished(source: list[str] | None, out: str) -> list[Summary]:
+def _finish(source: list[str] | None, out: str) -> list[Summary]:
     from shards.errors import ShardsError
     from shards.run import finish_splits
 
@@ -108,14 +107,14 @@ def _finished(source: list[str] | None, out: str) -> list[Summary]:
     return finish_splits(out)
 
 
-def _made(
+def _make(
     source: list[str] | None, out: str, options: Options, more: dict[str, Any]
 ) -> list[Summary]:
     from pipeline.common.progress import progress
     from recipes.config.bundled import shipped
     from shards.run import shard as make_shards
 
-    names = [shipped(one) for one in source or []]
+    names = [shipped(name) for name in source or []]
     with progress("Sharding", unit="images") as report:
         return make_shards(names, out, options, progress=report, **more)
 
@@ -178,10 +177,10 @@ def inspect(
 
         write_page(dest, Path(html), split, force)
     if as_json:
-        echo(json.dumps([asdict(one) for one in facts]))
+        echo(json.dumps([asdict(split_facts) for split_facts in facts]))
         return
-    for one in facts:
-        echo(_described(one))
+    for split_facts in facts:
+        echo(_description(split_facts))
 
 
 def _inspect_stream(
@@ -204,47 +203,50 @@ def _inspect_stream(
     )
 
 
-def _told(one: Summary, out: str, dry_run: bool) -> str:
+def _message(split: Summary, out: str, dry_run: bool) -> str:
     """Return the last message of `pipeline shard` about a split."""
     if dry_run:
         return (
-            f"{one.split}: {one.listed} pictures would make {one.shards} shards, "
-            f"{_bytes(one.bytes)} ({one.ignored} other files ignored)"
+            f"{split.split}: {split.listed} pictures would make {split.shards} shards, "
+            f"{_bytes(split.bytes)} ({split.ignored} other files ignored)"
         )
-    if not one.complete:
+    if not split.complete:
         return (
-            f"{one.split}: made {one.made} shards; {one.missing} of {one.shards} are left to "
-            "other parts"
+            f"{split.split}: made {split.made} shards; {split.missing} of {split.shards} are left "
+            "to other parts"
         )
-    made = f"made {one.made} of {one.shards} shards" if one.made else "nothing left to do"
-    reasons = ", ".join(f"{count} {reason}" for reason, count in one.reasons.items())
+    made = f"made {split.made} of {split.shards} shards" if split.made else "nothing left to do"
+    reasons = ", ".join(f"{count} {reason}" for reason, count in split.reasons.items())
     return (
-        f"{one.split}: {made}; {one.listed} pictures listed = {one.samples} written "
-        f"+ {one.rejected} rejected{f' ({reasons})' if reasons else ''}"
-        f"{f'; {one.ignored} other files ignored' if one.ignored else ''}; "
-        f"{_bytes(one.bytes)} in {out}"
+        f"{split.split}: {made}; {split.listed} pictures listed = {split.samples} written "
+        f"+ {split.rejected} rejected{f' ({reasons})' if reasons else ''}"
+        f"{f'; {split.ignored} other files ignored' if split.ignored else ''}; "
+        f"{_bytes(split.bytes)} in {out}"
     )
 
 
-def _described(one: SplitFacts) -> str:
+def _description(facts: SplitFacts) -> str:
     """Return the description of a split that `pipeline inspect` prints."""
     from shards.making.finish import rejects_name
 
     lines: list[tuple[str, Any]] = [
-        ("shards", f"{one.shards}, {_bytes(one.bytes)}"),
-        ("pictures", f"{one.listed} listed = {one.samples} written + {one.rejected} rejected"),
-        *((f"rejected, {reason}", count) for reason, count in one.reasons.items()),
-        *([("each rejected one", f"in {rejects_name(one.split)}")] if one.rejected else []),
-        ("formats", _shares(one.formats)),
-        ("modes", _shares(one.modes)),
-        ("classes", one.classes),
-        ("width", _spread(one.width)),
-        ("height", _spread(one.height)),
-        ("bytes", _spread(one.picture_bytes)),
-        ("seed", one.seed),
-        ("digest", one.digest),
+        ("shards", f"{facts.shards}, {_bytes(facts.bytes)}"),
+        (
+            "pictures",
+            f"{facts.listed} listed = {facts.samples} written + {facts.rejected} rejected",
+        ),
+        *((f"rejected, {reason}", count) for reason, count in facts.reasons.items()),
+        *([("each rejected one", f"in {rejects_name(facts.split)}")] if facts.rejected else []),
+        ("formats", _shares(facts.formats)),
+        ("modes", _shares(facts.modes)),
+        ("classes", facts.classes),
+        ("width", _spread(facts.width)),
+        ("height", _spread(facts.height)),
+        ("bytes", _spread(facts.picture_bytes)),
+        ("seed", facts.seed),
+        ("digest", facts.digest),
     ]
-    return "\n".join([one.split, *(f"  {name:<24}{value}" for name, value in lines)])
+    return "\n".join([facts.split, *(f"  {name:<24}{value}" for name, value in lines)])
 
 
 def _spread(spread: Any) -> str:

@@ -92,7 +92,7 @@ def train(
 
 
 def _launch(recipe: Asked, accelerate: Path | None, words: list[str]) -> int:
-    """Start the processes that train, `words` after their script, and return their exit code."""
+    """Start the training processes, with `words` as their arguments; return their exit code."""
     from recipes.config.bundled import shipped
     from recipes.launching.environment import for_own_launch, listed
     from recipes.launching.owner import run
