@@ -197,8 +197,8 @@ def _inspect_stream(
         f"blocks of {block}):\n"
         f"  each node fetches up to {_bytes(facts.fetched)} in an epoch, "
         f"{facts.share:.1%} of the corpus\n"
-        f"  {_bytes(facts.once)} of disk: nothing is fetched after the first epoch; "
-        f"{_bytes(facts.kept)} are the least that fetches nothing twice in an epoch\n"
+        f"  with {_bytes(facts.once)} of disk, nothing is fetched after the first epoch; "
+        f"with {_bytes(facts.kept)}, nothing is fetched twice in an epoch\n"
         f"  {rate:g} samples/s over all nodes need {_bytes(round(facts.bandwidth))}/s on each"
     )
 

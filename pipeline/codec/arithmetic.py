@@ -30,7 +30,7 @@ def in_float64() -> Iterator[None]:
 
 
 def in_float32(x: Tensor) -> bool:
-    """Tell whether float32 products on x's device are exact as IEEE 754 defines, so may be used."""
+    """Tell whether float32 sums are exact on x's device, with torch's current settings."""
     if getattr(local, "double", False) or torch.is_autocast_enabled(x.device.type):
         return False
     try:

@@ -60,7 +60,7 @@ class Config(ABC):
     @property
     @abstractmethod
     def reach(self) -> int:
-        """The farthest, in pixels, that analysis or synthesis reach across and down."""
+        """The largest distance, in pixels, at which analysis or synthesis depends on its input."""
 
     @property
     @abstractmethod
@@ -78,7 +78,7 @@ class Config(ABC):
     def margin(self) -> int:
         """Pixels around a tile that the transforms see, in whole units.
 
-        It covers `reach` beyond the blended band, so a tile's border does not affect convolutions.
+        It covers `reach` and the blended band, so a tile's border does not affect convolutions.
         """
         return -(-(self.reach + BLEND) // self.unit) * self.unit
 

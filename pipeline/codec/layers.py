@@ -95,8 +95,8 @@ class NAFBlock(nn.Module):
     """A block with a gate as its only non-linearity (NAFNet, Chen et al. 2022).
 
     x + beta * project(attend(gate(depthwise(expand(norm(x)))))), then
-    x + gamma * mix(gate(widen(norm(x)))); beta and gamma start at 0, so the block
-    starts as the identity.
+    x + gamma * mix(gate(widen(norm(x)))); beta and gamma start at 0, so the block starts as the
+    identity.
     """
 
     def __init__(self, channels: int) -> None:

@@ -1,9 +1,9 @@
 """Layers with exact sums in float32: the second form of `pipeline.codec.exact_layers`.
 
 Inputs are rounded to whole numbers and weights to whole numbers times a power of two, as
-`pipeline.codec.scales` describes, so that each block of a sum is exact in any order, in float64 and
-in numpy too. The blocks are added up in float32 in the order of their inputs, then the bias is
-added. So any library and device gives the same bits.
+`pipeline.codec.scales` describes, so that each block of a sum is exact in any order, in float32 as
+in float64, in torch as in numpy. The blocks are added up in float32 in the order of their inputs,
+then the bias is added. So any library and device gives the same bits.
 
 Pictures are in channels-last memory: the inputs of a product are the rows of a matrix of positions.
 Shapes: N batch, C channels, O outputs, H x W positions. A "whole" picture has whole numbers.

@@ -115,8 +115,8 @@ class Comparison:
     """BD-rate of a curve of models against another codec, in percent of its rate.
 
     If it is not defined, `value` is None and `reason` tells why. `low` to `high` is the range of
-    quality (dB) that it covers. `interval` has the values of 95 % of the sets of pictures drawn
-    from this one.
+    quality (dB) that it covers. `interval` holds the values of 95 % of the sets of pictures that
+    are drawn from this one.
     """
 
     curve: str

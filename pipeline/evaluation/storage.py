@@ -17,7 +17,7 @@ OWN = {MARK, "results.csv", "rd-curve.png", "rd-curve.svg", "report.html"}
 def check_folder(out: Path, sources: Iterable[Path] = (), force: bool = False) -> None:
     """Raise EvaluationError unless `out` is free, empty or an earlier evaluation's folder.
 
-    An evaluation replaces the whole folder. `force` permits to replace other files in it, but never
+    An evaluation replaces the whole folder. `force` allows replacing other files in it, but never
     one of `sources`, the pictures and models that are evaluated. Raises TargetError when no folder
     can be made.
     """

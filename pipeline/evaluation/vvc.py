@@ -28,7 +28,10 @@ class VVCMissingError(Exception):
 
 @cache
 def version() -> str:
-    """Return the version of the ffmpeg that codes VVC; ImportError or VVCMissingError if none."""
+    """Return the version of the ffmpeg that codes VVC.
+
+    Raises ImportError or VVCMissingError if there is none.
+    """
     listing = _run(["-hide_banner", "-encoders"], b"").decode()
     if "libvvenc" not in listing:
         raise VVCMissingError("the ffmpeg of imageio-ffmpeg was built without libvvenc")

@@ -117,7 +117,7 @@ def _code(folder: Path, architecture: str) -> tuple[Path, Path]:
 
 
 def _installed(architecture: str) -> dict[str, str]:
-    """Return the code of an installed architecture, as a folder of the codec's own, by path."""
+    """Return the code of an installed architecture by path, placed like one of the codec's own."""
     check_servable(architecture)
     entry = architectures.entry_point(architecture)
     assert entry is not None

@@ -193,7 +193,7 @@ class Spool:
 
 
 def _state(data: bytes) -> State:
-    """Parse a state; raises ValueError when `data` is none."""
+    """Parse a state; raises ValueError when `data` holds no state."""
     content = parse_object(data)
     known = {f.name: f.type for f in fields(State)}
     named = {name: value for name, value in content.items() if name in known}

@@ -2,7 +2,7 @@
 
 They are stored in another place than numbers: a folder that perhaps only the server reaches, a
 bucket whose credentials or library may be missing here, behind a proxy that may refuse large files.
-Files that can't be stored wait in the run's folder and hold nothing else up.
+Files that can't be stored wait in the run's folder and do not hold up anything else.
 """
 
 from __future__ import annotations

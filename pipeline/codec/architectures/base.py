@@ -38,7 +38,7 @@ class Architecture(Generic[C]):
     presets: Mapping[str, C]
     # Makes the auxiliary model for the causal context adjustment term; None if there is none.
     auxiliary: Callable[[C], AuxiliaryModel] | None = None
-    # How many groups of `Model.group_bits` count as early; 0 where there is but one group.
+    # How many groups of `Model.group_bits` count as early; 0 if there is only one group.
     early_groups: Callable[[C], int] = lambda config: 0
     # Initialisations other than the random one, by the names that recipes give them.
     starts: Mapping[str, Callable[[Any], None]] = field(default_factory=dict)

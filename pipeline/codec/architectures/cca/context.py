@@ -27,7 +27,7 @@ Quantise = Callable[[int, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ContextOutput:
-    """The results of a pass over the slices: decoded parts, means and raw scales, one per slice."""
+    """The results of a pass, one per slice: decoded slices, means and raw scales."""
 
     decoded: list[Tensor]
     means: list[Tensor]

@@ -165,7 +165,7 @@ def _check_unpacked(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
     if unpacked > path.stat().st_size:
-        raise CodecError(f"{path} would unpack to {unpacked} bytes: that is no checkpoint of torch")
+        raise CodecError(f"{path} would unpack to {unpacked} bytes: it is no checkpoint of torch")
 
 
 def _config_of(weights: Mapping[str, Tensor], where: str) -> CCAConfig:
@@ -215,7 +215,7 @@ def _with_exponent(fields: dict[str, Any], sizes: tuple[int, ...], where: str) -
 def _check_names(expected: set[str], weights: Mapping[str, Tensor], where: str) -> None:
     missing, unknown = sorted(expected - weights.keys()), sorted(weights.keys() - expected)
     if missing or unknown:
-        first = f"it lacks {missing[0]}" if missing else f"it has {unknown[0]} besides"
+        first = f"it lacks {missing[0]}" if missing else f"it also has {unknown[0]}"
         raise CodecError(
             f"{where} is of another architecture: {first} "
             f"({len(missing)} parameters missing, {len(unknown)} unknown)"

@@ -1,4 +1,4 @@
-"""Starts the transforms as a pyramid of Haar wavelets, so that training starts with a picture.
+"""Initialises the transforms as a pyramid of Haar wavelets: training starts with a picture.
 
 Each halving of the resolution splits a channel into four: sums and differences of 2 x 2
 neighbours. After four halvings, the channels are Walsh functions of a 16 x 16 block, each with a

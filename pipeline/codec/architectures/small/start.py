@@ -1,4 +1,4 @@
-"""Starts a small model's weights as a transform codec, from which training continues.
+"""Initialises a small model's weights as a transform codec, from which training continues.
 
 The first layer splits 8 x 8 patches, in orthonormal opponent colours, by the cosine transform (as
 JPEG does). The second layer splits each band once more by the Haar transform, over 2 x 2 patches.
