@@ -64,13 +64,13 @@ def compress_file(
     nothing is written then.
     """
     check_place(target)
-    told = progress or (lambda done, of: None)
-    encoded: TilesDone = (lambda done, of: told(done, 2 * of)) if verify else told
+    report = progress or (lambda done, of: None)
+    encoded: TilesDone = (lambda done, of: report(done, 2 * of)) if verify else report
     data, rate, encodes = _stream(model, picture, max_memory, rate, limit, encoded)
     if verify:
         decode_stream(
             model, read_stream(data), lambda top, block: None, max_memory,
-            lambda done, of: told(of + done, 2 * of),
+            lambda done, of: report(of + done, 2 * of),
         )  # fmt: skip
     write_bytes(target, data)
     height, width = picture.size

@@ -47,8 +47,8 @@ class Gained:
     @classmethod
     def none(cls, device: torch.device | None = None) -> Gained:
         """Return the gains of a model with a single rate: ones, which change no bit."""
-        one = torch.ones(1, 1, 1, 1, device=device)
-        return cls(one, one, one, one)
+        ones = torch.ones(1, 1, 1, 1, device=device)
+        return cls(ones, ones, ones, ones)
 
 
 class Gains(nn.Module):

@@ -73,14 +73,14 @@ def _through(
     x: Tensor, changes: Sequence[nn.Module], blocks: nn.ModuleList, shortcuts: nn.ModuleList
 ) -> Tensor:
     """Run x through `changes` of resolution, the `blocks` after each, and `shortcuts` beside."""
-    beside = x
+    shortcut = x
     for level, change in enumerate(changes):
         x = change(x)
         if level < len(blocks):
             x = blocks[level](x)
         if level < len(shortcuts):
-            beside = shortcuts[level](beside)
-            x = x + beside
+            shortcut = shortcuts[level](shortcut)
+            x = x + shortcut
     return x
 
 
