@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PIPE_COLUMNS = 250
 # Columns of `status`, from left to right; the reason follows. On a narrow screen the columns in
-# LEAST_WANTED are left out first, and a reason with less room than this is put below its job.
+# LEAST_WANTED are left out first; a reason with less room than LEAST_REASON is put below its job.
 COLUMNS = ("job", "state", "progress", "left", "elapsed", "nodes", "id")
 LEAST_WANTED = ("elapsed", "id", "nodes", "left", "progress")
 LEAST_REASON = 20

@@ -34,8 +34,8 @@ class Header:
     """The header of a stream.
 
     `fingerprint` has the first 16 hex digits of the model's fingerprint. `tile` is the side of a
-    tile in pixels, a multiple of 64, or 0 for a single tile. `rate` is None for a model with a
-    single rate. `deep` tells that the source had 16 bits.
+    tile in pixels, a multiple of 64, or 0 for a single tile. `rate` is the rate that was asked
+    for, or None for a model with a single rate. `deep` tells that the source had 16 bits.
     """
 
     width: int

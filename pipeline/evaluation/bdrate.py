@@ -62,7 +62,7 @@ def common_range(anchor: RDCurve, test: RDCurve) -> tuple[float, float]:
 
 
 def _log_rate(curve: RDCurve, which: str) -> PchipInterpolator:
-    # Imported here: a training process reads this room's metrics and needs no scipy.
+    # Imported here: a training process uses this package's metrics and needs no scipy.
     from scipy.interpolate import PchipInterpolator
 
     rates = np.asarray(curve.rates, dtype=np.float64)

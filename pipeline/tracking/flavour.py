@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.models import ModelSignature
 
-# The rooms that a served codec imports, and how modules import from them.
+# The packages that a served codec imports, and how modules import from them.
 ROOMS = ("codec", "common")
 IMPORT = re.compile(r"\b((?:from|import)\s+)pipeline(?=[.\s])")
 DIGITS = 12
