@@ -1,4 +1,4 @@
-"""Chooses the rate of a picture: by a quality in words or numbers, by bits a pixel, or by bytes.
+"""Chooses the rate of a picture: by a quality in words or numbers, by bits per pixel, or by bytes.
 
 A model with several rates codes at any real number between its lowest and highest rate. A quality
 from 0 to 100 stands for one of these rates. For a limit of bytes, the highest rate that keeps to it
@@ -40,10 +40,10 @@ class Limit:
 
     def __post_init__(self) -> None:
         if (self.bytes is None) == (self.bits is None):
-            raise CodecError("a limit is given either in bytes or in bits a pixel")
+            raise CodecError("a limit is given either in bytes or in bits per pixel")
         number = self.bytes if self.bits is None else self.bits
         if not (number is not None and math.isfinite(number) and number > 0):
-            unit = "bytes" if self.bits is None else "bits a pixel"
+            unit = "bytes" if self.bits is None else "bits per pixel"
             raise CodecError(f"a limit in {unit} must be a number above 0, not {number:g}")
 
     def of(self, height: int, width: int) -> int:
@@ -54,7 +54,7 @@ class Limit:
         return int(self.bits * height * width / 8)
 
     def __str__(self) -> str:
-        return f"{self.bytes} bytes" if self.bits is None else f"{self.bits:g} bits a pixel"
+        return f"{self.bytes} bytes" if self.bits is None else f"{self.bits:g} bits per pixel"
 
 
 @dataclass(frozen=True)
