@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pipeline.common.machine import give_back_memory
 from recipes.config.schema import Run
 from recipes.config.settings import RecipeError
 from recipes.training import checkpoint, results
@@ -96,6 +97,7 @@ class Keeper:
                 copied.set()
             checkpoint.write(self.run.folder, tensors, about)
             self._prune(about)
+            give_back_memory()
 
         self.writer.submit(work)
 

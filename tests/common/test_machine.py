@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
+import psutil
 import pytest
 
-from pipeline.common.machine import usable_cores, usable_memory, worker_count
+from pipeline.common.machine import (
+    give_back_memory,
+    usable_cores,
+    usable_memory,
+    worker_count,
+)
 
 GIB = 2**30
 EVERYTHING = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -85,3 +92,15 @@ def test_memory_limits_workers_where_cores_do_not(tmp_path: Path) -> None:
 def test_what_the_kernel_never_says_limits_nothing(tmp_path: Path, groups: str) -> None:
     root = machine(tmp_path, groups, {"memory.max": "what", "cpu.max": ""})
     assert usable_memory(root) == EVERYTHING
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_between_blocks_in_use_is_given_back() -> None:
+    process = psutil.Process()
+    blocks = [bytearray(2000) for _ in range(50_000)]
+    last = bytearray(2000)  # what lies above all others keeps the heap from shrinking by itself
+    full = process.memory_info().rss
+    del blocks
+    give_back_memory()
+    assert last
+    assert process.memory_info().rss < full - 50_000_000
