@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--without-cuda", action="store_true", help="with a torch that has none")
     parser.add_argument("--only-resolve", action="store_true", help="install and test nothing")
     parser.add_argument("words", nargs="*", metavar="PYTEST WORDS", default=QUICK)
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()  # words may follow options
     folder = ROOT / f".venv-{given.which}"
     run(sys.executable, "-m", "venv", "--clear", folder)
     wanted = resolve(given.which, folder, given.constraint, not given.without_cuda)

@@ -16,10 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A slow machine is no failure. The same examples every time: what passes here passes elsewhere, and
 # what fails there fails here. At night they are drawn anew.
-settings.register_profile(
-    "the same", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
-)
-settings.register_profile("anew", settings.get_profile("the same"), derandomize=False)
+SLOWLY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("the same", SLOWLY, derandomize=True)
+settings.register_profile("anew", SLOWLY)
 
 
 @pytest.hookimpl(tryfirst=True)

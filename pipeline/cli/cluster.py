@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.output import echo
+from pipeline.common.references import key_of
 
 if TYPE_CHECKING:
     from orchestration.control import Scheduled
@@ -214,8 +215,9 @@ def _rows(plan: Plan, statuses: Sequence[JobStatus]) -> list[dict[str, Any]]:
                 from pipeline.tracking import run_progress
 
                 known = run_progress(run)
-                # A store that does not answer is asked only once: each attempt takes seconds.
-                reachable = known is not None
+                # A store that does not answer is asked only once: each attempt takes seconds. One
+                # that has no run of a key yet may know the others.
+                reachable = known is not None or key_of(run) is not None
             _add_progress(row, known, job.steps or 0, job_status)
         rows.append(row)
     return rows

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from pipeline.common.locks import FolderInUseError, folder_lock
 from pipeline.tracking.errors import TrackingError
-from pipeline.tracking.records import DAMAGED, Record
-from pipeline.tracking.sending import FILES, Sender, find_run
+from pipeline.tracking.records import DAMAGED, FILES, Record
+from pipeline.tracking.sending import Sender, find_run
 from pipeline.tracking.spool import Spool, State
 from pipeline.tracking.store import client, explained, first_sentence, is_rejected
 from pipeline.tracking.uploads import Uploads
@@ -106,7 +106,8 @@ class Delivery:
         self._stopped.set()
         self._wake.set()
         self._uploads.stop()
-        self._thread.join(LONGEST_PAUSE)
+        if self._thread.is_alive():
+            self._thread.join(LONGEST_PAUSE)
         self._spool.close()
 
     def _loop(self) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
@@ -115,14 +115,14 @@ def _copied_index(folder: Path) -> Iterator[dict[str, str]]:
     its user.
     """
     place = (_git(folder, "rev-parse", "--git-path", "index") or "").strip()
-    with tempfile.TemporaryDirectory() as temporary:
+    with ExitStack() as stack:
         try:
+            temporary = stack.enter_context(tempfile.TemporaryDirectory())
             # With its time, by which git tells what may have changed since.
-            copy = shutil.copy2(folder / place, temporary)
+            variables = {"GIT_INDEX_FILE": shutil.copy2(folder / place, temporary)}
         except OSError:
-            yield {}
-        else:
-            yield {"GIT_INDEX_FILE": copy}
+            variables = {}
+        yield variables
 
 
 def _git(folder: Path, *words: str, **variables: str) -> str | None:

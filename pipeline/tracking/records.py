@@ -12,6 +12,8 @@ from pipeline.common.documents import DocumentError, parse
 Record = dict[str, Any]
 # The kind of a line that is not a record; it is set aside.
 DAMAGED = "damaged"
+# Kinds of records with content that is stored in another place than numbers.
+FILES = ("file", "image")
 LONGEST_SHOWN = 200
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -35,6 +36,7 @@ INFO = (
 PARENT = "mlflow.parentRunId"
 NAME = re.compile(r"[\w\-. ]{1,250}")
 UNTRACKED = "untracked models"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -211,26 +213,28 @@ def _create(
 
 
 def _only_one(where: MlflowClient, version: ModelVersion) -> ModelVersion:
-    """Return the first version of the same logged model, and delete others that have no alias.
+    """Return the first version of a logged model that was just made, and delete the others.
 
     A request whose answer is lost is made again, by MLflow or a proxy: that makes a second version.
+    Nobody else can have made one, since nobody else knows the new logged model.
     """
     query = f"name = '{version.name}' and source_path = '{version.source}'"
-    first, *others = sorted(_pages(where, query), key=lambda one: int(one.version))
-    if others:
-        named = set(map(str, _aliases(where, version.name).values()))
-        for other in others:
-            if str(other.version) not in named:
-                where.delete_model_version(other.name, other.version)
+    first, *others = sorted(_pages(where, query), key=_number) or [version]
+    for other in others:
+        log.info("%s version %s was made twice: deleted", other.name, other.version)
+        where.delete_model_version(other.name, other.version)
     return first
+
+
+def _number(version: ModelVersion) -> int:
+    return int(version.version)
 
 
 def _same(where: MlflowClient, name: str, tags: Mapping[str, str]) -> ModelVersion | None:
     """Return the version of `name` with these weights, with updated tags, if there is one."""
     query = f"name = '{name}' and tag.fingerprint = '{tags['fingerprint']}'"
-    version = next(iter(_pages(where, query)), None)
+    version = min(_pages(where, query), key=_number, default=None)
     if version is not None:
-        version = _only_one(where, version)
         for key, value in tags.items():
             where.set_model_version_tag(name, version.version, key, value)
     return version

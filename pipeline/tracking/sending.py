@@ -23,8 +23,6 @@ TEXTS_A_REQUEST = 100
 LONGEST_TAG = 5000
 LONGEST_PARAM = 6000
 LONGEST_DIGEST = 36
-# Kinds of records with content that is stored in another place than numbers.
-FILES = ("file", "image")
 T = TypeVar("T")
 
 

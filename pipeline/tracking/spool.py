@@ -12,6 +12,7 @@ returns, whatever kills the process afterwards; `sync` makes it safe against a p
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from typing import Any
 from pipeline.common.atomic import space_for, write_json
 from pipeline.common.documents import DocumentError, parse_object
 from pipeline.tracking.errors import TrackingError
-from pipeline.tracking.records import DAMAGED, Record, read_record
+from pipeline.tracking.records import DAMAGED, FILES, Record, read_record
 
 BLOCK = 1 << 16
 
@@ -60,6 +61,7 @@ class Spool:
         self._path = self.folder / "spool.jsonl"
         _cut_torn_line(self._path)
         self._file = os.open(self._path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
+        _share(self._file)
         self._lock = threading.Lock()
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -131,17 +133,37 @@ class Spool:
     def sweep(self, delivered: int) -> None:
         """Remove staged files that no record names: their writer was killed before it wrote one.
 
-        Only for who holds the run's folder: another writer may be between a file and its record.
-        `delivered` is the byte up to which records were sent.
+        While another process has the spool open nothing is removed: it may be between a file and
+        its record. `delivered` is the byte up to which records were sent.
         """
-        records = [record for record, _ in self.read(delivered, limit=2**62)]
-        records += [read_record(path.read_bytes()) for path in self.waiting()]
-        if any(record["kind"] == DAMAGED for record in records):
-            return  # it may have named one
-        named = {Path(record["staged"]).parts[0] for record in records if "staged" in record}
-        for folder in self.files.iterdir():
-            if folder.name not in named:
-                shutil.rmtree(folder, ignore_errors=True)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another process, or a file system without locks
+            return
+        try:
+            named = self._named(delivered)
+            for folder in self.files.iterdir():
+                if named is not None and folder.name not in named:
+                    shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            _share(self._file)
+
+    def _named(self, delivered: int) -> set[str] | None:
+        """Return the folders of staged files that records name, or None if one is damaged."""
+        named = set()
+        for record in self._unsent(delivered):
+            if record["kind"] == DAMAGED:
+                return None
+            if record["kind"] in FILES:
+                named.add(Path(record["staged"]).parts[0])
+        return named
+
+    def _unsent(self, delivered: int) -> Iterator[Record]:
+        for path in self.waiting():
+            with contextlib.suppress(FileNotFoundError):  # it was stored meanwhile
+                yield read_record(path.read_bytes())
+        for record, _ in self.read(delivered, limit=2**62):
+            yield record
 
     def put_off(self, record: Mapping[str, Any], end: int) -> None:
         """Keep the record of a file or picture for later; `end` is the byte where it ends.
@@ -206,6 +228,12 @@ def _state(data: bytes) -> State:
     if not 0 <= state.delivered < 2**63:
         raise DocumentError("delivered is out of range")
     return state
+
+
+def _share(file: int) -> None:
+    """Let other processes know that this one has the spool open."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def _put(source: Path | bytes, target: Path) -> None:

@@ -42,13 +42,12 @@ class SystemSampler:
         monitors = _monitors()
         while not self._stopped.is_set():
             try:
-                sample = _sample(monitors)
+                # While the disk is full there are no samples; the next checkpoint says so.
+                with contextlib.suppress(NoSpaceError):
+                    self._record(_sample(monitors), self._number)
             except Exception as error:  # a counter that can't be read must not reach the training
                 log.warning("no system metrics: %s", error)
                 return
-            # While the disk is full there are no samples; the next checkpoint says so.
-            with contextlib.suppress(NoSpaceError):
-                self._record(sample, self._number)
             self._number += 1
             self._stopped.wait(SECONDS_BETWEEN_SAMPLES)
 

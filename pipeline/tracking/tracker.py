@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.common.atomic import NoSpaceError
 from pipeline.common.references import by_key
 from pipeline.common.secrets import redacted, without_user
 from pipeline.tracking.delivery import Delivery
@@ -96,8 +97,12 @@ class Tracker:
         delivery = Delivery(spool, state, uri)
         tracker = cls(spool, delivery, seen)
         tracker._temporary = where if folder is None else None
-        tracker._begin(params, {**about, **tags})
-        delivery.start(START_SECONDS)
+        try:
+            tracker._begin(params, {**about, **tags})
+            delivery.start(START_SECONDS)
+        except BaseException:
+            tracker._stop()
+            raise
         tracker._sampler.start()
         return tracker
 
@@ -180,7 +185,12 @@ class Tracker:
         if self._delivered is not None:
             return self._delivered
         self._sampler.stop()
-        self._spool.append(_record("end", status=status))
+        try:
+            self._spool.append(_record("end", status=status))
+        except NoSpaceError as error:
+            if status == "FINISHED":
+                raise
+            log.warning("%s", error)  # what ended the run is worth more
         self._delivered = self._delivery.drain(seconds)
         self._stop()
         if self._delivered and self._temporary is not None:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.tracking.errors import DeletedRunError
-from pipeline.tracking.records import read_record
-from pipeline.tracking.sending import FILES, Sender
+from pipeline.tracking.records import FILES, read_record
+from pipeline.tracking.sending import Sender
 from pipeline.tracking.spool import Spool
 from pipeline.tracking.store import first_sentence, is_too_large
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def _read(path: Path) -> dict[str, Any]:
     try:
         with reading_yaml():
-            check_depth(path.read_text(encoding="utf-8"))
-            content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+            text = path.read_text(encoding="utf-8")  # once: it may be a pipe
+            check_depth(text)
+            content = OmegaConf.to_container(OmegaConf.load(StringIO(text)), resolve=False)
     except FileNotFoundError:
         raise RecipeError(
             f"{path}: there is no such recipe (`pipeline recipes` lists those of the project)"

@@ -111,7 +111,7 @@ class Augmentation(Section):
     """Smallest scale. Each crop draws one from [downscale, 1], which removes the artefacts of
     earlier compression. `crop` / `downscale` pixels a side are decoded for it."""
     colour: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Largest relative change of brightness, contrast and saturation, and ten times that of hue."""
+    """Largest relative change of brightness, contrast and saturation; of hue a tenth of this."""
 
 
 def _no_disk(value: object) -> object:

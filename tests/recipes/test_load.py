@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,14 @@ def test_one_sentence_for_each_mistake(path: Path, override: str, piece: str) ->
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, [override])
     assert piece in str(caught.value)
+
+
+def test_a_recipe_may_come_through_a_pipe(path: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, path.read_bytes())
+    os.close(writer)
+    assert load_recipe(f"/dev/fd/{reader}").digest == load_recipe(path).digest
+    os.close(reader)
 
 
 def test_unreadable_files(tmp_path: Path) -> None:

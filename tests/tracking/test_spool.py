@@ -62,6 +62,10 @@ def test_staged_files_that_no_record_names_are_swept(tmp_path: Path) -> None:
     spool.put_off(waiting, delivered)
     spool.append(appended)
     left = spool.stage(b"x", "killed before its record")
+    other = Spool(tmp_path)
+    spool.sweep(delivered)  # the other may be about to write a record
+    assert spool.staged(left).exists()
+    other.close()
     spool.sweep(delivered)
     assert [spool.staged(name).exists() for name in (*kept, left)] == [True, True, False, False]
     spool.close()
