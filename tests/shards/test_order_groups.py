@@ -154,9 +154,9 @@ def test_every_place_of_a_global_batch_goes_to_one_rank(corpora, world, each, ep
 
 
 def groups_of_ranks(order: MixedOrder, batch: int, world: int) -> list[set[int]]:
-    """The groups that each rank meets in an epoch."""
+    """The groups that each rank meets in a quarter of an epoch."""
     met: list[set[int]] = [set() for _ in range(world)]
-    for seen in range(0, len(order) - batch + 1, batch):
+    for seen in range(0, len(order) // 4 - batch + 1, batch):
         for rank, groups in enumerate(met):
             own = order.dealt(0, seen, batch, rank, world)
             groups.update(order.orders[0].group(0, own).tolist())
