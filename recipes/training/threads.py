@@ -22,8 +22,8 @@ from recipes.training.session import Session
 
 KEY = "threads"
 # Weights times pixels of a process's step, below which threads cost more than they gain: a small
-# step is thousands of operations that each wait for all threads. Two threads needed 1.4 times as
-# long as one at 9e8, 1.1 times at 4e9, and 0.76 times at 1.5e10 (tests/benchmarks/threads.py).
+# step is thousands of operations that each wait for all threads. A smaller model gains from two
+# threads at 1.5e10, `tiny` only beyond 7e10 (docs/training.md, tests/benchmarks/threads.py).
 LITTLE = 1e10
 log = logging.getLogger(__name__)
 
