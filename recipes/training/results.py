@@ -75,7 +75,7 @@ class Results:
             f"{recipe.name}/{run.id}",
             params=run.decisive() | {"recipe": recipe.name},
             tags=self._tags(),
-            # Of a run without an id yet, the folder's own records know which one it is.
+            # The folder's own records know a run that has no id yet.
             run_id=id_of(known.get("run_id")),
             parent_run_id=self._parent_run_id(),
             folder=run.folder,
