@@ -209,31 +209,32 @@ def _create(
         tags={**tags, "sha256": digest},
         model_id=logged.model_id,
     )
-    return _only_one(where, made)
+    return _only_one(where, made, tags["fingerprint"])
 
 
-def _only_one(where: MlflowClient, version: ModelVersion) -> ModelVersion:
+def _only_one(where: MlflowClient, version: ModelVersion, fingerprint: str) -> ModelVersion:
     """Return the first version of a logged model that was just made, and delete the others.
 
     A request whose answer is lost is made again, by MLflow or a proxy: that makes a second version.
     Nobody else can have made one, since nobody else knows the new logged model.
     """
-    query = f"name = '{version.name}' and source_path = '{version.source}'"
-    first, *others = sorted(_pages(where, query), key=_number) or [version]
+    alike = _of_weights(where, version.name, fingerprint)
+    first, *others = [one for one in alike if one.source == version.source] or [version]
     for other in others:
         log.info("%s version %s was made twice: deleted", other.name, other.version)
         where.delete_model_version(other.name, other.version)
     return first
 
 
-def _number(version: ModelVersion) -> int:
-    return int(version.version)
+def _of_weights(where: MlflowClient, name: str, fingerprint: str) -> list[ModelVersion]:
+    """Return the versions of `name` whose weights have this fingerprint, by their numbers."""
+    query = f"name = '{name}' and tag.fingerprint = '{fingerprint}'"
+    return sorted(_pages(where, query), key=lambda one: int(one.version))
 
 
 def _same(where: MlflowClient, name: str, tags: Mapping[str, str]) -> ModelVersion | None:
     """Return the version of `name` with these weights, with updated tags, if there is one."""
-    query = f"name = '{name}' and tag.fingerprint = '{tags['fingerprint']}'"
-    version = min(_pages(where, query), key=_number, default=None)
+    version = next(iter(_of_weights(where, name, tags["fingerprint"])), None)
     if version is not None:
         for key, value in tags.items():
             where.set_model_version_tag(name, version.version, key, value)
